@@ -1,0 +1,342 @@
+//! The control protocol between a driver and its clients (the sidecar, `backstay status`).
+//!
+//! A unix stream socket. Each message is a 20-byte header (magic, version, length, checksum) and
+//! a JSON body of at most 64 KiB; the client asks, the driver answers, one at a time. A client
+//! that wants to run cycles takes the disk's *lease*; it ends with the connection, and an open
+//! cut is then folded back, so a dead sidecar leaves nothing behind.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::superblock::{Base, Resync};
+use crate::units::{ByteLen, ByteOffset, DiskId, EpochNo};
+use crate::wire::{check_crc, check_version, expect};
+use crate::{DiskName, FormatError};
+
+/// Bytes before a message's body.
+pub const HEADER_BYTES: usize = 20;
+/// Longest body.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+const WHAT: &str = "control message";
+const MAGIC: &[u8; 8] = b"BSTYCTRL";
+const VERSION: u32 = 1;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask", deny_unknown_fields)]
+pub enum Request {
+    /// How the driver and its disk are. Needs no lease.
+    Status,
+    /// Become the one client that may cut this disk, until the connection closes.
+    Lease {
+        /// Who asks, shown to whoever comes second.
+        client: String,
+    },
+    /// Close the current epoch (I2).
+    Cut {
+        /// Whether the closed epoch must stay as it is at the cut.
+        mode: CutMode,
+    },
+    /// All sectors were read or preserved: end copy-before-write, fix the preserved log's length.
+    Seal {
+        /// The closed epoch.
+        epoch: EpochNo,
+    },
+    /// The cycle is committed: forget every closed epoch.
+    Release {
+        /// The newest closed epoch.
+        epoch: EpochNo,
+        /// The point that the dirty set is counted from now on.
+        base: Base,
+    },
+    /// The cycle failed: every closed epoch's sectors are dirty again.
+    FoldBack {
+        /// The newest closed epoch.
+        epoch: EpochNo,
+    },
+    /// Everything must be shipped or compared again. Durable.
+    RequireResync {
+        /// Why.
+        reason: Resync,
+    },
+    /// Set limits while running.
+    SetLimits {
+        /// Most bytes of preserved blocks in the change log.
+        change_log: ByteLen,
+    },
+    /// Stop cleanly, as on SIGTERM. Needs no lease.
+    Stop,
+}
+
+/// How an epoch is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutMode {
+    /// Copy-before-write keeps the disk of the cut readable until the seal.
+    PointInTime,
+    /// No copy-before-write: what is read may be newer than the cut. A point-in-time cut must
+    /// follow before anything can be committed; until then the epoch stays closed beside it.
+    Fuzzy,
+}
+
+/// What the driver answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<DriverStatus>),
+    /// To [`Request::Lease`].
+    Leased {
+        /// The state of the disk when the lease was given.
+        status: Box<DriverStatus>,
+    },
+    /// To [`Request::Cut`].
+    Cut(Box<CutReply>),
+    /// To [`Request::Seal`].
+    Sealed {
+        /// Where the preserved log ends, in bytes from the file's start.
+        log_end: ByteOffset,
+        /// If set, the epoch lost its point in time and the cycle must fail, for this reason.
+        lost: Option<String>,
+    },
+    /// Done: to release, fold back, limits, stop, resync.
+    Done,
+    /// Refused or failed.
+    Error(ControlError),
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlError {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What failed and what to do, for a person.
+    pub message: String,
+}
+
+/// Kinds of failures of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// Another client holds the lease.
+    Busy,
+    /// The request needs a lease, or an epoch that is not the closed one.
+    Order,
+    /// The driver could not do it (disk full, I/O error); the guest is not affected.
+    Failed,
+    /// The request was not understood.
+    Malformed,
+}
+
+/// The answer to a cut: where the closed epoch is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutReply {
+    /// The epoch that was closed.
+    pub epoch: EpochNo,
+    /// How it was closed.
+    pub mode: CutMode,
+    /// The instant of the cut, nanoseconds since 1970.
+    pub cut_unix_ns: u64,
+    /// How long writes were held.
+    pub held_ns: u64,
+    /// If set, every sector must move, whatever the bitmap says.
+    pub whole_disk: Option<Resync>,
+    /// Dirty sectors in the bitmap.
+    pub dirty_sectors: u64,
+    /// Bytes the guest wrote in the epoch (for the folding ratio).
+    pub written: ByteLen,
+    /// The dirty bitmap (see [`crate::bitmap`]).
+    pub dirty: PathBuf,
+    /// Sectors preserved so far; written by the driver only. Point-in-time cuts only.
+    pub preserved: Option<PathBuf>,
+    /// Sectors that need no preserving any more; written by the sidecar only.
+    pub shipped: Option<PathBuf>,
+    /// The preserved blocks (see [`crate::preserved`]).
+    pub log: Option<PathBuf>,
+}
+
+/// What a driver says of itself and its disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DriverStatus {
+    /// The disk's name.
+    pub name: DiskName,
+    /// Its identity.
+    pub disk: DiskId,
+    /// The driver's process id.
+    pub pid: u32,
+    /// The backing file or device.
+    pub backing: PathBuf,
+    /// The file that is served.
+    pub served: PathBuf,
+    /// The disk's size.
+    pub size: ByteLen,
+    /// What the driver found when it started.
+    pub found: FoundState,
+    /// When it started, nanoseconds since 1970.
+    pub started_unix_ns: u64,
+    /// How the backing is read and written.
+    pub engine: String,
+    /// The epoch that is being written.
+    pub epoch: EpochNo,
+    /// Set while a cycle is open.
+    pub open_cut: Option<OpenCut>,
+    /// Who holds the lease.
+    pub lease: Option<String>,
+    /// The point the dirty set is counted from.
+    pub base: Option<Base>,
+    /// If set, every sector counts as dirty.
+    pub resync: Option<Resync>,
+    /// Sectors that the next cycle ships (all, if `resync` is set).
+    pub dirty_sectors: u64,
+    /// Most bytes of preserved blocks.
+    pub change_log_limit: ByteLen,
+    /// Bytes of preserved blocks now.
+    pub change_log_used: ByteLen,
+    /// Sums since the driver started.
+    pub counters: Counters,
+    /// If set, something is wrong that a person should know, in words.
+    pub warning: Option<String>,
+}
+
+/// Sums since a driver started.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+    pub discards: u64,
+    pub discarded_bytes: u64,
+    pub io_errors: u64,
+    pub intent_commits: u64,
+    pub preserved_sectors: u64,
+    pub cuts: u64,
+    pub cut_held_ns_last: u64,
+    pub cut_held_ns_max: u64,
+}
+
+/// A cycle in progress, as the driver sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenCut {
+    /// The newest closed epoch.
+    pub epoch: EpochNo,
+    /// When it was closed, nanoseconds since 1970.
+    pub cut_unix_ns: u64,
+    /// Its dirty sectors.
+    pub dirty_sectors: u64,
+    /// If set, it lost its point in time, for this reason.
+    pub lost: Option<String>,
+}
+
+/// What a driver found when it opened a disk's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoundState {
+    /// Nothing: a new disk.
+    New,
+    /// A clean stop: the saved bitmap is exact.
+    Clean,
+    /// The driver died in this boot: the mmap'd bitmap is exact.
+    SameBoot,
+    /// The machine went down: regions with intents are dirty.
+    OtherBoot,
+    /// What was found could not be trusted: everything is dirty.
+    Damaged,
+}
+
+/// Makes the bytes of a message.
+///
+/// # Errors
+/// If its body is longer than [`BODY_BYTES_MAX`].
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FormatError> {
+    let text = |e: serde_json::Error| FormatError::Text {
+        what: WHAT,
+        reason: e.to_string(),
+    };
+    let body = serde_json::to_vec(message).map_err(text)?;
+    if body.len() > BODY_BYTES_MAX {
+        return Err(FormatError::Bounds {
+            what: WHAT,
+            field: "length",
+            value: body.len() as u64,
+        });
+    }
+    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+    out.extend_from_slice(&body);
+    Ok(out)
+}
+
+/// Reads a message's header: how long its body is, and the body's checksum.
+///
+/// # Errors
+/// Not a message, an unknown version, or a body that is too long.
+pub fn decode_header(bytes: &[u8]) -> Result<(usize, u32), FormatError> {
+    let f = expect(WHAT, bytes, HEADER_BYTES, MAGIC)?;
+    check_version(WHAT, f.u32(8), VERSION)?;
+    let len = f.u32(12);
+    if len as usize > BODY_BYTES_MAX {
+        return Err(FormatError::Bounds {
+            what: WHAT,
+            field: "length",
+            value: len.into(),
+        });
+    }
+    Ok((len as usize, f.u32(16)))
+}
+
+/// Reads a message's body, whose length [`decode_header`] gave.
+///
+/// # Errors
+/// A checksum that differs, or a body that is not the message asked for.
+pub fn decode_body<T: for<'a> Deserialize<'a>>(body: &[u8], crc: u32) -> Result<T, FormatError> {
+    check_crc(WHAT, body, crc)?;
+    serde_json::from_slice(body).map_err(|e| FormatError::Text {
+        what: WHAT,
+        reason: e.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        for ask in [
+            Request::Status,
+            Request::Lease {
+                client: "sidecar".into(),
+            },
+            Request::Cut {
+                mode: CutMode::Fuzzy,
+            },
+            Request::Seal { epoch: EpochNo(3) },
+        ] {
+            let bytes = encode(&ask).unwrap();
+            let (len, crc) = decode_header(&bytes).unwrap();
+            assert_eq!(len, bytes.len() - HEADER_BYTES);
+            assert_eq!(
+                decode_body::<Request>(&bytes[HEADER_BYTES..], crc).unwrap(),
+                ask
+            );
+        }
+    }
+
+    #[test]
+    fn long_bodies_are_refused_before_they_are_read() {
+        let mut bytes = encode(&Request::Status).unwrap();
+        bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(
+            decode_header(&bytes),
+            Err(FormatError::Bounds { .. })
+        ));
+    }
+}
