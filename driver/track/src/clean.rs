@@ -1,0 +1,129 @@
+//! The bitmap saved by a clean stop, so that the next start, even after a reboot, is exact.
+//!
+//! The file `clean`: 4 KiB header (the bitmap format's), then one entry of 16 bytes for each
+//! non-zero word: word number, bits. Its checksum and length stand in the superblock, which is
+//! what makes the stop clean.
+
+use backstay_format::DiskId;
+use backstay_format::bitmap::{BitmapHeader, HEADER_BYTES};
+use backstay_format::superblock::{CleanStop, Geometry};
+
+use crate::env::{Env, StateFile};
+use crate::epoch::Epoch;
+use crate::error::Doing;
+use crate::{Backing, TrackError};
+
+pub(crate) const FILE: &str = "clean";
+const ENTRY_BYTES: usize = 16;
+/// Bytes written or read at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Saves what is dirty.
+pub(crate) fn save<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    disk: DiskId,
+    epoch: &Epoch<E>,
+) -> Result<CleanStop, TrackError> {
+    let sectors = epoch.dirty.geometry().sectors();
+    let header = BitmapHeader {
+        disk,
+        epoch: epoch.no,
+        boot_id: env.boot_id(),
+        sectors,
+    };
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES + ENTRY_BYTES);
+    chunk.extend_from_slice(&header.encode());
+    let file = env.create_scratch(FILE, &[]).doing("saving the bitmap")?;
+    let (mut crc, mut len, mut trouble) = (0, 0u64, Ok(()));
+    let mut put = |chunk: &mut Vec<u8>| {
+        crc = crc32c::crc32c_append(crc, chunk);
+        if trouble.is_ok() {
+            trouble = file.write_at(chunk, len);
+        }
+        len += chunk.len() as u64;
+        chunk.clear();
+    };
+    epoch.dirty.for_each_word(|word, bits| {
+        chunk.extend_from_slice(&word.to_le_bytes());
+        chunk.extend_from_slice(&bits.to_le_bytes());
+        if chunk.len() >= CHUNK_BYTES {
+            put(&mut chunk);
+        }
+    });
+    put(&mut chunk);
+    trouble.doing("saving the bitmap")?;
+    env.make_durable(&file, FILE).doing("saving the bitmap")?;
+    let backing_mtime_ns = backing
+        .mtime_unix_ns()
+        .map_err(|source| TrackError::Backing {
+            doing: "reading its time",
+            source,
+        })?;
+    Ok(CleanStop {
+        bitmap_crc: crc,
+        bitmap_len: len,
+        backing_mtime_ns,
+    })
+}
+
+/// Reads a saved bitmap, word by word. `false` if it is not the one that was saved.
+pub(crate) fn load<E: Env>(
+    env: &E,
+    disk: DiskId,
+    geometry: Geometry,
+    stop: CleanStop,
+    mut each: impl FnMut(u64, u64),
+) -> Result<bool, TrackError> {
+    let Some(file) = env.open(FILE).doing("opening the saved bitmap")? else {
+        return Ok(false);
+    };
+    let fits = file.len().doing("reading the saved bitmap")? == stop.bitmap_len
+        && stop.bitmap_len >= HEADER_BYTES as u64
+        && (stop.bitmap_len - HEADER_BYTES as u64).is_multiple_of(ENTRY_BYTES as u64);
+    if !fits {
+        return Ok(false);
+    }
+    // Twice through the file: nothing of it is believed before all of it was checked.
+    let mut crc = 0;
+    read_chunks(&file, 0, stop.bitmap_len, |chunk| {
+        crc = crc32c::crc32c_append(crc, chunk)
+    })?;
+    let mut header = vec![0; HEADER_BYTES];
+    file.read_at(&mut header, 0)
+        .doing("reading the saved bitmap")?;
+    let Ok(header) = BitmapHeader::decode(&header) else {
+        return Ok(false);
+    };
+    if crc != stop.bitmap_crc || header.disk != disk || header.sectors != geometry.sectors() {
+        return Ok(false);
+    }
+    let words = BitmapHeader::words(geometry.sectors());
+    read_chunks(&file, HEADER_BYTES as u64, stop.bitmap_len, |chunk| {
+        for entry in chunk.chunks_exact(ENTRY_BYTES) {
+            let number =
+                |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap_or_default());
+            if number(0) < words {
+                each(number(0), number(8));
+            }
+        }
+    })?;
+    Ok(true)
+}
+
+fn read_chunks<F: StateFile>(
+    file: &F,
+    mut at: u64,
+    end: u64,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), TrackError> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while at < end {
+        let n = (end - at).min(CHUNK_BYTES as u64) as usize;
+        file.read_at(&mut chunk[..n], at)
+            .doing("reading the saved bitmap")?;
+        each(&chunk[..n]);
+        at += n as u64;
+    }
+    Ok(())
+}

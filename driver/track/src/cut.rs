@@ -1,0 +1,386 @@
+//! The life of a cycle in the driver: cut, seal, then release or fold back.
+//!
+//! One control operation runs at a time, under the admin lock. What has to last is prepared and
+//! made durable before the gate is taken, so the gate itself holds only the swap of two pointers.
+//! At every instant the superblock names every epoch that may hold dirty sectors; recovery takes
+//! their union, so a crash anywhere in here can add sectors but never lose one (I1).
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use backstay_format::control::CutMode;
+use backstay_format::superblock::{Base, Resync, Superblock};
+use backstay_format::{ByteLen, ByteOffset, EpochNo};
+
+use crate::closed::Closed;
+use crate::disk::Live;
+use crate::env::Env;
+use crate::epoch::{Epoch, remove_files};
+use crate::error::Doing;
+use crate::meta::Meta;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, RwLockReadGuard, lock};
+use crate::{Backing, ProtectedDisk, TrackError, clean};
+
+/// What control operations share, one at a time.
+pub(crate) struct Admin<E: Env> {
+    pub meta: Meta<E::File>,
+    /// Epochs closed by fuzzy cuts, waiting for the cycle's end.
+    pub fuzzy: Vec<Arc<Epoch<E>>>,
+    /// Why every sector counts as dirty in the current epoch.
+    pub resync_current: Option<Resync>,
+    /// Why every sector counted as dirty when the open cycle was cut.
+    pub resync_closed: Option<Resync>,
+    /// Why the last cycle lost its point in time, until one is released.
+    pub lost_last: Option<String>,
+}
+
+impl<E: Env> Admin<E> {
+    pub fn new(meta: Meta<E::File>) -> Self {
+        let resync_current = meta.get().resync;
+        Self {
+            meta,
+            fuzzy: vec![],
+            resync_current,
+            resync_closed: None,
+            lost_last: None,
+        }
+    }
+
+    /// Writes the superblock's next generation. Why everything counts as dirty is always written
+    /// along: an earlier attempt to write it may have failed.
+    pub fn record(&mut self, change: impl FnOnce(&mut Superblock)) -> std::io::Result<()> {
+        let resync = self.resync_current.or(self.resync_closed);
+        self.meta.change(|sb| {
+            sb.resync = resync;
+            change(sb);
+        })
+    }
+
+    /// From now on every sector counts as dirty.
+    pub fn distrust(&mut self, reason: Resync) {
+        self.resync_current = Some(reason);
+        if let Err(e) = self.record(|_| ()) {
+            tracing::error!(
+                "the superblock could not be written either ({e}): if the machine goes down now, \
+                 run a resync of this disk"
+            );
+        }
+    }
+}
+
+/// What a cut gives to the sidecar; see the control protocol's `CutReply`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct CutInfo {
+    pub epoch: EpochNo,
+    pub mode: CutMode,
+    pub cut_unix_ns: u64,
+    pub held_ns: u64,
+    pub whole_disk: Option<Resync>,
+    pub dirty_sectors: u64,
+    pub written: ByteLen,
+    pub dirty: PathBuf,
+    pub preserved: Option<PathBuf>,
+    pub shipped: Option<PathBuf>,
+    pub log: Option<PathBuf>,
+}
+
+/// What a seal gives to the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Where the preserved log ends, in bytes from the file's start.
+    pub log_end: ByteOffset,
+    /// If set, the point in time was lost, for this reason.
+    pub lost: Option<String>,
+}
+
+impl<E: Env, B: Backing> ProtectedDisk<E, B> {
+    /// Closes the current epoch: every write answered before is in it, none begun after (I2).
+    ///
+    /// # Errors
+    /// If a cycle is open that this cut does not fit, or the new epoch could not be made; then
+    /// nothing has changed.
+    pub fn cut(&self, mode: CutMode) -> Result<CutInfo, TrackError> {
+        let mut admin = lock(&self.admin);
+        let closing = {
+            let live = self.live();
+            if live.closed.is_some() {
+                return Err(TrackError::Order(
+                    "a cut is open already: release or fold it back",
+                ));
+            }
+            Arc::clone(&live.current)
+        };
+        if mode == CutMode::PointInTime && admin.resync_current.is_some() {
+            // Copy-before-write keeps dirty sectors only, so this could be no point in time.
+            return Err(TrackError::Order("the whole disk is dirty: a fuzzy cut must come first"));
+        }
+        if mode == CutMode::Fuzzy && !admin.fuzzy.is_empty() {
+            return Err(TrackError::Order(
+                "a fuzzy cut is open: a point-in-time cut must follow",
+            ));
+        }
+        let no = closing.no.next();
+        // The regions that are hot now get their intents ahead: a warm working set pays nothing.
+        let hot = closing.hot_regions();
+        let next = Epoch::create(&self.env, self.id, no, self.geometry, &hot)
+            .doing("making the next epoch")?;
+        let mut closed = match mode {
+            CutMode::PointInTime => Some(
+                Closed::prepare(&self.env, self.id, &closing, self.geometry)
+                    .doing("making the preserved log")?,
+            ),
+            CutMode::Fuzzy => None,
+        };
+        admin
+            .meta
+            .change(|sb| sb.live.push(no))
+            .doing("writing the superblock")?;
+
+        let asked = Instant::now();
+        let mut live = self
+            .gate
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(closed) = &mut closed {
+            if let Err(e) = closed.take_memory() {
+                drop(live);
+                let undone = admin.record(|sb| sb.live.retain(|&epoch| epoch != no));
+                if undone.is_ok() {
+                    remove_files(&self.env, no);
+                }
+                return Err(e).doing("taking memory for the preserved bits");
+            }
+            closed.cut_unix_ns = self.env.now_unix_ns();
+        }
+        let cut_unix_ns = closed
+            .as_ref()
+            .map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
+        live.current = Arc::new(next);
+        live.closed = closed.map(Arc::new);
+        let paths = live.closed.as_ref().map(|closed| closed.paths());
+        drop(live);
+        let held_ns = asked.elapsed().as_nanos() as u64;
+
+        self.sums.cuts.fetch_add(1, Ordering::Relaxed);
+        self.sums.cut_held_ns_last.store(held_ns, Ordering::Relaxed);
+        self.sums
+            .cut_held_ns_max
+            .fetch_max(held_ns, Ordering::Relaxed);
+        self.sums
+            .intent_commits
+            .fetch_add(closing.intents.commits(), Ordering::Relaxed);
+        let whole_disk = admin.resync_current.take();
+        admin.resync_closed = admin.resync_closed.or(whole_disk);
+        let info = CutInfo {
+            epoch: closing.no,
+            mode,
+            cut_unix_ns,
+            held_ns,
+            whole_disk,
+            dirty_sectors: closing.dirty_sectors(),
+            written: ByteLen(closing.written_bytes()),
+            dirty: closing.dirty.path(),
+            preserved: paths.as_ref().map(|p| p[0].clone()),
+            shipped: paths.as_ref().map(|p| p[1].clone()),
+            log: paths.as_ref().map(|p| p[2].clone()),
+        };
+        if mode == CutMode::Fuzzy {
+            admin.fuzzy.push(closing);
+        }
+        Ok(info)
+    }
+
+    /// Every sector was read or is preserved: ends copy-before-write.
+    ///
+    /// # Errors
+    /// If `epoch` is not the one closed by the last point-in-time cut.
+    pub fn seal(&self, epoch: EpochNo) -> Result<Sealed, TrackError> {
+        let _admin = lock(&self.admin);
+        // Alone in the gate: no writer is in the middle of a record.
+        let live = self
+            .gate
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let closed = match &live.closed {
+            Some(closed) if closed.epoch.no == epoch => closed,
+            other => return Err(wrong_epoch(epoch, other.as_ref().map(|c| c.epoch.no))),
+        };
+        Ok(Sealed {
+            log_end: closed.seal(),
+            lost: closed.lost(),
+        })
+    }
+
+    /// The cycle is committed as `base`: the closed epochs are forgotten.
+    ///
+    /// # Errors
+    /// If `epoch` is not the one closed by the last point-in-time cut, or the superblock could not
+    /// be written; then the epochs stay dirty, which is safe.
+    pub fn release(&self, epoch: EpochNo, base: Base) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        let closed = self.newest_closed(&admin);
+        let pointed = self.live().closed.as_ref().map(|c| (c.epoch.no, c.lost()));
+        match pointed {
+            Some((no, None)) if no == epoch => {}
+            Some((no, Some(_))) if no == epoch => {
+                return Err(TrackError::Order(
+                    "the epoch lost its point in time: fold it back",
+                ));
+            }
+            _ => return Err(wrong_epoch(epoch, closed)),
+        }
+        let current = self.live().current.no;
+        let resync = admin.resync_current;
+        admin
+            .record(|sb| {
+                sb.live = vec![current];
+                sb.base = Some(base);
+                sb.resync = resync;
+            })
+            .doing("writing the superblock")?;
+        admin.lost_last = None;
+        self.forget_closed(&mut admin);
+        Ok(())
+    }
+
+    /// The cycle failed: the sectors of every closed epoch are dirty again.
+    ///
+    /// # Errors
+    /// If `epoch` is not the newest closed one. Trouble with the state directory is not an error
+    /// here: the disk is then marked to be resynced.
+    pub fn fold_back(&self, epoch: EpochNo) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        match self.newest_closed(&admin) {
+            Some(no) if no == epoch => self.fold_all(&mut admin),
+            other => Err(wrong_epoch(epoch, other)),
+        }
+    }
+
+    /// Folds back whatever is open: the sidecar is gone.
+    ///
+    /// # Errors
+    /// If the superblock could not be written.
+    pub fn fold_back_open(&self) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        match self.newest_closed(&admin) {
+            Some(_) => self.fold_all(&mut admin),
+            None => Ok(()),
+        }
+    }
+
+    /// From now on every sector counts as dirty.
+    ///
+    /// # Errors
+    /// If that could not be made durable.
+    pub fn require_resync(&self, reason: Resync) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        admin
+            .meta
+            .change(|sb| sb.resync = Some(reason))
+            .doing("writing the superblock")?;
+        admin.resync_current = Some(reason);
+        Ok(())
+    }
+
+    /// Stops cleanly: waits for writes, flushes the backing and saves the bitmap. Writes that come
+    /// later fail with `ESHUTDOWN`.
+    ///
+    /// # Errors
+    /// If the backing or the state directory could not be written. The next start then takes this
+    /// stop for a crash, which loses nothing.
+    pub fn close(&self) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        if self.stopped.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Through the gate once: every write that saw the disk open is done.
+        drop(
+            self.gate
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        );
+        self.backing.sync().map_err(|source| TrackError::Backing {
+            doing: "the last flush",
+            source,
+        })?;
+        if self.newest_closed(&admin).is_some() {
+            self.fold_all(&mut admin)?;
+        }
+        let current = Arc::clone(&self.live().current);
+        let stop = clean::save(&self.env, &self.backing, self.id, &current)?;
+        admin
+            .meta
+            .change(|sb| sb.clean = Some(stop))
+            .doing("writing the superblock")
+    }
+
+    pub(crate) fn live(&self) -> RwLockReadGuard<'_, Live<E>> {
+        self.gate
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn newest_closed(&self, admin: &Admin<E>) -> Option<EpochNo> {
+        let pointed = self.live().closed.as_ref().map(|closed| closed.epoch.no);
+        pointed.or(admin.fuzzy.last().map(|epoch| epoch.no))
+    }
+
+    fn fold_all(&self, admin: &mut Admin<E>) -> Result<(), TrackError> {
+        let (current, closed) = {
+            let live = self.live();
+            (Arc::clone(&live.current), live.closed.clone())
+        };
+        if let Some(closed) = &closed {
+            if let Some(reason) = closed.lost() {
+                admin.lost_last = Some(reason);
+            }
+            // No one will read the preserved blocks any more: spare the guest making them.
+            closed.seal();
+        }
+        let mut resync = admin.resync_current.or(admin.resync_closed);
+        for epoch in admin.fuzzy.iter().chain(closed.as_ref().map(|c| &c.epoch)) {
+            if let Err(trouble) = current.fold_in(epoch) {
+                tracing::error!(
+                    "disk {}: folding back epoch {}: {trouble:?}",
+                    self.id,
+                    epoch.no
+                );
+                resync = resync.or(Some(Resync::StateUnwritable));
+            }
+        }
+        admin.resync_current = resync;
+        admin.record(|sb| sb.live = vec![current.no]).doing("writing the superblock")?;
+        self.forget_closed(admin);
+        Ok(())
+    }
+
+    /// Drops the closed epochs and their files; the superblock names them no longer.
+    fn forget_closed(&self, admin: &mut Admin<E>) {
+        let closed = {
+            let mut live = self
+                .gate
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            live.closed.take()
+        };
+        admin.resync_closed = None;
+        if let Some(closed) = &closed {
+            self.sums
+                .preserved_sectors
+                .fetch_add(closed.preserved_sectors(), Ordering::Relaxed);
+        }
+        for epoch in admin
+            .fuzzy
+            .drain(..)
+            .chain(closed.map(|c| Arc::clone(&c.epoch)))
+        {
+            remove_files(&self.env, epoch.no);
+        }
+    }
+}
+
+fn wrong_epoch(asked: EpochNo, closed: Option<EpochNo>) -> TrackError {
+    TrackError::WrongEpoch { asked, closed }
+}

@@ -1,0 +1,330 @@
+//! The protected disk: the write path.
+//!
+//! Every write goes the same five steps: its regions have durable intents (I1) → it enters the gate
+//! (I2) → what a running cycle still needs is preserved → its sectors are marked dirty → the backing
+//! is written. On the way a warm write takes one lock (the gate, shared) and no system call but the
+//! backing's own.
+
+use std::io;
+
+use backstay_format::control::{Counters, FoundState};
+use backstay_format::superblock::{Geometry, Resync};
+use backstay_format::{ByteLen, ByteOffset, DiskId, SectorRange};
+
+use crate::cut::Admin;
+use crate::env::Env;
+use crate::epoch::{Epoch, NotReady};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock};
+use crate::{Backing, TrackError, closed::Closed, recover};
+
+/// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
+/// whole-disk discard.
+const DISCARD_STEP_BYTES: u64 = 8 << 20;
+
+/// How a disk is opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// log2 of the sectors in a region; only for a new disk.
+    pub region_shift: u8,
+    /// Most bytes of preserved blocks; half the disk if not given.
+    pub change_log_limit: Option<ByteLen>,
+    /// Off only to measure what tracking costs: nothing is recorded, nothing can be shipped.
+    pub tracking: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            region_shift: Geometry::REGION_SHIFT_DEFAULT,
+            change_log_limit: None,
+            tracking: true,
+        }
+    }
+}
+
+/// The epochs in use. Guarded by the gate.
+pub(crate) struct Live<E: Env> {
+    /// Takes the marks of every write.
+    pub current: Arc<Epoch<E>>,
+    /// Is being shipped as of its cut.
+    pub closed: Option<Arc<Closed<E>>>,
+}
+
+/// A disk whose writes are tracked.
+pub struct ProtectedDisk<E: Env, B: Backing> {
+    pub(crate) env: E,
+    pub(crate) backing: B,
+    pub(crate) id: DiskId,
+    pub(crate) geometry: Geometry,
+    pub(crate) found: FoundState,
+    pub(crate) started_unix_ns: u64,
+    tracking: bool,
+    pub(crate) gate: RwLock<Live<E>>,
+    pub(crate) admin: Mutex<Admin<E>>,
+    pub(crate) change_log_limit: AtomicU64,
+    pub(crate) stopped: AtomicBool,
+    pub(crate) sums: Sums,
+}
+
+/// Sums since the start.
+#[derive(Default)]
+pub(crate) struct Sums {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    discarded_bytes: AtomicU64,
+    io_errors: AtomicU64,
+    pub preserved_sectors: AtomicU64,
+    pub cuts: AtomicU64,
+    pub cut_held_ns_last: AtomicU64,
+    pub cut_held_ns_max: AtomicU64,
+    pub intent_commits: AtomicU64,
+}
+
+impl<E: Env, B: Backing> ProtectedDisk<E, B> {
+    /// Opens a disk's state, or makes it for a new disk, and finds out what may differ from the
+    /// last recovery point.
+    ///
+    /// # Errors
+    /// If the state cannot be used or the backing is not the one it belongs to. Nothing was
+    /// changed then.
+    pub fn open(env: E, backing: B, options: OpenOptions) -> Result<Self, TrackError> {
+        let opened = recover::open(&env, &backing, &options)?;
+        let geometry = opened.meta.get().geometry;
+        let limit = options
+            .change_log_limit
+            .unwrap_or(ByteLen(geometry.size.0 / 2));
+        Ok(Self {
+            id: opened.meta.get().disk,
+            geometry,
+            found: opened.found,
+            started_unix_ns: env.now_unix_ns(),
+            tracking: options.tracking,
+            gate: RwLock::new(Live {
+                current: Arc::clone(&opened.current),
+                closed: None,
+            }),
+            admin: Mutex::new(Admin::new(opened.meta)),
+            change_log_limit: AtomicU64::new(limit.0),
+            stopped: AtomicBool::new(false),
+            sums: Sums::default(),
+            env,
+            backing,
+        };
+        if !disk.tracking {
+            disk.require_resync(Resync::BackingChanged)?;
+        }
+        Ok(disk)
+    }
+
+    /// What was found when the disk was opened.
+    pub fn found(&self) -> FoundState {
+        self.found
+    }
+
+    /// The disk's identity.
+    pub fn id(&self) -> DiskId {
+        self.id
+    }
+
+    /// The disk's size.
+    pub fn size(&self) -> ByteLen {
+        self.geometry.size
+    }
+
+    /// The backing, for what is not tracked (finding data and holes).
+    pub fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    /// Reads exactly `buf.len()` bytes.
+    ///
+    /// # Errors
+    /// `EINVAL` outside the disk; else what the backing answered.
+    pub fn read(&self, offset: ByteOffset, buf: &mut [u8]) -> io::Result<()> {
+        self.check(offset, buf.len() as u64, libc::EINVAL)?;
+        self.sums.reads.fetch_add(1, Ordering::Relaxed);
+        self.sums
+            .read_bytes
+            .fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.counted(self.backing.read_at(buf, offset))
+    }
+
+    /// Writes `data`, whatever its alignment.
+    ///
+    /// # Errors
+    /// `ENOSPC` outside the disk; else what the backing answered.
+    pub fn write(&self, offset: ByteOffset, data: &[u8]) -> io::Result<()> {
+        let range = self.check(offset, data.len() as u64, libc::ENOSPC)?;
+        self.sums.writes.fetch_add(1, Ordering::Relaxed);
+        self.sums
+            .written_bytes
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.tracked(range, || self.backing.write_at(data, offset))
+    }
+
+    /// Makes a range read as zeroes and gives its space back.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub fn discard(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        self.clear(offset, len, |at, n| self.backing.punch(at, n))
+    }
+
+    /// Makes a range read as zeroes.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub fn write_zeroes(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        self.clear(offset, len, |at, n| self.backing.zero(at, n))
+    }
+
+    fn clear(
+        &self,
+        offset: ByteOffset,
+        len: ByteLen,
+        step: impl Fn(ByteOffset, ByteLen) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.check(offset, len.0, libc::ENOSPC)?;
+        self.sums.discards.fetch_add(1, Ordering::Relaxed);
+        self.sums
+            .discarded_bytes
+            .fetch_add(len.0, Ordering::Relaxed);
+        let (mut at, end) = (offset.0, offset.0 + len.0);
+        while at < end {
+            let stop = ((at / DISCARD_STEP_BYTES + 1) * DISCARD_STEP_BYTES).min(end);
+            let (here, n) = (ByteOffset(at), ByteLen(stop - at));
+            self.tracked(SectorRange::covering(here, n), || step(here, n))?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// Makes every write that was answered durable (I3). Intents are durable before writes begin,
+    /// so the backing is all there is to sync.
+    ///
+    /// # Errors
+    /// What the backing answered.
+    pub fn flush(&self) -> io::Result<()> {
+        self.sums.flushes.fetch_add(1, Ordering::Relaxed);
+        self.counted(self.backing.sync())
+    }
+
+    /// Tracks a change of `range` and makes it.
+    fn tracked(
+        &self,
+        range: SectorRange,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if !self.tracking {
+            return self.counted(change());
+        }
+        let (live, ready) = self.enter(range);
+        if let Some(closed) = &live.closed {
+            let limit = ByteLen(self.change_log_limit.load(Ordering::Relaxed));
+            closed.preserve(range, &self.backing, limit);
+        }
+        if ready {
+            live.current.mark(range);
+        } else {
+            live.current.mark_what_can_be(range);
+        }
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
+        // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
+        debug_assert!(
+            !ready
+                || live
+                    .current
+                    .ready(range.regions(self.geometry.region_shift))
+        );
+        self.counted(change())
+    }
+
+    /// Enters the gate with the regions of a write ready in the epoch that is current then. The
+    /// state directory is waited for outside the gate, so that it never delays a cut.
+    fn enter(&self, range: SectorRange) -> (RwLockReadGuard<'_, Live<E>>, bool) {
+        let regions = range.regions(self.geometry.region_shift);
+        let mut given_up = None;
+        loop {
+            let live = self
+                .gate
+                .read()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            if live.current.ready(regions.clone()) {
+                return (live, true);
+            }
+            if given_up == Some(live.current.no) {
+                return (live, false);
+            }
+            let epoch = Arc::clone(&live.current);
+            drop(live);
+            if let Err(trouble) = epoch.make_ready(regions.clone()) {
+                self.distrust(&trouble);
+                given_up = Some(epoch.no);
+            }
+        }
+    }
+
+    /// Tracking of a region failed. The guest goes on (I4); from now on the whole disk counts as
+    /// dirty, and says so durably if that can still be written.
+    fn distrust(&self, trouble: &NotReady) {
+        let (reason, error) = match trouble {
+            NotReady::Intent(e) => (Resync::StateUnwritable, e),
+            NotReady::Memory(e) => (Resync::NoMemory, e),
+        };
+        let mut admin = lock(&self.admin);
+        if admin.resync_current.is_none() {
+            tracing::error!(
+                "disk {}: {}: {error}; the disk goes on, and will be resynced",
+                self.id,
+                reason.explain()
+            );
+            admin.distrust(reason);
+        }
+    }
+
+    /// The sectors of a request, which must lie inside the disk.
+    fn check(&self, offset: ByteOffset, len: u64, errno: i32) -> io::Result<SectorRange> {
+        match offset.0.checked_add(len) {
+            Some(end) if end <= self.geometry.size.0 => {
+                Ok(SectorRange::covering(offset, ByteLen(len)))
+            }
+            _ => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn counted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() {
+            self.sums.io_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl Sums {
+    /// The sums as they are told to others.
+    pub fn counters(&self) -> Counters {
+        let get = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+        Counters {
+            reads: get(&self.reads),
+            read_bytes: get(&self.read_bytes),
+            writes: get(&self.writes),
+            written_bytes: get(&self.written_bytes),
+            flushes: get(&self.flushes),
+            discards: get(&self.discards),
+            discarded_bytes: get(&self.discarded_bytes),
+            io_errors: get(&self.io_errors),
+            intent_commits: get(&self.intent_commits),
+            preserved_sectors: get(&self.preserved_sectors),
+            cuts: get(&self.cuts),
+            cut_held_ns_last: get(&self.cut_held_ns_last),
+            cut_held_ns_max: get(&self.cut_held_ns_max),
+        }
+    }
+}

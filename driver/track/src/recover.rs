@@ -1,0 +1,318 @@
+//! Opening a disk's state after a stop of any kind, and finding what may have changed.
+//!
+//! | what is found | what is dirty |
+//! |---|---|
+//! | no superblock | everything (never shipped) |
+//! | a clean stop | the saved bitmap |
+//! | same boot | the bitmaps of all live epochs: exact |
+//! | other boot | the regions with intents in all live epochs |
+//! | anything that cannot be trusted | everything |
+//!
+//! What is found goes into a fresh epoch, whose intents are durable before the superblock names it
+//! in place of the old ones; a crash in the middle leaves the old ones to be found again.
+
+use std::ops::Range;
+
+use backstay_format::control::FoundState;
+use backstay_format::superblock::{Geometry, Resync, Superblock};
+use backstay_format::{DiskId, EpochNo, SectorRange, intents};
+
+use crate::bitmap::{Bitmap, RegionBits};
+use crate::disk::OpenOptions;
+use crate::env::{Env, SharedBits, StateFile};
+use crate::epoch::{Epoch, names, remove_files};
+use crate::error::Doing;
+use crate::meta::Meta;
+use crate::sync::Arc;
+use crate::{Backing, TrackError, clean};
+
+/// A disk's state, ready for writes.
+pub(crate) struct Opened<E: Env> {
+    pub meta: Meta<E::File>,
+    pub current: Arc<Epoch<E>>,
+    pub found: FoundState,
+}
+
+/// What may differ from the last recovery point.
+struct Dirty<B> {
+    found: FoundState,
+    resync: Option<Resync>,
+    /// Bits of this boot's live epochs.
+    bits: Vec<B>,
+    /// Whole regions.
+    regions: RegionBits,
+    /// The saved bitmap is to be added.
+    saved: bool,
+}
+
+pub(crate) fn open<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    options: &OpenOptions,
+) -> Result<Opened<E>, TrackError> {
+    match Meta::open(env)? {
+        None => create(env, backing, options),
+        Some(meta) => reopen(env, backing, meta),
+    }
+}
+
+fn create<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    options: &OpenOptions,
+) -> Result<Opened<E>, TrackError> {
+    let size = backing.size();
+    if size.0 == 0 || size > Geometry::SIZE_MAX {
+        return Err(TrackError::Unfit(size));
+    }
+    let geometry = Geometry {
+        size,
+        region_shift: options.region_shift,
+    };
+    let (disk, no) = (DiskId::random(), EpochNo(1));
+    // A runtime directory may hold bits of a disk whose state was removed: not ours.
+    clean_up(env, None);
+    let none = RegionBits::new(geometry.regions());
+    let current = Epoch::create(env, disk, no, geometry, &none).doing("making the first epoch")?;
+    let first = Superblock {
+        generation: 1,
+        disk,
+        geometry,
+        boot_id: env.boot_id(),
+        clean: None,
+        live: vec![no],
+        resync: Some(Resync::NeverShipped),
+        base: None,
+    };
+    let meta = Meta::create(env, first)?;
+    Ok(Opened {
+        meta,
+        current: Arc::new(current),
+        found: FoundState::New,
+    })
+}
+
+fn reopen<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    mut meta: Meta<E::File>,
+) -> Result<Opened<E>, TrackError> {
+    let sb = meta.get().clone();
+    let geometry = sb.geometry;
+    if backing.size() != geometry.size {
+        return Err(TrackError::Size {
+            expected: geometry.size,
+            found: backing.size(),
+        });
+    }
+    let mut dirty = find(env, backing, &sb)?;
+    let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
+    let no = newest.unwrap_or_default().next();
+
+    // Regions first: their intents must be durable and their memory taken before bits are set.
+    for bits in &dirty.bits {
+        for run in bits.touched().doing("reading the dirty bitmap")? {
+            for word in run.filter(|&word| bits.load(word) != 0) {
+                word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
+            }
+        }
+    }
+    let whole_regions = if dirty.bits.is_empty() && !dirty.saved {
+        dirty.regions.runs().collect()
+    } else {
+        vec![]
+    };
+    if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
+        clean::load(env, sb.disk, geometry, stop, |word, _| {
+            word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
+        })?;
+    }
+    let current = match Epoch::create(env, sb.disk, no, geometry, &dirty.regions) {
+        Ok(epoch) => epoch,
+        Err(e)
+            if e.raw_os_error() == Some(libc::ENOSPC)
+                || e.kind() == std::io::ErrorKind::OutOfMemory =>
+        {
+            // No memory for the bits (or no room for the intents, which then fails below).
+            tracing::error!("no room for what was dirty ({e}): the disk will be resynced");
+            dirty.resync = dirty.resync.or(Some(Resync::NoMemory));
+            dirty.bits.clear();
+            dirty.saved = false;
+            let none = RegionBits::new(geometry.regions());
+            Epoch::create(env, sb.disk, no, geometry, &none).doing("making an epoch")?
+        }
+        Err(e) => return Err(e).doing("making an epoch"),
+    };
+    let in_memory = |word| {
+        current
+            .dirty
+            .reserved()
+            .has_all(word_regions(geometry, word))
+    };
+    for bits in &dirty.bits {
+        for run in bits.touched().doing("reading the dirty bitmap")? {
+            for word in run.filter(|&word| bits.load(word) != 0 && in_memory(word)) {
+                current.mark_word(word, bits.load(word));
+            }
+        }
+    }
+    for region in whole_regions.into_iter().flatten() {
+        if current.dirty.reserved().has(region) {
+            current.add_dirty(geometry.region_sectors(backstay_format::Region(region)));
+        }
+    }
+    if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
+        clean::load(env, sb.disk, geometry, stop, |word, bits| {
+            if in_memory(word) {
+                current.mark_word(word, bits);
+            }
+        })?;
+    }
+    let (resync, boot_id) = (dirty.resync, env.boot_id());
+    meta.change(|sb| {
+        sb.live = vec![no];
+        sb.boot_id = boot_id;
+        sb.clean = None;
+        sb.resync = resync;
+    })
+    .doing("writing the superblock")?;
+    clean_up(env, Some(no));
+    Ok(Opened {
+        meta,
+        current: Arc::new(current),
+        found: dirty.found,
+    })
+}
+
+/// Looks for what may have changed since the last recovery point.
+fn find<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    sb: &Superblock,
+) -> Result<Dirty<E::Bits>, TrackError> {
+    let regions = RegionBits::new(sb.geometry.regions());
+    let mut dirty = Dirty {
+        found: FoundState::Clean,
+        resync: sb.resync,
+        bits: vec![],
+        regions,
+        saved: false,
+    };
+    if let Some(stop) = sb.clean {
+        dirty.saved = true;
+        if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
+            dirty.damaged("the saved bitmap is damaged", Resync::ChangeLogDamaged);
+        } else if stop.backing_mtime_ns != 0
+            && backing
+                .mtime_unix_ns()
+                .doing("reading the backing's time")?
+                != stop.backing_mtime_ns
+        {
+            dirty.damaged(
+                "the backing was changed after the clean stop",
+                Resync::BackingChanged,
+            );
+        }
+        return Ok(dirty);
+    }
+    let same_boot = sb.boot_id == env.boot_id();
+    dirty.found = if same_boot {
+        FoundState::SameBoot
+    } else {
+        FoundState::OtherBoot
+    };
+    for &epoch in &sb.live {
+        if same_boot {
+            let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, sb.geometry);
+            if let Ok(Some(bits)) = bits {
+                dirty.bits.push(bits);
+                continue;
+            }
+        }
+        add_intents(env, sb, epoch, &mut dirty)?;
+    }
+    // Bits of one epoch and intents of another: the intents' regions are dirty as a whole, which
+    // only the intents can say; so do without the bits.
+    if same_boot && dirty.bits.len() < sb.live.len() && dirty.found != FoundState::Damaged {
+        dirty.bits.clear();
+        dirty.found = FoundState::OtherBoot;
+        for &epoch in &sb.live {
+            add_intents(env, sb, epoch, &mut dirty)?;
+        }
+    }
+    Ok(dirty)
+}
+
+/// Adds the regions with intents of one epoch.
+fn add_intents<E: Env>(
+    env: &E,
+    sb: &Superblock,
+    epoch: EpochNo,
+    dirty: &mut Dirty<E::Bits>,
+) -> Result<(), TrackError> {
+    let regions = sb.geometry.regions();
+    let mut content = vec![];
+    if let Some(file) = env
+        .open(&names::intents(epoch))
+        .doing("opening the intent map")?
+    {
+        let want = intents::IntentHeader::file_bytes(regions);
+        content.resize(
+            file.len().doing("reading the intent map")?.min(want) as usize,
+            0,
+        );
+        if let Err(e) = file.read_at(&mut content, 0) {
+            tracing::error!("intent map of epoch {epoch}: {e}");
+            content.clear();
+        }
+    }
+    let set = |region: backstay_format::Region| dirty.regions.set(region.0);
+    match intents::read_all(&content, sb.disk, epoch, regions, set) {
+        Ok(found) if found.damaged_blocks > 0 => tracing::warn!(
+            "intent map of epoch {epoch}: {} torn or damaged blocks, their regions count as dirty",
+            found.damaged_blocks
+        ),
+        Ok(_) => {}
+        Err(e) => dirty.damaged(&format!("epoch {epoch}: {e}"), Resync::ChangeLogDamaged),
+    }
+    Ok(())
+}
+
+impl<B> Dirty<B> {
+    fn damaged(&mut self, what: &str, reason: Resync) {
+        tracing::error!("{what}: every sector counts as dirty, the disk will be resynced");
+        self.found = FoundState::Damaged;
+        self.resync = self.resync.or(Some(reason));
+        self.bits.clear();
+        self.saved = false;
+    }
+}
+
+fn word_regions(geometry: Geometry, word: u64) -> Range<u32> {
+    let end = geometry.sectors();
+    SectorRange::new((word * 64).min(end), (word * 64 + 64).min(end)).regions(geometry.region_shift)
+}
+
+fn newest_files<E: Env>(env: &E) -> Result<Option<EpochNo>, TrackError> {
+    let files = env.list().doing("listing the state directory")?;
+    let bits = env.list_bits().doing("listing the runtime directory")?;
+    Ok(files
+        .iter()
+        .chain(&bits)
+        .filter_map(|name| names::epoch_of(name))
+        .max())
+}
+
+/// Removes the files of every epoch but one, and a saved bitmap: the superblock names none of them.
+fn clean_up<E: Env>(env: &E, keep: Option<EpochNo>) {
+    let names = env.list().unwrap_or_default();
+    let bits = env.list_bits().unwrap_or_default();
+    for name in names.iter().chain(&bits) {
+        if let Some(epoch) = names::epoch_of(name).filter(|&epoch| Some(epoch) != keep) {
+            remove_files(env, epoch);
+        }
+    }
+    if let Err(e) = env.remove(clean::FILE) {
+        tracing::warn!("could not remove the saved bitmap: {e}");
+    }
+}
