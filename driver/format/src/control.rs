@@ -253,17 +253,10 @@ pub enum FoundState {
 /// # Errors
 /// If its body is longer than [`BODY_BYTES_MAX`].
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FormatError> {
-    let text = |e: serde_json::Error| FormatError::Text {
-        what: WHAT,
-        reason: e.to_string(),
-    };
+    let text = |e: serde_json::Error| FormatError::Text { what: WHAT, reason: e.to_string() };
     let body = serde_json::to_vec(message).map_err(text)?;
     if body.len() > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds {
-            what: WHAT,
-            field: "length",
-            value: body.len() as u64,
-        });
+        return Err(FormatError::Bounds { what: WHAT, field: "length", value: body.len() as u64 });
     }
     let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
     out.extend_from_slice(MAGIC);
@@ -283,11 +276,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<(usize, u32), FormatError> {
     check_version(WHAT, f.u32(8), VERSION)?;
     let len = f.u32(12);
     if len as usize > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds {
-            what: WHAT,
-            field: "length",
-            value: len.into(),
-        });
+        return Err(FormatError::Bounds { what: WHAT, field: "length", value: len.into() });
     }
     Ok((len as usize, f.u32(16)))
 }
@@ -298,10 +287,8 @@ pub fn decode_header(bytes: &[u8]) -> Result<(usize, u32), FormatError> {
 /// A checksum that differs, or a body that is not the message asked for.
 pub fn decode_body<T: for<'a> Deserialize<'a>>(body: &[u8], crc: u32) -> Result<T, FormatError> {
     check_crc(WHAT, body, crc)?;
-    serde_json::from_slice(body).map_err(|e| FormatError::Text {
-        what: WHAT,
-        reason: e.to_string(),
-    })
+    serde_json::from_slice(body)
+        .map_err(|e| FormatError::Text { what: WHAT, reason: e.to_string() })
 }
 
 #[cfg(test)]
@@ -312,21 +299,14 @@ mod tests {
     fn round_trip() {
         for ask in [
             Request::Status,
-            Request::Lease {
-                client: "sidecar".into(),
-            },
-            Request::Cut {
-                mode: CutMode::Fuzzy,
-            },
+            Request::Lease { client: "sidecar".into() },
+            Request::Cut { mode: CutMode::Fuzzy },
             Request::Seal { epoch: EpochNo(3) },
         ] {
             let bytes = encode(&ask).unwrap();
             let (len, crc) = decode_header(&bytes).unwrap();
             assert_eq!(len, bytes.len() - HEADER_BYTES);
-            assert_eq!(
-                decode_body::<Request>(&bytes[HEADER_BYTES..], crc).unwrap(),
-                ask
-            );
+            assert_eq!(decode_body::<Request>(&bytes[HEADER_BYTES..], crc).unwrap(), ask);
         }
     }
 
@@ -334,9 +314,6 @@ mod tests {
     fn long_bodies_are_refused_before_they_are_read() {
         let mut bytes = encode(&Request::Status).unwrap();
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(
-            decode_header(&bytes),
-            Err(FormatError::Bounds { .. })
-        ));
+        assert!(matches!(decode_header(&bytes), Err(FormatError::Bounds { .. })));
     }
 }

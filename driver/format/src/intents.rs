@@ -105,18 +105,18 @@ fn block_crc(block: &[u8; BLOCK_BYTES]) -> u32 {
 
 /// What a block of an intent map says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Block {
+pub enum Block<'a> {
     /// Never written in this epoch: no region of it has an intent.
     Unwritten,
     /// The intents of its regions.
-    Intents([u8; BLOCK_MAP_BYTES]),
+    Intents(&'a [u8; BLOCK_MAP_BYTES]),
     /// Torn or damaged: every region of it must count as dirty.
     Damaged,
 }
 
 /// Reads a block. Never fails: what cannot be trusted is [`Block::Damaged`].
 #[must_use]
-pub fn decode_block(epoch: EpochNo, bytes: &[u8; BLOCK_BYTES]) -> Block {
+pub fn decode_block(epoch: EpochNo, bytes: &[u8; BLOCK_BYTES]) -> Block<'_> {
     if bytes.iter().all(|&b| b == 0) {
         return Block::Unwritten;
     }
@@ -124,7 +124,10 @@ pub fn decode_block(epoch: EpochNo, bytes: &[u8; BLOCK_BYTES]) -> Block {
     if f.u32(0) != BLOCK_MAGIC || f.u32(4) != block_crc(bytes) || f.u64(8) != epoch.0 {
         return Block::Damaged;
     }
-    Block::Intents(f.array(16))
+    match bytes[16..].try_into() {
+        Ok(map) => Block::Intents(map),
+        Err(_) => Block::Damaged,
+    }
 }
 
 /// The intents of a whole file, as it was found after a crash.
@@ -140,18 +143,9 @@ pub fn read_all(
     mut dirty: impl FnMut(Region),
 ) -> Result<Found, FormatError> {
     let header = IntentHeader::decode(bytes)?;
-    let bounds = |field, value| {
-        Err(FormatError::Bounds {
-            what: WHAT,
-            field,
-            value,
-        })
-    };
+    let bounds = |field, value| Err(FormatError::Bounds { what: WHAT, field, value });
     if header.disk != disk {
-        return Err(FormatError::Text {
-            what: WHAT,
-            reason: format!("of disk {}", header.disk),
-        });
+        return Err(FormatError::Text { what: WHAT, reason: format!("of disk {}", header.disk) });
     }
     if header.epoch != epoch {
         return bounds("epoch", header.epoch.0);
@@ -161,17 +155,10 @@ pub fn read_all(
     }
     let need = IntentHeader::file_bytes(regions) as usize;
     if bytes.len() < need {
-        return Err(FormatError::Short {
-            what: WHAT,
-            have: bytes.len(),
-            need,
-        });
+        return Err(FormatError::Short { what: WHAT, have: bytes.len(), need });
     }
     let mut found = Found::default();
-    for (block, chunk) in bytes[HEADER_BYTES..need]
-        .chunks_exact(BLOCK_BYTES)
-        .enumerate()
-    {
+    for (block, chunk) in bytes[HEADER_BYTES..need].chunks_exact(BLOCK_BYTES).enumerate() {
         let first = block as u32 * BLOCK_REGIONS;
         let count = BLOCK_REGIONS.min(regions - first);
         let chunk: &[u8; BLOCK_BYTES] = chunk.try_into().unwrap_or(&[0; BLOCK_BYTES]);
@@ -212,19 +199,12 @@ mod tests {
 
     fn file(epoch: EpochNo, regions: u32, set: &[u32]) -> Vec<u8> {
         let mut file = vec![0; IntentHeader::file_bytes(regions) as usize];
-        file[..HEADER_BYTES].copy_from_slice(
-            &IntentHeader {
-                disk: DISK,
-                epoch,
-                regions,
-            }
-            .encode(),
-        );
+        file[..HEADER_BYTES].copy_from_slice(&IntentHeader { disk: DISK, epoch, regions }.encode());
         let mut maps = std::collections::BTreeMap::<u32, [u8; BLOCK_MAP_BYTES]>::new();
         for &r in set {
             let i = r % BLOCK_REGIONS;
-            maps.entry(block_of(Region(r)))
-                .or_insert([0; BLOCK_MAP_BYTES])[(i / 8) as usize] |= 1 << (i % 8);
+            maps.entry(block_of(Region(r))).or_insert([0; BLOCK_MAP_BYTES])[(i / 8) as usize] |=
+                1 << (i % 8);
         }
         for (block, map) in maps {
             let at = block_offset(block) as usize;
@@ -244,13 +224,7 @@ mod tests {
         let set = [0, 7, 3967, 3968, 5000];
         let (got, found) = read(&file(EpochNo(8), 5001, &set), 5001);
         assert_eq!(got, set);
-        assert_eq!(
-            found.unwrap(),
-            Found {
-                regions: 5,
-                damaged_blocks: 0
-            }
-        );
+        assert_eq!(found.unwrap(), Found { regions: 5, damaged_blocks: 0 });
     }
 
     #[test]
@@ -267,10 +241,7 @@ mod tests {
     #[test]
     fn another_epochs_block_is_not_believed() {
         assert_eq!(
-            decode_block(
-                EpochNo(8),
-                &encode_block(EpochNo(7), &[0xFF; BLOCK_MAP_BYTES])
-            ),
+            decode_block(EpochNo(8), &encode_block(EpochNo(7), &[0xFF; BLOCK_MAP_BYTES])),
             Block::Damaged
         );
     }
@@ -279,13 +250,7 @@ mod tests {
     fn a_damaged_header_is_an_error() {
         let mut bytes = file(EpochNo(8), 5001, &[1]);
         bytes[20] ^= 1;
-        assert!(matches!(
-            read(&bytes, 5001).1,
-            Err(FormatError::Checksum { .. })
-        ));
-        assert!(matches!(
-            read(&bytes[..100], 5001).1,
-            Err(FormatError::Short { .. })
-        ));
+        assert!(matches!(read(&bytes, 5001).1, Err(FormatError::Checksum { .. })));
+        assert!(matches!(read(&bytes[..100], 5001).1, Err(FormatError::Short { .. })));
     }
 }

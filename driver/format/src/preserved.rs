@@ -54,10 +54,7 @@ impl PreservedHeader {
         let f = expect(WHAT, bytes, HEADER_BYTES, MAGIC)?;
         check_crc(WHAT, &f.0[..HEADER_BYTES - 4], f.u32(HEADER_BYTES - 4))?;
         check_version(WHAT, f.u32(8), VERSION)?;
-        Ok(Self {
-            disk: DiskId::from_bytes(f.array(16)),
-            epoch: EpochNo(f.u64(32)),
-        })
+        Ok(Self { disk: DiskId::from_bytes(f.array(16)), epoch: EpochNo(f.u64(32)) })
     }
 }
 
@@ -98,13 +95,7 @@ impl Record {
     pub fn decode(bytes: &[u8], epoch: EpochNo, disk: SectorRange) -> Result<Self, FormatError> {
         let f = expect(RECORD, bytes, RECORD_BYTES, RECORD_MAGIC)?;
         check_crc(RECORD, &f.0[..CRC_AT], f.u32(CRC_AT))?;
-        let bounds = |field, value| {
-            Err(FormatError::Bounds {
-                what: RECORD,
-                field,
-                value,
-            })
-        };
+        let bounds = |field, value| Err(FormatError::Bounds { what: RECORD, field, value });
         let sectors = u64::from(f.u32(8));
         let start = f.u64(24);
         if sectors == 0 || sectors > RECORD_SECTORS_MAX {
@@ -116,11 +107,7 @@ impl Record {
         if f.u64(16) != epoch.0 {
             return bounds("epoch", f.u64(16));
         }
-        Ok(Self {
-            epoch,
-            range: SectorRange::new(start, start + sectors),
-            data_crc: f.u32(12),
-        })
+        Ok(Self { epoch, range: SectorRange::new(start, start + sectors), data_crc: f.u32(12) })
     }
 
     /// Compares the content that was read with the record's checksum.
@@ -138,11 +125,8 @@ mod tests {
 
     #[test]
     fn round_trip_and_every_flip_seen() {
-        let record = Record {
-            epoch: EpochNo(2),
-            range: SectorRange::new(100, 108),
-            data_crc: 0xABCD,
-        };
+        let record =
+            Record { epoch: EpochNo(2), range: SectorRange::new(100, 108), data_crc: 0xABCD };
         let mut bytes = [0u8; RECORD_BYTES];
         record.encode_into(&mut bytes);
         let disk = SectorRange::new(0, 1000);

@@ -40,10 +40,7 @@ impl Geometry {
     /// A disk of `size` bytes with the default regions.
     #[must_use]
     pub fn of_size(size: ByteLen) -> Self {
-        Self {
-            size,
-            region_shift: Self::REGION_SHIFT_DEFAULT,
-        }
+        Self { size, region_shift: Self::REGION_SHIFT_DEFAULT }
     }
     /// Sectors of the disk, the last perhaps partial.
     #[must_use]
@@ -59,21 +56,10 @@ impl Geometry {
     #[must_use]
     pub fn region_sectors(self, region: Region) -> SectorRange {
         let start = u64::from(region.0) << self.region_shift;
-        SectorRange::new(
-            start,
-            (start + (1 << self.region_shift))
-                .min(self.sectors())
-                .max(start),
-        )
+        SectorRange::new(start, (start + (1 << self.region_shift)).min(self.sectors()).max(start))
     }
     fn check(self) -> Result<Self, FormatError> {
-        let bounds = |field, value| {
-            Err(FormatError::Bounds {
-                what: WHAT,
-                field,
-                value,
-            })
-        };
+        let bounds = |field, value| Err(FormatError::Bounds { what: WHAT, field, value });
         if self.size.0 == 0 || self.size > Self::SIZE_MAX {
             return bounds("size_bytes", self.size.0);
         }
@@ -223,16 +209,8 @@ impl Superblock {
         let f = expect(WHAT, bytes, SLOT_BYTES, MAGIC)?;
         check_crc(WHAT, &f.0[..CRC_AT], f.u32(CRC_AT))?;
         check_version(WHAT, f.u32(8), VERSION)?;
-        let bounds = |field, value: u64| FormatError::Bounds {
-            what: WHAT,
-            field,
-            value,
-        };
-        let geometry = Geometry {
-            size: ByteLen(f.u64(24)),
-            region_shift: f.0[12],
-        }
-        .check()?;
+        let bounds = |field, value: u64| FormatError::Bounds { what: WHAT, field, value };
+        let geometry = Geometry { size: ByteLen(f.u64(24)), region_shift: f.0[12] }.check()?;
         let resync = match f.0[13] {
             0 => None,
             code => Some(Resync::from_code(code).ok_or(bounds("resync", code.into()))?),
@@ -279,11 +257,7 @@ impl Superblock {
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
             (Err(a), Err(b)) => {
                 // An all-zero slot was never written: what is wrong with the other says more.
-                Err(if matches!(a, FormatError::Magic { .. }) {
-                    b
-                } else {
-                    a
-                })
+                Err(if matches!(a, FormatError::Magic { .. }) { b } else { a })
             }
         }
     }
@@ -299,11 +273,7 @@ mod tests {
             disk: DiskId::from_bytes([7; 16]),
             geometry: Geometry::of_size(ByteLen(1 << 30)),
             boot_id: [9; 16],
-            clean: Some(CleanStop {
-                bitmap_crc: 5,
-                bitmap_len: 4096,
-                backing_mtime_ns: 77,
-            }),
+            clean: Some(CleanStop { bitmap_crc: 5, bitmap_len: 4096, backing_mtime_ns: 77 }),
             live: vec![EpochNo(4), EpochNo(5)],
             resync: Some(Resync::BackingChanged),
             base: Some(Base {

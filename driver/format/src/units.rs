@@ -128,10 +128,7 @@ impl SectorRange {
     #[must_use]
     pub fn new(start: u64, end: u64) -> Self {
         debug_assert!(start <= end);
-        Self {
-            start: Sector(start),
-            end: Sector(end),
-        }
+        Self { start: Sector(start), end: Sector(end) }
     }
     /// Every sector touched by `len` bytes at `offset`.
     #[must_use]
@@ -164,10 +161,7 @@ impl SectorRange {
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);
-        Self {
-            start,
-            end: self.end.min(other.end).max(start),
-        }
+        Self { start, end: self.end.min(other.end).max(start) }
     }
     /// As plain numbers, to iterate over.
     #[must_use]
@@ -239,11 +233,7 @@ mod tests {
         let pieces: Vec<_> = SectorRange::new(5, 21).split_at_multiples(8).collect();
         assert_eq!(
             pieces,
-            [
-                SectorRange::new(5, 8),
-                SectorRange::new(8, 16),
-                SectorRange::new(16, 21)
-            ]
+            [SectorRange::new(5, 8), SectorRange::new(8, 16), SectorRange::new(16, 21)]
         );
     }
 }

@@ -27,11 +27,7 @@ pub(crate) fn expect<'a>(
     magic: &[u8; 8],
 ) -> Result<Fields<'a>, FormatError> {
     if bytes.len() < need {
-        return Err(FormatError::Short {
-            what,
-            have: bytes.len(),
-            need,
-        });
+        return Err(FormatError::Short { what, have: bytes.len(), need });
     }
     if &bytes[..8] != magic {
         return Err(FormatError::Magic { what });
@@ -46,22 +42,10 @@ pub(crate) fn check_crc(
     stored: u32,
 ) -> Result<(), FormatError> {
     let computed = crc32c::crc32c(covered);
-    if computed == stored {
-        Ok(())
-    } else {
-        Err(FormatError::Checksum {
-            what,
-            computed,
-            stored,
-        })
-    }
+    if computed == stored { Ok(()) } else { Err(FormatError::Checksum { what, computed, stored }) }
 }
 
 /// Checks a version field against the only one known so far.
 pub(crate) fn check_version(what: &'static str, found: u32, known: u32) -> Result<(), FormatError> {
-    if found == known {
-        Ok(())
-    } else {
-        Err(FormatError::Version { what, found, known })
-    }
+    if found == known { Ok(()) } else { Err(FormatError::Version { what, found, known }) }
 }

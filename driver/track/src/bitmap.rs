@@ -29,18 +29,9 @@ impl<B: SharedBits> Bitmap<B> {
         geometry: Geometry,
     ) -> io::Result<Self> {
         let sectors = geometry.sectors();
-        let header = BitmapHeader {
-            disk,
-            epoch,
-            boot_id: env.boot_id(),
-            sectors,
-        };
+        let header = BitmapHeader { disk, epoch, boot_id: env.boot_id(), sectors };
         let bits = env.create_bits(name, &header.encode(), Self::words(geometry))?;
-        Ok(Self {
-            bits,
-            geometry,
-            reserved: RegionBits::new(geometry.regions()),
-        })
+        Ok(Self { bits, geometry, reserved: RegionBits::new(geometry.regions()) })
     }
 
     /// Opens the bits left by a driver of this boot. `None` if they are not there or not the ones
@@ -56,12 +47,7 @@ impl<B: SharedBits> Bitmap<B> {
             return Ok(None);
         };
         let sectors = geometry.sectors();
-        let want = BitmapHeader {
-            disk,
-            epoch,
-            boot_id: env.boot_id(),
-            sectors,
-        };
+        let want = BitmapHeader { disk, epoch, boot_id: env.boot_id(), sectors };
         Ok((BitmapHeader::decode(&header) == Ok(want)).then_some(bits))
     }
 
@@ -119,10 +105,7 @@ impl<B: SharedBits> Bitmap<B> {
     pub fn set_where_reserved(&self, range: SectorRange) -> u64 {
         let mut fresh = 0;
         for piece in range.split_at_multiples(1 << self.geometry.region_shift) {
-            if self
-                .reserved
-                .has_all(piece.regions(self.geometry.region_shift))
-            {
+            if self.reserved.has_all(piece.regions(self.geometry.region_shift)) {
                 fresh += self.set(piece);
             }
         }
@@ -170,11 +153,7 @@ impl<B: SharedBits> Bitmap<B> {
 pub(crate) fn words_of(range: SectorRange) -> impl Iterator<Item = (u64, u64)> {
     range.split_at_multiples(64).map(|piece| {
         let count = piece.sectors();
-        let ones = if count == 64 {
-            u64::MAX
-        } else {
-            (1 << count) - 1
-        };
+        let ones = if count == 64 { u64::MAX } else { (1 << count) - 1 };
         (piece.start.0 / 64, ones << (piece.start.0 % 64))
     })
 }
@@ -186,11 +165,7 @@ pub(crate) struct RegionBits {
 
 impl RegionBits {
     pub fn new(regions: u32) -> Self {
-        Self {
-            words: (0..regions.div_ceil(64))
-                .map(|_| AtomicU64::new(0))
-                .collect(),
-        }
+        Self { words: (0..regions.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
     }
 
     pub fn has(&self, region: u32) -> bool {

@@ -26,12 +26,7 @@ pub(crate) fn save<E: Env, B: Backing>(
     epoch: &Epoch<E>,
 ) -> Result<CleanStop, TrackError> {
     let sectors = epoch.dirty.geometry().sectors();
-    let header = BitmapHeader {
-        disk,
-        epoch: epoch.no,
-        boot_id: env.boot_id(),
-        sectors,
-    };
+    let header = BitmapHeader { disk, epoch: epoch.no, boot_id: env.boot_id(), sectors };
     let mut chunk = Vec::with_capacity(CHUNK_BYTES + ENTRY_BYTES);
     chunk.extend_from_slice(&header.encode());
     let file = env.create_scratch(FILE, &[]).doing("saving the bitmap")?;
@@ -56,15 +51,8 @@ pub(crate) fn save<E: Env, B: Backing>(
     env.make_durable(&file, FILE).doing("saving the bitmap")?;
     let backing_mtime_ns = backing
         .mtime_unix_ns()
-        .map_err(|source| TrackError::Backing {
-            doing: "reading its time",
-            source,
-        })?;
-    Ok(CleanStop {
-        bitmap_crc: crc,
-        bitmap_len: len,
-        backing_mtime_ns,
-    })
+        .map_err(|source| TrackError::Backing { doing: "reading its time", source })?;
+    Ok(CleanStop { bitmap_crc: crc, bitmap_len: len, backing_mtime_ns })
 }
 
 /// Reads a saved bitmap, word by word. `false` if it is not the one that was saved.
@@ -78,7 +66,7 @@ pub(crate) fn load<E: Env>(
     let Some(file) = env.open(FILE).doing("opening the saved bitmap")? else {
         return Ok(false);
     };
-    let fits = file.len().doing("reading the saved bitmap")? == stop.bitmap_len
+    let fits = file.len_bytes().doing("reading the saved bitmap")? == stop.bitmap_len
         && stop.bitmap_len >= HEADER_BYTES as u64
         && (stop.bitmap_len - HEADER_BYTES as u64).is_multiple_of(ENTRY_BYTES as u64);
     if !fits {
@@ -86,12 +74,9 @@ pub(crate) fn load<E: Env>(
     }
     // Twice through the file: nothing of it is believed before all of it was checked.
     let mut crc = 0;
-    read_chunks(&file, 0, stop.bitmap_len, |chunk| {
-        crc = crc32c::crc32c_append(crc, chunk)
-    })?;
+    read_chunks(&file, 0, stop.bitmap_len, |chunk| crc = crc32c::crc32c_append(crc, chunk))?;
     let mut header = vec![0; HEADER_BYTES];
-    file.read_at(&mut header, 0)
-        .doing("reading the saved bitmap")?;
+    file.read_at(&mut header, 0).doing("reading the saved bitmap")?;
     let Ok(header) = BitmapHeader::decode(&header) else {
         return Ok(false);
     };
@@ -120,8 +105,7 @@ fn read_chunks<F: StateFile>(
     let mut chunk = vec![0; CHUNK_BYTES];
     while at < end {
         let n = (end - at).min(CHUNK_BYTES as u64) as usize;
-        file.read_at(&mut chunk[..n], at)
-            .doing("reading the saved bitmap")?;
+        file.read_at(&mut chunk[..n], at).doing("reading the saved bitmap")?;
         each(&chunk[..n]);
         at += n as u64;
     }

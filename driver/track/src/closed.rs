@@ -120,16 +120,11 @@ impl<E: Env> Closed<E> {
 
     /// Whether the sidecar still needs any of these sectors from the backing.
     fn needs_any(&self, range: SectorRange) -> bool {
-        range
-            .split_at_multiples(1 << self.geometry.region_shift)
-            .any(|piece| {
-                // No memory for the region's dirty bits: nothing of it was dirty at the cut.
-                self.epoch
-                    .dirty
-                    .reserved()
-                    .has_all(piece.regions(self.geometry.region_shift))
-                    && words_of(piece).any(|(word, mask)| self.needed_bits(word) & mask != 0)
-            })
+        range.split_at_multiples(1 << self.geometry.region_shift).any(|piece| {
+            // No memory for the region's dirty bits: nothing of it was dirty at the cut.
+            self.epoch.dirty.reserved().has_all(piece.regions(self.geometry.region_shift))
+                && words_of(piece).any(|(word, mask)| self.needed_bits(word) & mask != 0)
+        })
     }
 
     fn needs(&self, sector: u64) -> bool {
@@ -166,11 +161,7 @@ impl<E: Env> Closed<E> {
         backing
             .read_at(&mut data[..there], offset)
             .map_err(|e| format!("reading the old content of {run}: {e}"))?;
-        let record = Record {
-            epoch: self.epoch.no,
-            range: run,
-            data_crc: crc32c::crc32c(data),
-        };
+        let record = Record { epoch: self.epoch.no, range: run, data_crc: crc32c::crc32c(data) };
         if let Ok(head) = head.try_into() {
             record.encode_into(head);
         }
@@ -180,8 +171,7 @@ impl<E: Env> Closed<E> {
         for (word, mask) in words_of(run) {
             self.preserved.or_word(word, mask);
         }
-        self.preserved_sectors
-            .fetch_add(run.sectors(), Ordering::Relaxed);
+        self.preserved_sectors.fetch_add(run.sectors(), Ordering::Relaxed);
         Ok(())
     }
 

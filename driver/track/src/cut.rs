@@ -19,7 +19,7 @@ use crate::epoch::{Epoch, remove_files};
 use crate::error::Doing;
 use crate::meta::Meta;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, RwLockReadGuard, lock};
+use crate::sync::{Arc, RwLockReadGuard, alone, lock, shared};
 use crate::{Backing, ProtectedDisk, TrackError, clean};
 
 /// What control operations share, one at a time.
@@ -38,13 +38,7 @@ pub(crate) struct Admin<E: Env> {
 impl<E: Env> Admin<E> {
     pub fn new(meta: Meta<E::File>) -> Self {
         let resync_current = meta.get().resync;
-        Self {
-            meta,
-            fuzzy: vec![],
-            resync_current,
-            resync_closed: None,
-            lost_last: None,
-        }
+        Self { meta, fuzzy: vec![], resync_current, resync_closed: None, lost_last: None }
     }
 
     /// Writes the superblock's next generation. Why everything counts as dirty is always written
@@ -106,9 +100,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let closing = {
             let live = self.live();
             if live.closed.is_some() {
-                return Err(TrackError::Order(
-                    "a cut is open already: release or fold it back",
-                ));
+                return Err(TrackError::Order("a cut is open already: release or fold it back"));
             }
             Arc::clone(&live.current)
         };
@@ -117,9 +109,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(TrackError::Order("the whole disk is dirty: a fuzzy cut must come first"));
         }
         if mode == CutMode::Fuzzy && !admin.fuzzy.is_empty() {
-            return Err(TrackError::Order(
-                "a fuzzy cut is open: a point-in-time cut must follow",
-            ));
+            return Err(TrackError::Order("a fuzzy cut is open: a point-in-time cut must follow"));
         }
         let no = closing.no.next();
         // The regions that are hot now get their intents ahead: a warm working set pays nothing.
@@ -133,16 +123,15 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             ),
             CutMode::Fuzzy => None,
         };
-        admin
-            .meta
-            .change(|sb| sb.live.push(no))
-            .doing("writing the superblock")?;
+        let name_it = |sb: &mut Superblock| {
+            if !sb.live.contains(&no) {
+                sb.live.push(no);
+            }
+        };
+        admin.record(name_it).doing("writing the superblock")?;
 
         let asked = Instant::now();
-        let mut live = self
-            .gate
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut live = alone(&self.gate);
         if let Some(closed) = &mut closed {
             if let Err(e) = closed.take_memory() {
                 drop(live);
@@ -154,9 +143,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             }
             closed.cut_unix_ns = self.env.now_unix_ns();
         }
-        let cut_unix_ns = closed
-            .as_ref()
-            .map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
+        let cut_unix_ns = closed.as_ref().map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
         live.current = Arc::new(next);
         live.closed = closed.map(Arc::new);
         let paths = live.closed.as_ref().map(|closed| closed.paths());
@@ -165,12 +152,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
         self.sums.cuts.fetch_add(1, Ordering::Relaxed);
         self.sums.cut_held_ns_last.store(held_ns, Ordering::Relaxed);
-        self.sums
-            .cut_held_ns_max
-            .fetch_max(held_ns, Ordering::Relaxed);
-        self.sums
-            .intent_commits
-            .fetch_add(closing.intents.commits(), Ordering::Relaxed);
+        self.sums.cut_held_ns_max.fetch_max(held_ns, Ordering::Relaxed);
+        self.sums.intent_commits.fetch_add(closing.intents.commits(), Ordering::Relaxed);
         let whole_disk = admin.resync_current.take();
         admin.resync_closed = admin.resync_closed.or(whole_disk);
         let info = CutInfo {
@@ -199,18 +182,12 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     pub fn seal(&self, epoch: EpochNo) -> Result<Sealed, TrackError> {
         let _admin = lock(&self.admin);
         // Alone in the gate: no writer is in the middle of a record.
-        let live = self
-            .gate
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let live = alone(&self.gate);
         let closed = match &live.closed {
             Some(closed) if closed.epoch.no == epoch => closed,
             other => return Err(wrong_epoch(epoch, other.as_ref().map(|c| c.epoch.no))),
         };
-        Ok(Sealed {
-            log_end: closed.seal(),
-            lost: closed.lost(),
-        })
+        Ok(Sealed { log_end: closed.seal(), lost: closed.lost() })
     }
 
     /// The cycle is committed as `base`: the closed epochs are forgotten.
@@ -225,9 +202,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         match pointed {
             Some((no, None)) if no == epoch => {}
             Some((no, Some(_))) if no == epoch => {
-                return Err(TrackError::Order(
-                    "the epoch lost its point in time: fold it back",
-                ));
+                return Err(TrackError::Order("the epoch lost its point in time: fold it back"));
             }
             _ => return Err(wrong_epoch(epoch, closed)),
         }
@@ -276,12 +251,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// If that could not be made durable.
     pub fn require_resync(&self, reason: Resync) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
-        admin
-            .meta
-            .change(|sb| sb.resync = Some(reason))
-            .doing("writing the superblock")?;
         admin.resync_current = Some(reason);
-        Ok(())
+        admin.record(|_| ()).doing("writing the superblock")
     }
 
     /// Stops cleanly: waits for writes, flushes the backing and saves the bitmap. Writes that come
@@ -296,30 +267,20 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Ok(());
         }
         // Through the gate once: every write that saw the disk open is done.
-        drop(
-            self.gate
-                .write()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        );
-        self.backing.sync().map_err(|source| TrackError::Backing {
-            doing: "the last flush",
-            source,
-        })?;
+        drop(alone(&self.gate));
+        self.backing
+            .sync()
+            .map_err(|source| TrackError::Backing { doing: "the last flush", source })?;
         if self.newest_closed(&admin).is_some() {
             self.fold_all(&mut admin)?;
         }
         let current = Arc::clone(&self.live().current);
         let stop = clean::save(&self.env, &self.backing, self.id, &current)?;
-        admin
-            .meta
-            .change(|sb| sb.clean = Some(stop))
-            .doing("writing the superblock")
+        admin.record(|sb| sb.clean = Some(stop)).doing("writing the superblock")
     }
 
     pub(crate) fn live(&self) -> RwLockReadGuard<'_, Live<E>> {
-        self.gate
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        shared(&self.gate)
     }
 
     pub(crate) fn newest_closed(&self, admin: &Admin<E>) -> Option<EpochNo> {
@@ -342,11 +303,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut resync = admin.resync_current.or(admin.resync_closed);
         for epoch in admin.fuzzy.iter().chain(closed.as_ref().map(|c| &c.epoch)) {
             if let Err(trouble) = current.fold_in(epoch) {
-                tracing::error!(
-                    "disk {}: folding back epoch {}: {trouble:?}",
-                    self.id,
-                    epoch.no
-                );
+                tracing::error!("disk {}: folding back epoch {}: {trouble:?}", self.id, epoch.no);
                 resync = resync.or(Some(Resync::StateUnwritable));
             }
         }
@@ -359,23 +316,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// Drops the closed epochs and their files; the superblock names them no longer.
     fn forget_closed(&self, admin: &mut Admin<E>) {
         let closed = {
-            let mut live = self
-                .gate
-                .write()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut live = alone(&self.gate);
             live.closed.take()
         };
         admin.resync_closed = None;
         if let Some(closed) = &closed {
-            self.sums
-                .preserved_sectors
-                .fetch_add(closed.preserved_sectors(), Ordering::Relaxed);
+            self.sums.preserved_sectors.fetch_add(closed.preserved_sectors(), Ordering::Relaxed);
         }
-        for epoch in admin
-            .fuzzy
-            .drain(..)
-            .chain(closed.map(|c| Arc::clone(&c.epoch)))
-        {
+        for epoch in admin.fuzzy.drain(..).chain(closed.map(|c| Arc::clone(&c.epoch))) {
             remove_files(&self.env, epoch.no);
         }
     }

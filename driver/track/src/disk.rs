@@ -15,7 +15,7 @@ use crate::cut::Admin;
 use crate::env::Env;
 use crate::epoch::{Epoch, NotReady};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock};
+use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
 use crate::{Backing, TrackError, closed::Closed, recover};
 
 /// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
@@ -95,19 +95,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     pub fn open(env: E, backing: B, options: OpenOptions) -> Result<Self, TrackError> {
         let opened = recover::open(&env, &backing, &options)?;
         let geometry = opened.meta.get().geometry;
-        let limit = options
-            .change_log_limit
-            .unwrap_or(ByteLen(geometry.size.0 / 2));
-        Ok(Self {
+        let limit = options.change_log_limit.unwrap_or(ByteLen(geometry.size.0 / 2));
+        let disk = Self {
             id: opened.meta.get().disk,
             geometry,
             found: opened.found,
             started_unix_ns: env.now_unix_ns(),
             tracking: options.tracking,
-            gate: RwLock::new(Live {
-                current: Arc::clone(&opened.current),
-                closed: None,
-            }),
+            gate: RwLock::new(Live { current: Arc::clone(&opened.current), closed: None }),
             admin: Mutex::new(Admin::new(opened.meta)),
             change_log_limit: AtomicU64::new(limit.0),
             stopped: AtomicBool::new(false),
@@ -148,9 +143,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     pub fn read(&self, offset: ByteOffset, buf: &mut [u8]) -> io::Result<()> {
         self.check(offset, buf.len() as u64, libc::EINVAL)?;
         self.sums.reads.fetch_add(1, Ordering::Relaxed);
-        self.sums
-            .read_bytes
-            .fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.sums.read_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         self.counted(self.backing.read_at(buf, offset))
     }
 
@@ -161,9 +154,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     pub fn write(&self, offset: ByteOffset, data: &[u8]) -> io::Result<()> {
         let range = self.check(offset, data.len() as u64, libc::ENOSPC)?;
         self.sums.writes.fetch_add(1, Ordering::Relaxed);
-        self.sums
-            .written_bytes
-            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.sums.written_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.tracked(range, || self.backing.write_at(data, offset))
     }
 
@@ -191,9 +182,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     ) -> io::Result<()> {
         self.check(offset, len.0, libc::ENOSPC)?;
         self.sums.discards.fetch_add(1, Ordering::Relaxed);
-        self.sums
-            .discarded_bytes
-            .fetch_add(len.0, Ordering::Relaxed);
+        self.sums.discarded_bytes.fetch_add(len.0, Ordering::Relaxed);
         let (mut at, end) = (offset.0, offset.0 + len.0);
         while at < end {
             let stop = ((at / DISCARD_STEP_BYTES + 1) * DISCARD_STEP_BYTES).min(end);
@@ -237,12 +226,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
         // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
-        debug_assert!(
-            !ready
-                || live
-                    .current
-                    .ready(range.regions(self.geometry.region_shift))
-        );
+        debug_assert!(!ready || live.current.ready(range.regions(self.geometry.region_shift)));
         self.counted(change())
     }
 
@@ -252,10 +236,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let regions = range.regions(self.geometry.region_shift);
         let mut given_up = None;
         loop {
-            let live = self
-                .gate
-                .read()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let live = shared(&self.gate);
             if live.current.ready(regions.clone()) {
                 return (live, true);
             }

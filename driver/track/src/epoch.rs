@@ -33,9 +33,7 @@ pub(crate) mod names {
     /// The epoch a file's name ends with.
     pub fn epoch_of(name: &str) -> Option<EpochNo> {
         let (kind, number) = name.rsplit_once('-')?;
-        ["dirty", "preserved", "shipped", "intents", "log"]
-            .contains(&kind)
-            .then_some(())?;
+        ["dirty", "preserved", "shipped", "intents", "log"].contains(&kind).then_some(())?;
         number.parse().ok().map(EpochNo)
     }
 }
@@ -95,31 +93,25 @@ impl<E: Env> Epoch<E> {
 
     /// Marks sectors dirty. Their regions are ready.
     pub fn mark(&self, range: SectorRange) {
-        self.dirty_sectors
-            .fetch_add(self.dirty.set(range), Ordering::Relaxed);
-        self.written_bytes
-            .fetch_add(range.bytes().0, Ordering::Relaxed);
+        self.dirty_sectors.fetch_add(self.dirty.set(range), Ordering::Relaxed);
+        self.written_bytes.fetch_add(range.bytes().0, Ordering::Relaxed);
     }
 
     /// Marks those sectors dirty whose bits have memory: after [`NotReady`], when the whole disk
     /// counts as dirty anyhow.
     pub fn mark_what_can_be(&self, range: SectorRange) {
-        self.dirty_sectors
-            .fetch_add(self.dirty.set_where_reserved(range), Ordering::Relaxed);
-        self.written_bytes
-            .fetch_add(range.bytes().0, Ordering::Relaxed);
+        self.dirty_sectors.fetch_add(self.dirty.set_where_reserved(range), Ordering::Relaxed);
+        self.written_bytes.fetch_add(range.bytes().0, Ordering::Relaxed);
     }
 
     /// Marks sectors dirty that no guest wrote now: what a restart found. Their regions are ready.
     pub fn add_dirty(&self, range: SectorRange) {
-        self.dirty_sectors
-            .fetch_add(self.dirty.set(range), Ordering::Relaxed);
+        self.dirty_sectors.fetch_add(self.dirty.set(range), Ordering::Relaxed);
     }
 
     /// Adds a word of another epoch's bitmap. Its region is ready.
     pub fn mark_word(&self, word: u64, bits: u64) {
-        self.dirty_sectors
-            .fetch_add(self.dirty.or_word(word, bits), Ordering::Relaxed);
+        self.dirty_sectors.fetch_add(self.dirty.or_word(word, bits), Ordering::Relaxed);
     }
 
     /// Takes over what another epoch tracked.
@@ -136,16 +128,11 @@ impl<E: Env> Epoch<E> {
         }
         other.dirty.for_each_word(|word, bits| {
             let sectors = SectorRange::new(word * 64, word * 64 + 64);
-            if self
-                .dirty
-                .reserved()
-                .has_all(sectors.regions(self.region_shift()))
-            {
+            if self.dirty.reserved().has_all(sectors.regions(self.region_shift())) {
                 self.mark_word(word, bits);
             }
         });
-        self.written_bytes
-            .fetch_add(other.written_bytes(), Ordering::Relaxed);
+        self.written_bytes.fetch_add(other.written_bytes(), Ordering::Relaxed);
         trouble
     }
 
@@ -177,11 +164,7 @@ impl<E: Env> Epoch<E> {
 
 /// Removes everything that belongs to an epoch.
 pub(crate) fn remove_files<E: Env>(env: &E, epoch: EpochNo) {
-    let bits = [
-        names::dirty(epoch),
-        names::preserved(epoch),
-        names::shipped(epoch),
-    ];
+    let bits = [names::dirty(epoch), names::preserved(epoch), names::shipped(epoch)];
     let files = [names::intents(epoch), names::log(epoch)];
     for (name, removed) in bits
         .iter()

@@ -75,19 +75,9 @@ impl<F: StateFile> Intents<F> {
             durable.set(region);
         }
         let mut content = vec![0u8; IntentHeader::file_bytes(regions) as usize];
-        content[..HEADER_BYTES].copy_from_slice(
-            &IntentHeader {
-                disk,
-                epoch,
-                regions,
-            }
-            .encode(),
-        );
+        content[..HEADER_BYTES].copy_from_slice(&IntentHeader { disk, epoch, regions }.encode());
         for block in 0..blocks {
-            if asked[block * BLOCK_WORDS..][..BLOCK_WORDS]
-                .iter()
-                .any(|&w| w != 0)
-            {
+            if asked[block * BLOCK_WORDS..][..BLOCK_WORDS].iter().any(|&w| w != 0) {
                 let at = block_offset(block as u32) as usize;
                 content[at..at + BLOCK_BYTES].copy_from_slice(&block_bytes(
                     epoch,
@@ -156,10 +146,8 @@ impl<F: StateFile> Intents<F> {
                 return Ok(());
             }
             if commit.leading {
-                commit = self
-                    .round_done
-                    .wait(commit)
-                    .unwrap_or_else(|poisoned| poisoned.into_inner());
+                commit =
+                    self.round_done.wait(commit).unwrap_or_else(|poisoned| poisoned.into_inner());
                 continue;
             }
             commit.leading = true;

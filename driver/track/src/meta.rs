@@ -22,13 +22,10 @@ impl<F: StateFile> Meta<F> {
         let Some(file) = env.open(FILE).doing("opening the superblock")? else {
             return Ok(None);
         };
-        let len = file
-            .len()
-            .doing("reading the superblock")?
-            .min((SLOT_BYTES * SLOTS) as u64);
+        let len =
+            file.len_bytes().doing("reading the superblock")?.min((SLOT_BYTES * SLOTS) as u64);
         let mut bytes = vec![0; len as usize];
-        file.read_at(&mut bytes, 0)
-            .doing("reading the superblock")?;
+        file.read_at(&mut bytes, 0).doing("reading the superblock")?;
         let current = Superblock::newest(&bytes).map_err(TrackError::Superblock)?;
         Ok(Some(Self { file, current }))
     }
@@ -39,10 +36,7 @@ impl<F: StateFile> Meta<F> {
         let at = first.slot() * SLOT_BYTES;
         content[at..at + SLOT_BYTES].copy_from_slice(&first.encode());
         let file = env.create(FILE, &content).doing("making the superblock")?;
-        Ok(Self {
-            file,
-            current: first,
-        })
+        Ok(Self { file, current: first })
     }
 
     /// The superblock that is durable.
@@ -55,8 +49,7 @@ impl<F: StateFile> Meta<F> {
         let mut next = self.current.clone();
         change(&mut next);
         next.generation = self.current.generation + 1;
-        self.file
-            .write_durable(&next.encode(), (next.slot() * SLOT_BYTES) as u64)?;
+        self.file.write_durable(&next.encode(), (next.slot() * SLOT_BYTES) as u64)?;
         self.current = next;
         Ok(())
     }

@@ -65,10 +65,7 @@ fn create<E: Env, B: Backing>(
     if size.0 == 0 || size > Geometry::SIZE_MAX {
         return Err(TrackError::Unfit(size));
     }
-    let geometry = Geometry {
-        size,
-        region_shift: options.region_shift,
-    };
+    let geometry = Geometry { size, region_shift: options.region_shift };
     let (disk, no) = (DiskId::random(), EpochNo(1));
     // A runtime directory may hold bits of a disk whose state was removed: not ours.
     clean_up(env, None);
@@ -85,11 +82,7 @@ fn create<E: Env, B: Backing>(
         base: None,
     };
     let meta = Meta::create(env, first)?;
-    Ok(Opened {
-        meta,
-        current: Arc::new(current),
-        found: FoundState::New,
-    })
+    Ok(Opened { meta, current: Arc::new(current), found: FoundState::New })
 }
 
 fn reopen<E: Env, B: Backing>(
@@ -100,10 +93,7 @@ fn reopen<E: Env, B: Backing>(
     let sb = meta.get().clone();
     let geometry = sb.geometry;
     if backing.size() != geometry.size {
-        return Err(TrackError::Size {
-            expected: geometry.size,
-            found: backing.size(),
-        });
+        return Err(TrackError::Size { expected: geometry.size, found: backing.size() });
     }
     let mut dirty = find(env, backing, &sb)?;
     let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
@@ -117,11 +107,8 @@ fn reopen<E: Env, B: Backing>(
             }
         }
     }
-    let whole_regions = if dirty.bits.is_empty() && !dirty.saved {
-        dirty.regions.runs().collect()
-    } else {
-        vec![]
-    };
+    let whole_regions =
+        if dirty.bits.is_empty() && !dirty.saved { dirty.regions.runs().collect() } else { vec![] };
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
         clean::load(env, sb.disk, geometry, stop, |word, _| {
             word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
@@ -143,12 +130,7 @@ fn reopen<E: Env, B: Backing>(
         }
         Err(e) => return Err(e).doing("making an epoch"),
     };
-    let in_memory = |word| {
-        current
-            .dirty
-            .reserved()
-            .has_all(word_regions(geometry, word))
-    };
+    let in_memory = |word| current.dirty.reserved().has_all(word_regions(geometry, word));
     for bits in &dirty.bits {
         for run in bits.touched().doing("reading the dirty bitmap")? {
             for word in run.filter(|&word| bits.load(word) != 0 && in_memory(word)) {
@@ -177,11 +159,7 @@ fn reopen<E: Env, B: Backing>(
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
-    Ok(Opened {
-        meta,
-        current: Arc::new(current),
-        found: dirty.found,
-    })
+    Ok(Opened { meta, current: Arc::new(current), found: dirty.found })
 }
 
 /// Looks for what may have changed since the last recovery point.
@@ -191,36 +169,21 @@ fn find<E: Env, B: Backing>(
     sb: &Superblock,
 ) -> Result<Dirty<E::Bits>, TrackError> {
     let regions = RegionBits::new(sb.geometry.regions());
-    let mut dirty = Dirty {
-        found: FoundState::Clean,
-        resync: sb.resync,
-        bits: vec![],
-        regions,
-        saved: false,
-    };
+    let mut dirty =
+        Dirty { found: FoundState::Clean, resync: sb.resync, bits: vec![], regions, saved: false };
     if let Some(stop) = sb.clean {
         dirty.saved = true;
         if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
             dirty.damaged("the saved bitmap is damaged", Resync::ChangeLogDamaged);
         } else if stop.backing_mtime_ns != 0
-            && backing
-                .mtime_unix_ns()
-                .doing("reading the backing's time")?
-                != stop.backing_mtime_ns
+            && backing.mtime_unix_ns().doing("reading the backing's time")? != stop.backing_mtime_ns
         {
-            dirty.damaged(
-                "the backing was changed after the clean stop",
-                Resync::BackingChanged,
-            );
+            dirty.damaged("the backing was changed after the clean stop", Resync::BackingChanged);
         }
         return Ok(dirty);
     }
     let same_boot = sb.boot_id == env.boot_id();
-    dirty.found = if same_boot {
-        FoundState::SameBoot
-    } else {
-        FoundState::OtherBoot
-    };
+    dirty.found = if same_boot { FoundState::SameBoot } else { FoundState::OtherBoot };
     for &epoch in &sb.live {
         if same_boot {
             let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, sb.geometry);
@@ -252,15 +215,9 @@ fn add_intents<E: Env>(
 ) -> Result<(), TrackError> {
     let regions = sb.geometry.regions();
     let mut content = vec![];
-    if let Some(file) = env
-        .open(&names::intents(epoch))
-        .doing("opening the intent map")?
-    {
+    if let Some(file) = env.open(&names::intents(epoch)).doing("opening the intent map")? {
         let want = intents::IntentHeader::file_bytes(regions);
-        content.resize(
-            file.len().doing("reading the intent map")?.min(want) as usize,
-            0,
-        );
+        content.resize(file.len_bytes().doing("reading the intent map")?.min(want) as usize, 0);
         if let Err(e) = file.read_at(&mut content, 0) {
             tracing::error!("intent map of epoch {epoch}: {e}");
             content.clear();
@@ -296,11 +253,7 @@ fn word_regions(geometry: Geometry, word: u64) -> Range<u32> {
 fn newest_files<E: Env>(env: &E) -> Result<Option<EpochNo>, TrackError> {
     let files = env.list().doing("listing the state directory")?;
     let bits = env.list_bits().doing("listing the runtime directory")?;
-    Ok(files
-        .iter()
-        .chain(&bits)
-        .filter_map(|name| names::epoch_of(name))
-        .max())
+    Ok(files.iter().chain(&bits).filter_map(|name| names::epoch_of(name)).max())
 }
 
 /// Removes the files of every epoch but one, and a saved bitmap: the superblock names none of them.

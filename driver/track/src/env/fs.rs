@@ -37,10 +37,7 @@ impl FsEnv {
     /// If they cannot be made, or the runtime directory is not on tmpfs.
     pub fn open(state_dir: &Path, runtime_dir: &Path) -> io::Result<Self> {
         for dir in [state_dir, runtime_dir] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let runtime = File::open(runtime_dir)?;
         if fstatfs(&runtime)?.filesystem_type() != TMPFS_MAGIC {
@@ -66,10 +63,9 @@ impl FsEnv {
         let mut names = vec![];
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            if let (true, Ok(name)) = (
-                entry.file_type()?.is_file(),
-                entry.file_name().into_string(),
-            ) {
+            if let (true, Ok(name)) =
+                (entry.file_type()?.is_file(), entry.file_name().into_string())
+            {
                 names.push(name);
             }
         }
@@ -115,9 +111,7 @@ fn read_boot_id() -> io::Result<[u8; 16]> {
     let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     match u128::from_str_radix(&hex, 16) {
         Ok(id) if hex.len() == 32 => Ok(id.to_be_bytes()),
-        _ => Err(io::Error::other(format!(
-            "the kernel's boot id is not one: {text:?}"
-        ))),
+        _ => Err(io::Error::other(format!("the kernel's boot id is not one: {text:?}"))),
     }
 }
 
@@ -138,10 +132,7 @@ impl Env for FsEnv {
 
     fn create_scratch(&self, name: &str, content: &[u8]) -> io::Result<FsFile> {
         let path = self.state_dir.join(name);
-        Ok(FsFile {
-            file: Self::new_file(&path, content)?,
-            path,
-        })
+        Ok(FsFile { file: Self::new_file(&path, content)?, path })
     }
 
     fn open(&self, name: &str) -> io::Result<Option<FsFile>> {
@@ -180,16 +171,7 @@ impl Env for FsEnv {
         file.read_exact_at(&mut header, 0)?;
         let header_bytes = header.len() as u64;
         let map = MappedWords::new(&file, header.len(), words)?;
-        Ok(Some((
-            header,
-            FsBits {
-                map,
-                file,
-                path,
-                header_bytes,
-                words,
-            },
-        )))
+        Ok(Some((header, FsBits { map, file, path, header_bytes, words })))
     }
 
     fn remove_bits(&self, name: &str) -> io::Result<()> {
@@ -205,9 +187,7 @@ impl Env for FsEnv {
     }
 
     fn now_unix_ns(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_nanos() as u64)
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
     }
 }
 
@@ -219,7 +199,7 @@ pub struct FsFile {
 }
 
 impl StateFile for FsFile {
-    fn len(&self) -> io::Result<u64> {
+    fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
@@ -234,19 +214,10 @@ impl StateFile for FsFile {
     fn write_durable(&self, data: &[u8], offset: u64) -> io::Result<()> {
         // RWF_DSYNC: one system call writes the block and flushes it. The file's blocks were all
         // written when it was made, so there is no metadata to commit with it.
-        let iov = libc::iovec {
-            iov_base: data.as_ptr().cast_mut().cast(),
-            iov_len: data.len(),
-        };
+        let iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
         // SAFETY: `iov` describes `data`, which outlives the call and is only read by it.
         let n = unsafe {
-            libc::pwritev2(
-                self.file.as_raw_fd(),
-                &iov,
-                1,
-                offset as i64,
-                libc::RWF_DSYNC,
-            )
+            libc::pwritev2(self.file.as_raw_fd(), &iov, 1, offset as i64, libc::RWF_DSYNC)
         };
         match n {
             n if n == data.len() as isize => Ok(()),
@@ -293,12 +264,7 @@ impl SharedBits for FsBits {
             return Ok(());
         }
         let at = (self.header_bytes + start) as i64;
-        Ok(fallocate(
-            &self.file,
-            FallocateFlags::empty(),
-            at,
-            (end - start) as i64,
-        )?)
+        Ok(fallocate(&self.file, FallocateFlags::empty(), at, (end - start) as i64)?)
     }
 
     fn touched(&self) -> io::Result<Vec<Range<u64>>> {
@@ -347,10 +313,7 @@ mod tests {
         assert_eq!(found, header);
         assert_eq!(bits.load(601), 5);
         assert!(bits.touched().unwrap().iter().any(|r| r.contains(&601)));
-        assert!(
-            env.open_bits("b", 1 << 30).is_err(),
-            "a file too short must not be mapped"
-        );
+        assert!(env.open_bits("b", 1 << 30).is_err(), "a file too short must not be mapped");
     }
 
     #[test]

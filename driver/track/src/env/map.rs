@@ -18,17 +18,10 @@ impl MappedWords {
     pub fn new(file: &File, header_bytes: usize, words: u64) -> io::Result<Self> {
         let len = header_bytes as u64 + words * 8;
         if !header_bytes.is_multiple_of(8) || file.metadata()?.len() < len {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "bitmap file is too short",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "bitmap file is too short"));
         }
         let map = MmapOptions::new().len(len as usize).map_raw(file)?;
-        Ok(Self {
-            map,
-            header_bytes,
-            words,
-        })
+        Ok(Self { map, header_bytes, words })
     }
 
     fn word(&self, word: u64) -> &AtomicU64 {

@@ -82,7 +82,7 @@ pub trait StateFile: Send + Sync + 'static {
     ///
     /// # Errors
     /// I/O error.
-    fn len(&self) -> io::Result<u64>;
+    fn len_bytes(&self) -> io::Result<u64>;
     /// Reads exactly `buf.len()` bytes.
     ///
     /// # Errors
