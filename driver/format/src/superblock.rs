@@ -34,6 +34,8 @@ pub struct Geometry {
 impl Geometry {
     /// 4 MiB regions.
     pub const REGION_SHIFT_DEFAULT: u8 = 13;
+    /// A region is at least one word of the bitmap, so that no word belongs to two regions.
+    pub const REGION_SHIFT_MIN: u8 = 6;
     /// Largest disk: 2^50 bytes (1 PiB); keeps region numbers in 32 bits.
     pub const SIZE_MAX: ByteLen = ByteLen(1 << 50);
 
@@ -63,7 +65,7 @@ impl Geometry {
         if self.size.0 == 0 || self.size > Self::SIZE_MAX {
             return bounds("size_bytes", self.size.0);
         }
-        if !(3..=20).contains(&self.region_shift) {
+        if !(Self::REGION_SHIFT_MIN..=20).contains(&self.region_shift) {
             return bounds("region_shift", self.region_shift.into());
         }
         Ok(self)

@@ -58,8 +58,8 @@ impl<B: SharedBits> Bitmap<B> {
 
     /// The words of a run of regions.
     fn region_words(&self, regions: Range<u32>) -> Range<u64> {
-        let at = |region: u32| (u64::from(region) << self.geometry.region_shift) / 64;
-        at(regions.start)..at(regions.end).max(at(regions.start) + 1)
+        let first_word = |region: u32| (u64::from(region) << self.geometry.region_shift) / 64;
+        first_word(regions.start)..first_word(regions.end)
     }
 
     /// Takes the memory for regions.

@@ -193,8 +193,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// The cycle is committed as `base`: the closed epochs are forgotten.
     ///
     /// # Errors
-    /// If `epoch` is not the one closed by the last point-in-time cut, or the superblock could not
-    /// be written; then the epochs stay dirty, which is safe.
+    /// If `epoch` is not the one closed by the last point-in-time cut, or the backing could not be
+    /// flushed or the superblock not be written; then the epochs stay dirty, which is safe.
     pub fn release(&self, epoch: EpochNo, base: Base) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         let closed = self.newest_closed(&admin);
@@ -206,6 +206,12 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             }
             _ => return Err(wrong_epoch(epoch, closed)),
         }
+        // The point may hold writes that were answered but never flushed. Once the epoch is
+        // forgotten nothing would say that a power loss took them from the backing: flush first.
+        self.backing.sync().map_err(|source| TrackError::Backing {
+            doing: "the flush before the epoch is released",
+            source,
+        })?;
         let current = self.live().current.no;
         let resync = admin.resync_current;
         admin

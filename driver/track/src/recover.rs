@@ -65,6 +65,7 @@ fn create<E: Env, B: Backing>(
     if size.0 == 0 || size > Geometry::SIZE_MAX {
         return Err(TrackError::Unfit(size));
     }
+    assert!(options.region_shift >= Geometry::REGION_SHIFT_MIN);
     let geometry = Geometry { size, region_shift: options.region_shift };
     let (disk, no) = (DiskId::random(), EpochNo(1));
     // A runtime directory may hold bits of a disk whose state was removed: not ours.

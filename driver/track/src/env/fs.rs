@@ -21,6 +21,9 @@ use nix::unistd::{Whence, lseek};
 use super::map::MappedWords;
 use super::{Env, SharedBits, StateFile};
 
+/// Ends the name of a file that is not finished; left only by a crash.
+const UNFINISHED: &str = ".unfinished";
+
 /// State in two directories: one that lasts, one on tmpfs.
 #[derive(Debug)]
 pub struct FsEnv {
@@ -48,6 +51,9 @@ impl FsEnv {
             )));
         }
         let state_handle = File::open(state_dir)?;
+        for name in Self::names(state_dir)?.iter().filter(|name| name.ends_with(UNFINISHED)) {
+            remove_if_there(&state_dir.join(name))?;
+        }
         if let Some(parent) = state_dir.parent() {
             File::open(parent)?.sync_all()?;
         }
@@ -120,9 +126,14 @@ impl Env for FsEnv {
     type Bits = FsBits;
 
     fn create(&self, name: &str, content: &[u8]) -> io::Result<FsFile> {
-        let file = self.create_scratch(name, content)?;
-        self.make_durable(&file, name)?;
-        Ok(file)
+        // Under another name until it is whole and durable: a crash leaves the old file or the new.
+        let path = self.state_dir.join(name);
+        let unfinished = self.state_dir.join(format!("{name}{UNFINISHED}"));
+        let file = Self::new_file(&unfinished, content)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)?;
+        self.state_handle.sync_all()?;
+        Ok(FsFile { file, path })
     }
 
     fn make_durable(&self, file: &FsFile, _name: &str) -> io::Result<()> {

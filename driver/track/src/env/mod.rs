@@ -17,8 +17,8 @@ pub trait Env: Send + Sync + 'static {
     /// Bits that survive the process but not the boot.
     type Bits: SharedBits;
 
-    /// Makes a file of exactly these bytes, replacing any of that name. Both the bytes and the
-    /// name are durable when this returns.
+    /// Makes a file of exactly these bytes, replacing any of that name at once: a crash leaves the
+    /// old file or the whole new one. Both bytes and name are durable when this returns.
     ///
     /// # Errors
     /// Disk full, I/O error, no permission.

@@ -1,0 +1,203 @@
+//! A seeded guest with cycles, restarts and clean stops, and the oracle of what must be true.
+
+use std::collections::BTreeMap;
+
+use backstay_format::control::CutMode;
+use backstay_format::superblock::{Base, Geometry};
+use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SECTOR_BYTES};
+use backstay_track::{OpenOptions, ProtectedDisk};
+use fastrand::Rng;
+
+use super::recorder::{Recorder, Sabotage};
+use super::state::{Machine, Step};
+
+/// Small regions, so that a small disk has more than one block of intents.
+pub const REGION_SHIFT: u8 = Geometry::REGION_SHIFT_MIN;
+/// 5,000 regions: two blocks of the intent map. The last sector is partial.
+pub const SIZE: ByteLen = ByteLen(5_000 * 64 * SECTOR_BYTES - 100);
+
+/// Sectors that are not zero.
+pub type Image = BTreeMap<u64, Vec<u8>>;
+
+/// A point in a log that the oracle knows about.
+#[derive(Debug, Clone)]
+pub enum Mark {
+    /// Every change up to this operation was flushed, and that was answered.
+    Flushed(usize),
+    /// The vault committed a point: the disk as it was at the cut, after this operation.
+    Committed(Image, usize),
+    /// The driver was told so, and answered.
+    Released(usize),
+}
+
+/// A recorded run and what is known of it.
+pub struct Run {
+    /// The machine and its log.
+    pub recorder: Recorder,
+    /// What the marks in the log mean.
+    pub marks: Vec<Mark>,
+    /// For each sector every content it had, with the operation that gave it.
+    pub history: BTreeMap<u64, Vec<(usize, Vec<u8>)>>,
+}
+
+type Disk = ProtectedDisk<Recorder, Recorder>;
+
+/// Opens the disk of a recorded machine.
+pub fn open(recorder: &Recorder) -> Result<Disk, backstay_track::TrackError> {
+    let options = OpenOptions { region_shift: REGION_SHIFT, ..OpenOptions::default() };
+    ProtectedDisk::open(recorder.clone(), recorder.clone(), options)
+}
+
+struct Guest {
+    run: Run,
+    disk: Disk,
+    rng: Rng,
+    op: usize,
+    cycle: u64,
+    /// The open cycle: its epoch, the disk at its cut, the operation before it.
+    cut: Option<(EpochNo, Image, usize)>,
+    shipped_once: bool,
+    hot: Vec<u64>,
+}
+
+/// Runs a workload of so many operations.
+pub fn run(seed: u64, operations: usize, sabotage: Sabotage) -> Run {
+    let recorder = Recorder::new(Machine::default(), SIZE, sabotage);
+    let disk = open(&recorder).expect("a new disk opens");
+    let mut rng = Rng::with_seed(seed);
+    let hot = (0..6).map(|_| rng.u64(0..SIZE.0 / SECTOR_BYTES)).collect();
+    let run = Run { recorder, marks: vec![], history: BTreeMap::new() };
+    let mut guest = Guest { run, disk, rng, op: 0, cycle: 0, cut: None, shipped_once: false, hot };
+    for _ in 0..operations {
+        guest.step();
+    }
+    guest.run
+}
+
+impl Guest {
+    fn step(&mut self) {
+        self.op += 1;
+        match self.rng.u32(0..100) {
+            0..58 => self.write(),
+            58..64 => self.discard(),
+            64..74 => {
+                self.disk.flush().expect("flush");
+                self.mark(Mark::Flushed(self.op));
+            }
+            74..94 => self.cycle(),
+            94..96 => self.disk.fold_back_open().map(|()| self.cut = None).expect("fold back"),
+            96..98 => self.restart(false),
+            _ => self.restart(true),
+        }
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        self.run.recorder.mark(self.run.marks.len());
+        self.run.marks.push(mark);
+    }
+
+    fn place(&mut self, max_sectors: u64) -> (ByteOffset, u64) {
+        let near = if self.rng.bool() {
+            self.hot[self.rng.usize(0..self.hot.len())]
+        } else {
+            self.rng.u64(0..SIZE.0 / SECTOR_BYTES)
+        };
+        let mut offset = near * SECTOR_BYTES;
+        let mut len = self.rng.u64(1..=max_sectors) * SECTOR_BYTES;
+        if self.rng.u32(0..5) == 0 {
+            offset += self.rng.u64(0..SECTOR_BYTES);
+            len = self.rng.u64(1..=len);
+        }
+        let offset = offset.min(SIZE.0 - 1);
+        (ByteOffset(offset), len.min(SIZE.0 - offset))
+    }
+
+    fn write(&mut self) {
+        let (offset, len) = self.place(24);
+        let data: Vec<u8> = (0..len)
+            .map(|i| (self.op as u8).wrapping_mul(31) ^ (i / SECTOR_BYTES) as u8 | 1)
+            .collect();
+        self.disk.write(offset, &data).expect("write");
+        self.remember(offset, len);
+    }
+
+    fn discard(&mut self) {
+        let (offset, len) = self.place(200);
+        self.disk.discard(offset, ByteLen(len)).expect("discard");
+        self.remember(offset, len);
+    }
+
+    /// Notes the content of every sector an operation touched.
+    fn remember(&mut self, offset: ByteOffset, len: u64) {
+        let recording = self.run.recorder.recording();
+        for sector in offset.0 / SECTOR_BYTES..(offset.0 + len).div_ceil(SECTOR_BYTES) {
+            let content = recording.now.backing.get(&sector).cloned().unwrap_or_default();
+            self.run.history.entry(sector).or_default().push((self.op, content));
+        }
+    }
+
+    /// Goes one step further with a cycle.
+    fn cycle(&mut self) {
+        let Some((epoch, image, cut_op)) = self.cut.take() else {
+            if self.disk.status().resync.is_some() || self.rng.u32(0..6) == 0 {
+                self.disk.cut(CutMode::Fuzzy).expect("fuzzy cut");
+                if self.rng.bool() {
+                    self.op += 1;
+                    self.write();
+                }
+            }
+            let info = self.disk.cut(CutMode::PointInTime).expect("cut");
+            let image = self.run.recorder.recording().now.backing.clone();
+            self.cut = Some((info.epoch, image, self.op));
+            return;
+        };
+        match self.rng.u32(0..10) {
+            0 => self.disk.fold_back(epoch).expect("fold back"),
+            1..4 => {
+                // Goes on a while; sometimes past the seal.
+                if self.rng.bool() {
+                    self.disk.seal(epoch).expect("seal");
+                }
+                self.cut = Some((epoch, image, cut_op));
+            }
+            _ => {
+                let sealed = self.disk.seal(epoch).expect("seal");
+                assert_eq!(sealed.lost, None);
+                self.cycle += 1;
+                self.mark(Mark::Committed(image, cut_op));
+                // A sidecar that dies between commit and release is folded back.
+                if self.rng.u32(0..8) == 0 {
+                    self.disk.fold_back_open().expect("fold back");
+                    return;
+                }
+                let base = Base {
+                    vault_disk: DiskId::from_bytes([1; 16]),
+                    cycle: CycleNo(self.cycle),
+                    point: PointId::from_bytes([self.cycle as u8; 16]),
+                };
+                self.disk.release(epoch, base).expect("release");
+                self.shipped_once = true;
+                self.mark(Mark::Released(cut_op));
+            }
+        }
+    }
+
+    /// Stops, cleanly or not, and starts again in the same boot.
+    fn restart(&mut self, clean: bool) {
+        if clean {
+            self.disk.close().expect("close");
+        }
+        self.cut = None;
+        self.disk = open(&self.run.recorder).expect("open again");
+    }
+}
+
+impl Run {
+    /// Marks passed before step `at` of the log.
+    pub fn marks_before(&self, log: &[Step], at: usize) -> impl DoubleEndedIterator<Item = &Mark> {
+        log[..at.min(log.len())].iter().filter_map(|step| match step {
+            Step::Mark(mark) => Some(&self.marks[*mark]),
+            _ => None,
+        })
+    }
+}
