@@ -1,6 +1,7 @@
 //! Recovers a machine after a crash and looks for lost writes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use backstay_format::control::{CutMode, FoundState};
 
@@ -32,13 +33,19 @@ pub fn recover(machine: Machine) -> Result<Recovered, String> {
     let disk = open(&recorder).map_err(|e| format!("the disk cannot be opened: {e}"))?;
     let steps = recorder.recording().log.len();
     let info = disk.cut(CutMode::Fuzzy).map_err(|e| format!("no cut after recovery: {e}"))?;
-    let name = info.dirty.to_string_lossy().into_owned();
-    let mut dirty = BTreeSet::new();
-    for (&word, &bits) in &recorder.recording().now.bits[&name].words {
-        dirty.extend((0..64).filter(|i| bits & (1 << i) != 0).map(|i| word * 64 + i));
-    }
+    let dirty = sectors_set(&recorder, &info.dirty);
     let whole_disk = info.whole_disk.is_some();
     Ok(Recovered { found: disk.found(), whole_disk, dirty, recorder, steps })
+}
+
+/// The sectors set in a bitmap of a recorded machine.
+pub fn sectors_set(recorder: &Recorder, bits: &Path) -> BTreeSet<u64> {
+    let name = bits.to_string_lossy().into_owned();
+    let mut sectors = BTreeSet::new();
+    for (&word, &bits) in &recorder.recording().now.bits[&name].words {
+        sectors.extend((0..64).filter(|i| bits & (1 << i) != 0).map(|i| word * 64 + i));
+    }
+    sectors
 }
 
 /// Checks what must hold after a crash in step `at` of a run.

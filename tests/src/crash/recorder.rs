@@ -28,6 +28,28 @@ pub enum Sabotage {
     BitsNotShared,
 }
 
+/// What fails from now on.
+#[derive(Debug, Default, Clone)]
+pub struct Faults {
+    /// Files whose name starts with one of these cannot be written or made.
+    pub files: Vec<&'static str>,
+    /// No memory for bits.
+    pub no_memory: bool,
+    /// The backing cannot be read.
+    pub backing_read: bool,
+    /// The backing cannot be written.
+    pub backing_write: bool,
+    /// The backing cannot be flushed.
+    pub backing_sync: bool,
+    /// When the backing says it was modified.
+    pub mtime_unix_ns: u64,
+}
+
+fn io_error(fails: bool) -> io::Result<()> {
+    // EIO, as a broken disk answers.
+    if fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+}
+
 /// A machine and what was done to it since it was made.
 #[derive(Debug)]
 pub struct Recording {
@@ -47,6 +69,7 @@ pub struct Recorder {
     shared: Arc<Mutex<Recording>>,
     sabotage: Sabotage,
     size: ByteLen,
+    faults: Arc<Mutex<Faults>>,
 }
 
 impl Recorder {
@@ -55,12 +78,21 @@ impl Recorder {
         let next_file = start.files.keys().max().map_or(1, |id| id + 1);
         let recording =
             Recording { now: start.clone(), start, log: vec![], next_file, clock: 1_000 };
-        Self { shared: Arc::new(Mutex::new(recording)), sabotage, size }
+        Self { shared: Arc::new(Mutex::new(recording)), sabotage, size, faults: Arc::default() }
     }
 
     /// The recording.
     pub fn recording(&self) -> MutexGuard<'_, Recording> {
         self.shared.lock().unwrap()
+    }
+
+    /// What fails; changes hold from now on.
+    pub fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap()
+    }
+
+    fn check_file(&self, name: &str) -> io::Result<()> {
+        io_error(self.faults().files.iter().any(|start| name.starts_with(start)))
     }
 
     /// Remembers a point of the workload in the log.
@@ -98,6 +130,7 @@ impl Env for Recorder {
     type Bits = RecordedBits;
 
     fn create(&self, name: &str, content: &[u8]) -> io::Result<RecordedFile> {
+        self.check_file(name)?;
         let mut recording = self.recording();
         let id = recording.new_file(content);
         recording.record(Step::SyncFile(id));
@@ -108,6 +141,7 @@ impl Env for Recorder {
     }
 
     fn create_scratch(&self, name: &str, content: &[u8]) -> io::Result<RecordedFile> {
+        self.check_file(name)?;
         let mut recording = self.recording();
         if recording.now.names.contains_key(name) {
             recording.record(Step::Unlink(name.into()));
@@ -202,11 +236,13 @@ impl StateFile for RecordedFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.recorder.check_file(&self.name)?;
         self.recorder.recording().record(Step::Write(self.id, offset, data.to_vec()));
         Ok(())
     }
 
     fn write_durable(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.recorder.check_file(&self.name)?;
         let intents = self.name.starts_with("intents-");
         let superblock = self.name == "super";
         let mut recording = self.recorder.recording();
@@ -254,6 +290,9 @@ impl SharedBits for RecordedBits {
     }
 
     fn reserve(&self, _words: Range<u64>) -> io::Result<()> {
+        if self.recorder.faults().no_memory {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         Ok(())
     }
 
@@ -274,6 +313,7 @@ impl Backing for Recorder {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
+        io_error(self.faults().backing_read)?;
         let recording = self.recording();
         let range = SectorRange::covering(offset, ByteLen(buf.len() as u64));
         let whole = sectors_of(&recording.now, range);
@@ -283,6 +323,7 @@ impl Backing for Recorder {
     }
 
     fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
+        io_error(self.faults().backing_write)?;
         let mut recording = self.recording();
         let range = SectorRange::covering(offset, ByteLen(data.len() as u64));
         let mut whole = sectors_of(&recording.now, range);
@@ -301,6 +342,7 @@ impl Backing for Recorder {
     }
 
     fn sync(&self) -> io::Result<()> {
+        io_error(self.faults().backing_sync)?;
         if self.sabotage != Sabotage::BackingNotSynced {
             self.recording().record(Step::SyncBacking);
         }
@@ -308,7 +350,7 @@ impl Backing for Recorder {
     }
 
     fn mtime_unix_ns(&self) -> io::Result<u64> {
-        Ok(0)
+        Ok(self.faults().mtime_unix_ns)
     }
 }
 

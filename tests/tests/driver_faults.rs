@@ -1,0 +1,301 @@
+//! I4: trouble of the state directory, its memory or the change log never fails a guest's write,
+//! and never makes the driver forget one. And what recovery says to damaged state.
+
+use std::collections::BTreeSet;
+
+use backstay_format::control::{CutMode, FoundState};
+use backstay_format::superblock::{Base, Resync};
+use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId};
+use backstay_tests::crash::check::sectors_set;
+use backstay_tests::crash::recorder::{Recorder, Sabotage};
+use backstay_tests::crash::state::Machine;
+use backstay_tests::crash::workload::{SIZE, open};
+use backstay_track::{ProtectedDisk, TrackError};
+
+type Disk = ProtectedDisk<Recorder, Recorder>;
+
+fn recorder() -> Recorder {
+    Recorder::new(Machine::default(), SIZE, Sabotage::None)
+}
+
+fn write(disk: &Disk, sector: u64) {
+    disk.write(ByteOffset(sector * 512), &[sector as u8 | 1; 512]).expect("the guest's write");
+}
+
+fn base(cycle: u64) -> Base {
+    Base {
+        vault_disk: DiskId::from_bytes([1; 16]),
+        cycle: CycleNo(cycle),
+        point: PointId::from_bytes([cycle as u8; 16]),
+    }
+}
+
+/// A disk that was shipped once.
+fn shipped(recorder: &Recorder) -> Disk {
+    let disk = open(recorder).unwrap();
+    disk.cut(CutMode::Fuzzy).unwrap();
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    disk.seal(epoch).unwrap();
+    disk.release(epoch, base(1)).unwrap();
+    assert_eq!(disk.status().resync, None);
+    disk
+}
+
+/// What the next cycle would ship.
+fn dirty(recorder: &Recorder, disk: &Disk) -> BTreeSet<u64> {
+    let info = disk.cut(CutMode::PointInTime).unwrap();
+    let sectors = sectors_set(recorder, &info.dirty);
+    disk.fold_back(info.epoch).unwrap();
+    sectors
+}
+
+#[test]
+fn unwritable_intents_cost_a_resync_and_no_write() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 5);
+    recorder.faults().files = vec!["intents-"];
+    write(&disk, 5); // has its intent
+    write(&disk, 100_000); // cannot get one
+    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable));
+    drop(disk);
+    recorder.reboot();
+    recorder.faults().files.clear();
+    let disk = open(&recorder).unwrap();
+    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable), "it must outlive the boot");
+    assert!(disk.status().warning.unwrap().contains("state directory"));
+}
+
+#[test]
+fn no_memory_for_bits_costs_a_resync_and_no_write() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    recorder.faults().no_memory = true;
+    write(&disk, 5);
+    disk.discard(ByteOffset(0), ByteLen(1 << 20)).unwrap();
+    assert_eq!(disk.status().resync, Some(Resync::NoMemory));
+    recorder.faults().no_memory = false;
+    write(&disk, 7);
+    // Copy-before-write keeps only sectors known to be dirty: no point in time without a pass
+    // over the whole disk first.
+    assert!(matches!(disk.cut(CutMode::PointInTime), Err(TrackError::Order(_))));
+    assert_eq!(disk.cut(CutMode::Fuzzy).unwrap().whole_disk, Some(Resync::NoMemory));
+}
+
+/// Cuts with sector 9 dirty, does `trouble`, overwrites it, and seals.
+fn lose_point_in_time(trouble: impl Fn(&Recorder, &Disk), says: &str) {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    trouble(&recorder, &disk);
+    write(&disk, 9);
+    write(&disk, 50);
+    let lost = disk.seal(epoch).unwrap().lost.expect("the sidecar must be told");
+    assert!(lost.contains(says), "{lost}");
+    assert!(matches!(disk.release(epoch, base(2)), Err(TrackError::Order(_))));
+    disk.fold_back(epoch).unwrap();
+    recorder.faults().files.clear();
+    recorder.faults().backing_read = false;
+    assert!(disk.status().warning.unwrap().contains(says));
+    let dirty = dirty(&recorder, &disk);
+    assert!(dirty.contains(&9) && dirty.contains(&50), "{dirty:?}");
+}
+
+#[test]
+fn change_log_at_its_limit_costs_the_point_in_time() {
+    lose_point_in_time(|_, disk| disk.set_change_log_limit(ByteLen(4096 + 1023)), "limit");
+}
+
+#[test]
+fn unwritable_change_log_costs_the_point_in_time() {
+    lose_point_in_time(|recorder, _| recorder.faults().files = vec!["log-"], "change log");
+}
+
+#[test]
+fn unreadable_old_content_costs_the_point_in_time() {
+    lose_point_in_time(|recorder, _| recorder.faults().backing_read = true, "old content");
+}
+
+#[test]
+fn a_cut_that_cannot_be_made_changes_nothing() {
+    for broken in ["intents-", "log-", "super"] {
+        let recorder = recorder();
+        let disk = shipped(&recorder);
+        write(&disk, 9);
+        recorder.faults().files = vec![broken];
+        disk.cut(CutMode::PointInTime).expect_err(broken);
+        write(&disk, 9);
+        recorder.faults().files.clear();
+        assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]), "{broken}");
+    }
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    recorder.faults().no_memory = true;
+    disk.cut(CutMode::PointInTime).expect_err("no memory");
+    write(&disk, 9);
+    recorder.faults().no_memory = false;
+    assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]));
+}
+
+#[test]
+fn a_release_that_cannot_be_made_durable_keeps_everything_dirty() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    disk.seal(epoch).unwrap();
+    recorder.faults().files = vec!["super"];
+    disk.release(epoch, base(2)).expect_err("the superblock cannot be written");
+    recorder.faults().files.clear();
+    recorder.faults().backing_sync = true;
+    disk.release(epoch, base(2)).expect_err("the backing cannot be flushed");
+    recorder.faults().backing_sync = false;
+    disk.fold_back(epoch).unwrap();
+    assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]));
+    assert_eq!(disk.status().base, Some(base(1)));
+}
+
+#[test]
+fn the_guest_sees_the_backings_errors_and_no_others() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    recorder.faults().backing_write = true;
+    let error = disk.write(ByteOffset(512), &[1; 512]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc_eio()));
+    recorder.faults().backing_write = false;
+    recorder.faults().backing_read = true;
+    assert_eq!(disk.read(ByteOffset(0), &mut [0; 512]).unwrap_err().raw_os_error(), Some(5));
+    recorder.faults().backing_read = false;
+    recorder.faults().backing_sync = true;
+    assert!(disk.flush().is_err());
+    recorder.faults().backing_sync = false;
+    assert_eq!(disk.status().counters.io_errors, 3);
+    // A write that failed may have reached the backing in part.
+    assert!(dirty(&recorder, &disk).contains(&1));
+    assert!(disk.write(ByteOffset(SIZE.0), &[1]).is_err(), "beyond the end");
+    assert!(disk.write(ByteOffset(u64::MAX), &[1]).is_err(), "beyond all ends");
+}
+
+fn libc_eio() -> i32 {
+    5
+}
+
+#[test]
+fn cycles_out_of_order_are_refused() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    assert!(matches!(disk.seal(EpochNo(1)), Err(TrackError::WrongEpoch { .. })));
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    assert!(matches!(disk.cut(CutMode::PointInTime), Err(TrackError::Order(_))));
+    assert!(disk.release(epoch.next(), base(2)).is_err());
+    assert!(disk.fold_back(epoch.next()).is_err());
+    disk.seal(epoch).unwrap();
+    disk.release(epoch, base(2)).unwrap();
+    assert!(disk.release(epoch, base(2)).is_err(), "released already");
+}
+
+/// Stops, cleanly or not, lets `damage` at the machine and opens again.
+fn reopen_after(
+    clean: bool,
+    damage: impl FnOnce(&mut Machine),
+) -> (Recorder, Result<Disk, TrackError>) {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    disk.flush().unwrap();
+    if clean {
+        disk.close().unwrap();
+    }
+    drop(disk);
+    recorder.reboot();
+    damage(&mut recorder.recording().now);
+    let disk = open(&recorder);
+    (recorder, disk)
+}
+
+fn flip(machine: &mut Machine, name: &str, at: usize) {
+    let (_, file) = machine.names.iter().find(|(n, _)| n.starts_with(name)).expect("file");
+    machine.files.get_mut(file).unwrap()[at] ^= 1;
+}
+
+#[test]
+fn what_a_restart_finds() {
+    let (recorder, disk) = reopen_after(true, |_| ());
+    let disk = disk.unwrap();
+    assert_eq!(disk.found(), FoundState::Clean);
+    assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]), "a clean stop is exact");
+
+    let (recorder, disk) = reopen_after(false, |_| ());
+    let disk = disk.unwrap();
+    assert_eq!(disk.found(), FoundState::OtherBoot);
+    assert_eq!(dirty(&recorder, &disk), (0..64).collect(), "the region of sector 9");
+}
+
+#[test]
+fn damaged_state_means_everything_is_dirty() {
+    for (clean, file, at) in [(true, "clean", 4096), (true, "clean", 40), (false, "intents-", 9)] {
+        let (_, disk) = reopen_after(clean, |machine| flip(machine, file, at));
+        let disk = disk.unwrap();
+        assert_eq!(disk.found(), FoundState::Damaged, "{file} {at}");
+        assert_eq!(disk.status().resync, Some(Resync::ChangeLogDamaged), "{file} {at}");
+    }
+    // A torn block of intents says only that its own regions are dirty.
+    let (recorder, disk) = reopen_after(false, |machine| flip(machine, "intents-", 4096 + 20));
+    let disk = disk.unwrap();
+    assert_eq!(disk.found(), FoundState::OtherBoot);
+    assert!(dirty(&recorder, &disk).len() >= 3968 * 64);
+    for gone in ["clean", "intents-"] {
+        let (_, disk) = reopen_after(gone == "clean", |machine| {
+            machine.names.retain(|name, _| !name.starts_with(gone));
+        });
+        assert_eq!(disk.unwrap().status().resync, Some(Resync::ChangeLogDamaged), "{gone}");
+    }
+}
+
+#[test]
+fn an_unusable_superblock_stops_the_start() {
+    let (_, disk) = reopen_after(false, |machine| {
+        flip(machine, "super", 100);
+        flip(machine, "super", 4096 + 100);
+    });
+    let error = disk.err().expect("must not open").to_string();
+    assert!(error.contains("superblock") && error.contains("move it away"), "{error}");
+
+    // A version from the future, well formed.
+    let (_, disk) = reopen_after(false, |machine| {
+        let id = machine.names["super"];
+        for slot in machine.files.get_mut(&id).unwrap().chunks_exact_mut(4096) {
+            slot[8] = 9;
+            let crc = crc32c::crc32c(&slot[..4092]);
+            slot[4092..].copy_from_slice(&crc.to_le_bytes());
+        }
+    });
+    let error = disk.err().expect("must not open").to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
+
+#[test]
+fn another_size_stops_the_start() {
+    let recorder = recorder();
+    drop(shipped(&recorder));
+    let machine = recorder.recording().now.clone();
+    for size in [ByteLen(SIZE.0 - 512), ByteLen(SIZE.0 + 512)] {
+        let other = Recorder::new(machine.clone(), size, Sabotage::None);
+        assert!(matches!(open(&other), Err(TrackError::Size { .. })));
+        assert!(other.recording().log.is_empty(), "nothing may be changed");
+    }
+}
+
+#[test]
+fn a_backing_changed_behind_the_drivers_back_is_noticed() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    recorder.faults().mtime_unix_ns = 77;
+    disk.close().unwrap();
+    assert!(disk.write(ByteOffset(0), &[1]).is_err(), "closed");
+    recorder.faults().mtime_unix_ns = 78;
+    let disk = open(&recorder).unwrap();
+    assert_eq!(disk.status().resync, Some(Resync::BackingChanged));
+}
