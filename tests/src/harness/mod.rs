@@ -1,0 +1,11 @@
+//! Real disks for tests: folders, the `backstay` command, loop devices, mounts, stamped writers.
+//!
+//! These tests need root, /dev/fuse and loop devices, and fail loudly without. Everything a test
+//! made is taken down when its [`Host`] is dropped, also after a panic, and only what it made.
+
+pub mod command;
+pub mod host;
+pub mod stamp;
+
+pub use command::{must, run};
+pub use host::{Disk, FsMount, Host};
