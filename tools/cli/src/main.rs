@@ -1,2 +1,62 @@
-//! The `backstay` command.
-fn main() {}
+//! The `backstay` command: one file a verb, each thin over the crates that do the work.
+
+mod context;
+mod exit;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use context::{Context, Globals};
+
+/// Disaster recovery for Linux disks: protect a disk, ship its changes in cycles to a vault, get
+/// any recovery point back byte for byte.
+#[derive(Parser)]
+#[command(name = "backstay", version, arg_required_else_help = true, after_help = exit::HELP)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Mount(verbs::mount::Mount),
+    Attach(verbs::attach::Attach),
+    Detach(verbs::detach::Detach),
+    Umount(verbs::umount::Umount),
+    Cycle(verbs::cycle::Cycle),
+    Sidecar(verbs::sidecar::Sidecar),
+    Points(verbs::points::Points),
+    Verify(verbs::verify::Verify),
+    Restore(verbs::restore::Restore),
+    Status(verbs::status::Status),
+    Completions(verbs::docs::Completions),
+    Man(verbs::docs::Man),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit::report(run(cli))
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    cli.globals.start_logging();
+    let context = Context::new(cli.globals)?;
+    match cli.verb {
+        Verb::Mount(verb) => verb.run(&context),
+        Verb::Attach(verb) => verb.run(&context),
+        Verb::Detach(verb) => verb.run(&context),
+        Verb::Umount(verb) => verb.run(&context),
+        Verb::Cycle(verb) => verb.run(&context),
+        Verb::Sidecar(verb) => verb.run(&context),
+        Verb::Points(verb) => verb.run(&context),
+        Verb::Verify(verb) => verb.run(&context),
+        Verb::Restore(verb) => verb.run(&context),
+        Verb::Status(verb) => verb.run(&context),
+        Verb::Completions(verb) => verb.run::<Cli>(),
+        Verb::Man(verb) => verb.run::<Cli>(),
+    }
+}

@@ -1,0 +1,78 @@
+//! Backing files and devices: opening them for one driver alone, and reading and writing them.
+//!
+//! Two engines read and write; which one is the default was measured (docs/decisions/0002).
+
+mod buffered;
+mod direct;
+mod open;
+
+use std::io;
+
+use backstay_format::{ByteLen, ByteOffset};
+use backstay_track::Backing;
+
+pub use open::{Engine, OpenError, open};
+
+use buffered::Buffered;
+use direct::Direct;
+
+/// An open backing.
+pub enum AnyBacking {
+    /// Through the page cache.
+    Buffered(Buffered),
+    /// Past the page cache.
+    Direct(Direct),
+}
+
+impl AnyBacking {
+    /// The engine's name.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Buffered(_) => Engine::Buffered,
+            Self::Direct(_) => Engine::Direct,
+        }
+    }
+
+    /// The file, for what does not go through the engine.
+    #[must_use]
+    pub fn file(&self) -> &std::fs::File {
+        match self {
+            Self::Buffered(b) => b.file(),
+            Self::Direct(d) => d.file(),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $b:ident => $call:expr) => {
+        match $self {
+            AnyBacking::Buffered($b) => $call,
+            AnyBacking::Direct($b) => $call,
+        }
+    };
+}
+
+impl Backing for AnyBacking {
+    fn size(&self) -> ByteLen {
+        each!(self, b => b.size())
+    }
+    fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
+        each!(self, b => b.read_at(buf, offset))
+    }
+    fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
+        each!(self, b => b.write_at(data, offset))
+    }
+    fn punch(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        each!(self, b => b.punch(offset, len))
+    }
+    fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        each!(self, b => b.zero(offset, len))
+    }
+    fn sync(&self) -> io::Result<()> {
+        each!(self, b => b.sync())
+    }
+    fn mtime_unix_ns(&self) -> io::Result<u64> {
+        each!(self, b => b.mtime_unix_ns())
+    }
+}

@@ -1,0 +1,162 @@
+//! Opening a backing for one driver alone.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use backstay_format::ByteLen;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{AnyBacking, buffered::Buffered, direct::Direct};
+
+/// How a backing is read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// pread and pwrite through the page cache.
+    #[default]
+    Buffered,
+    /// O_DIRECT through io_uring with registered buffers.
+    Direct,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Buffered => "buffered",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+impl FromStr for Engine {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" | "buffered" => Ok(Self::Buffered),
+            "direct" => Ok(Self::Direct),
+            _ => Err(format!("{text:?} is not an engine: auto, buffered or direct")),
+        }
+    }
+}
+
+/// Why a backing was not opened. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another driver has it.
+    #[error("{0} is in use by another driver or program that locked it; stop that one first")]
+    Locked(PathBuf),
+    /// The device is mounted or otherwise claimed.
+    #[error("{0} is in use (mounted, or claimed by the kernel); unmount it first")]
+    Busy(PathBuf),
+    /// A loop device writes to the file behind a driver's back.
+    #[error(
+        "{file} is attached to {device}, which would write to it behind the driver's back; \
+         detach it first (losetup -d {device})"
+    )]
+    Looped {
+        /// The file.
+        file: PathBuf,
+        /// The loop device.
+        device: String,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{0} is neither a file nor a block device")]
+    NotADisk(PathBuf),
+    /// The system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The backing.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+}
+
+/// Opens a file or block device for this driver alone. The lock lasts as long as the backing.
+///
+/// # Errors
+/// If it is missing, in use, or not a disk.
+pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
+    let failed = |source| OpenError::Io { path: path.into(), source };
+    let kind = fs::metadata(path).map_err(failed)?.file_type();
+    let device = kind.is_block_device();
+    if !device && !kind.is_file() {
+        return Err(OpenError::NotADisk(path.into()));
+    }
+    let open_with = |flags: i32| {
+        OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_CLOEXEC).open(path)
+    };
+    // On a block device O_EXCL asks the kernel that nobody has it mounted or claimed.
+    let exclusive = if device { libc::O_EXCL } else { 0 };
+    let file = open_with(exclusive).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => OpenError::Busy(path.into()),
+        _ => failed(e),
+    })?;
+    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked(path.into()),
+        e => failed(e.into()),
+    })?;
+    if !device && let Some(loop_device) = loop_device_on(&file).map_err(failed)? {
+        return Err(OpenError::Looped { file: path.into(), device: loop_device });
+    }
+    let size = if device { device_bytes(&file) } else { file.metadata().map(|m| m.len()) };
+    let size = ByteLen(size.map_err(failed)?);
+    Ok(match engine {
+        Engine::Buffered => AnyBacking::Buffered(Buffered::new(file, size, device)),
+        Engine::Direct => {
+            let direct = open_with(libc::O_DIRECT).map_err(failed)?;
+            AnyBacking::Direct(Direct::new(file, direct, size, device).map_err(failed)?)
+        }
+    })
+}
+
+/// A device's size: where its end is.
+fn device_bytes(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+/// A loop device attached to this very file, if there is one.
+fn loop_device_on(file: &File) -> io::Result<Option<String>> {
+    let ours = file.metadata()?;
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
+            continue;
+        };
+        if let Ok(theirs) = fs::metadata(backing.trim_end())
+            && (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino())
+        {
+            return Ok(Some(format!("/dev/{}", entry.file_name().to_string_lossy())));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backing_is_opened_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        fs::write(&path, [0; 4096]).unwrap();
+        let first = open(&path, Engine::Buffered).unwrap();
+        assert!(matches!(open(&path, Engine::Buffered), Err(OpenError::Locked(_))));
+        drop(first);
+        open(&path, Engine::Direct).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(open(dir.path(), Engine::Buffered), Err(OpenError::NotADisk(_))));
+        let missing = dir.path().join("missing");
+        let Err(error) = open(&missing, Engine::Buffered) else { panic!("opened {missing:?}") };
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+}

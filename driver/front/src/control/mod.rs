@@ -1,0 +1,8 @@
+//! The control socket: messages of `backstay_format::control` over a unix stream socket.
+
+mod client;
+mod frame;
+mod server;
+
+pub use client::{ClientError, ControlClient};
+pub use server::{Identity, Server};

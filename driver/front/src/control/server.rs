@@ -1,0 +1,256 @@
+//! The server: a thread a connection, a bounded number of them, one lease.
+//!
+//! Whoever connects must be root or the driver's own user. Bytes that are no message end the
+//! connection and nothing else. When the connection that holds the lease ends, whatever it left
+//! open is folded back.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use backstay_format::DiskName;
+use backstay_format::control::{
+    ControlError, CutReply, DriverStatus, ErrorCode, Request, Response,
+};
+use backstay_track::env::Env;
+use backstay_track::{Backing, CutInfo, ProtectedDisk, TrackError};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use super::frame::{FrameError, receive, send};
+
+/// Most connections at a time.
+const CONNECTIONS_MAX: usize = 16;
+
+/// What the driver knows of itself beside its disk.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The disk's name.
+    pub name: DiskName,
+    /// The backing file or device.
+    pub backing: PathBuf,
+    /// The file that is served.
+    pub served: PathBuf,
+    /// How the backing is read and written.
+    pub engine: String,
+}
+
+/// What all connections share.
+pub struct Server<E: Env, B: Backing> {
+    disk: Arc<ProtectedDisk<E, B>>,
+    identity: Identity,
+    lease: Mutex<Option<String>>,
+    connections: AtomicUsize,
+    stop: Box<dyn Fn() + Send + Sync>,
+}
+
+impl<E: Env, B: Backing> Server<E, B> {
+    /// Listens on a socket, in place of one that a dead driver left.
+    ///
+    /// # Errors
+    /// If the socket cannot be made.
+    pub fn start(
+        socket: &Path,
+        disk: Arc<ProtectedDisk<E, B>>,
+        identity: Identity,
+        stop: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        match fs::remove_file(socket) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(socket)?;
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+        let server = Arc::new(Self {
+            disk,
+            identity,
+            lease: Mutex::new(None),
+            connections: AtomicUsize::new(0),
+            stop: Box::new(stop),
+        });
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || server.accept_all(&listener))?;
+        Ok(())
+    }
+
+    fn accept_all(self: Arc<Self>, listener: &UnixListener) {
+        for stream in listener.incoming().flatten() {
+            let allowed = getsockopt(&stream, PeerCredentials)
+                .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
+            if !allowed {
+                tracing::warn!("control socket: a user without the right to it was turned away");
+                continue;
+            }
+            if self.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+                self.connections.fetch_sub(1, Ordering::SeqCst);
+                let _ = send(&mut &stream, &refuse(ErrorCode::Busy, "too many connections"));
+                continue;
+            }
+            let server = Arc::clone(&self);
+            let serve = move || {
+                Connection { server: &server, leased: false }.serve(&stream);
+                server.connections.fetch_sub(1, Ordering::SeqCst);
+            };
+            if thread::Builder::new().name("control-peer".into()).spawn(serve).is_err() {
+                self.connections.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn status(&self) -> DriverStatus {
+        let track = self.disk.status();
+        let identity = self.identity.clone();
+        DriverStatus {
+            name: identity.name,
+            disk: track.disk,
+            pid: std::process::id(),
+            backing: identity.backing,
+            served: identity.served,
+            size: track.size,
+            found: track.found,
+            started_unix_ns: track.started_unix_ns,
+            engine: identity.engine,
+            epoch: track.epoch,
+            open_cut: track.open_cut,
+            lease: self.lease().clone(),
+            base: track.base,
+            resync: track.resync,
+            dirty_sectors: track.dirty_sectors,
+            change_log_limit: track.change_log_limit,
+            change_log_used: track.change_log_used,
+            counters: track.counters,
+            warning: track.warning,
+        }
+    }
+
+    fn lease(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One client.
+struct Connection<'a, E: Env, B: Backing> {
+    server: &'a Server<E, B>,
+    leased: bool,
+}
+
+impl<E: Env, B: Backing> Connection<'_, E, B> {
+    fn serve(&mut self, mut stream: &UnixStream) {
+        loop {
+            let answer = match receive::<Request>(&mut stream) {
+                Ok(Some(request)) => self.answer(request),
+                Ok(None) => return,
+                Err(FrameError::Io(_)) => return,
+                Err(FrameError::Format(e)) => {
+                    // What follows cannot be told apart from the rest of this: hang up.
+                    let _ = send(&mut stream, &refuse(ErrorCode::Malformed, &e.to_string()));
+                    return;
+                }
+            };
+            if send(&mut stream, &answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        let disk = &self.server.disk;
+        let done = |result: Result<(), TrackError>| match result {
+            Ok(()) => Response::Done,
+            Err(e) => failed(&e),
+        };
+        match request {
+            Request::Status => return Response::Status(Box::new(self.server.status())),
+            Request::Stop => {
+                (self.server.stop)();
+                return Response::Done;
+            }
+            Request::Lease { client } => return self.take_lease(client),
+            _ if !self.leased => return refuse(ErrorCode::Order, "take the lease first"),
+            _ => {}
+        }
+        match request {
+            Request::Cut { mode } => match disk.cut(mode) {
+                Ok(info) => Response::Cut(Box::new(cut_reply(info))),
+                Err(e) => failed(&e),
+            },
+            Request::Seal { epoch } => match disk.seal(epoch) {
+                Ok(sealed) => Response::Sealed { log_end: sealed.log_end, lost: sealed.lost },
+                Err(e) => failed(&e),
+            },
+            Request::Release { epoch, base } => done(disk.release(epoch, base)),
+            Request::FoldBack { epoch } => done(disk.fold_back(epoch)),
+            Request::RequireResync { reason } => done(disk.require_resync(reason)),
+            Request::SetLimits { change_log } => {
+                disk.set_change_log_limit(change_log);
+                Response::Done
+            }
+            Request::Status | Request::Stop | Request::Lease { .. } => {
+                refuse(ErrorCode::Malformed, "asked twice")
+            }
+        }
+    }
+
+    fn take_lease(&mut self, client: String) -> Response {
+        {
+            let mut lease = self.server.lease();
+            if let (Some(holder), false) = (&*lease, self.leased) {
+                let message = format!(
+                    "disk {} is being replicated by {holder}; two sidecars on one disk would \
+                     spoil each other's cycles, so this one was turned away",
+                    self.server.identity.name
+                );
+                return refuse(ErrorCode::Busy, &message);
+            }
+            *lease = Some(client);
+        }
+        self.leased = true;
+        Response::Leased { status: Box::new(self.server.status()) }
+    }
+}
+
+impl<E: Env, B: Backing> Drop for Connection<'_, E, B> {
+    fn drop(&mut self) {
+        if !self.leased {
+            return;
+        }
+        // First fold back, then let the next one in.
+        if let Err(e) = self.server.disk.fold_back_open() {
+            tracing::error!("folding back after the sidecar was gone: {e}");
+        }
+        *self.server.lease() = None;
+    }
+}
+
+fn cut_reply(info: CutInfo) -> CutReply {
+    CutReply {
+        epoch: info.epoch,
+        mode: info.mode,
+        cut_unix_ns: info.cut_unix_ns,
+        held_ns: info.held_ns,
+        whole_disk: info.whole_disk,
+        dirty_sectors: info.dirty_sectors,
+        written: info.written,
+        dirty: info.dirty,
+        preserved: info.preserved,
+        shipped: info.shipped,
+        log: info.log,
+    }
+}
+
+fn refuse(code: ErrorCode, message: &str) -> Response {
+    Response::Error(ControlError { code, message: message.into() })
+}
+
+fn failed(error: &TrackError) -> Response {
+    let code = match error {
+        TrackError::Order(_) | TrackError::WrongEpoch { .. } => ErrorCode::Order,
+        _ => ErrorCode::Failed,
+    };
+    refuse(code, &format!("{error}; the guest is not affected"))
+}

@@ -1,0 +1,259 @@
+//! The FUSE front: a folder with one file, `disk`.
+//!
+//! Several event loops read requests and answer them themselves, but for what may take long:
+//! flushes go to a thread that answers all that wait with one sync of the backing, discards to
+//! another. So neither keeps a read or write from being served.
+
+mod attr;
+mod mount;
+mod slow;
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backstay_format::{ByteLen, ByteOffset};
+use backstay_track::env::Env;
+use backstay_track::{Backing, ProtectedDisk};
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
+};
+
+pub use mount::{Mounted, mount};
+
+use attr::{DISK, DISK_NAME, ROOT, Times};
+use slow::Slow;
+
+/// The kernel may keep names and attributes for ever: nothing but this driver changes them.
+const TTL: Duration = Duration::from_secs(3600);
+/// Largest request, also what one event loop's buffer holds in memory.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// The file system: one disk.
+pub struct DiskFs<E: Env, B: Backing> {
+    disk: Arc<ProtectedDisk<E, B>>,
+    slow: Slow,
+    times: Times,
+}
+
+impl<E: Env, B: Backing> DiskFs<E, B> {
+    /// Serves a disk.
+    ///
+    /// # Errors
+    /// If the threads for flushes and discards cannot be started.
+    pub fn new(disk: Arc<ProtectedDisk<E, B>>) -> io::Result<Self> {
+        let slow = Slow::start(&disk)?;
+        Ok(Self { disk, slow, times: Times { started: SystemTime::now() } })
+    }
+
+    fn attr(&self, ino: INodeNo) -> fuser::FileAttr {
+        self.times.attr(ino, self.disk.size())
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP] {
+            // Without them it only works less in parallel.
+            let _ = config.add_capabilities(wish);
+        }
+        let _ = config.set_max_write(REQUEST_BYTES_MAX);
+        let _ = config.set_max_background(256);
+        let _ = config.set_congestion_threshold(192);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent == ROOT && name == DISK_NAME {
+            reply.entry(&TTL, &self.attr(DISK), Generation(0));
+        } else {
+            reply.error(Errno::ENOENT);
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attr(ino));
+    }
+
+    /// Size, mode and owner are what they are. Times may be "set", as `touch` and `cp` do.
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let resized = size.is_some_and(|size| ino != DISK || size != self.disk.size().0);
+        if resized || mode.is_some() || uid.is_some() || gid.is_some() {
+            reply.error(Errno::EPERM);
+        } else {
+            reply.attr(&TTL, &self.attr(ino));
+        }
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if ino != DISK {
+            return reply.error(Errno::EISDIR);
+        }
+        let flags = FopenFlags::FOPEN_DIRECT_IO
+            | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+            | FopenFlags::FOPEN_NOFLUSH;
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let there = self.disk.size().0.saturating_sub(offset).min(size.into()) as usize;
+        slow::with_buffer(there, |buf| match self.disk.read(ByteOffset(offset), buf) {
+            Ok(()) => reply.data(buf),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.disk.write(ByteOffset(offset), data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // close(2), not fsync(2): promises nothing.
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.slow.flush(reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (zero, keep) = (libc::FALLOC_FL_ZERO_RANGE, libc::FALLOC_FL_KEEP_SIZE);
+        let (offset, len) = (ByteOffset(offset), ByteLen(length));
+        if ino != DISK {
+            reply.error(Errno::EISDIR);
+        } else if offset.0.checked_add(len.0).is_none_or(|end| end > self.disk.size().0) {
+            reply.error(Errno::EFBIG);
+        } else if mode == punch {
+            self.slow.discard(offset, len, reply);
+        } else if mode == zero || mode == zero | keep {
+            self.slow.zero(offset, len, reply);
+        } else {
+            reply.error(Errno::EOPNOTSUPP);
+        }
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // All data, as for a device; the kernel answers SEEK_SET, SEEK_CUR and SEEK_END itself.
+        let size = self.disk.size().0 as i64;
+        match whence {
+            _ if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
+            libc::SEEK_DATA => reply.offset(offset),
+            libc::SEEK_HOLE => reply.offset(size),
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        if ino != ROOT {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let entries = [
+            (ROOT, FileType::Directory, "."),
+            (ROOT, FileType::Directory, ".."),
+            (DISK, FileType::RegularFile, DISK_NAME),
+        ];
+        for (i, (ino, kind, name)) in entries.into_iter().enumerate().skip(offset as usize) {
+            if reply.add(ino, i as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.disk.size().0.div_ceil(512);
+        reply.statfs(blocks, 0, 0, 1, 0, 512, 255, 512);
+    }
+}

@@ -1,0 +1,136 @@
+//! Mounting and unmounting, by the kernel's own calls: no helper program is needed.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use backstay_track::Backing;
+use backstay_track::env::Env;
+use fuser::{Config, Session, SessionACL};
+use nix::mount::{MntFlags, MsFlags, mount as sys_mount, umount2};
+
+use super::DiskFs;
+
+/// A mounted disk and the thread that runs its event loops.
+pub struct Mounted {
+    /// Where.
+    pub mount_point: PathBuf,
+    /// The kernel's number of the connection.
+    connection: Option<u64>,
+    session: JoinHandle<io::Result<()>>,
+}
+
+/// Mounts a disk and starts its event loops.
+///
+/// # Errors
+/// If the mount point cannot be made or used.
+pub fn mount<E: Env, B: Backing>(
+    fs: DiskFs<E, B>,
+    mount_point: &Path,
+    event_loops: usize,
+    on_end: impl FnOnce() + Send + 'static,
+) -> io::Result<Mounted> {
+    drop_stale(mount_point)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(mount_point)?;
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| {
+        io::Error::new(e.kind(), format!("/dev/fuse: {e} (is the fuse module loaded?)"))
+    })?;
+    let user = nix::unistd::geteuid();
+    let data = format!(
+        "fd={},rootmode=40000,user_id={user},group_id={},default_permissions",
+        device.as_raw_fd(),
+        nix::unistd::getegid()
+    );
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    sys_mount(Some("backstay"), mount_point, Some("fuse.backstay"), flags, Some(data.as_str()))?;
+    let mut config = Config::default();
+    config.n_threads = Some(event_loops);
+    config.clone_fd = true;
+    config.acl = SessionACL::Owner;
+    let served = Session::from_fd(fs, OwnedFd::from(device), SessionACL::Owner, config).and_then(
+        |session| {
+            std::thread::Builder::new().name("fuse".into()).spawn(move || {
+                let ended = session.run();
+                on_end();
+                ended
+            })
+        },
+    );
+    match served {
+        Ok(session) => {
+            let connection = connection_of(mount_point);
+            Ok(Mounted { mount_point: mount_point.into(), connection, session })
+        }
+        Err(e) => {
+            let _ = umount2(mount_point, MntFlags::MNT_DETACH);
+            Err(e)
+        }
+    }
+}
+
+impl Mounted {
+    /// Unmounts.
+    ///
+    /// # Errors
+    /// `EBUSY` if the disk is open; it is still served then.
+    pub fn unmount(&self) -> io::Result<()> {
+        Ok(umount2(&self.mount_point, MntFlags::empty())?)
+    }
+
+    /// Takes the mount out of sight; it ends when its last user closes the disk.
+    ///
+    /// # Errors
+    /// If it is not mounted any more.
+    pub fn unmount_when_closed(&self) -> io::Result<()> {
+        Ok(umount2(&self.mount_point, MntFlags::MNT_DETACH)?)
+    }
+
+    /// Ends the event loops although the disk is open; its users get errors from now on.
+    pub fn abort(&self) {
+        let Some(connection) = self.connection else { return };
+        if let Err(e) = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
+            tracing::error!("ending the FUSE connection: {e}");
+        }
+    }
+
+    /// Waits until the event loops have ended.
+    ///
+    /// # Errors
+    /// What ended them, if it was not an unmount.
+    pub fn join(self) -> io::Result<()> {
+        self.session.join().unwrap_or_else(|_| Err(io::Error::other("an event loop panicked")))
+    }
+}
+
+/// The connection's number is the minor device number of the mount. Read without touching the
+/// mount itself, which would ask this very process.
+fn connection_of(mount_point: &Path) -> Option<u64> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let here = mount_point.to_string_lossy();
+    let line = mounts.lines().rev().find(|line| line.split(' ').nth(4) == Some(here.as_ref()))?;
+    line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
+}
+
+/// Takes away what a driver that died has left: a mount that answers "not connected".
+fn drop_stale(mount_point: &Path) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let here = mount_point.to_string_lossy();
+    let ours = |line: &&str| {
+        let mut fields = line.split(' ');
+        fields.next() == Some("backstay") && fields.next() == Some(here.as_ref())
+    };
+    for _ in mounts.lines().filter(ours) {
+        match fs::metadata(mount_point) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+                umount2(mount_point, MntFlags::MNT_DETACH)?;
+            }
+            _ => {
+                return Err(io::Error::other(format!("{here} is mounted by another driver")));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! Going to the background: the one who called waits until the disk is mounted or has failed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
+
+/// What became of a driver that went to the background.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It serves its disk.
+    Serving,
+    /// It could not; what it said.
+    Failed(String),
+}
+
+/// Splits the process: the child works in the background, the caller hears how it started.
+///
+/// `work` gets a function to call once, when it is ready; what it returns before is its failure.
+/// Must be called before any thread is started.
+///
+/// # Errors
+/// If the process cannot be split or the log not be opened.
+pub fn in_background(
+    log: &Path,
+    work: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<(), String>,
+) -> std::io::Result<Outcome> {
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    let null = File::open("/dev/null")?;
+    let (read, write) = pipe()?;
+    // SAFETY: no other thread exists yet (see above), so the child may run any code.
+    match unsafe { fork()? } {
+        ForkResult::Parent { .. } => {
+            drop(write);
+            let mut said = String::new();
+            File::from(read).read_to_string(&mut said)?;
+            Ok(match said.strip_prefix("ready") {
+                Some(_) => Outcome::Serving,
+                None if said.is_empty() => {
+                    Outcome::Failed("the driver died while it started".into())
+                }
+                None => Outcome::Failed(said),
+            })
+        }
+        ForkResult::Child => {
+            drop(read);
+            setsid()?;
+            std::env::set_current_dir("/")?;
+            dup2_stdin(&null)?;
+            dup2_stdout(&log)?;
+            dup2_stderr(&log)?;
+            let mut report = File::from(write);
+            let mut ready = report.try_clone()?;
+            let result = work(Box::new(move || {
+                let _ = ready.write_all(b"ready");
+            }));
+            let code = match result {
+                Ok(()) => 0,
+                Err(e) => {
+                    eprintln!("{e}");
+                    let _ = report.write_all(e.as_bytes());
+                    1
+                }
+            };
+            std::process::exit(code);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The life of a driver process: lock, open, mount, serve, stop.
+
+mod daemon;
+mod harden;
+mod serve;
+
+pub use daemon::{Outcome, in_background};
+pub use serve::{DriverError, DriverOptions, run};

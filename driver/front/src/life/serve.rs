@@ -1,0 +1,236 @@
+//! Serving one disk from start to stop.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use backstay_format::control::FoundState;
+use backstay_format::{ByteLen, DiskName};
+use backstay_track::{FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::fcntl::{Flock, FlockArg};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::harden::harden;
+use crate::backing::{self, Engine, OpenError};
+use crate::control::{Identity, Server};
+use crate::fuse::{DiskFs, Mounted, mount};
+use crate::paths::DiskPaths;
+
+/// How a driver serves its disk.
+#[derive(Debug, Clone)]
+pub struct DriverOptions {
+    /// The disk's name.
+    pub name: DiskName,
+    /// The backing file or device.
+    pub backing: PathBuf,
+    /// Where its state is.
+    pub paths: DiskPaths,
+    /// Where to mount it.
+    pub mount_point: PathBuf,
+    /// How to read and write the backing.
+    pub engine: Engine,
+    /// Most bytes of preserved blocks; half the disk if not given.
+    pub change_log_limit: Option<ByteLen>,
+    /// Off only to measure what tracking costs.
+    pub tracking: bool,
+    /// Threads that read requests.
+    pub event_loops: usize,
+}
+
+/// Why a driver did not start or did not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// Another driver serves this disk.
+    #[error("disk {0} is served by another driver already (its state directory is locked)")]
+    Running(DiskName),
+    /// The backing cannot be used.
+    #[error("backing: {0}")]
+    Backing(#[from] OpenError),
+    /// The disk's state cannot be used.
+    #[error("disk {name}: {source}")]
+    Track {
+        /// The disk.
+        name: DiskName,
+        /// Why.
+        source: TrackError,
+    },
+    /// The system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the system answered.
+        source: io::Error,
+    },
+}
+
+impl DriverError {
+    /// Whether nothing is wrong but someone else is at it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        use OpenError::{Busy, Locked, Looped};
+        matches!(self, Self::Running(_) | Self::Backing(Busy(_) | Locked(_) | Looped { .. }))
+    }
+}
+
+/// What makes a driver stop.
+enum Event {
+    /// A signal, or a client asked.
+    Stop,
+    /// The mount is gone: unmounted by someone else, or by us, and closed.
+    Ended,
+}
+
+/// Serves a disk until it is told to stop; `ready` is called once it can be used.
+///
+/// # Errors
+/// If the disk cannot be served, or its last writes not be saved.
+pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverError> {
+    let DriverOptions { name, paths, .. } = &options;
+    for dir in [&paths.state, &paths.runtime] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(io_error(format!("making {}", dir.display())))?;
+    }
+    let _lock = lock_disk(name, &paths.lock_file())?;
+    let backing = backing::open(&options.backing, options.engine)?;
+    let engine = backing.engine().to_string();
+    let env = FsEnv::open(&paths.state, &paths.runtime)
+        .map_err(io_error(format!("opening the state of disk {name}")))?;
+    harden();
+    let track = TrackOptions {
+        change_log_limit: options.change_log_limit,
+        tracking: options.tracking,
+        ..TrackOptions::default()
+    };
+    let disk = ProtectedDisk::open(env, backing, track)
+        .map_err(|source| DriverError::Track { name: name.clone(), source })?;
+    let disk = Arc::new(disk);
+    say_what_was_found(name, disk.found(), disk.status().dirty_sectors);
+
+    let (events, happened) = bounded(8);
+    let fs = DiskFs::new(Arc::clone(&disk)).map_err(io_error("starting threads"))?;
+    let ended = sender(&events, || Event::Ended);
+    let mounted = mount(fs, &options.mount_point, options.event_loops, ended)
+        .map_err(io_error(format!("mounting on {}", options.mount_point.display())))?;
+    let identity = Identity {
+        name: name.clone(),
+        backing: fs::canonicalize(&options.backing).unwrap_or(options.backing.clone()),
+        served: options.mount_point.join("disk"),
+        engine,
+    };
+    let stop = sender(&events, || Event::Stop);
+    Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop)
+        .map_err(io_error("opening the control socket"))?;
+    stop_on_signals(sender(&events, || Event::Stop)).map_err(io_error("waiting for signals"))?;
+
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    ready();
+    wait_for_end(name, &mounted, &happened);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let ended = mounted.join();
+    let closed = disk.close();
+    let _ = fs::remove_file(paths.control_socket());
+    closed.map_err(|source| DriverError::Track { name: name.clone(), source })?;
+    tracing::info!("disk {name}: stopped cleanly");
+    ended.map_err(io_error("serving"))
+}
+
+/// Waits until the mount has ended. Told to stop while the disk is open, the driver goes on until
+/// it is closed: its users must not see errors. Told a second time, it goes.
+fn wait_for_end(name: &DiskName, mounted: &Mounted, happened: &Receiver<Event>) {
+    let mut asked = false;
+    loop {
+        match happened.recv() {
+            Ok(Event::Ended) | Err(_) => return,
+            Ok(Event::Stop) if !asked => {
+                asked = true;
+                match mounted.unmount() {
+                    Ok(()) => {}
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                        tracing::warn!(
+                            "disk {name}: still in use; it is served until its last user closes \
+                             it (stop again to end it at once)"
+                        );
+                        let _ = mounted.unmount_when_closed();
+                    }
+                    Err(e) => tracing::warn!("disk {name}: unmounting: {e}"),
+                }
+            }
+            Ok(Event::Stop) => {
+                tracing::warn!("disk {name}: told to stop again: stopping with the disk open");
+                mounted.abort();
+                return;
+            }
+        }
+    }
+}
+
+fn stop_on_signals(stop: impl Fn() + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            stop();
+        }
+    })?;
+    Ok(())
+}
+
+fn sender(
+    events: &Sender<Event>,
+    event: fn() -> Event,
+) -> impl Fn() + Send + Sync + 'static + use<> {
+    let events = events.clone();
+    move || {
+        let _ = events.try_send(event());
+    }
+}
+
+/// One driver a disk: the lock lasts as long as the file.
+fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io_error(format!("opening {}", path.display())))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    let mut lock = locked.map_err(|(_, e)| match e {
+        nix::errno::Errno::EWOULDBLOCK => DriverError::Running(name.clone()),
+        e => io_error(format!("locking {}", path.display()))(e.into()),
+    })?;
+    let write_pid = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    write_pid.map_err(io_error(format!("writing {}", path.display())))?;
+    Ok(lock)
+}
+
+fn say_what_was_found(name: &DiskName, found: FoundState, dirty_sectors: u64) {
+    let dirty = dirty_sectors * backstay_format::SECTOR_BYTES;
+    match found {
+        FoundState::New => tracing::info!("disk {name}: new"),
+        FoundState::Clean => {
+            tracing::info!("disk {name}: was stopped cleanly; {dirty} bytes are dirty, exactly");
+        }
+        FoundState::SameBoot => tracing::warn!(
+            "disk {name}: the driver before this one died; its bitmap is whole: {dirty} bytes \
+             are dirty, exactly"
+        ),
+        FoundState::OtherBoot => tracing::warn!(
+            "disk {name}: the machine went down; {dirty} bytes in regions with write intents \
+             count as dirty"
+        ),
+        FoundState::Damaged => tracing::error!(
+            "disk {name}: its change log is damaged; the whole disk counts as dirty and will be \
+             resynced"
+        ),
+    }
+}
+
+fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
+    let doing = doing.into();
+    move |source| DriverError::Io { doing, source }
+}

@@ -1,0 +1,91 @@
+//! What every verb gets: the global flags, the configuration, and where things are.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use backstay_driver::control::ControlClient;
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use backstay_sidecar::config::Config;
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+/// Flags of every verb.
+#[derive(Args)]
+pub struct Globals {
+    /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where state that lasts is kept [default: /var/lib/backstay]
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where sockets and bitmaps are, on tmpfs [default: /run/backstay or /dev/shm/backstay]
+    #[arg(long, global = true, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more (twice: everything)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Globals {
+    /// Messages go to standard error; `BACKSTAY_LOG` overrides the flags.
+    pub fn start_logging(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (_, 0) => "warn",
+            (_, 1) => "info",
+            _ => "debug",
+        };
+        let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .init();
+    }
+}
+
+/// What a verb works with.
+pub struct Context {
+    /// The global flags.
+    pub globals: Globals,
+    /// The configuration.
+    pub config: Config,
+    /// Where state and sockets are.
+    pub roots: Roots,
+}
+
+impl Context {
+    /// Reads the configuration; flags win over it.
+    pub fn new(globals: Globals) -> anyhow::Result<Self> {
+        let config = Config::load(globals.config.as_deref())?;
+        let state = globals.state_dir.clone().or(config.state_dir.clone());
+        let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
+        Ok(Self { roots: Roots::new(state, runtime), globals, config })
+    }
+
+    /// Connects to the driver of a disk.
+    pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
+        ControlClient::connect(&self.roots.disk(name).control_socket())
+            .with_context(|| format!("disk {name}"))
+    }
+
+    /// Whether a progress bar should be drawn.
+    pub fn shows_progress(&self) -> bool {
+        !self.globals.quiet && !self.globals.json && std::io::stderr().is_terminal()
+    }
+
+    /// Prints a value as JSON.
+    pub fn print_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        println!("{}", serde_json::to_string_pretty(value)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! Exit codes, and the one place that prints a failure.
+
+use std::process::ExitCode;
+
+use backstay_driver::control::ClientError;
+use backstay_driver::life::DriverError;
+
+/// The last part of `--help`.
+pub const HELP: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused to stay safe (in use, would overwrite); \
+4 damaged data was found.";
+
+/// Something was not done because it would not have been safe.
+#[derive(Debug)]
+pub struct Refused(pub String);
+
+/// Damaged data was found.
+#[derive(Debug)]
+pub struct Damaged(pub String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::fmt::Display for Damaged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for Refused {}
+impl std::error::Error for Damaged {}
+
+/// Prints what failed and makes the exit code of it.
+pub fn report(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("backstay: {error:#}");
+    ExitCode::from(code(&error))
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    let any = |test: &dyn Fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
+    let refused = any(&|e| {
+        e.is::<Refused>()
+            || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
+            || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
+    });
+    let damaged = any(&|e| {
+        e.is::<Damaged>()
+            || e.downcast_ref::<backstay_vault::VaultError>()
+                .is_some_and(backstay_vault::VaultError::is_damage)
+    });
+    match (refused, damaged) {
+        (true, _) => 3,
+        (_, true) => 4,
+        _ => 1,
+    }
+}
