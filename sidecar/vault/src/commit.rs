@@ -1,0 +1,150 @@
+//! From segments to a recovery point.
+//!
+//! The only way to a commit is through [`verify_cycle`], which reads back what the vault holds and
+//! compares it with what had to move (I7): a manifest of anything else cannot be made.
+//!
+//! Cycle numbers have no gaps, and a manifest is put only if it is absent, so of two writers one
+//! wins. A new term takes effect by being written and then taking the next cycle number: the old
+//! writer, who can commit only at that number, loses the put; it reads the terms again and knows
+//! why (I5).
+
+use backstay_format::{ByteLen, CycleNo, DiskId, PointId, Term};
+
+use crate::error::VaultError;
+use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
+use crate::read::read_index;
+use crate::sectors::{SectorSet, Side};
+use crate::store::{Vault, now_unix_ns};
+
+/// One pass of a cycle over the disk: what had to move, and the segments that moved it.
+#[derive(Debug)]
+pub struct Pass {
+    /// The source's set.
+    pub must_move: SectorSet,
+    /// What was put.
+    pub segments: Vec<SegmentRef>,
+}
+
+/// A cycle whose segments are in the vault, whole, and hold exactly what had to move.
+#[derive(Debug)]
+pub struct VerifiedCycle {
+    disk: DiskId,
+    size: ByteLen,
+    cycle: CycleNo,
+    segments: Vec<SegmentRef>,
+    moved_sectors: u64,
+    moved_digest: [u8; 32],
+}
+
+/// What else a manifest says.
+#[derive(Debug, Clone)]
+pub struct PointMeta {
+    /// The writer's term.
+    pub term: Term,
+    /// The newest point, which this one follows.
+    pub predecessor: Option<Manifest>,
+    /// What kind of cycle this is. A delta builds on its predecessor's segments.
+    pub kind: CycleKind,
+    /// What the point promises.
+    pub consistency: Consistency,
+    /// The instant of the cut, nanoseconds since 1970.
+    pub cut_unix_ns: u64,
+    /// Bytes the guest wrote since the last cut.
+    pub written: ByteLen,
+}
+
+/// Reads back the indexes of a cycle's segments, as the vault holds them, and compares them, sector
+/// by sector, with what had to move.
+///
+/// # Errors
+/// [`VaultError::Missed`] for the first run that differs; damage; or an unreachable vault.
+pub fn verify_cycle(
+    vault: &Vault,
+    disk: DiskId,
+    size: ByteLen,
+    cycle: CycleNo,
+    passes: Vec<Pass>,
+) -> Result<VerifiedCycle, VaultError> {
+    let mut moved = SectorSet::new();
+    let mut segments = vec![];
+    for pass in passes {
+        let mut arrived = SectorSet::new();
+        for segment in &pass.segments {
+            let index = read_index(vault, disk, size, segment)?;
+            for extent in &index.extents {
+                if arrived.insert(extent.range) != extent.range.sectors() {
+                    let problem = "arrived twice";
+                    return Err(VaultError::Missed { range: extent.range, problem });
+                }
+                moved.insert(extent.range);
+            }
+        }
+        if let Some((range, side)) = pass.must_move.first_difference(&arrived) {
+            let problem = match side {
+                Side::Left => "had to move and did not arrive",
+                Side::Right => "arrived and did not have to move",
+            };
+            return Err(VaultError::Missed { range, problem });
+        }
+        segments.extend(pass.segments);
+    }
+    let (moved_sectors, moved_digest) = (moved.count(), moved.digest());
+    Ok(VerifiedCycle { disk, size, cycle, segments, moved_sectors, moved_digest })
+}
+
+impl Vault {
+    /// Commits a cycle: from now on its recovery point exists.
+    ///
+    /// # Errors
+    /// [`VaultError::Fenced`] if the writer's term is over, [`VaultError::LostRace`] if another
+    /// writer committed this cycle; or the vault cannot be written. The point does not exist then.
+    pub fn commit(&self, cycle: VerifiedCycle, meta: PointMeta) -> Result<Manifest, VaultError> {
+        let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest } = cycle;
+        self.check_term(disk, meta.term)?;
+        let before = meta.predecessor.as_ref();
+        assert_eq!(cycle, before.map_or(CycleNo(1), |point| point.cycle.next()), "no gaps");
+        if let (CycleKind::Delta, Some(before)) = (meta.kind, before) {
+            segments = before.segments.iter().copied().chain(segments).collect();
+        }
+        let manifest = Manifest {
+            disk,
+            size,
+            point: PointId::random(),
+            cycle,
+            term: meta.term,
+            predecessor: before.map(|point| (point.cycle, point.point)),
+            kind: meta.kind,
+            consistency: meta.consistency,
+            cut_unix_ns: meta.cut_unix_ns,
+            committed_unix_ns: now_unix_ns(),
+            written: meta.written,
+            moved_sectors,
+            moved_digest,
+            segments,
+        };
+        match self.put_manifest(&manifest) {
+            Ok(()) => Ok(manifest),
+            Err(VaultError::Store {
+                source: object_store::Error::AlreadyExists { .. }, ..
+            }) => {
+                self.check_term(disk, meta.term)?;
+                Err(VaultError::LostRace(cycle))
+            }
+            // A put whose answer was lost may have been done: then it is ours and there.
+            Err(e) => match self.manifest(disk, cycle) {
+                Ok(there) if there == manifest => Ok(manifest),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Whether a term is still the newest.
+    fn check_term(&self, disk: DiskId, ours: Term) -> Result<(), VaultError> {
+        match self.newest_term(disk)? {
+            Some(newest) if newest.term > ours => {
+                Err(VaultError::Fenced { ours, newest: newest.term, writer: newest.writer })
+            }
+            _ => Ok(()),
+        }
+    }
+}

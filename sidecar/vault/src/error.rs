@@ -1,0 +1,164 @@
+//! Why a vault did not do what was asked, by what the caller can do about it.
+
+use backstay_format::{CycleNo, FormatError, SectorRange, Term};
+
+/// What to do about an error: row R-22 of the requirements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It may pass: try again, later and later.
+    Recoverable,
+    /// It will not pass by itself: a person must act.
+    PersonMustAct,
+}
+
+/// Why a vault did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// The URL names no vault this program can reach.
+    #[error("vault {url}: {reason}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such object.
+    #[error("vault: {object} is not there")]
+    NotFound {
+        /// Its key.
+        object: String,
+    },
+    /// The store could not be reached or failed; it may work later.
+    #[error("vault: {object}: {source}")]
+    Store {
+        /// The key.
+        object: String,
+        /// What the store answered.
+        source: object_store::Error,
+    },
+    /// There is no room.
+    #[error("vault: {object}: no space left; free some or give the vault more")]
+    Full {
+        /// The key.
+        object: String,
+    },
+    /// The store does not let us.
+    #[error("vault: {object}: permission denied; check the vault's owner, mode or credentials")]
+    Denied {
+        /// The key.
+        object: String,
+    },
+    /// An object is not what it should be.
+    #[error("vault: {object} is damaged: {source}")]
+    Damaged {
+        /// The key.
+        object: String,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// An object contradicts another one.
+    #[error("vault: {object} is damaged: {reason}")]
+    Inconsistent {
+        /// The key.
+        object: String,
+        /// How.
+        reason: String,
+    },
+    /// I7: what arrived is not what had to move.
+    #[error(
+        "{range} {problem}: the cycle was not committed and its sectors ship with the next one"
+    )]
+    Missed {
+        /// The first run that differs.
+        range: SectorRange,
+        /// Whether it is missing or too much.
+        problem: &'static str,
+    },
+    /// I5: another writer has taken over this disk.
+    #[error(
+        "term {ours} of this disk is over: term {newest} belongs to {writer}. The disk was failed \
+         over; this source must not ship any more"
+    )]
+    Fenced {
+        /// The term we write in.
+        ours: Term,
+        /// The newest.
+        newest: Term,
+        /// Whose that is.
+        writer: String,
+    },
+    /// I5: somebody else committed this cycle.
+    #[error("recovery point {0} was committed by another writer; this cycle was not committed")]
+    LostRace(CycleNo),
+    /// The place to restore to failed.
+    #[error("{what}: {source}")]
+    Target {
+        /// What was being done, and where.
+        what: String,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+}
+
+impl VaultError {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Store { .. } | Self::Full { .. } | Self::LostRace(_) | Self::Missed { .. } => {
+                Class::Recoverable
+            }
+            Self::Url { .. }
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Damaged { .. }
+            | Self::Inconsistent { .. }
+            | Self::Fenced { .. }
+            | Self::Target { .. } => Class::PersonMustAct,
+        }
+    }
+
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. })
+    }
+
+    pub(crate) fn of_store(object: &str, source: object_store::Error) -> Self {
+        use object_store::Error as E;
+        let object = object.to_owned();
+        match source {
+            E::NotFound { .. } => Self::NotFound { object },
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { object },
+            source => match io_kind(&source) {
+                Some(std::io::ErrorKind::StorageFull) => Self::Full { object },
+                Some(std::io::ErrorKind::PermissionDenied) => Self::Denied { object },
+                Some(std::io::ErrorKind::ReadOnlyFilesystem) => Self::Denied { object },
+                _ => Self::Store { object, source },
+            },
+        }
+    }
+}
+
+/// The I/O error at the bottom of a store's error.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// Adds the object's key to a format error.
+pub(crate) trait In<T> {
+    fn within(self, object: &str) -> Result<T, VaultError>;
+}
+
+impl<T> In<T> for Result<T, FormatError> {
+    fn within(self, object: &str) -> Result<T, VaultError> {
+        self.map_err(|source| VaultError::Damaged { object: object.into(), source })
+    }
+}

@@ -1,0 +1,165 @@
+//! The small JSON objects: `vault.json`, `disk.json`, terms.
+//!
+//! `{"format": …, "version": 1, "crc32c": …, "body": {…}}`, where the checksum covers the body in
+//! its canonical form: keys sorted, no white space, what `json.dumps(body, sort_keys=True,
+//! separators=(",", ":"), ensure_ascii=False)` makes in Python.
+
+use backstay_format::{ByteLen, DiskId, DiskName, FormatError, Term};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Longest document, in bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
+const VERSION: u32 = 1;
+
+/// What a document is about.
+pub trait Document: Serialize + for<'a> Deserialize<'a> {
+    /// Its `format` field.
+    const FORMAT: &'static str;
+}
+
+/// `vault.json`: the vault itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultRecord {
+    /// The vault's identity.
+    pub vault: uuid::Uuid,
+    /// When it was made, nanoseconds since 1970.
+    pub created_unix_ns: u64,
+}
+
+/// `disks/<id>/disk.json`: one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The disk's identity.
+    pub disk: DiskId,
+    /// Its name.
+    pub name: DiskName,
+    /// Its size.
+    pub size_bytes: ByteLen,
+    /// Bytes in a sector: 512.
+    pub sector_bytes: u32,
+    /// When it was first shipped, nanoseconds since 1970.
+    pub created_unix_ns: u64,
+}
+
+/// `disks/<id>/terms/<term>`: who may write from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermRecord {
+    /// The term.
+    pub term: Term,
+    /// Who writes in it.
+    pub writer: String,
+    /// Since when, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+}
+
+impl Document for VaultRecord {
+    const FORMAT: &'static str = "backstay-vault";
+}
+impl Document for DiskRecord {
+    const FORMAT: &'static str = "backstay-disk";
+}
+impl Document for TermRecord {
+    const FORMAT: &'static str = "backstay-term";
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    format: String,
+    version: u32,
+    crc32c: u32,
+    body: Value,
+}
+
+/// The bytes of a document.
+///
+/// # Errors
+/// If the body cannot be written as JSON.
+pub fn encode<D: Document>(document: &D) -> Result<Vec<u8>, FormatError> {
+    let body = serde_json::to_value(document).map_err(|e| text::<D>(&e))?;
+    let crc32c = body_crc::<D>(&body)?;
+    let envelope = Envelope { format: D::FORMAT.into(), version: VERSION, crc32c, body };
+    serde_json::to_vec_pretty(&envelope).map_err(|e| text::<D>(&e))
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// Anything but a whole document of this kind and a known version.
+pub fn decode<D: Document>(bytes: &[u8]) -> Result<D, FormatError> {
+    if bytes.len() > DOCUMENT_BYTES_MAX {
+        let value = bytes.len() as u64;
+        return Err(FormatError::Bounds { what: D::FORMAT, field: "length", value });
+    }
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| text::<D>(&e))?;
+    if envelope.format != D::FORMAT {
+        return Err(FormatError::Magic { what: D::FORMAT });
+    }
+    if envelope.version != VERSION {
+        let found = envelope.version;
+        return Err(FormatError::Version { what: D::FORMAT, found, known: VERSION });
+    }
+    let computed = body_crc::<D>(&envelope.body)?;
+    if computed != envelope.crc32c {
+        let stored = envelope.crc32c;
+        return Err(FormatError::Checksum { what: D::FORMAT, computed, stored });
+    }
+    serde_json::from_value(envelope.body).map_err(|e| text::<D>(&e))
+}
+
+/// serde_json keeps the keys of a `Value` sorted and writes no white space: the canonical form.
+fn body_crc<D: Document>(body: &Value) -> Result<u32, FormatError> {
+    Ok(crc32c::crc32c(&serde_json::to_vec(body).map_err(|e| text::<D>(&e))?))
+}
+
+fn text<D: Document>(error: &serde_json::Error) -> FormatError {
+    FormatError::Text { what: D::FORMAT, reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> DiskRecord {
+        DiskRecord {
+            disk: DiskId::from_bytes([7; 16]),
+            name: "db1".parse().unwrap(),
+            size_bytes: ByteLen(1 << 40),
+            sector_bytes: 512,
+            created_unix_ns: 1_700_000_000_000_000_000,
+        }
+    }
+
+    #[test]
+    fn round_trip_and_golden() {
+        let bytes = encode(&sample()).unwrap();
+        assert_eq!(decode::<DiskRecord>(&bytes).unwrap(), sample());
+        assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/disk.json"));
+    }
+
+    #[test]
+    fn another_kind_or_version_is_refused() {
+        let bytes = encode(&sample()).unwrap();
+        assert!(matches!(decode::<TermRecord>(&bytes), Err(FormatError::Magic { .. })));
+        let newer = String::from_utf8(bytes).unwrap().replace("\"version\": 1", "\"version\": 2");
+        assert!(matches!(
+            decode::<DiskRecord>(newer.as_bytes()),
+            Err(FormatError::Version { found: 2, .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_document_or_an_error(bytes: Vec<u8>) {
+            let _ = decode::<DiskRecord>(&bytes);
+        }
+
+        #[test]
+        fn a_changed_value_is_seen(size in 0u64..1 << 39) {
+            let text = String::from_utf8(encode(&sample()).unwrap()).unwrap();
+            let bad = text.replace("1099511627776", &size.to_string());
+            prop_assert!(decode::<DiskRecord>(bad.as_bytes()).is_err());
+        }
+    }
+}

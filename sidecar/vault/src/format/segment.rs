@@ -1,0 +1,406 @@
+//! The segment: frames of compressed sectors, the index that says what they are, a footer.
+//!
+//! Written front to back in one go, read from the end: footer, index, then only the frames that are
+//! needed. The index's digest stands in the manifest, so an index cannot be swapped; each piece's
+//! checksum stands in the index, so no sector can be.
+
+use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, SectorRange};
+
+use super::{Reader, checked, seal};
+
+const WHAT: &str = "segment";
+const MAGIC: &[u8; 8] = b"BSTYSEGM";
+const FOOTER_MAGIC: &[u8; 8] = b"BSTYSEGF";
+const VERSION: u32 = 1;
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of the footer.
+pub const FOOTER_BYTES: usize = 128;
+/// Most uncompressed bytes in a frame.
+pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// Most sectors in a frame.
+pub const FRAME_SECTORS_MAX: u64 = FRAME_BYTES_MAX as u64 / 512;
+/// Longest segment, in bytes.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Longest index, uncompressed, in bytes.
+pub const INDEX_BYTES_MAX: usize = 64 << 20;
+const FRAME_ENTRY_BYTES: usize = 24;
+const EXTENT_ENTRY_BYTES: usize = 24;
+/// In place of a frame's number: the extent is zero.
+const ZERO: u32 = u32::MAX;
+
+/// Which segment a segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentId {
+    /// The disk.
+    pub disk: DiskId,
+    /// The cycle.
+    pub cycle: CycleNo,
+    /// The attempt at the cycle.
+    pub attempt: u64,
+    /// Its number in the attempt.
+    pub number: u32,
+}
+
+/// How a frame or index is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// As it is: it would not have become smaller.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
+
+impl Codec {
+    fn of(code: u32) -> Result<Self, FormatError> {
+        match code {
+            0 => Ok(Self::Raw),
+            1 => Ok(Self::Zstd),
+            other => Err(FormatError::Bounds { what: WHAT, field: "codec", value: other.into() }),
+        }
+    }
+}
+
+/// A frame in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameEntry {
+    /// Where it starts in the object.
+    pub offset: u64,
+    /// Bytes stored.
+    pub stored_len: u32,
+    /// Bytes of sectors in it.
+    pub raw_len: u32,
+    /// CRC-32C of the stored bytes.
+    pub stored_crc: u32,
+    /// How it is stored.
+    pub codec: Codec,
+}
+
+/// A run of sectors in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The sectors.
+    pub range: SectorRange,
+    /// Where they are; `None` if they are zero.
+    pub place: Option<Place>,
+}
+
+/// Where a run's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The frame's number.
+    pub frame: u32,
+    /// Where in the uncompressed frame, in bytes.
+    pub offset: u32,
+    /// CRC-32C of the sectors' bytes, taken before compression (I6).
+    pub crc: u32,
+}
+
+/// What a segment holds.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Index {
+    /// Its frames.
+    pub frames: Vec<FrameEntry>,
+    /// Its runs, in the order they were read.
+    pub extents: Vec<Extent>,
+}
+
+/// The end of a segment: where its index is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footer {
+    /// Which segment it is.
+    pub id: SegmentId,
+    /// Where the index starts.
+    pub index_offset: u64,
+    /// Bytes of the index as stored.
+    pub index_stored_len: u32,
+    /// Bytes of the index itself.
+    pub index_raw_len: u32,
+    /// How it is stored.
+    pub index_codec: Codec,
+    /// Frames in the index.
+    pub frames: u32,
+    /// Extents in the index.
+    pub extents: u32,
+    /// BLAKE3 of the index itself.
+    pub index_digest: [u8; 32],
+}
+
+/// The first bytes of a segment.
+#[must_use]
+pub fn encode_header(id: SegmentId) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&id.number.to_le_bytes());
+    out.extend_from_slice(&id.disk.to_bytes());
+    out.extend_from_slice(&id.cycle.0.to_le_bytes());
+    out.extend_from_slice(&id.attempt.to_le_bytes());
+    // Encryption: 0, none.
+    out.resize(HEADER_BYTES - 4, 0);
+    seal(out)
+}
+
+impl Index {
+    /// The index's bytes, before they are compressed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(
+            self.frames.len() * FRAME_ENTRY_BYTES + self.extents.len() * EXTENT_ENTRY_BYTES,
+        );
+        for frame in &self.frames {
+            out.extend_from_slice(&frame.offset.to_le_bytes());
+            for number in [frame.stored_len, frame.raw_len, frame.stored_crc, frame.codec as u32] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        for extent in &self.extents {
+            let place = extent.place.unwrap_or(Place { frame: ZERO, offset: 0, crc: 0 });
+            out.extend_from_slice(&extent.range.start.0.to_le_bytes());
+            for number in [extent.range.sectors() as u32, place.frame, place.offset, place.crc] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// Reads an index and checks every number in it against the footer and the disk's size.
+    ///
+    /// # Errors
+    /// Anything that could lead outside a frame, the object or the disk.
+    pub fn decode(bytes: &[u8], footer: &Footer, disk: SectorRange) -> Result<Self, FormatError> {
+        let bounds = |field, value| FormatError::Bounds { what: WHAT, field, value };
+        if *blake3::hash(bytes).as_bytes() != footer.index_digest {
+            return Err(FormatError::Text {
+                what: WHAT,
+                reason: "its index does not have the digest in its footer".into(),
+            });
+        }
+        let need = footer.frames as usize * FRAME_ENTRY_BYTES
+            + footer.extents as usize * EXTENT_ENTRY_BYTES;
+        if bytes.len() != need {
+            return Err(FormatError::Short { what: WHAT, have: bytes.len(), need });
+        }
+        let mut r = Reader::new(WHAT, bytes);
+        let mut frames = Vec::with_capacity(footer.frames as usize);
+        for _ in 0..footer.frames {
+            let offset = r.u64()?;
+            let (stored_len, raw_len, stored_crc) = (r.u32()?, r.u32()?, r.u32()?);
+            let codec = Codec::of(r.u32()?)?;
+            let end = offset.checked_add(stored_len.into());
+            if offset < HEADER_BYTES as u64 || end.is_none_or(|end| end > footer.index_offset) {
+                return Err(bounds("frame's offset", offset));
+            }
+            if raw_len == 0 || raw_len as usize > FRAME_BYTES_MAX {
+                return Err(bounds("frame's length", raw_len.into()));
+            }
+            if codec == Codec::Raw && stored_len != raw_len {
+                return Err(bounds("frame's stored length", stored_len.into()));
+            }
+            frames.push(FrameEntry { offset, stored_len, raw_len, stored_crc, codec });
+        }
+        let mut extents = Vec::with_capacity(footer.extents as usize);
+        for _ in 0..footer.extents {
+            let (start, sectors) = (r.u64()?, u64::from(r.u32()?));
+            let (frame, offset, crc) = (r.u32()?, r.u32()?, r.u32()?);
+            if sectors == 0 || start >= disk.end.0 || sectors > disk.end.0 - start {
+                return Err(bounds("extent's sectors", start));
+            }
+            let place = (frame != ZERO).then_some(Place { frame, offset, crc });
+            if let Some(place) = place {
+                let Some(of) = frames.get(place.frame as usize) else {
+                    return Err(bounds("extent's frame", place.frame.into()));
+                };
+                if u64::from(offset) + sectors * 512 > u64::from(of.raw_len) {
+                    return Err(bounds("extent's place in its frame", offset.into()));
+                }
+            }
+            extents.push(Extent { range: SectorRange::new(start, start + sectors), place });
+        }
+        Ok(Self { frames, extents })
+    }
+
+    /// Sectors held as data, and sectors said to be zero.
+    #[must_use]
+    pub fn sectors(&self) -> (u64, u64) {
+        self.extents.iter().fold((0, 0), |(data, zero), extent| match extent.place {
+            Some(_) => (data + extent.range.sectors(), zero),
+            None => (data, zero + extent.range.sectors()),
+        })
+    }
+}
+
+impl Footer {
+    /// The footer's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(FOOTER_BYTES);
+        out.extend_from_slice(FOOTER_MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&self.id.number.to_le_bytes());
+        out.extend_from_slice(&self.id.disk.to_bytes());
+        out.extend_from_slice(&self.id.cycle.0.to_le_bytes());
+        out.extend_from_slice(&self.id.attempt.to_le_bytes());
+        out.extend_from_slice(&self.index_offset.to_le_bytes());
+        for number in [
+            self.index_stored_len,
+            self.index_raw_len,
+            self.index_codec as u32,
+            self.frames,
+            self.extents,
+        ] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.index_digest);
+        out.resize(FOOTER_BYTES - 4, 0);
+        seal(out)
+    }
+
+    /// Reads the footer of an object of a known length.
+    ///
+    /// # Errors
+    /// Anything but a whole footer of a known version that fits the object.
+    pub fn decode(bytes: &[u8], object: ByteLen) -> Result<Self, FormatError> {
+        let bounds = |field, value| FormatError::Bounds { what: WHAT, field, value };
+        if bytes.len() != FOOTER_BYTES {
+            return Err(FormatError::Short { what: WHAT, have: bytes.len(), need: FOOTER_BYTES });
+        }
+        Reader::new(WHAT, bytes).magic(FOOTER_MAGIC)?;
+        let mut r = Reader::new(WHAT, checked(WHAT, bytes)?);
+        r.magic(FOOTER_MAGIC)?;
+        r.version(VERSION)?;
+        let number = r.u32()?;
+        let disk = DiskId::from_bytes(r.array()?);
+        let (cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
+        let index_offset = r.u64()?;
+        let (index_stored_len, index_raw_len) = (r.u32()?, r.u32()?);
+        let index_codec = Codec::of(r.u32()?)?;
+        let (frames, extents) = (r.u32()?, r.u32()?);
+        let index_digest = r.array()?;
+        let end = index_offset.checked_add(u64::from(index_stored_len) + FOOTER_BYTES as u64);
+        if object.0 > SEGMENT_BYTES_MAX {
+            return Err(bounds("object's length", object.0));
+        }
+        if index_offset < HEADER_BYTES as u64 || end != Some(object.0) {
+            return Err(bounds("index's offset", index_offset));
+        }
+        if index_raw_len as usize > INDEX_BYTES_MAX {
+            return Err(bounds("index's length", index_raw_len.into()));
+        }
+        if index_codec == Codec::Raw && index_stored_len != index_raw_len {
+            return Err(bounds("index's stored length", index_stored_len.into()));
+        }
+        Ok(Self {
+            id: SegmentId { disk, cycle, attempt, number },
+            index_offset,
+            index_stored_len,
+            index_raw_len,
+            index_codec,
+            frames,
+            extents,
+            index_digest,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DISK: SectorRange =
+        SectorRange { start: backstay_format::Sector(0), end: backstay_format::Sector(100_000) };
+
+    fn sample() -> (Index, Footer, ByteLen) {
+        let frame = FrameEntry {
+            offset: 64,
+            stored_len: 900,
+            raw_len: 4096,
+            stored_crc: 7,
+            codec: Codec::Zstd,
+        };
+        let place = Some(Place { frame: 0, offset: 512, crc: 9 });
+        let index = Index {
+            frames: vec![frame],
+            extents: vec![
+                Extent { range: SectorRange::new(8, 15), place },
+                Extent { range: SectorRange::new(100, 5_000), place: None },
+            ],
+        };
+        let raw = index.encode();
+        let footer = Footer {
+            id: SegmentId {
+                disk: DiskId::from_bytes([7; 16]),
+                cycle: CycleNo(3),
+                attempt: 5,
+                number: 1,
+            },
+            index_offset: 964,
+            index_stored_len: raw.len() as u32,
+            index_raw_len: raw.len() as u32,
+            index_codec: Codec::Raw,
+            frames: 1,
+            extents: 2,
+            index_digest: *blake3::hash(&raw).as_bytes(),
+        };
+        let object = ByteLen(964 + raw.len() as u64 + FOOTER_BYTES as u64);
+        (index, footer, object)
+    }
+
+    #[test]
+    fn round_trip_and_golden() {
+        let (index, footer, object) = sample();
+        assert_eq!(Footer::decode(&footer.encode(), object).unwrap(), footer);
+        assert_eq!(Index::decode(&index.encode(), &footer, DISK).unwrap(), index);
+        assert_eq!(index.sectors(), (7, 4_900));
+        let mut all = encode_header(footer.id);
+        all.extend(index.encode());
+        all.extend(footer.encode());
+        assert_eq!(all, include_bytes!("../../tests/golden/segment.bin"));
+    }
+
+    #[test]
+    fn extents_outside_the_disk_are_refused() {
+        let (index, footer, _) = sample();
+        let small = SectorRange::new(0, 4_999);
+        assert!(matches!(
+            Index::decode(&index.encode(), &footer, small),
+            Err(FormatError::Bounds { field: "extent's sectors", .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_footer_or_an_error(bytes: Vec<u8>, object: u64) {
+            let _ = Footer::decode(&bytes, ByteLen(object));
+            let mut marked = FOOTER_MAGIC.to_vec();
+            marked.extend_from_slice(&VERSION.to_le_bytes());
+            marked.extend(bytes);
+            marked.resize(FOOTER_BYTES - 4, 0);
+            let _ = Footer::decode(&seal(marked), ByteLen(object));
+        }
+
+        /// With a digest that fits, so that every field is reached.
+        #[test]
+        fn any_bytes_are_an_index_or_an_error(bytes: Vec<u8>, frames in 0u32..8) {
+            let (_, mut footer, _) = sample();
+            footer.frames = frames;
+            footer.extents = (bytes.len() as u32 / 24).saturating_sub(frames);
+            footer.index_digest = *blake3::hash(&bytes).as_bytes();
+            let _ = Index::decode(&bytes, &footer, DISK);
+        }
+
+        #[test]
+        fn any_flip_is_seen(at: prop::sample::Index, bit in 0u8..8) {
+            let (index, footer, object) = sample();
+            let mut bytes = footer.encode();
+            let place = at.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            prop_assert!(Footer::decode(&bytes, object).is_err());
+            let mut bytes = index.encode();
+            let place = at.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            prop_assert!(Index::decode(&bytes, &footer, DISK).is_err());
+        }
+    }
+}

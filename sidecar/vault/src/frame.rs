@@ -1,0 +1,342 @@
+//! From sectors to frames to segments: what the shipping pipeline's middle does.
+//!
+//! A [`Chunk`] is up to 256 KiB of sectors as they were read. Sealing it finds what is zero, takes
+//! the checksum of each run of the rest (I6: before compression), and compresses it into one frame.
+//! A [`SegmentBuilder`] strings frames together without copying them again.
+
+use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
+use bytes::Bytes;
+use object_store::PutPayload;
+
+use crate::format::segment::{
+    Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer, FrameEntry, HEADER_BYTES, Index, Place,
+    SegmentId, encode_header,
+};
+
+/// Granularity of looking for zeroes inside a run.
+const ZERO_SECTORS: u64 = 8;
+
+/// Sectors as they were read, one run after the other in `data`.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// The runs.
+    pub runs: Vec<SectorRange>,
+    /// Their bytes.
+    pub data: Vec<u8>,
+}
+
+impl Chunk {
+    /// An empty chunk with room for the largest frame.
+    #[must_use]
+    pub fn with_room() -> Self {
+        Self { runs: Vec::with_capacity(64), data: Vec::with_capacity(FRAME_BYTES_MAX) }
+    }
+
+    /// Bytes that still fit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        FRAME_BYTES_MAX - self.data.len()
+    }
+
+    /// Adds a run; it must fit.
+    pub fn push(&mut self, run: SectorRange, bytes: &[u8]) {
+        debug_assert_eq!(run.bytes().0, bytes.len() as u64);
+        debug_assert!(bytes.len() <= self.room());
+        self.runs.push(run);
+        self.data.extend_from_slice(bytes);
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.data.clear();
+    }
+}
+
+/// A chunk, checksummed and compressed.
+#[derive(Debug)]
+pub struct SealedFrame {
+    /// The stored bytes; empty if all was zero.
+    stored: Bytes,
+    raw_len: u32,
+    stored_crc: u32,
+    codec: Codec,
+    /// Runs in the frame: sectors, offset, checksum.
+    extents: Vec<(SectorRange, u32, u32)>,
+    /// Runs that are zero.
+    zeroes: Vec<SectorRange>,
+}
+
+/// Compresses chunks; one a thread, its memory is used again and again.
+pub struct Compressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
+}
+
+impl Compressor {
+    /// A compressor of a zstd level.
+    ///
+    /// # Errors
+    /// If there is no such level.
+    pub fn new(level: i32) -> std::io::Result<Self> {
+        let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES_MAX));
+        Ok(Self { zstd: zstd::bulk::Compressor::new(level)?, scratch })
+    }
+
+    /// Makes a frame of a chunk, which is empty afterwards.
+    ///
+    /// # Errors
+    /// If zstd fails, which it does only without memory.
+    pub fn seal(&mut self, chunk: &mut Chunk) -> std::io::Result<SealedFrame> {
+        let (mut extents, mut zeroes) = (vec![], vec![]);
+        // Runs move down over the zeroes before them, so the frame has no gaps.
+        let (mut from, mut to) = (0usize, 0usize);
+        for &run in &chunk.runs {
+            for_each_piece(run, &chunk.data[from..from + run.bytes().0 as usize], |piece, zero| {
+                if zero { zeroes.push(piece) } else { extents.push((piece, 0, 0)) }
+            });
+            from += run.bytes().0 as usize;
+        }
+        if !zeroes.is_empty() {
+            let mut kept = extents.iter().map(|e| e.0).peekable();
+            from = 0;
+            for &run in &chunk.runs {
+                while let Some(piece) = kept.next_if(|p| p.start >= run.start && p.end <= run.end) {
+                    let at = from + ((piece.start.0 - run.start.0) * SECTOR_BYTES) as usize;
+                    let len = piece.bytes().0 as usize;
+                    chunk.data.copy_within(at..at + len, to);
+                    to += len;
+                }
+                from += run.bytes().0 as usize;
+            }
+            chunk.data.truncate(to);
+        }
+        let mut offset = 0usize;
+        for (piece, place, crc) in &mut extents {
+            let len = piece.bytes().0 as usize;
+            *place = offset as u32;
+            *crc = crc32c::crc32c(&chunk.data[offset..offset + len]);
+            offset += len;
+        }
+        let (stored, codec) = self.compress(&chunk.data)?;
+        let frame = SealedFrame {
+            raw_len: chunk.data.len() as u32,
+            stored_crc: crc32c::crc32c(&stored),
+            stored,
+            codec,
+            extents,
+            zeroes,
+        };
+        chunk.clear();
+        Ok(frame)
+    }
+
+    fn compress(&mut self, data: &[u8]) -> std::io::Result<(Bytes, Codec)> {
+        if data.is_empty() {
+            return Ok((Bytes::new(), Codec::Raw));
+        }
+        self.scratch.clear();
+        self.zstd.compress_to_buffer(data, &mut self.scratch)?;
+        Ok(if self.scratch.len() < data.len() {
+            (Bytes::copy_from_slice(&self.scratch), Codec::Zstd)
+        } else {
+            (Bytes::copy_from_slice(data), Codec::Raw)
+        })
+    }
+}
+
+/// Whether bytes are all zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // The compiler turns blocks into wide comparisons; the first word ends most calls.
+    let (head, words, tail) = {
+        let (words, tail) = bytes.as_chunks::<64>();
+        (bytes.first().copied().unwrap_or(0), words, tail)
+    };
+    head == 0
+        && words.iter().all(|block| block.iter().fold(0, |all, b| all | b) == 0)
+        && tail.iter().all(|&b| b == 0)
+}
+
+/// Splits a run into pieces that are all zero or hold data.
+fn for_each_piece(run: SectorRange, bytes: &[u8], mut each: impl FnMut(SectorRange, bool)) {
+    let mut open: Option<(SectorRange, bool)> = None;
+    for part in run.split_at_multiples(ZERO_SECTORS) {
+        let at = ((part.start.0 - run.start.0) * SECTOR_BYTES) as usize;
+        let zero = is_zero(&bytes[at..at + part.bytes().0 as usize]);
+        open = Some(match open {
+            Some((piece, was)) if was == zero => {
+                (SectorRange { start: piece.start, end: part.end }, zero)
+            }
+            Some((piece, was)) => {
+                each(piece, was);
+                (part, zero)
+            }
+            None => (part, zero),
+        });
+    }
+    if let Some((piece, zero)) = open {
+        each(piece, zero);
+    }
+}
+
+/// Strings frames together to a segment.
+#[derive(Debug)]
+pub struct SegmentBuilder {
+    id: SegmentId,
+    parts: Vec<Bytes>,
+    len: u64,
+    index: Index,
+}
+
+/// A segment, ready to be put.
+#[derive(Debug)]
+pub struct SealedSegment {
+    pub(crate) id: SegmentId,
+    pub(crate) payload: PutPayload,
+    pub(crate) len: u64,
+    pub(crate) sectors: (u64, u64),
+    pub(crate) index_digest: [u8; 32],
+}
+
+impl SealedSegment {
+    /// Its length, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
+}
+
+impl SegmentBuilder {
+    /// Starts a segment.
+    #[must_use]
+    pub fn new(disk: DiskId, cycle: CycleNo, attempt: u64, number: u32) -> Self {
+        let id = SegmentId { disk, cycle, attempt, number };
+        let header = Bytes::from(encode_header(id));
+        Self { id, parts: vec![header], len: HEADER_BYTES as u64, index: Index::default() }
+    }
+
+    /// Adds a frame.
+    pub fn push(&mut self, frame: SealedFrame) {
+        frame.zeroes.iter().for_each(|&range| self.push_zero(range));
+        if frame.stored.is_empty() {
+            return;
+        }
+        let number = self.index.frames.len() as u32;
+        self.index.frames.push(FrameEntry {
+            offset: self.len,
+            stored_len: frame.stored.len() as u32,
+            raw_len: frame.raw_len,
+            stored_crc: frame.stored_crc,
+            codec: frame.codec,
+        });
+        self.index.extents.extend(frame.extents.iter().map(|&(range, offset, crc)| Extent {
+            range,
+            place: Some(Place { frame: number, offset, crc }),
+        }));
+        self.len += frame.stored.len() as u64;
+        self.parts.push(frame.stored);
+    }
+
+    /// Says that a run is zero. Runs that follow each other become one.
+    pub fn push_zero(&mut self, range: SectorRange) {
+        // An extent's length has 32 bits.
+        const MAX: u64 = 1 << 31;
+        for piece in range.split_at_multiples(MAX) {
+            match self.index.extents.last_mut() {
+                Some(Extent { range: last, place: None })
+                    if last.end == piece.start && last.sectors() + piece.sectors() <= MAX =>
+                {
+                    last.end = piece.end;
+                }
+                _ => self.index.extents.push(Extent { range: piece, place: None }),
+            }
+        }
+    }
+
+    /// Bytes of frames so far.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// Extents so far; they cost memory too.
+    #[must_use]
+    pub fn extents(&self) -> usize {
+        self.index.extents.len()
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.index.extents.is_empty()
+    }
+
+    /// Ends the segment.
+    ///
+    /// # Errors
+    /// If zstd fails, which it does only without memory.
+    pub fn finish(mut self, compressor: &mut Compressor) -> std::io::Result<SealedSegment> {
+        let raw = self.index.encode();
+        let index_digest = *blake3::hash(&raw).as_bytes();
+        let stored = compressor.zstd.compress(&raw)?;
+        let (stored, index_codec) = if stored.len() < raw.len() {
+            (Bytes::from(stored), Codec::Zstd)
+        } else {
+            (Bytes::from(raw.clone()), Codec::Raw)
+        };
+        let footer = Footer {
+            id: self.id,
+            index_offset: self.len,
+            index_stored_len: stored.len() as u32,
+            index_raw_len: raw.len() as u32,
+            index_codec,
+            frames: self.index.frames.len() as u32,
+            extents: self.index.extents.len() as u32,
+            index_digest,
+        };
+        self.len += stored.len() as u64 + FOOTER_BYTES as u64;
+        self.parts.push(stored);
+        self.parts.push(Bytes::from(footer.encode()));
+        Ok(SealedSegment {
+            id: self.id,
+            sectors: self.index.sectors(),
+            payload: self.parts.into_iter().collect(),
+            len: self.len,
+            index_digest,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_found_and_squeezed_out() {
+        let mut chunk = Chunk::with_room();
+        let mut data = vec![1u8; 512 * 32];
+        data[512 * 8..512 * 16].fill(0);
+        chunk.push(SectorRange::new(0, 32), &data);
+        chunk.push(SectorRange::new(64, 72), &[0; 512 * 8]);
+        chunk.push(SectorRange::new(100, 101), &[2; 512]);
+        let frame = Compressor::new(1).unwrap().seal(&mut chunk).unwrap();
+        assert_eq!(frame.zeroes, [SectorRange::new(8, 16), SectorRange::new(64, 72)]);
+        let places: Vec<_> = frame.extents.iter().map(|e| (e.0, e.1)).collect();
+        let run = SectorRange::new;
+        assert_eq!(places, [(run(0, 8), 0), (run(16, 32), 4096), (run(100, 101), 4096 + 8192)]);
+        assert_eq!(frame.raw_len, 4096 + 8192 + 512);
+        assert_eq!(frame.extents[2].2, crc32c::crc32c(&[2; 512]));
+    }
+
+    #[test]
+    fn is_zero_sees_every_byte() {
+        let mut bytes = vec![0u8; 1000];
+        assert!(is_zero(&bytes));
+        for at in 0..1000 {
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes), "{at}");
+            bytes[at] = 0;
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! A vault: recovery points of many disks on an object store.
+//!
+//! - [`format`]: what the objects hold, byte by byte (docs/FORMAT-VAULT.md); no I/O
+//! - [`sectors`]: sets of sectors, for what must move and what arrived
+//! - [`frame`]: runs of sectors, checksummed and compressed
+//! - [`store`]: the objects and their names; puts that only one writer can win
+//! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
+//! - [`read`]: verifying and restoring; nothing is written before its checksum matched
+
+pub mod commit;
+pub mod error;
+pub mod format;
+pub mod frame;
+pub mod read;
+pub mod sectors;
+pub mod store;
+
+pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
+pub use error::{Class, VaultError};
+pub use format::document::{DiskRecord, TermRecord};
+pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
+pub use sectors::SectorSet;
+pub use store::Vault;

@@ -1,0 +1,145 @@
+//! Verifying points: everything is read back and every checksum compared.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use backstay_format::{ByteLen, CycleNo, DiskId};
+
+use super::frames::{Decompressor, check, fetch, requests};
+use super::plan::for_each_layer;
+use super::{Progress, read_index};
+use crate::error::VaultError;
+use crate::format::manifest::{Manifest, SegmentRef};
+use crate::store::{Vault, point_key, segment_id, segment_key};
+
+/// What was verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    /// Recovery points.
+    pub points: u64,
+    /// Segments, each read once.
+    pub segments: u64,
+    /// Bytes of sectors whose checksums were compared.
+    pub bytes: u64,
+}
+
+/// Verifies one point: its manifest, its chain, all its segments, and that they are a whole disk.
+///
+/// # Errors
+/// The first thing that is missing, damaged or contradicts another.
+pub fn verify_point(
+    vault: &Vault,
+    disk: DiskId,
+    cycle: CycleNo,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Verified, VaultError> {
+    verify_points(vault, disk, &[cycle], threads, progress)
+}
+
+/// Verifies several points, reading what they share once.
+///
+/// # Errors
+/// As for [`verify_point`].
+pub fn verify_points(
+    vault: &Vault,
+    disk: DiskId,
+    cycles: &[CycleNo],
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Verified, VaultError> {
+    let mut segments: Vec<(ByteLen, SegmentRef)> = vec![];
+    let mut seen = HashSet::new();
+    for &cycle in cycles {
+        let point = vault.manifest(disk, cycle)?;
+        check_chain(vault, &point)?;
+        for_each_layer(vault, &point, |segment, _| {
+            if seen.insert((segment.cycle, segment.attempt, segment.number)) {
+                segments.push((point.size, *segment));
+            }
+            Ok(())
+        })?;
+    }
+    let all: u64 = segments.iter().map(|(_, segment)| segment.data_sectors * 512).sum();
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let (failed, error) = (AtomicBool::new(false), Mutex::new(None));
+    thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let Some((size, segment)) = segments.get(next.fetch_add(1, Ordering::Relaxed))
+                    else {
+                        return;
+                    };
+                    let read = verify_segment(vault, disk, *size, segment, |bytes| {
+                        progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, all);
+                    });
+                    if let Err(e) = read {
+                        failed.store(true, Ordering::Relaxed);
+                        error.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(e);
+                    }
+                }
+            });
+        }
+    });
+    match error.into_inner().unwrap_or_else(|p| p.into_inner()) {
+        Some(error) => Err(error),
+        None => Ok(Verified {
+            points: cycles.len() as u64,
+            segments: segments.len() as u64,
+            bytes: done.into_inner(),
+        }),
+    }
+}
+
+/// A point must follow the one it names, if that is still there, in a term not older than its.
+fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
+    let Some((cycle, id)) = point.predecessor else { return Ok(()) };
+    let before = match vault.manifest(point.disk, cycle) {
+        // Deleted by retention: points do not need the ones before them.
+        Err(VaultError::NotFound { .. }) => return Ok(()),
+        before => before?,
+    };
+    let fits = before.point == id
+        && before.term <= point.term
+        && before.cut_unix_ns <= point.cut_unix_ns
+        && cycle.next() == point.cycle;
+    if fits {
+        return Ok(());
+    }
+    Err(VaultError::Inconsistent {
+        object: point_key(point.disk, point.cycle),
+        reason: format!("it does not follow recovery point {cycle}, which it names"),
+    })
+}
+
+fn verify_segment(
+    vault: &Vault,
+    disk: DiskId,
+    size: ByteLen,
+    segment: &SegmentRef,
+    mut count: impl FnMut(u64),
+) -> Result<(), VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    let index = read_index(vault, disk, size, segment)?;
+    let mut decompressor = Decompressor::new()?;
+    let frames: Vec<u32> = (0..index.frames.len() as u32).collect();
+    let mut of_frame = vec![vec![]; frames.len()];
+    for extent in &index.extents {
+        if let Some(place) = &extent.place {
+            of_frame[place.frame as usize].push((extent, place));
+        }
+    }
+    for group in requests(&index, &frames) {
+        for (frame, stored) in fetch(vault, &key, &index, &frames[group])? {
+            let raw = decompressor.open(&key, &index.frames[frame as usize], &stored)?;
+            for (extent, place) in &of_frame[frame as usize] {
+                check(&key, extent, place, raw)?;
+                count(extent.range.bytes().0);
+            }
+        }
+    }
+    Ok(())
+}

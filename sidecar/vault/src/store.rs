@@ -1,0 +1,355 @@
+//! The objects of a vault and their names, over any object store.
+//!
+//! The API blocks and can be called from any plain thread; a small runtime inside does the network's
+//! part. Every object but none is put only if it is absent: nothing is ever overwritten.
+//!
+//! On a local directory: `object_store` syncs neither data nor names unless asked
+//! (`with_fsync(true)`); with it, a put syncs the staged file before it is linked to its name and
+//! then every directory from the name up to the first one that was there before. What it does not
+//! sync is the vault's own directory in its parent; `create_or_open` does.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::runtime::Runtime;
+
+use crate::error::{In, VaultError};
+use crate::format::document::{
+    DOCUMENT_BYTES_MAX, DiskRecord, Document, TermRecord, VaultRecord, decode, encode,
+};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest, SegmentRef};
+use crate::format::segment::SegmentId;
+use crate::frame::SealedSegment;
+
+/// A vault. Clones share it.
+#[derive(Clone)]
+pub struct Vault {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    url: String,
+    store: Arc<dyn ObjectStore>,
+    runtime: Runtime,
+}
+
+const VAULT_OBJECT: &str = "vault.json";
+
+/// The key of a disk's record.
+fn disk_key(disk: DiskId) -> String {
+    format!("disks/{disk}/disk.json")
+}
+
+/// The key of a recovery point.
+pub(crate) fn point_key(disk: DiskId, cycle: CycleNo) -> String {
+    format!("disks/{disk}/points/{:020}", cycle.0)
+}
+
+/// The key of a term.
+fn term_key(disk: DiskId, term: Term) -> String {
+    format!("disks/{disk}/terms/{:020}", term.0)
+}
+
+/// The key of a segment.
+pub(crate) fn segment_key(id: SegmentId) -> String {
+    let SegmentId { disk, cycle, attempt, number } = id;
+    format!("disks/{disk}/segments/{:020}-{attempt:016x}-{number}", cycle.0)
+}
+
+impl Vault {
+    /// Opens a vault that exists.
+    ///
+    /// # Errors
+    /// If there is none, or it is not of this version.
+    pub fn open(url: &str) -> Result<Self, VaultError> {
+        let root = local_root(url)?;
+        if !root.is_dir() {
+            let reason = "there is no vault; check the URL".into();
+            return Err(VaultError::Url { url: url.into(), reason });
+        }
+        let vault = Self::on_directory(url, &root)?;
+        vault.document::<VaultRecord>(VAULT_OBJECT)?;
+        Ok(vault)
+    }
+
+    /// Opens a vault, or makes a new one where there is none.
+    ///
+    /// # Errors
+    /// If it cannot be made, or is not of this version.
+    pub fn create_or_open(url: &str) -> Result<Self, VaultError> {
+        let root = local_root(url)?;
+        let cannot = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                VaultError::Denied { object: url.into() }
+            }
+            std::io::ErrorKind::StorageFull => VaultError::Full { object: url.into() },
+            _ => VaultError::Url { url: url.into(), reason: source.to_string() },
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(cannot)?;
+        if let Some(parent) = root.parent() {
+            fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(cannot)?;
+        }
+        let vault = Self::on_directory(url, &root)?;
+        match vault.document::<VaultRecord>(VAULT_OBJECT) {
+            Err(VaultError::NotFound { .. }) => {
+                let record =
+                    VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
+                vault.put_document(VAULT_OBJECT, &record)?;
+            }
+            found => {
+                found?;
+            }
+        }
+        Ok(vault)
+    }
+
+    fn on_directory(url: &str, root: &FsPath) -> Result<Self, VaultError> {
+        let store = LocalFileSystem::new_with_prefix(root)
+            .map_err(|e| VaultError::of_store(url, e))?
+            .with_fsync(true);
+        Self::on_store(url, Arc::new(store))
+    }
+
+    /// A vault on any store.
+    ///
+    /// # Errors
+    /// If the runtime's threads cannot be started.
+    pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(16)
+            .thread_name("vault")
+            .build()
+            .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
+        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, runtime }) })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    /// All disks.
+    ///
+    /// # Errors
+    /// If the vault cannot be read, or a record is damaged.
+    pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
+        let prefix = Path::from("disks");
+        let listed =
+            self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&prefix)));
+        let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
+        let mut disks = vec![];
+        for folder in listed.common_prefixes {
+            match self.document::<DiskRecord>(&format!("{folder}/disk.json")) {
+                Ok(record) => disks.push(record),
+                // A folder whose record was never finished.
+                Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        disks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(disks)
+    }
+
+    /// The disk of a name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
+        let disks = self.disks()?;
+        disks.into_iter().find(|disk| disk.name == *name).ok_or_else(|| VaultError::NotFound {
+            object: format!("a disk named {name} in {}", self.url()),
+        })
+    }
+
+    /// The record of a disk.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn disk(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
+        self.document(&disk_key(disk))
+    }
+
+    /// Puts the record of a new disk.
+    ///
+    /// # Errors
+    /// If it is there already, or the vault cannot be written.
+    pub fn create_disk(&self, record: &DiskRecord) -> Result<(), VaultError> {
+        self.put_document(&disk_key(record.disk), record)
+    }
+
+    /// The newest term of a disk; the first one is taken by `writer` if there is none.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or written.
+    pub fn term_or_first(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        if let Some(newest) = self.newest_term(disk)? {
+            return Ok(newest);
+        }
+        let first =
+            TermRecord { term: Term(1), writer: writer.into(), since_unix_ns: now_unix_ns() };
+        match self.put_document(&term_key(disk, first.term), &first) {
+            // Somebody else was first: theirs holds.
+            Err(VaultError::Store {
+                source: object_store::Error::AlreadyExists { .. }, ..
+            }) => {}
+            put => put?,
+        }
+        self.document(&term_key(disk, Term(1)))
+    }
+
+    /// The newest term of a disk.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn newest_term(&self, disk: DiskId) -> Result<Option<TermRecord>, VaultError> {
+        let terms = self.numbers(&format!("disks/{disk}/terms"))?;
+        terms.last().map(|&term| self.document(&term_key(disk, Term(term)))).transpose()
+    }
+
+    /// The cycles of all recovery points of a disk, oldest first.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn points(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        let points = self.numbers(&format!("disks/{disk}/points"))?;
+        Ok(points.into_iter().map(CycleNo).collect())
+    }
+
+    /// A recovery point.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged or not what its name says.
+    pub fn manifest(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
+        let key = point_key(disk, cycle);
+        let manifest = Manifest::decode(&self.get(&key, MANIFEST_BYTES_MAX)?).within(&key)?;
+        if (manifest.disk, manifest.cycle) != (disk, cycle) {
+            let reason = format!("it is point {} of disk {}", manifest.cycle, manifest.disk);
+            return Err(VaultError::Inconsistent { object: key, reason });
+        }
+        Ok(manifest)
+    }
+
+    /// Puts a segment. It is durable when this returns.
+    ///
+    /// # Errors
+    /// If the vault cannot be written.
+    pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
+        let id = segment.id;
+        self.put(&segment_key(id), segment.payload)?;
+        Ok(SegmentRef {
+            cycle: id.cycle,
+            attempt: id.attempt,
+            number: id.number,
+            object: ByteLen(segment.len),
+            data_sectors: segment.sectors.0,
+            zero_sectors: segment.sectors.1,
+            index_digest: segment.index_digest,
+        })
+    }
+
+    /// Removes the segments of an attempt that failed, as far as that is possible.
+    pub fn remove_segments(&self, disk: DiskId, segments: &[SegmentRef]) {
+        for segment in segments {
+            let key = segment_key(segment_id(disk, segment));
+            let removed =
+                self.inner.runtime.block_on(self.inner.store.delete(&Path::from(key.as_str())));
+            if let Err(e) = removed {
+                tracing::debug!("{key}: {e}: left behind, no point names it");
+            }
+        }
+    }
+
+    pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<(), VaultError> {
+        self.put(&point_key(manifest.disk, manifest.cycle), manifest.encode().into())
+    }
+
+    /// Reads a range of an object.
+    pub(crate) fn get_range(&self, key: &str, at: u64, len: u64) -> Result<Bytes, VaultError> {
+        let path = Path::from(key);
+        let got = self.inner.runtime.block_on(self.inner.store.get_range(&path, at..at + len));
+        let got = got.map_err(|e| VaultError::of_store(key, e))?;
+        if got.len() as u64 != len {
+            let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
+        }
+        Ok(got)
+    }
+
+    /// The length of an object.
+    pub(crate) fn len(&self, key: &str) -> Result<u64, VaultError> {
+        let head = self.inner.runtime.block_on(self.inner.store.head(&Path::from(key)));
+        Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
+    }
+
+    fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
+        let len = self.len(key)?;
+        if len > most as u64 {
+            let reason = format!("{len} bytes, {most} at most make sense");
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
+        }
+        self.get_range(key, 0, len)
+    }
+
+    fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let path = Path::from(key);
+        let put = self.inner.store.put_opts(&path, payload, options);
+        self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
+        Ok(())
+    }
+
+    fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+        decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
+    }
+
+    fn put_document<D: Document>(&self, key: &str, document: &D) -> Result<(), VaultError> {
+        self.put(key, encode(document).within(key)?.into())
+    }
+
+    /// The objects below a prefix whose names are numbers, sorted; others are not ours.
+    fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
+        let path = Path::from(prefix);
+        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let listed =
+            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(prefix, e))?;
+        let mut numbers: Vec<u64> =
+            listed.iter().filter_map(|meta| meta.location.filename()?.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+/// Which object a segment reference means.
+pub(crate) fn segment_id(disk: DiskId, segment: &SegmentRef) -> SegmentId {
+    let SegmentRef { cycle, attempt, number, .. } = *segment;
+    SegmentId { disk, cycle, attempt, number }
+}
+
+fn local_root(url: &str) -> Result<PathBuf, VaultError> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    if path.starts_with('/') {
+        return Ok(path.into());
+    }
+    let reason = if url.contains("://") && !url.starts_with("file://") {
+        "this version reaches vaults in local directories only (file:///path)"
+    } else {
+        "not a vault URL: use file:///path or an absolute path"
+    };
+    Err(VaultError::Url { url: url.into(), reason: reason.into() })
+}
+
+/// The time, nanoseconds since 1970.
+pub(crate) fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
