@@ -188,6 +188,8 @@ pub struct DriverStatus {
     pub base: Option<Base>,
     /// If set, every sector counts as dirty.
     pub resync: Option<Resync>,
+    /// Why the last cycle lost its point in time, until one is released.
+    pub lost_point_in_time: Option<String>,
     /// Sectors that the next cycle ships (all, if `resync` is set).
     pub dirty_sectors: u64,
     /// Most bytes of preserved blocks.

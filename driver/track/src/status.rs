@@ -21,6 +21,7 @@ pub struct TrackStatus {
     pub open_cut: Option<OpenCut>,
     pub base: Option<Base>,
     pub resync: Option<Resync>,
+    pub lost_point_in_time: Option<String>,
     pub dirty_sectors: u64,
     pub change_log_limit: ByteLen,
     pub change_log_used: ByteLen,
@@ -56,6 +57,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             }),
             base: admin.meta.get().base,
             resync,
+            lost_point_in_time: admin.lost_last.clone(),
             dirty_sectors: match resync {
                 Some(_) => sectors,
                 None => (current.dirty_sectors() + closed_sectors).min(sectors),

@@ -120,6 +120,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             lease: self.lease().clone(),
             base: track.base,
             resync: track.resync,
+            lost_point_in_time: track.lost_point_in_time,
             dirty_sectors: track.dirty_sectors,
             change_log_limit: track.change_log_limit,
             change_log_used: track.change_log_used,

@@ -1,0 +1,304 @@
+//! One pass over a closed epoch: from its dirty bitmap to segments.
+//!
+//! In a point-in-time pass the order of three things is everything (I2): the backing is read first,
+//! then the preserved bits are looked at. Where one is set the driver has kept the old content and
+//! may have overwritten it, so what was read is thrown away and comes from the preserved log after
+//! the seal. Where it is clear the content is that of the cut, and the shipped bit is set.
+
+use std::fs::File;
+use std::sync::atomic::{Ordering, fence};
+
+use backstay_driver::control::ClientError;
+use backstay_format::control::{CutMode, CutReply, Request, Response};
+use backstay_format::{ByteLen, DiskId, SectorRange};
+use backstay_vault::format::segment::FRAME_SECTORS_MAX;
+use backstay_vault::frame::Chunk;
+use backstay_vault::{Pass, SectorSet};
+
+use super::{Run, Stage};
+use crate::error::CycleError;
+use crate::pipeline::{Feed, Shipment, ship};
+use crate::source::bits::SharedBitmap;
+use crate::source::extents::{self, Run as DiskRun};
+use crate::source::preserved::{LogError, for_each_record};
+use crate::source::reader::{DEPTH, Reader, Wanted};
+
+/// The disk being shipped.
+pub(super) struct Source {
+    pub file: File,
+    pub disk: DiskId,
+    pub size: ByteLen,
+}
+
+impl From<LogError> for CycleError {
+    fn from(e: LogError) -> Self {
+        match e {
+            LogError::Io(e) => Self::source("the preserved blocks")(e),
+            LogError::Format(e) => Self::Preserved(e),
+        }
+    }
+}
+
+/// Bits that decide what of a point-in-time pass may be shipped from the backing.
+struct Shared {
+    preserved: SharedBitmap,
+    shipped: SharedBitmap,
+}
+
+impl Run<'_> {
+    /// Ships a closed epoch.
+    pub(super) fn pass(&mut self, cut: &CutReply, stage: Stage) -> Result<Pass, CycleError> {
+        let whole = SectorRange::whole(self.source.size);
+        let must_move = self.must_move(cut, whole)?;
+        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
+        let reader =
+            Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
+        let shared = self.shared(cut, whole)?;
+        let to = Shipment {
+            vault: self.job.vault,
+            disk: self.source.disk,
+            cycle: self.cycle,
+            attempt: self.attempt,
+            first_segment: self.put.len() as u32,
+            ship: self.job.ship,
+            stop: self.job.stop,
+        };
+        let mut work = Work {
+            reader,
+            arrived: SectorSet::new(),
+            done: 0,
+            all: must_move.count() * 512,
+            stage,
+            progress: self.job.progress,
+        };
+        let shipped = ship(to, |feed| {
+            match (&cut.whole_disk, &shared) {
+                (Some(_), None) => work.whole_disk(&self.source, feed)?,
+                (None, None) => work.dirty(&must_move, feed, None)?,
+                (_, Some(shared)) => {
+                    work.dirty(&must_move, feed, Some(shared))?;
+                    let end = seal(&mut self.driver, cut)?;
+                    work.preserved(cut, &self.source, &must_move, end, feed)?;
+                }
+            }
+            Ok(())
+        });
+        self.put.extend_from_slice(&shipped.segments);
+        shipped.result?;
+        Ok(Pass { must_move, segments: shipped.segments })
+    }
+
+    /// The sectors that a closed epoch says must move.
+    fn must_move(&self, cut: &CutReply, whole: SectorRange) -> Result<SectorSet, CycleError> {
+        let mut set = SectorSet::new();
+        if cut.whole_disk.is_some() {
+            set.insert(whole);
+            return Ok(set);
+        }
+        let dirty = self.bitmap(&cut.dirty, cut, whole)?;
+        let touched = dirty.touched().map_err(CycleError::source("the dirty bitmap"))?;
+        let last = whole.end.0;
+        for word in touched.into_iter().flatten().take_while(|word| word * 64 < last) {
+            let beyond = (word * 64 + 64).saturating_sub(last);
+            set.insert_bits(word, dirty.load(word) & (u64::MAX >> beyond));
+        }
+        if set.count() == cut.dirty_sectors {
+            return Ok(set);
+        }
+        // The driver counted while it set the bits: a difference means the bits were changed.
+        Err(CycleError::Source {
+            what: "the dirty bitmap".into(),
+            source: std::io::Error::other(format!(
+                "{} sectors are set, the driver counted {}",
+                set.count(),
+                cut.dirty_sectors
+            )),
+        })
+    }
+
+    fn bitmap(
+        &self,
+        path: &std::path::Path,
+        cut: &CutReply,
+        whole: SectorRange,
+    ) -> Result<SharedBitmap, CycleError> {
+        SharedBitmap::open(path, self.source.disk, cut.epoch, whole.sectors())
+            .map_err(CycleError::source(path.display().to_string()))
+    }
+
+    fn shared(&self, cut: &CutReply, whole: SectorRange) -> Result<Option<Shared>, CycleError> {
+        match (cut.mode, &cut.preserved, &cut.shipped) {
+            (CutMode::Fuzzy, ..) => Ok(None),
+            (CutMode::PointInTime, Some(preserved), Some(shipped)) => Ok(Some(Shared {
+                preserved: self.bitmap(preserved, cut, whole)?,
+                shipped: self.bitmap(shipped, cut, whole)?,
+            })),
+            _ => Err(ClientError::Confused.into()),
+        }
+    }
+}
+
+/// Ends copy-before-write; where the preserved log ends.
+fn seal(
+    driver: &mut backstay_driver::control::ControlClient,
+    cut: &CutReply,
+) -> Result<backstay_format::ByteOffset, CycleError> {
+    match driver.ask(&Request::Seal { epoch: cut.epoch })? {
+        Response::Sealed { lost: Some(reason), .. } => Err(CycleError::Lost(reason)),
+        Response::Sealed { log_end, lost: None } => Ok(log_end),
+        _ => Err(ClientError::Confused.into()),
+    }
+}
+
+/// The reading end of a pass.
+struct Work<'a> {
+    reader: Reader,
+    /// Sectors that went into the pipeline.
+    arrived: SectorSet,
+    done: u64,
+    all: u64,
+    stage: Stage,
+    progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
+}
+
+impl Work<'_> {
+    fn count(&mut self, range: SectorRange) {
+        self.done += range.bytes().0;
+        (self.progress)(self.stage, self.done, self.all);
+    }
+
+    /// Every sector, holes without reading them.
+    fn whole_disk(&mut self, source: &Source, feed: &Feed<'_>) -> Result<(), CycleError> {
+        let runs = extents::runs(&source.file, source.size)
+            .map_err(CycleError::source("where the backing holds data"))?;
+        for run in runs {
+            match run {
+                DiskRun::Hole(range) => {
+                    feed.zero(range)?;
+                    self.count(range);
+                }
+                DiskRun::Data(range) => {
+                    for piece in range.split_at_multiples(FRAME_SECTORS_MAX) {
+                        let mut batch = Batch::default();
+                        batch.push(piece);
+                        self.read_and_send(&batch, feed, None)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The dirty sectors: scattered ones are gathered to whole frames.
+    fn dirty(
+        &mut self,
+        must_move: &SectorSet,
+        feed: &Feed<'_>,
+        shared: Option<&Shared>,
+    ) -> Result<(), CycleError> {
+        let mut batch = Batch::default();
+        for run in must_move.runs() {
+            for piece in run.split_at_multiples(FRAME_SECTORS_MAX) {
+                if batch.sectors + piece.sectors() > FRAME_SECTORS_MAX
+                    || batch.wanted.len() == DEPTH
+                {
+                    self.read_and_send(&batch, feed, shared)?;
+                    batch = Batch::default();
+                }
+                batch.push(piece);
+            }
+        }
+        self.read_and_send(&batch, feed, shared)
+    }
+
+    fn read_and_send(
+        &mut self,
+        batch: &Batch,
+        feed: &Feed<'_>,
+        shared: Option<&Shared>,
+    ) -> Result<(), CycleError> {
+        if batch.wanted.is_empty() {
+            return Ok(());
+        }
+        let mut chunk = feed.chunk()?;
+        chunk.data.resize(batch.sectors as usize * 512, 0);
+        self.reader
+            .read(&batch.wanted, &mut chunk.data)
+            .map_err(CycleError::source("the backing"))?;
+        // I2: the reads are complete before the preserved bits are looked at.
+        fence(Ordering::SeqCst);
+        match shared {
+            None => chunk.runs.extend(batch.wanted.iter().map(|want| want.range)),
+            Some(shared) => keep_unpreserved(&mut chunk, &batch.wanted, &shared.preserved),
+        }
+        for run in chunk.runs.clone() {
+            if let Some(shared) = shared {
+                shared.shipped.set(run);
+                self.arrived.insert(run);
+            }
+            self.count(run);
+        }
+        feed.send(chunk)
+    }
+
+    /// What was overwritten during the pass, from the preserved log.
+    fn preserved(
+        &mut self,
+        cut: &CutReply,
+        source: &Source,
+        must_move: &SectorSet,
+        end: backstay_format::ByteOffset,
+        feed: &Feed<'_>,
+    ) -> Result<(), CycleError> {
+        let Some(log) = &cut.log else { return Err(ClientError::Confused.into()) };
+        let mut chunk = feed.chunk()?;
+        let whole = SectorRange::whole(source.size);
+        for_each_record(log, source.disk, cut.epoch, whole, end, |range, data| {
+            for run in self.arrived.runs_within(range, false) {
+                if must_move.runs_within(run, false).is_empty() {
+                    let from = ((run.start.0 - range.start.0) * 512) as usize;
+                    let bytes = &data[from..from + run.bytes().0 as usize];
+                    if bytes.len() > chunk.room() {
+                        feed.send(std::mem::replace(&mut chunk, feed.chunk()?))?;
+                    }
+                    chunk.push(run, bytes);
+                    self.arrived.insert(run);
+                    self.count(run);
+                }
+            }
+            Ok::<(), CycleError>(())
+        })?;
+        feed.send(chunk)
+    }
+}
+
+/// Runs to be read together into one chunk.
+#[derive(Default)]
+struct Batch {
+    wanted: Vec<Wanted>,
+    sectors: u64,
+}
+
+impl Batch {
+    fn push(&mut self, range: SectorRange) {
+        self.wanted.push(Wanted { range, at: self.sectors as usize * 512 });
+        self.sectors += range.sectors();
+    }
+}
+
+/// Keeps what the driver has not preserved, moving it together.
+fn keep_unpreserved(chunk: &mut Chunk, wanted: &[Wanted], preserved: &SharedBitmap) {
+    let mut to = 0;
+    for want in wanted {
+        for part in preserved.parts(want.range, false) {
+            let from = want.at + ((part.start.0 - want.range.start.0) * 512) as usize;
+            let len = part.bytes().0 as usize;
+            if from != to {
+                chunk.data.copy_within(from..from + len, to);
+            }
+            chunk.runs.push(part);
+            to += len;
+        }
+    }
+    chunk.data.truncate(to);
+}

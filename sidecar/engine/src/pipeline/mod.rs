@@ -1,0 +1,268 @@
+//! The shipping pipeline: four stages of threads over bounded channels.
+//!
+//! ```text
+//!   reader (the caller) ──chunks──▶ compress ×N ──frames──▶ assemble ──segments──▶ upload ×M
+//!        ▲                              │
+//!        └────── empty chunks ──────────┘
+//! ```
+//!
+//! Memory is bounded by the channels. With N compressors and M uploads and segments of S bytes:
+//! chunks 256 KiB × (3 N + 2), frames at most as much again, segments S × (M + 2). With the defaults
+//! on two processors (N = 2, M = 2, S = 32 MiB) that is 2 + 2 + 128 MiB.
+//!
+//! An error anywhere is kept (the first one counts), every stage goes on taking what it is sent and
+//! throws it away, and so all threads end, in order, without anyone waiting for a reader that left.
+
+mod feed;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use backstay_format::{CycleNo, DiskId, SectorRange};
+use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SealedSegment, SegmentBuilder};
+use backstay_vault::{SegmentRef, Vault};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::config::Ship;
+use crate::error::CycleError;
+
+pub use feed::Feed;
+
+/// Extents after which a segment is ended whatever its size, so that its index stays small.
+const SEGMENT_EXTENTS_MAX: usize = 1 << 20;
+
+/// Where a shipment goes.
+#[derive(Clone, Copy)]
+pub struct Shipment<'a> {
+    /// The vault.
+    pub vault: &'a Vault,
+    /// The disk.
+    pub disk: DiskId,
+    /// The cycle.
+    pub cycle: CycleNo,
+    /// The attempt at the cycle.
+    pub attempt: u64,
+    /// The number of the first segment.
+    pub first_segment: u32,
+    /// How to ship.
+    pub ship: &'a Ship,
+    /// Set from outside to end it.
+    pub stop: &'a AtomicBool,
+}
+
+/// What was put until it ended, well or not.
+#[derive(Debug)]
+pub struct Shipped {
+    /// The segments in the vault.
+    pub segments: Vec<SegmentRef>,
+    /// Why it ended early, if it did.
+    pub result: Result<(), CycleError>,
+}
+
+/// What goes from compressors and reader to the assembler.
+enum Part {
+    Frame(SealedFrame),
+    Zero(SectorRange),
+}
+
+/// The first error of any stage.
+pub(crate) struct Trouble<'a> {
+    failed: AtomicBool,
+    error: Mutex<Option<CycleError>>,
+    stop: &'a AtomicBool,
+}
+
+impl Trouble<'_> {
+    fn report(&self, error: CycleError) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn is_over(&self) -> bool {
+        if self.stop.load(Ordering::Relaxed) && !self.failed.load(Ordering::Relaxed) {
+            self.report(CycleError::Stopped);
+        }
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Ships what `read` feeds. `read` runs on the calling thread.
+pub fn ship(
+    to: Shipment<'_>,
+    read: impl FnOnce(&mut Feed<'_>) -> Result<(), CycleError>,
+) -> Shipped {
+    let threads = to.ship.compress_threads();
+    let trouble =
+        Trouble { failed: AtomicBool::new(false), error: Mutex::new(None), stop: to.stop };
+    let segments = Mutex::new(vec![]);
+    let (full, chunks) = bounded::<Chunk>(threads * 2);
+    let (empty, spare) = bounded::<Chunk>(threads * 3 + 2);
+    let (parts, assembly) = bounded::<Part>(threads * 2);
+    let (done, uploads) = bounded::<SealedSegment>(1);
+    for _ in 0..threads * 3 + 2 {
+        let _ = empty.try_send(Chunk::default());
+    }
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (chunks, empty, parts) = (chunks.clone(), empty.clone(), parts.clone());
+            let trouble = &trouble;
+            scope.spawn(move || compress(to.ship.zstd_level, &chunks, &empty, &parts, trouble));
+        }
+        scope.spawn(|| assemble(to, assembly, done, &trouble));
+        for _ in 0..to.ship.upload_parallel.clamp(1, 16) {
+            let uploads = uploads.clone();
+            let (trouble, segments) = (&trouble, &segments);
+            scope.spawn(move || upload(to.vault, &uploads, segments, trouble));
+        }
+        drop((chunks, empty, uploads));
+        let mut feed = Feed::new(full, spare, parts, &trouble);
+        if let Err(e) = read(&mut feed) {
+            trouble.report(e);
+        }
+        // Dropping the feed ends the stages one after the other.
+    });
+    let mut segments = segments.into_inner().unwrap_or_else(PoisonError::into_inner);
+    segments.sort_by_key(|segment: &SegmentRef| segment.number);
+    let error = trouble.error.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Shipped { segments, result: error.map_or(Ok(()), Err) }
+}
+
+fn compress(
+    level: i32,
+    chunks: &Receiver<Chunk>,
+    empty: &Sender<Chunk>,
+    parts: &Sender<Part>,
+    trouble: &Trouble<'_>,
+) {
+    let mut compressor =
+        Compressor::new(level).map_err(|e| trouble.report(CycleError::Compress(e)));
+    for mut chunk in chunks {
+        if let (Ok(compressor), false) = (&mut compressor, trouble.is_over()) {
+            match compressor.seal(&mut chunk) {
+                Ok(frame) => drop(parts.send(Part::Frame(frame))),
+                Err(e) => trouble.report(CycleError::Compress(e)),
+            }
+        }
+        chunk.clear();
+        let _ = empty.try_send(chunk);
+    }
+}
+
+fn assemble(
+    to: Shipment<'_>,
+    parts: Receiver<Part>,
+    done: Sender<SealedSegment>,
+    trouble: &Trouble<'_>,
+) {
+    let mut compressor = match Compressor::new(to.ship.zstd_level) {
+        Ok(compressor) => compressor,
+        Err(e) => return trouble.report(CycleError::Compress(e)),
+    };
+    let mut number = to.first_segment;
+    let start = |number| SegmentBuilder::new(to.disk, to.cycle, to.attempt, number);
+    let mut segment = start(number);
+    let mut finish = |segment: SegmentBuilder| match segment.finish(&mut compressor) {
+        Ok(sealed) => drop(done.send(sealed)),
+        Err(e) => trouble.report(CycleError::Compress(e)),
+    };
+    for part in parts {
+        if trouble.is_over() {
+            continue;
+        }
+        match part {
+            Part::Frame(frame) => segment.push(frame),
+            Part::Zero(range) => segment.push_zero(range),
+        }
+        if segment.stored_bytes() >= to.ship.segment_size.as_u64()
+            || segment.extents() >= SEGMENT_EXTENTS_MAX
+        {
+            number += 1;
+            finish(std::mem::replace(&mut segment, start(number)));
+        }
+    }
+    if !segment.is_empty() && !trouble.is_over() {
+        finish(segment);
+    }
+}
+
+fn upload(
+    vault: &Vault,
+    uploads: &Receiver<SealedSegment>,
+    segments: &Mutex<Vec<SegmentRef>>,
+    trouble: &Trouble<'_>,
+) {
+    for segment in uploads {
+        if trouble.is_over() {
+            continue;
+        }
+        match vault.put_segment(segment) {
+            Ok(put) => segments.lock().unwrap_or_else(PoisonError::into_inner).push(put),
+            Err(e) => trouble.report(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipment<'a>(vault: &'a Vault, ship: &'a Ship, stop: &'a AtomicBool) -> Shipment<'a> {
+        let disk = DiskId::from_bytes([3; 16]);
+        Shipment { vault, disk, cycle: CycleNo(1), attempt: 1, first_segment: 0, ship, stop }
+    }
+
+    fn feed_noise(feed: &mut Feed<'_>, chunks: u64) -> Result<(), CycleError> {
+        for n in 0..chunks {
+            let mut chunk = feed.chunk()?;
+            let mut bytes = vec![0; 256 << 10];
+            fastrand::Rng::with_seed(n).fill(&mut bytes);
+            chunk.push(SectorRange::new(n * 512, n * 512 + 512), &bytes);
+            feed.send(chunk)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn everything_fed_is_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
+        let stop = AtomicBool::new(false);
+        let shipped = ship(shipment(&vault, &ship_settings, &stop), |feed| {
+            feed.zero(SectorRange::new(1 << 20, 1 << 30))?;
+            feed_noise(feed, 40)
+        });
+        shipped.result.unwrap();
+        assert!(shipped.segments.len() >= 5);
+        let data: u64 = shipped.segments.iter().map(|s| s.data_sectors).sum();
+        let zero: u64 = shipped.segments.iter().map(|s| s.zero_sectors).sum();
+        assert_eq!((data, zero), (40 * 512, (1 << 30) - (1 << 20)));
+    }
+
+    /// A vault that fails in the middle must end the reader, not leave it waiting.
+    #[test]
+    fn a_failing_upload_ends_all_stages() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        // The disk's folder is a file: nothing can be put below it.
+        std::fs::write(dir.path().join("disks"), b"").unwrap();
+        let settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
+        let stop = AtomicBool::new(false);
+        let shipped = ship(shipment(&vault, &settings, &stop), |feed| feed_noise(feed, 10_000));
+        assert!(matches!(shipped.result, Err(CycleError::Vault(_))), "{:?}", shipped.result);
+    }
+
+    #[test]
+    fn being_told_to_stop_ends_all_stages() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let (settings, stop) = (Ship::default(), AtomicBool::new(false));
+        let shipped = ship(shipment(&vault, &settings, &stop), |feed| {
+            feed_noise(feed, 4)?;
+            stop.store(true, Ordering::Relaxed);
+            feed_noise(feed, 10_000)
+        });
+        assert!(matches!(shipped.result, Err(CycleError::Stopped)), "{:?}", shipped.result);
+    }
+}

@@ -1,0 +1,130 @@
+//! The service: finds the disks that drivers serve on this host and runs their cycles.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use backstay_vault::Vault;
+use crossbeam_channel::{Receiver, bounded, select, tick};
+
+use crate::config::Config;
+use crate::cycle::{CycleJob, run};
+use crate::error::CycleError;
+use crate::record::Record;
+use crate::schedule::{Last, next};
+
+/// How often new disks are looked for and the schedule is read.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A cycle that ended.
+struct Ended {
+    name: DiskName,
+    began: Duration,
+    result: Result<(), (backstay_vault::Class, u32)>,
+}
+
+/// Runs cycles until `stop` gets a message; then ends the ones that run.
+///
+/// # Errors
+/// If threads cannot be started.
+pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Result<()> {
+    let clock = Instant::now();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let (ended, endings) = bounded::<Ended>(config.slots.max(1));
+    let ticks = tick(LOOK_EVERY);
+    let mut history: BTreeMap<DiskName, Last> = BTreeMap::new();
+    let mut running: BTreeMap<DiskName, thread::JoinHandle<()>> = BTreeMap::new();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        select! {
+            recv(ticks) -> _ => {}
+            recv(endings) -> end => if let Ok(end) = end {
+                if let Some(thread) = running.remove(&end.name) {
+                    let _ = thread.join();
+                }
+                let now = clock.elapsed();
+                let last = match end.result {
+                    Ok(()) => Last::Done { began: end.began, ended: now },
+                    Err((class, failures)) => Last::Failed { ended: now, failures, class },
+                };
+                history.insert(end.name, last);
+            },
+            recv(stop) -> _ => break,
+        }
+        for name in roots.disks_with_socket() {
+            let now = clock.elapsed();
+            let last = history.get(&name).copied().unwrap_or(Last::None);
+            let due = next(last, config.interval_of(&name), now).is_some_and(|at| at <= now);
+            if !due || running.contains_key(&name) || running.len() >= config.slots.max(1) {
+                continue;
+            }
+            let (config, roots, ended) = (config.clone(), roots.clone(), ended.clone());
+            let (stopping, disk) = (Arc::clone(&stopping), name.clone());
+            let thread = thread::Builder::new().name("cycle".into()).spawn(move || {
+                let result = one_cycle(&config, &roots, &disk, &stopping);
+                let _ = ended.send(Ended { name: disk, began: now, result });
+            })?;
+            running.insert(name, thread);
+        }
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stopping.store(true, Ordering::Relaxed);
+    drop(endings);
+    for (name, thread) in running {
+        if thread.join().is_err() {
+            tracing::error!("disk {name}: a cycle panicked");
+        }
+    }
+    Ok(())
+}
+
+/// Runs a cycle and remembers how it went.
+fn one_cycle(
+    config: &Config,
+    roots: &Roots,
+    name: &DiskName,
+    stop: &AtomicBool,
+) -> Result<(), (backstay_vault::Class, u32)> {
+    let paths = roots.disk(name);
+    let (socket, url) = (paths.control_socket(), config.vault_of(name));
+    let result = Vault::create_or_open(url).map_err(CycleError::from).and_then(|vault| {
+        let job = CycleJob {
+            socket: &socket,
+            vault: &vault,
+            ship: &config.ship,
+            progress: &|_, _, _| (),
+            stop,
+        };
+        run(&job)
+    });
+    let mut record = Record::load(&paths.state);
+    match &result {
+        // Neither is the disk's trouble: it was unmounted, or we were told to stop.
+        Err(CycleError::Stopped) => return Ok(()),
+        Err(CycleError::Driver(backstay_driver::control::ClientError::NotRunning { .. })) => {
+            return Ok(());
+        }
+        Err(e) if e.is_busy() => return Ok(()),
+        _ => record.note(&result, url, &paths.state),
+    }
+    match result {
+        Ok(report) => {
+            tracing::info!(
+                "disk {name}: recovery point {} ({} bytes moved, {} stored, {:?})",
+                report.cycle,
+                report.moved,
+                report.stored,
+                report.duration
+            );
+            Ok(())
+        }
+        Err(e) => {
+            tracing::error!("disk {name}: {e}");
+            Err((e.class(), record.failures))
+        }
+    }
+}
