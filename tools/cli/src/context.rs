@@ -89,3 +89,18 @@ impl Context {
         Ok(())
     }
 }
+
+impl Context {
+    /// All disks of this host: those that have state, and those that are served.
+    pub fn disks(&self) -> Vec<DiskName> {
+        let state = std::fs::read_dir(&self.roots.state).into_iter().flatten().flatten();
+        let mut names: Vec<DiskName> = state
+            .filter(|entry| entry.path().join("super").exists())
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .chain(self.roots.disks_with_socket())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}

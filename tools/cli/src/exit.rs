@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
+use backstay_sidecar::CycleError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -43,6 +44,7 @@ fn code(error: &anyhow::Error) -> u8 {
     let refused = any(&|e| {
         e.is::<Refused>()
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
+            || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
     });
     let damaged = any(&|e| {

@@ -128,3 +128,19 @@ fn one_cycle(
         }
     }
 }
+
+/// A channel that gets a message on SIGTERM and SIGINT.
+///
+/// # Errors
+/// If the signals cannot be waited for.
+pub fn stop_on_signals() -> std::io::Result<Receiver<()>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    let (stop, stopped) = bounded(1);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            let _ = stop.try_send(());
+        }
+    })?;
+    Ok(stopped)
+}

@@ -1,0 +1,104 @@
+//! `backstay points`: what can be restored.
+
+use backstay_format::{CycleNo, DiskName};
+use backstay_vault::{Consistency, CycleKind, Manifest};
+use clap::Args;
+use serde::Serialize;
+
+use super::target::{InVault, size, time};
+use crate::context::Context;
+
+/// List the recovery points of a disk
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay points db
+  backstay points db --vault file:///mnt/backup/vault --json")]
+pub struct Points {
+    /// The disk's name
+    name: DiskName,
+    #[command(flatten)]
+    vault: InVault,
+}
+
+/// A point, for programs.
+#[derive(Serialize)]
+struct Listed {
+    cycle: CycleNo,
+    point: backstay_format::PointId,
+    kind: CycleKind,
+    consistency: Consistency,
+    cut_unix_ns: u64,
+    committed_unix_ns: u64,
+    size_bytes: u64,
+    moved_bytes: u64,
+    stored_bytes: u64,
+    segments: usize,
+    term: u64,
+}
+
+impl Listed {
+    fn of(point: &Manifest) -> Self {
+        Self {
+            cycle: point.cycle,
+            point: point.point,
+            kind: point.kind,
+            consistency: point.consistency,
+            cut_unix_ns: point.cut_unix_ns,
+            committed_unix_ns: point.committed_unix_ns,
+            size_bytes: point.size.0,
+            moved_bytes: point.moved_sectors * 512,
+            stored_bytes: point.own_segments().map(|segment| segment.object.0).sum(),
+            segments: point.segments.len(),
+            term: point.term.0,
+        }
+    }
+}
+
+impl Points {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (vault, disk) = match self.vault.find(context, &self.name) {
+            // A vault or disk that was never shipped to has no points; that is an answer.
+            Err(e) if context.globals.json && not_there(&e) => {
+                return context.print_json(&Vec::<Listed>::new());
+            }
+            found => found?,
+        };
+        let mut points = vec![];
+        for cycle in vault.points(disk.disk)? {
+            points.push(Listed::of(&vault.manifest(disk.disk, cycle)?));
+        }
+        if context.globals.json {
+            return context.print_json(&points);
+        }
+        println!(
+            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}",
+            "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED"
+        );
+        for point in points {
+            println!(
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}",
+                point.cycle.0,
+                time(point.cut_unix_ns),
+                word(&point.kind),
+                word(&point.consistency),
+                size(point.moved_bytes),
+                size(point.stored_bytes)
+            );
+        }
+        Ok(())
+    }
+}
+
+fn not_there(error: &anyhow::Error) -> bool {
+    use backstay_vault::VaultError as E;
+    matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::Url { .. }))
+}
+
+/// A value as its JSON word.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}

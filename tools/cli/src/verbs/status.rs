@@ -1,0 +1,117 @@
+//! `backstay status`: how disks are.
+
+use std::io::IsTerminal;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::bail;
+use backstay_format::DiskName;
+use backstay_sidecar::record::Record;
+use backstay_sidecar::status::{DiskStatus, Level, of_disk};
+use clap::Args;
+
+use super::target::{size, time};
+use crate::context::Context;
+
+/// Show state, recovery point objective, dirty bytes and health of disks
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay status
+  backstay status db --watch
+  backstay --json status db | jq .[0].health
+
+RPO is the age of the cut of the newest recovery point that is committed and verified.")]
+pub struct Status {
+    /// The disk's name [default: all disks of this host]
+    name: Option<DiskName>,
+    /// Show it again every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Status {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        loop {
+            let all = self.collect(context)?;
+            if context.globals.json {
+                context.print_json(&all)?;
+            } else {
+                if self.watch && std::io::stdout().is_terminal() {
+                    print!("\x1b[2J\x1b[H");
+                }
+                for status in &all {
+                    print(status);
+                }
+            }
+            if !self.watch {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    }
+
+    fn collect(&self, context: &Context) -> anyhow::Result<Vec<DiskStatus>> {
+        let names = match &self.name {
+            Some(name) => vec![name.clone()],
+            None => context.disks(),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let mut all = vec![];
+        for name in names {
+            let paths = context.roots.disk(&name);
+            if self.name.is_some() && !paths.state.exists() {
+                bail!(
+                    "there is no disk {name} on this host (looked in {})",
+                    context.roots.state.display()
+                );
+            }
+            let driver = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+            all.push(of_disk(name, driver, Record::load(&paths.state), now));
+        }
+        Ok(all)
+    }
+}
+
+fn print(status: &DiskStatus) {
+    let health = match status.health.level {
+        Level::Ok => "ok",
+        Level::Warning => "WARNING",
+        Level::Critical => "CRITICAL",
+    };
+    let state = serde_json::to_value(status.state).unwrap_or_default();
+    println!("{}: {}, {health}", status.name, state.as_str().unwrap_or_default());
+    if let Some(reason) = &status.health.reason {
+        println!("  reason      {reason}");
+    }
+    if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
+        let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
+        println!("  RPO now     {}", humantime::format_duration(age));
+        println!(
+            "  last cycle  point {} cut {}, {} moved, {} stored, {:.1} s",
+            last.cycle,
+            time(last.cut_unix_ns),
+            size(last.moved.0),
+            size(last.stored.0),
+            last.duration.as_secs_f64()
+        );
+    }
+    if let Some(dirty) = status.dirty {
+        println!("  dirty       {}", size(dirty.0));
+    }
+    if let Some(churn) = status.churn_per_second {
+        let folding = status.folding_ratio.map_or_else(|| "-".into(), |r| format!("{r:.2}"));
+        println!("  churn       {}/s, folding {folding}", size(churn as u64));
+    }
+    if let Some((used, limit)) = status.change_log {
+        println!("  change log  {} of {}", size(used.0), size(limit.0));
+    }
+    if let Some(driver) = &status.driver {
+        println!(
+            "  served      {} ({}, {}, pid {})",
+            driver.served.display(),
+            size(driver.size.0),
+            driver.engine,
+            driver.pid
+        );
+    }
+}

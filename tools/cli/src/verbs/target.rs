@@ -1,0 +1,78 @@
+//! Which disk of which vault a verb means, and which point.
+
+use anyhow::{Context as _, bail};
+use backstay_format::{CycleNo, DiskName};
+use backstay_vault::{DiskRecord, Vault};
+use clap::Args;
+
+use crate::context::Context;
+
+/// Flags of verbs that read a vault.
+#[derive(Args)]
+pub struct InVault {
+    /// The vault's URL [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    pub vault: Option<String>,
+}
+
+impl InVault {
+    /// Opens the vault and finds the disk. The disk's driver need not run: the name is enough.
+    pub fn find(&self, context: &Context, name: &DiskName) -> anyhow::Result<(Vault, DiskRecord)> {
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
+        let vault = Vault::open(url)?;
+        let disk = vault.disk_named(name)?;
+        Ok((vault, disk))
+    }
+}
+
+/// A recovery point as people name it.
+#[derive(Clone, Copy)]
+pub enum PointName {
+    /// The newest.
+    Latest,
+    /// By its cycle.
+    Cycle(CycleNo),
+}
+
+impl std::str::FromStr for PointName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            number => number
+                .parse()
+                .map(|n| Self::Cycle(CycleNo(n)))
+                .map_err(|_| format!("{text:?} is no recovery point: a number, or latest")),
+        }
+    }
+}
+
+impl PointName {
+    /// The point's cycle, which must exist.
+    pub fn find(self, vault: &Vault, disk: &DiskRecord) -> anyhow::Result<CycleNo> {
+        let points = vault.points(disk.disk)?;
+        match self {
+            Self::Latest => points.last().copied().with_context(|| {
+                format!("disk {} has no recovery point in {}", disk.name, vault.url())
+            }),
+            Self::Cycle(cycle) if points.contains(&cycle) => Ok(cycle),
+            Self::Cycle(cycle) => bail!(
+                "disk {} has no recovery point {cycle} in {}; see backstay points {}",
+                disk.name,
+                vault.url(),
+                disk.name
+            ),
+        }
+    }
+}
+
+/// A time as people read it, in UTC.
+pub fn time(unix_ns: u64) -> String {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(unix_ns);
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// A length as people read it.
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).display().iec().to_string()
+}
