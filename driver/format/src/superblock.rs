@@ -36,8 +36,11 @@ impl Geometry {
     pub const REGION_SHIFT_DEFAULT: u8 = 13;
     /// A region is at least one word of the bitmap, so that no word belongs to two regions.
     pub const REGION_SHIFT_MIN: u8 = 6;
-    /// Largest disk: 2^50 bytes (1 PiB); keeps region numbers in 32 bits.
+    /// Largest disk: 2^50 bytes (1 PiB).
     pub const SIZE_MAX: ByteLen = ByteLen(1 << 50);
+    /// Most regions: the largest disk in default regions. Keeps region numbers in 32 bits and the
+    /// memory for one bit a region at 32 MiB.
+    pub const REGIONS_MAX: u64 = 1 << 28;
 
     /// A disk of `size` bytes with the default regions.
     #[must_use]
@@ -67,6 +70,10 @@ impl Geometry {
         }
         if !(Self::REGION_SHIFT_MIN..=20).contains(&self.region_shift) {
             return bounds("region_shift", self.region_shift.into());
+        }
+        let regions = self.sectors().div_ceil(1 << self.region_shift);
+        if regions > Self::REGIONS_MAX {
+            return bounds("regions", regions);
         }
         Ok(self)
     }
