@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
 
@@ -51,16 +52,20 @@ pub fn in_background(
             dup2_stdin(&null)?;
             dup2_stdout(&log)?;
             dup2_stderr(&log)?;
-            let mut report = File::from(write);
-            let mut ready = report.try_clone()?;
-            let result = work(Box::new(move || {
-                let _ = ready.write_all(b"ready");
-            }));
-            let code = match result {
+            // The caller waits until this end is closed: once ready, or by the end of the process.
+            let report = Arc::new(Mutex::new(Some(File::from(write))));
+            let say = |report: &Mutex<Option<File>>, text: &str| {
+                let taken = report.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(mut report) = taken {
+                    let _ = report.write_all(text.as_bytes());
+                }
+            };
+            let ready = Arc::clone(&report);
+            let code = match work(Box::new(move || say(&ready, "ready"))) {
                 Ok(()) => 0,
                 Err(e) => {
                     eprintln!("{e}");
-                    let _ = report.write_all(e.as_bytes());
+                    say(&report, &e);
                     1
                 }
             };
