@@ -29,10 +29,16 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
 ) -> Result<Option<T>, FrameError> {
     let mut header = [0; HEADER_BYTES];
     // The end of the stream between two messages is no error, inside one it is.
-    match stream.read(&mut header)? {
-        0 => return Ok(None),
-        n => stream.read_exact(&mut header[n..])?,
+    let first = loop {
+        match stream.read(&mut header) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    if first == 0 {
+        return Ok(None);
     }
+    stream.read_exact(&mut header[first..])?;
     let (len, crc) = decode_header(&header)?;
     let mut body = vec![0; len];
     stream.read_exact(&mut body)?;

@@ -114,6 +114,22 @@ impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
         reply.ok();
     }
 
+    /// No attributes. ENOSYS, so that the kernel does not ask again before each write.
+    fn getxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: fuser::ReplyXattr,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: fuser::ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if ino != DISK {
             return reply.error(Errno::EISDIR);
