@@ -19,7 +19,7 @@ fn tree(at: &Path) -> String {
 
 fn every_point_is_the_disk_at_its_cut(fs_type: &str, mkfs: &[&str], fsck: &[&str]) {
     let host = Host::new(fs_type);
-    let disk = host.disk("data", 512 * MIB);
+    let disk = host.disk("data", 1024 * MIB);
     let device = disk.attach();
     must(mkfs[0], mkfs[1..].iter().copied().chain([device.as_str()]));
     let mounted = FsMount::new(&host, &device, "mnt", "rw");
@@ -27,7 +27,7 @@ fn every_point_is_the_disk_at_its_cut(fs_type: &str, mkfs: &[&str], fsck: &[&str
     for round in 0..4 {
         // A real tree, different each round: copied, changed, removed, discarded.
         let target = mounted.at.join(format!("round{round}"));
-        must("cp", ["-r", "/usr/include", &target.to_string_lossy()]);
+        must("cp", ["-r", "/usr/include/", &target.to_string_lossy()]);
         if round > 0 {
             let old = mounted.at.join(format!("round{}", round - 1));
             must(

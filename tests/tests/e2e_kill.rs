@@ -5,10 +5,12 @@
 //! Needs root, /dev/fuse.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use backstay_tests::harness::stamp::{Log, check_at, check_flushed, open_direct, write_until};
+use backstay_tests::harness::stamp::{
+    Log, StopOnDrop, check_at, check_flushed, open_direct, write_until,
+};
 use backstay_tests::harness::{Host, must};
 use fastrand::Rng;
 
@@ -52,6 +54,7 @@ fn killing_the_driver_loses_nothing_flushed() {
         let log = thread::scope(|scope| {
             let first = all.writes.last().map_or(0, |write| write.sequence);
             let (stop, file) = (&stop, &file);
+            let _ends = StopOnDrop(stop);
             let writer =
                 scope.spawn(move || write_until(stop, file, 0..BLOCKS, first, writer_seed));
             let mut cycle = with_cycle.then(|| host.start(&["cycle", &disk.name]));
@@ -97,6 +100,7 @@ fn killing_the_sidecar_leaves_the_vault_as_it_was() {
     let stop = AtomicBool::new(false);
     let log = thread::scope(|scope| {
         let writer = scope.spawn(|| write_until(&stop, &open_direct(&served), 0..BLOCKS, 0, seed));
+        let ends = StopOnDrop(&stop);
         for _ in 0..rounds() {
             let mut cycle = host.start(&["cycle", &disk.name]);
             // Somewhere in the life of a cycle, from its start to after its end.
@@ -110,7 +114,7 @@ fn killing_the_sidecar_leaves_the_vault_as_it_was() {
                 disk.cycle();
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ends);
         writer.join().unwrap()
     });
     disk.cycle();

@@ -6,12 +6,12 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_tests::harness::Host;
-use backstay_tests::harness::stamp::{check_at, open_direct, write_until};
+use backstay_tests::harness::stamp::{StopOnDrop, check_at, open_direct, write_until};
 
 const BLOCKS_PER_WRITER: u64 = 8_192;
 const WRITERS: u64 = 4;
@@ -38,11 +38,12 @@ fn points_hold_exactly_what_was_written_before_their_cut(through_loop: bool) {
                 })
             })
             .collect();
+        let ends = StopOnDrop(&stop);
         let started = Instant::now();
         while started.elapsed() < load_for {
             disk.cycle();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ends);
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
     let written: usize = logs.iter().map(|log| log.writes.len()).sum();

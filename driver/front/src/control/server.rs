@@ -10,8 +10,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use backstay_format::DiskName;
 use backstay_format::control::{
@@ -25,6 +26,8 @@ use super::frame::{FrameError, receive, send};
 
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 16;
+/// How long one who asks for a lease waits for the one before to end.
+const LEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// What the driver knows of itself beside its disk.
 #[derive(Debug, Clone)]
@@ -44,6 +47,7 @@ pub struct Server<E: Env, B: Backing> {
     disk: Arc<ProtectedDisk<E, B>>,
     identity: Identity,
     lease: Mutex<Option<String>>,
+    lease_free: Condvar,
     connections: AtomicUsize,
     stop: Box<dyn Fn() + Send + Sync>,
 }
@@ -69,6 +73,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             disk,
             identity,
             lease: Mutex::new(None),
+            lease_free: Condvar::new(),
             connections: AtomicUsize::new(0),
             stop: Box::new(stop),
         });
@@ -199,7 +204,14 @@ impl<E: Env, B: Backing> Connection<'_, E, B> {
 
     fn take_lease(&mut self, client: String) -> Response {
         {
-            let mut lease = self.server.lease();
+            // A holder that just ended its cycle (or was killed) is about to be noticed.
+            let (mut lease, _) = self
+                .server
+                .lease_free
+                .wait_timeout_while(self.server.lease(), LEASE_WAIT, |lease| {
+                    lease.is_some() && !self.leased
+                })
+                .unwrap_or_else(PoisonError::into_inner);
             if let (Some(holder), false) = (&*lease, self.leased) {
                 let message = format!(
                     "disk {} is being replicated by {holder}; two sidecars on one disk would \
@@ -225,6 +237,7 @@ impl<E: Env, B: Backing> Drop for Connection<'_, E, B> {
             tracing::error!("folding back after the sidecar was gone: {e}");
         }
         *self.server.lease() = None;
+        self.server.lease_free.notify_one();
     }
 }
 
