@@ -33,7 +33,7 @@ pub struct Write {
 pub struct Log {
     /// Every write, in order.
     pub writes: Vec<Write>,
-    /// Sequence of the last write that a successful fsync covered.
+    /// Sequence of the last write that a successful fsync covered; 0 before the first.
     pub flushed: u64,
     /// Whether it ended because the disk was gone.
     pub disk_gone: bool,
@@ -102,7 +102,7 @@ pub fn write_until(
     seed: u64,
 ) -> Log {
     let mut rng = Rng::with_seed(seed);
-    let mut log = Log { flushed: first_sequence, ..Log::default() };
+    let mut log = Log::default();
     let mut sequence = first_sequence;
     // Half of the writes go to a tenth of the blocks, as guests do.
     let hot = blocks.start + (blocks.end - blocks.start) / 10;
@@ -172,7 +172,8 @@ pub fn check_flushed(log: &Log, blocks: std::ops::Range<u64>, disk: &File) -> Re
     let mut least = std::collections::HashMap::new();
     let mut most = std::collections::HashMap::new();
     for write in &log.writes {
-        if write.sequence <= log.flushed {
+        // A write that failed with its disk promises nothing, whatever was flushed later.
+        if write.sequence <= log.flushed && write.acked_ns.is_some() {
             least.insert(write.block, write.sequence);
         }
         most.insert(write.block, write.sequence);
