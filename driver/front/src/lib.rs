@@ -11,4 +11,5 @@ pub mod backing;
 pub mod control;
 pub mod fuse;
 pub mod life;
+mod lock;
 pub mod paths;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use backstay_format::ByteLen;
-use nix::fcntl::{Flock, FlockArg};
+
+use crate::lock;
 
 use super::{AnyBacking, buffered::Buffered, direct::Direct};
 
@@ -95,7 +96,7 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
         Some(libc::EBUSY) => OpenError::Busy(path.into()),
         _ => failed(e),
     })?;
-    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+    let file = lock::exclusive(file).map_err(|e| match e {
         nix::errno::Errno::EWOULDBLOCK => OpenError::Locked(path.into()),
         e => failed(e.into()),
     })?;

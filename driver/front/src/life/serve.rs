@@ -10,7 +10,7 @@ use backstay_format::control::FoundState;
 use backstay_format::{ByteLen, DiskName};
 use backstay_track::{FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -18,6 +18,7 @@ use super::harden::harden;
 use crate::backing::{self, Engine, OpenError};
 use crate::control::{Identity, Server};
 use crate::fuse::{DiskFs, Mounted, mount};
+use crate::lock;
 use crate::paths::DiskPaths;
 
 /// How a driver serves its disk.
@@ -198,8 +199,7 @@ fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
         .mode(0o600)
         .open(path)
         .map_err(io_error(format!("opening {}", path.display())))?;
-    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-    let mut lock = locked.map_err(|(_, e)| match e {
+    let mut lock = lock::exclusive(file).map_err(|e| match e {
         nix::errno::Errno::EWOULDBLOCK => DriverError::Running(name.clone()),
         e => io_error(format!("locking {}", path.display()))(e.into()),
     })?;
