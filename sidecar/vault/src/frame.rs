@@ -9,8 +9,8 @@ use bytes::Bytes;
 use object_store::PutPayload;
 
 use crate::format::segment::{
-    Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer, FrameEntry, HEADER_BYTES, Index, Place,
-    SegmentId, encode_header,
+    Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer, FrameEntry, HEADER_BYTES,
+    INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId, encode_header,
 };
 
 /// Granularity of looking for zeroes inside a run.
@@ -275,9 +275,18 @@ impl SegmentBuilder {
     /// Ends the segment.
     ///
     /// # Errors
-    /// If zstd fails, which it does only without memory.
+    /// If it is larger than a reader would accept, or zstd fails, which it does only without
+    /// memory.
     pub fn finish(mut self, compressor: &mut Compressor) -> std::io::Result<SealedSegment> {
         let raw = self.index.encode();
+        let most = self.len + (raw.len() + FOOTER_BYTES) as u64;
+        if raw.len() > INDEX_BYTES_MAX || most > SEGMENT_BYTES_MAX {
+            return Err(std::io::Error::other(format!(
+                "a segment of {most} bytes with an index of {} bytes is too large: end segments \
+                 earlier",
+                raw.len()
+            )));
+        }
         let index_digest = *blake3::hash(&raw).as_bytes();
         let stored = compressor.zstd.compress(&raw)?;
         let (stored, index_codec) = if stored.len() < raw.len() {

@@ -141,6 +141,50 @@ pub fn encode_header(id: SegmentId) -> Vec<u8> {
     seal(out)
 }
 
+/// Reads a segment's first bytes.
+///
+/// # Errors
+/// Anything but a whole header of a known version, not encrypted.
+pub fn decode_header(bytes: &[u8]) -> Result<SegmentId, FormatError> {
+    if bytes.len() != HEADER_BYTES {
+        return Err(FormatError::Short { what: WHAT, have: bytes.len(), need: HEADER_BYTES });
+    }
+    Reader::new(WHAT, bytes).magic(MAGIC)?;
+    let mut r = Reader::new(WHAT, checked(WHAT, bytes)?);
+    r.magic(MAGIC)?;
+    r.version(VERSION)?;
+    let number = r.u32()?;
+    let disk = DiskId::from_bytes(r.array()?);
+    let (cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
+    match r.u32()? {
+        0 => Ok(SegmentId { disk, cycle, attempt, number }),
+        other => Err(FormatError::Bounds { what: WHAT, field: "encryption", value: other.into() }),
+    }
+}
+
+/// Whether a stored length fits its codec: raw is as long as it is, zstd is shorter. So nothing
+/// stored is longer than the limit on what it holds.
+fn stored_len_fits(codec: Codec, stored: u32, raw: u32) -> bool {
+    match codec {
+        Codec::Raw => stored == raw,
+        Codec::Zstd => stored > 0 && stored < raw,
+    }
+}
+
+/// Extents of one segment must not overlap: which of them would hold is not said.
+fn check_disjoint(extents: &[Extent]) -> Result<(), FormatError> {
+    let mut runs: Vec<SectorRange> = extents.iter().map(|extent| extent.range).collect();
+    runs.sort_unstable_by_key(|run| run.start);
+    match runs.windows(2).find(|pair| pair[1].start < pair[0].end) {
+        None => Ok(()),
+        Some(pair) => Err(FormatError::Bounds {
+            what: WHAT,
+            field: "extent, which overlaps another, at sector",
+            value: pair[1].start.0,
+        }),
+    }
+}
+
 impl Index {
     /// The index's bytes, before they are compressed.
     #[must_use]
@@ -183,21 +227,27 @@ impl Index {
         }
         let mut r = Reader::new(WHAT, bytes);
         let mut frames = Vec::with_capacity(footer.frames as usize);
+        // Frames follow each other without a gap, from the header to the index.
+        let mut next = HEADER_BYTES as u64;
         for _ in 0..footer.frames {
             let offset = r.u64()?;
             let (stored_len, raw_len, stored_crc) = (r.u32()?, r.u32()?, r.u32()?);
             let codec = Codec::of(r.u32()?)?;
-            let end = offset.checked_add(stored_len.into());
-            if offset < HEADER_BYTES as u64 || end.is_none_or(|end| end > footer.index_offset) {
+            if offset != next {
                 return Err(bounds("frame's offset", offset));
             }
+            // At most 2^32 frames of less than 2^32 bytes: cannot overflow.
+            next += u64::from(stored_len);
             if raw_len == 0 || raw_len as usize > FRAME_BYTES_MAX {
                 return Err(bounds("frame's length", raw_len.into()));
             }
-            if codec == Codec::Raw && stored_len != raw_len {
+            if !stored_len_fits(codec, stored_len, raw_len) {
                 return Err(bounds("frame's stored length", stored_len.into()));
             }
             frames.push(FrameEntry { offset, stored_len, raw_len, stored_crc, codec });
+        }
+        if next != footer.index_offset {
+            return Err(bounds("end of the frames", next));
         }
         let mut extents = Vec::with_capacity(footer.extents as usize);
         for _ in 0..footer.extents {
@@ -217,6 +267,7 @@ impl Index {
             }
             extents.push(Extent { range: SectorRange::new(start, start + sectors), place });
         }
+        check_disjoint(&extents)?;
         Ok(Self { frames, extents })
     }
 
@@ -287,7 +338,7 @@ impl Footer {
         if index_raw_len as usize > INDEX_BYTES_MAX {
             return Err(bounds("index's length", index_raw_len.into()));
         }
-        if index_codec == Codec::Raw && index_stored_len != index_raw_len {
+        if !stored_len_fits(index_codec, index_stored_len, index_raw_len) {
             return Err(bounds("index's stored length", index_stored_len.into()));
         }
         Ok(Self {
@@ -357,6 +408,54 @@ mod tests {
         all.extend(index.encode());
         all.extend(footer.encode());
         assert_eq!(all, include_bytes!("../../tests/golden/segment.bin"));
+    }
+
+    /// What a hostile segment could say to make a reader fetch or hold far more than it is.
+    #[test]
+    fn stored_lengths_are_bounded_by_what_they_hold() {
+        let (mut index, mut footer, object) = sample();
+        index.frames[0].stored_len = 1 << 29;
+        let raw = index.encode();
+        footer.index_digest = *blake3::hash(&raw).as_bytes();
+        assert!(matches!(
+            Index::decode(&raw, &footer, DISK),
+            Err(FormatError::Bounds { field: "frame's stored length", .. })
+        ));
+        let (_, mut footer, _) = sample();
+        footer.index_codec = Codec::Zstd;
+        assert!(matches!(
+            Footer::decode(&footer.encode(), object),
+            Err(FormatError::Bounds { field: "index's stored length", .. })
+        ));
+    }
+
+    #[test]
+    fn frames_leave_no_gap_and_extents_do_not_overlap() {
+        let refused = |change: fn(&mut Index)| {
+            let (mut index, mut footer, _) = sample();
+            change(&mut index);
+            let raw = index.encode();
+            footer.index_digest = *blake3::hash(&raw).as_bytes();
+            Index::decode(&raw, &footer, DISK).unwrap_err()
+        };
+        let gap = refused(|index| index.frames[0].offset += 1);
+        assert!(matches!(gap, FormatError::Bounds { field: "frame's offset", .. }), "{gap}");
+        let short = refused(|index| index.frames[0].stored_len -= 1);
+        assert!(matches!(short, FormatError::Bounds { field: "end of the frames", .. }), "{short}");
+        let twice = refused(|index| index.extents[1].range = SectorRange::new(14, 100));
+        assert!(twice.to_string().contains("overlaps"), "{twice}");
+    }
+
+    #[test]
+    fn a_header_says_which_segment_it_is() {
+        let (_, footer, _) = sample();
+        let bytes = encode_header(footer.id);
+        assert_eq!(decode_header(&bytes).unwrap(), footer.id);
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(decode_header(&bad).is_err(), "{at}");
+        }
     }
 
     #[test]
