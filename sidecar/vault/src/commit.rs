@@ -8,13 +8,13 @@
 //! writer, who can commit only at that number, loses the put; it reads the terms again and knows
 //! why (I5).
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 
 use crate::error::VaultError;
 use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 use crate::read::read_index;
 use crate::sectors::{SectorSet, Side};
-use crate::store::{Vault, now_unix_ns};
+use crate::store::{Vault, now_unix_ns, point_key, segment_id, segment_key};
 
 /// One pass of a cycle over the disk: what had to move, and the segments that moved it.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct VerifiedCycle {
     segments: Vec<SegmentRef>,
     moved_sectors: u64,
     moved_digest: [u8; 32],
+    /// The first run of the disk that did not move.
+    still: Option<SectorRange>,
 }
 
 /// What else a manifest says.
@@ -70,6 +72,12 @@ pub fn verify_cycle(
     for pass in passes {
         let mut arrived = SectorSet::new();
         for segment in &pass.segments {
+            if segment.cycle != cycle {
+                return Err(VaultError::Inconsistent {
+                    object: segment_key(segment_id(disk, segment)),
+                    reason: format!("it was made by cycle {}, not by {cycle}", segment.cycle),
+                });
+            }
             let index = read_index(vault, disk, size, segment)?;
             for extent in &index.extents {
                 if arrived.insert(extent.range) != extent.range.sectors() {
@@ -89,7 +97,8 @@ pub fn verify_cycle(
         segments.extend(pass.segments);
     }
     let (moved_sectors, moved_digest) = (moved.count(), moved.digest());
-    Ok(VerifiedCycle { disk, size, cycle, segments, moved_sectors, moved_digest })
+    let still = moved.runs_within(SectorRange::whole(size), false).first().copied();
+    Ok(VerifiedCycle { disk, size, cycle, segments, moved_sectors, moved_digest, still })
 }
 
 impl Vault {
@@ -97,14 +106,38 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError::Fenced`] if the writer's term is over, [`VaultError::LostRace`] if another
-    /// writer committed this cycle; or the vault cannot be written. The point does not exist then.
+    /// writer committed this cycle, [`VaultError::Missed`] if the point would not be a whole disk;
+    /// or the vault cannot be written. The point does not exist then.
     pub fn commit(&self, cycle: VerifiedCycle, meta: PointMeta) -> Result<Manifest, VaultError> {
-        let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest } = cycle;
+        let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest, still } =
+            cycle;
         self.check_term(disk, meta.term)?;
         let before = meta.predecessor.as_ref();
-        assert_eq!(cycle, before.map_or(CycleNo(1), |point| point.cycle.next()), "no gaps");
-        if let (CycleKind::Delta, Some(before)) = (meta.kind, before) {
-            segments = before.segments.iter().copied().chain(segments).collect();
+        let wrong = |reason: String| {
+            Err(VaultError::Inconsistent { object: point_key(disk, cycle), reason })
+        };
+        if before.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
+            return wrong("its cycle is not the one after its predecessor's".into());
+        }
+        match (meta.kind, before) {
+            // Lays over what is there, which must be the same disk.
+            (CycleKind::Delta, Some(before)) => {
+                if (before.disk, before.size) != (disk, size) {
+                    return wrong(format!(
+                        "a delta of a disk of {size} bytes cannot follow a point of {} bytes of \
+                         disk {}: a resync is needed",
+                        before.size, before.disk
+                    ));
+                }
+                segments = before.segments.iter().copied().chain(segments).collect();
+            }
+            // Stands alone: what did not move now could never be restored.
+            _ => {
+                if let Some(range) = still {
+                    let problem = "did not move, and no earlier point stands in for it";
+                    return Err(VaultError::Missed { range, problem });
+                }
+            }
         }
         let manifest = Manifest {
             disk,
@@ -124,27 +157,36 @@ impl Vault {
         };
         match self.put_manifest(&manifest) {
             Ok(()) => Ok(manifest),
+            // A put whose answer was lost may have been done, and sent again it finds itself.
+            Err(e) if self.is_ours(&manifest) => {
+                tracing::debug!("recovery point {cycle} is there: {e}");
+                Ok(manifest)
+            }
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..
             }) => {
                 self.check_term(disk, meta.term)?;
                 Err(VaultError::LostRace(cycle))
             }
-            // A put whose answer was lost may have been done: then it is ours and there.
-            Err(e) => match self.manifest(disk, cycle) {
-                Ok(there) if there == manifest => Ok(manifest),
-                _ => Err(e),
-            },
+            Err(e) => Err(e),
         }
+    }
+
+    /// Whether the point in the vault is this one, and durable.
+    fn is_ours(&self, point: &Manifest) -> bool {
+        let there = self.manifest(point.disk, point.cycle);
+        there.is_ok_and(|there| there == *point)
+            && self.settle(&point_key(point.disk, point.cycle)).is_ok()
     }
 
     /// Whether a term is still the newest.
     fn check_term(&self, disk: DiskId, ours: Term) -> Result<(), VaultError> {
         match self.newest_term(disk)? {
+            Some(newest) if newest.term == ours => Ok(()),
             Some(newest) if newest.term > ours => {
                 Err(VaultError::Fenced { ours, newest: newest.term, writer: newest.writer })
             }
-            _ => Ok(()),
+            _ => Err(VaultError::NotFound { object: format!("term {ours} of disk {disk}") }),
         }
     }
 }

@@ -124,6 +124,13 @@ impl VaultError {
         matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. })
     }
 
+    pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {
+        Self::of_store(
+            object,
+            object_store::Error::Generic { store: "local directory", source: source.into() },
+        )
+    }
+
     pub(crate) fn of_store(object: &str, source: object_store::Error) -> Self {
         use object_store::Error as E;
         let object = object.to_owned();
@@ -131,7 +138,9 @@ impl VaultError {
             E::NotFound { .. } => Self::NotFound { object },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { object },
             source => match io_kind(&source) {
-                Some(std::io::ErrorKind::StorageFull) => Self::Full { object },
+                Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                    Self::Full { object }
+                }
                 Some(std::io::ErrorKind::PermissionDenied) => Self::Denied { object },
                 Some(std::io::ErrorKind::ReadOnlyFilesystem) => Self::Denied { object },
                 _ => Self::Store { object, source },

@@ -11,6 +11,7 @@ pub mod commit;
 pub mod error;
 pub mod format;
 pub mod frame;
+mod local;
 pub mod read;
 pub mod sectors;
 pub mod store;

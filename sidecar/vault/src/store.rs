@@ -3,13 +3,9 @@
 //! The API blocks and can be called from any plain thread; a small runtime inside does the network's
 //! part. Every object but none is put only if it is absent: nothing is ever overwritten.
 //!
-//! On a local directory: `object_store` syncs neither data nor names unless asked
-//! (`with_fsync(true)`); with it, a put syncs the staged file before it is linked to its name and
-//! then every directory from the name up to the first one that was there before. What it does not
-//! sync is the vault's own directory in its parent; `create_or_open` does.
+//! What a local directory needs beyond that to be durable is in [`crate::local`].
 
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,6 +25,7 @@ use crate::format::document::{
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest, SegmentRef};
 use crate::format::segment::SegmentId;
 use crate::frame::SealedSegment;
+use crate::local::{self, Folders};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -39,6 +36,8 @@ pub struct Vault {
 struct Inner {
     url: String,
     store: Arc<dyn ObjectStore>,
+    /// Of a vault in a local directory.
+    folders: Option<Folders>,
     runtime: Runtime,
 }
 
@@ -87,23 +86,30 @@ impl Vault {
     /// If it cannot be made, or is not of this version.
     pub fn create_or_open(url: &str) -> Result<Self, VaultError> {
         let root = local_root(url)?;
-        let cannot = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+        local::make_root(&root).map_err(|source| match source.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
                 VaultError::Denied { object: url.into() }
             }
-            std::io::ErrorKind::StorageFull => VaultError::Full { object: url.into() },
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                VaultError::Full { object: url.into() }
+            }
             _ => VaultError::Url { url: url.into(), reason: source.to_string() },
-        };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(cannot)?;
-        if let Some(parent) = root.parent() {
-            fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(cannot)?;
-        }
+        })?;
         let vault = Self::on_directory(url, &root)?;
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
                 let record =
                     VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
-                vault.put_document(VAULT_OBJECT, &record)?;
+                match vault.put_document(VAULT_OBJECT, &record) {
+                    // Somebody else made it at the same time.
+                    Err(VaultError::Store {
+                        source: object_store::Error::AlreadyExists { .. },
+                        ..
+                    }) => {
+                        vault.document::<VaultRecord>(VAULT_OBJECT)?;
+                    }
+                    put => put?,
+                }
             }
             found => {
                 found?;
@@ -116,7 +122,7 @@ impl Vault {
         let store = LocalFileSystem::new_with_prefix(root)
             .map_err(|e| VaultError::of_store(url, e))?
             .with_fsync(true);
-        Self::on_store(url, Arc::new(store))
+        Self::build(url, Arc::new(store), Some(Folders::below(root)))
     }
 
     /// A vault on any store.
@@ -124,13 +130,21 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
+        Self::build(url, store, None)
+    }
+
+    fn build(
+        url: &str,
+        store: Arc<dyn ObjectStore>,
+        folders: Option<Folders>,
+    ) -> Result<Self, VaultError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(16)
             .thread_name("vault")
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
-        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, runtime }) })
+        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, folders, runtime }) })
     }
 
     /// Where it is.
@@ -259,8 +273,29 @@ impl Vault {
     }
 
     /// Removes the segments of an attempt that failed, as far as that is possible.
+    ///
+    /// Those that the point of their cycle names stay: a writer whose commit failed cannot know
+    /// that there is no point. They stay, too, when the vault cannot say.
     pub fn remove_segments(&self, disk: DiskId, segments: &[SegmentRef]) {
+        let mut looked_at: Option<(CycleNo, Option<Vec<SegmentRef>>)> = None;
         for segment in segments {
+            let named = match &looked_at {
+                Some((cycle, named)) if *cycle == segment.cycle => named,
+                _ => {
+                    let named = match self.manifest(disk, segment.cycle) {
+                        Ok(point) => Some(point.segments),
+                        Err(VaultError::NotFound { .. }) => Some(vec![]),
+                        Err(_) => None,
+                    };
+                    &looked_at.insert((segment.cycle, named)).1
+                }
+            };
+            let is_this = |of_point: &SegmentRef| {
+                (of_point.attempt, of_point.number) == (segment.attempt, segment.number)
+            };
+            if named.as_ref().is_none_or(|named| named.iter().any(is_this)) {
+                continue;
+            }
             let key = segment_key(segment_id(disk, segment));
             let removed =
                 self.inner.runtime.block_on(self.inner.store.delete(&Path::from(key.as_str())));
@@ -274,8 +309,20 @@ impl Vault {
         self.put(&point_key(manifest.disk, manifest.cycle), manifest.encode().into())
     }
 
+    /// Makes durable the name of an object that is there though its put failed.
+    pub(crate) fn settle(&self, key: &str) -> Result<(), VaultError> {
+        match &self.inner.folders {
+            Some(folders) => folders.settle(key).map_err(|e| VaultError::of_io(key, e)),
+            None => Ok(()),
+        }
+    }
+
     /// Reads a range of an object.
     pub(crate) fn get_range(&self, key: &str, at: u64, len: u64) -> Result<Bytes, VaultError> {
+        // Stores refuse to read nothing.
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
         let path = Path::from(key);
         let got = self.inner.runtime.block_on(self.inner.store.get_range(&path, at..at + len));
         let got = got.map_err(|e| VaultError::of_store(key, e))?;
@@ -302,6 +349,9 @@ impl Vault {
     }
 
     fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+        if let Some(folders) = &self.inner.folders {
+            folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
+        }
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
         let put = self.inner.store.put_opts(&path, payload, options);

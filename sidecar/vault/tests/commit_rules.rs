@@ -1,0 +1,130 @@
+//! I5 and I7: what may become a recovery point, and who may make it one.
+
+mod common;
+
+use backstay_format::{CycleNo, SectorRange, Term};
+use backstay_vault::{CycleKind, Pass, VaultError, verify_cycle};
+use common::{Lab, content, meta, set};
+
+const SIZE: u64 = 1 << 20;
+
+fn lab() -> (Lab, Vec<u8>) {
+    (Lab::new(SIZE), content(&mut fastrand::Rng::with_seed(1), SIZE))
+}
+
+#[test]
+fn a_missing_sector_is_named() {
+    let (lab, now) = lab();
+    let without = [SectorRange::new(0, 700), SectorRange::new(701, 2048)];
+    let segments = lab.ship(1, &now, &without);
+    let pass = Pass { must_move: set(&[lab.whole()]), segments };
+    let missed = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap_err();
+    match missed {
+        VaultError::Missed { range, .. } => assert_eq!(range, SectorRange::new(700, 701)),
+        other => panic!("{other}"),
+    }
+    assert_eq!(lab.vault.points(lab.disk).unwrap(), []);
+}
+
+#[test]
+fn a_sector_too_much_is_named() {
+    let (lab, now) = lab();
+    let segments = lab.ship(1, &now, &[SectorRange::new(0, 100)]);
+    let pass = Pass { must_move: set(&[SectorRange::new(0, 99)]), segments };
+    let missed = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap_err();
+    assert!(
+        matches!(missed, VaultError::Missed { range, .. } if range == SectorRange::new(99, 100))
+    );
+}
+
+#[test]
+fn a_segment_that_is_gone_cannot_be_committed() {
+    let (lab, now) = lab();
+    let segments = lab.ship(1, &now, &[lab.whole()]);
+    lab.vault.remove_segments(lab.disk, &segments);
+    let pass = Pass { must_move: set(&[lab.whole()]), segments };
+    let gone = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap_err();
+    assert!(matches!(gone, VaultError::NotFound { .. }), "{gone}");
+}
+
+/// Two writers ship the same cycle; exactly one of them commits it.
+#[test]
+fn two_writers_race_for_one_point() {
+    let (lab, now) = lab();
+    let first = lab.cycle(None, &now, &[lab.whole()]).unwrap();
+    for round in 0..20 {
+        let before = lab.vault.manifest(lab.disk, CycleNo(1 + round)).unwrap();
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let write = || lab.cycle(Some(&before), &now, &[SectorRange::new(round, round + 8)]);
+            let both = [scope.spawn(write), scope.spawn(write)];
+            both.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        assert_eq!((won.len(), lost.len()), (1, 1));
+        for error in lost {
+            assert!(matches!(error, Err(VaultError::LostRace(_))), "{error:?}");
+        }
+        let there = lab.vault.manifest(lab.disk, CycleNo(2 + round)).unwrap();
+        assert_eq!(Some(&there), won[0].as_ref().ok());
+    }
+    assert_eq!(lab.vault.manifest(lab.disk, CycleNo(1)).unwrap(), first);
+}
+
+/// A point of a whole disk that is not a whole disk could never be restored.
+#[test]
+fn a_first_point_holds_the_whole_disk() {
+    let (lab, now) = lab();
+    let half = [SectorRange::new(0, 1024)];
+    let refused = lab.cycle(None, &now, &half);
+    assert!(refused.is_err(), "half a disk became a recovery point");
+    assert_eq!(lab.vault.points(lab.disk).unwrap(), []);
+}
+
+#[test]
+fn a_resync_that_is_not_whole_is_refused() {
+    let (lab, now) = lab();
+    let first = lab.cycle(None, &now, &[lab.whole()]).unwrap();
+    let runs = [SectorRange::new(5, 50)];
+    let segments = lab.ship(2, &now, &runs);
+    let pass = Pass { must_move: set(&runs), segments };
+    let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(2), vec![pass]).unwrap();
+    let mut resync = meta(Some(&first));
+    resync.kind = CycleKind::Resync;
+    // It starts from nothing, so it must hold everything; or it builds on the point before.
+    if lab.vault.commit(verified, resync).is_ok() {
+        assert!(lab.restored(CycleNo(2)).unwrap() == now);
+    }
+}
+
+/// The wall clock may step back between two cuts; the points stay good.
+#[test]
+fn a_clock_that_steps_back_does_not_damage_the_chain() {
+    let (lab, now) = lab();
+    let first = lab.cycle(None, &now, &[lab.whole()]).unwrap();
+    let segments = lab.ship(2, &now, &[SectorRange::new(0, 8)]);
+    let pass = Pass { must_move: set(&[SectorRange::new(0, 8)]), segments };
+    let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(2), vec![pass]).unwrap();
+    let mut earlier = meta(Some(&first));
+    earlier.cut_unix_ns = first.cut_unix_ns - 1;
+    lab.vault.commit(verified, earlier).unwrap();
+    backstay_vault::read::verify_point(&lab.vault, lab.disk, CycleNo(2), 1, &|_, _| {}).unwrap();
+}
+
+#[test]
+fn segments_of_another_cycle_are_refused() {
+    let (lab, now) = lab();
+    let segments = lab.ship(7, &now, &[lab.whole()]);
+    let pass = Pass { must_move: set(&[lab.whole()]), segments };
+    assert!(verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).is_err());
+}
+
+#[test]
+fn a_term_nobody_was_given_cannot_commit() {
+    let (lab, now) = lab();
+    let segments = lab.ship(1, &now, &[lab.whole()]);
+    let pass = Pass { must_move: set(&[lab.whole()]), segments };
+    let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap();
+    let mut future = meta(None);
+    future.term = Term(9);
+    assert!(lab.vault.commit(verified, future).is_err());
+}
