@@ -4,8 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use backstay_format::{CycleNo, SectorRange};
-use backstay_vault::read::{restore, verify_point};
+use backstay_format::{ByteLen, ByteOffset, CycleNo, SectorRange};
+use backstay_vault::read::{RestoreTarget, restore, verify_point};
 use backstay_vault::{Class, Manifest, Vault, VaultError};
 use common::{Lab, Memory, content, rewrite};
 
@@ -119,6 +119,37 @@ fn a_cut_object_is_damaged_not_unreachable() {
         }
         std::fs::write(&path, whole).unwrap();
     }
+}
+
+/// A target that is full fails the restore with its own error, and ends it.
+#[test]
+fn a_target_that_fails_ends_the_restore() {
+    struct Full(std::sync::atomic::AtomicU64);
+    impl RestoreTarget for Full {
+        fn write_at(&self, _: &[u8], _: ByteOffset) -> std::io::Result<()> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn zero(&self, _: ByteOffset, _: ByteLen) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn sync(&self) -> std::io::Result<()> {
+            panic!("synced though it failed")
+        }
+        fn name(&self) -> String {
+            "full".into()
+        }
+    }
+    let (lab, _, point) = two_points();
+    let target = Full(0.into());
+    let error = restore(&lab.vault, &point, &target, 2, &|_, _| {}).unwrap_err();
+    match error {
+        VaultError::Target { source, .. } => {
+            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+        }
+        other => panic!("{other}"),
+    }
+    assert!(target.0.into_inner() <= 2, "one write a thread");
 }
 
 #[test]

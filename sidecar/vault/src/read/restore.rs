@@ -65,6 +65,11 @@ pub fn restore(
         }
         drop(queue);
         let planned = for_each_layer(vault, point, |_, layer| {
+            if shared.failed.load(Ordering::Acquire) {
+                // Ends the planning; the error that is told is the first one.
+                let source = std::io::ErrorKind::Interrupted.into();
+                return Err(VaultError::Target { what: "restoring".into(), source });
+            }
             let layer = Arc::new(layer);
             shared.zero_extents(&layer)?;
             let mut frames: Vec<u32> = layer.of_frame.keys().copied().collect();
@@ -163,8 +168,9 @@ impl Shared<'_> {
     }
 
     fn fail(&self, error: VaultError) {
-        self.failed.store(true, Ordering::Relaxed);
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        // After the error, so that who sees this one finds that one.
+        self.failed.store(true, Ordering::Release);
     }
 }
 

@@ -95,7 +95,13 @@ impl RestoreTarget for FileTarget {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        self.file.sync_all()?;
+        if !self.fresh {
+            return Ok(());
+        }
+        // A new file's name is in its directory.
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     }
 
     fn name(&self) -> String {
