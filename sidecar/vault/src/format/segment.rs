@@ -256,6 +256,10 @@ impl Index {
             if sectors == 0 || start >= disk.end.0 || sectors > disk.end.0 - start {
                 return Err(bounds("extent's sectors", start));
             }
+            // One way to say a thing, so that a digest stands for what is said.
+            if frame == ZERO && (offset, crc) != (0, 0) {
+                return Err(bounds("zero extent's offset or checksum", start));
+            }
             let place = (frame != ZERO).then_some(Place { frame, offset, crc });
             if let Some(place) = place {
                 let Some(of) = frames.get(place.frame as usize) else {
