@@ -1,0 +1,70 @@
+//! What each fuzz target does with its bytes: parse them as they are, then once more with the
+//! checksum or digest put right, so that the fields behind it are reached.
+
+use backstay_format::{ByteLen, SectorRange};
+use backstay_vault::format::document::{DiskRecord, TermRecord, VaultRecord, decode, encode};
+use backstay_vault::format::manifest::Manifest;
+use backstay_vault::format::segment::{
+    FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
+};
+
+/// A footer, and the index that follows it in the input.
+pub fn segment_index(data: &[u8]) {
+    let _ = decode_header(data);
+    let Some((footer, raw)) = data.split_at_checked(FOOTER_BYTES) else { return };
+    let mut footer = footer.to_vec();
+    footer[..12].copy_from_slice(b"BSTYSEGF\x01\0\0\0");
+    // Where the object ends is known from the store; let it fit what the footer says.
+    let field = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().unwrap_or_default());
+    let stored = field(56) & u64::from(u32::MAX);
+    let object = field(48).wrapping_add(stored).wrapping_add(FOOTER_BYTES as u64);
+    let digest = *blake3::hash(raw).as_bytes();
+    footer[76..108].copy_from_slice(&digest);
+    let Ok(footer) = Footer::decode(&sealed(footer), ByteLen(object)) else { return };
+    let disk = SectorRange::new(0, 1 << 41);
+    let Ok(index) = Index::decode(raw, &footer, disk) else { return };
+    assert_eq!(index.encode(), raw, "what is read is what was written");
+    let mut next = 64;
+    for frame in &index.frames {
+        assert_eq!(frame.offset, next);
+        assert!(frame.stored_len <= frame.raw_len && frame.raw_len as usize <= FRAME_BYTES_MAX);
+        next += u64::from(frame.stored_len);
+    }
+    assert_eq!(next, footer.index_offset);
+    for extent in &index.extents {
+        assert!(!extent.range.is_empty() && extent.range.end <= disk.end);
+        if let Some(place) = extent.place {
+            let end = u64::from(place.offset) + extent.range.bytes().0;
+            assert!(end <= index.frames[place.frame as usize].raw_len.into());
+        }
+    }
+}
+
+/// A recovery point.
+pub fn manifest(data: &[u8]) {
+    let _ = Manifest::decode(data);
+    let mut marked = b"BSTYPONT\x01\0\0\0".to_vec();
+    marked.extend_from_slice(data);
+    marked.extend_from_slice(&[0; 4]);
+    if let Ok(point) = Manifest::decode(&sealed(marked)) {
+        assert_eq!(Manifest::decode(&point.encode()), Ok(point));
+    }
+}
+
+/// The JSON objects.
+pub fn document(data: &[u8]) {
+    let _ = decode::<VaultRecord>(data);
+    let _ = decode::<TermRecord>(data);
+    if let Ok(disk) = decode::<DiskRecord>(data) {
+        let again = encode(&disk).and_then(|bytes| decode::<DiskRecord>(&bytes));
+        assert_eq!(again, Ok(disk));
+    }
+}
+
+/// With the checksum that ends every binary object.
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let body = bytes.len() - 4;
+    let crc = crc32c::crc32c(&bytes[..body]);
+    bytes[body..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
