@@ -124,10 +124,14 @@ fn device_bytes(file: &File) -> io::Result<u64> {
 /// A loop device attached to this very file, if there is one.
 fn loop_device_on(file: &File) -> io::Result<Option<String>> {
     let ours = file.metadata()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
             continue;
         };
+        if is_on_another_fuse_mount(&mounts, backing.trim_end(), ours.dev()) {
+            continue;
+        }
         if let Ok(theirs) = fs::metadata(backing.trim_end())
             && (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino())
         {
@@ -137,9 +141,41 @@ fn loop_device_on(file: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
+/// Whether a path leads into a FUSE mount that is not the file system `dev`. Such a path must not
+/// be looked at: it is most likely another driver's disk, and if that driver hangs, so would we.
+fn is_on_another_fuse_mount(mountinfo: &str, path: &str, dev: u64) -> bool {
+    let (mut longest, mut found) = (0, false);
+    for line in mountinfo.lines() {
+        // 36 35 98:0 /root /mount/point options - type source options
+        let mut fields = line.split(' ');
+        let (number, at) = (fields.nth(2).unwrap_or_default(), fields.nth(1).unwrap_or_default());
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+        if Path::new(path).starts_with(at) && at.len() >= longest {
+            let here = format!("{}:{}", libc::major(dev), libc::minor(dev));
+            longest = at.len();
+            found = kind.is_some_and(|kind| kind.starts_with("fuse")) && number != here;
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_drivers_mounts_are_not_looked_into() {
+        let mounts = "\
+22 1 254:0 / / rw - ext4 /dev/vda rw
+30 22 0:40 / /run rw,nosuid shared:2 - tmpfs tmpfs rw
+31 30 0:51 / /run/backstay/db/mnt rw - fuse.backstay backstay rw
+";
+        let skipped = |path, dev| is_on_another_fuse_mount(mounts, path, dev);
+        assert!(skipped("/run/backstay/db/mnt/disk", libc::makedev(254, 0)));
+        assert!(!skipped("/run/backstay/db/mnt/disk", libc::makedev(0, 51)));
+        assert!(!skipped("/run/backstay/db/mnt2", libc::makedev(254, 0)));
+        assert!(!skipped("/srv/db.img", libc::makedev(254, 0)));
+    }
 
     #[test]
     fn a_backing_is_opened_once() {
