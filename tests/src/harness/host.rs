@@ -205,6 +205,11 @@ impl Disk {
         to
     }
 
+    /// Where the driver answers.
+    pub fn control_socket(&self) -> PathBuf {
+        self.host.runtime.join(&self.name).join("control.sock")
+    }
+
     /// The driver's process.
     pub fn driver_pid(&self) -> Option<i32> {
         driver_pid(&self.host.runtime, &self.name)
@@ -265,7 +270,19 @@ pub fn backstay() -> PathBuf {
 
 /// Waits until a process is gone, by event.
 pub fn wait_gone(pid: i32) {
-    must("tail", ["-s", "0.02", "-f", "/dev/null", &format!("--pid={pid}")]);
+    let Ok(process) = File::open(format!("/proc/{pid}")) else { return };
+    // A pidfd becomes readable when its process ends.
+    // SAFETY: takes two numbers, returns a descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    drop(process);
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: the descriptor is new and ours alone.
+    let pidfd = unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd as i32) };
+    let mut wait =
+        [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&pidfd), nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut wait, nix::poll::PollTimeout::from(30_000u16)).unwrap();
 }
 
 /// The process that serves a disk: whoever listens on its control socket.

@@ -18,8 +18,6 @@ use super::DiskFs;
 pub struct Mounted {
     /// Where.
     pub mount_point: PathBuf,
-    /// The kernel's number of the connection.
-    connection: Option<u64>,
     session: JoinHandle<io::Result<()>>,
 }
 
@@ -60,10 +58,7 @@ pub fn mount<E: Env, B: Backing>(
         },
     );
     match served {
-        Ok(session) => {
-            let connection = connection_of(mount_point);
-            Ok(Mounted { mount_point: mount_point.into(), connection, session })
-        }
+        Ok(session) => Ok(Mounted { mount_point: mount_point.into(), session }),
         Err(e) => {
             let _ = umount2(mount_point, MntFlags::MNT_DETACH);
             Err(e)
@@ -88,14 +83,6 @@ impl Mounted {
         Ok(umount2(&self.mount_point, MntFlags::MNT_DETACH)?)
     }
 
-    /// Ends the event loops although the disk is open; its users get errors from now on.
-    pub fn abort(&self) {
-        let Some(connection) = self.connection else { return };
-        if let Err(e) = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
-            tracing::error!("ending the FUSE connection: {e}");
-        }
-    }
-
     /// Waits until the event loops have ended.
     ///
     /// # Errors
@@ -103,15 +90,6 @@ impl Mounted {
     pub fn join(self) -> io::Result<()> {
         self.session.join().unwrap_or_else(|_| Err(io::Error::other("an event loop panicked")))
     }
-}
-
-/// The connection's number is the minor device number of the mount. Read without touching the
-/// mount itself, which would ask this very process.
-fn connection_of(mount_point: &Path) -> Option<u64> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let here = mount_point.to_string_lossy();
-    let line = mounts.lines().rev().find(|line| line.split(' ').nth(4) == Some(here.as_ref()))?;
-    line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
 }
 
 /// Takes away what a driver that died has left: a mount that answers "not connected".

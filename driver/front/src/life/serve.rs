@@ -130,9 +130,13 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     ready();
-    wait_for_end(name, &mounted, &happened);
+    let end = wait_for_end(name, &mounted, &happened);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let ended = mounted.join();
+    let ended = match end {
+        End::Closed => mounted.join(),
+        // The event loops go with the process; its users then get errors.
+        End::Forced => Ok(()),
+    };
     let closed = disk.close();
     let _ = fs::remove_file(paths.control_socket());
     closed.map_err(|source| DriverError::Track { name: name.clone(), source })?;
@@ -140,13 +144,21 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     ended.map_err(io_error("serving"))
 }
 
+/// How a disk's service ended.
+enum End {
+    /// Nobody has it open any more.
+    Closed,
+    /// It was told twice.
+    Forced,
+}
+
 /// Waits until the mount has ended. Told to stop while the disk is open, the driver goes on until
 /// it is closed: its users must not see errors. Told a second time, it goes.
-fn wait_for_end(name: &DiskName, mounted: &Mounted, happened: &Receiver<Event>) {
+fn wait_for_end(name: &DiskName, mounted: &Mounted, happened: &Receiver<Event>) -> End {
     let mut asked = false;
     loop {
         match happened.recv() {
-            Ok(Event::Ended) | Err(_) => return,
+            Ok(Event::Ended) | Err(_) => return End::Closed,
             Ok(Event::Stop) if !asked => {
                 asked = true;
                 match mounted.unmount() {
@@ -163,8 +175,7 @@ fn wait_for_end(name: &DiskName, mounted: &Mounted, happened: &Receiver<Event>) 
             }
             Ok(Event::Stop) => {
                 tracing::warn!("disk {name}: told to stop again: stopping with the disk open");
-                mounted.abort();
-                return;
+                return End::Forced;
             }
         }
     }
