@@ -1,0 +1,43 @@
+"""Runs one comparison and prints it; see scripts/bench."""
+
+import argparse
+import datetime
+import re
+from pathlib import Path
+
+import common
+import guest
+import ship
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
+
+
+def put(name, text):
+    """Replaces one comparison's part of the page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page = PAGE.read_text()
+    part = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+    if not part.search(page):
+        raise SystemExit(f"{PAGE} has no part {begin}")
+    PAGE.write_text(part.sub(lambda _: f"{begin}\n{text}\n{end}", page))
+    print(f"\nwritten to {PAGE}")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench")
+    parser.add_argument("what", choices=["guest", "ship"])
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--write", action="store_true", help="put it into docs/BENCHMARKS.md")
+    parser.add_argument("--engine", default="auto", help="how the driver reads and writes")
+    options = parser.parse_args()
+    about = common.machine()
+    with common.Work() as work:
+        text = {"guest": guest.compare, "ship": ship.compare}[options.what](work, options)
+    rounds = "one short round: no figures to quote" if options.quick else "medians of 5 rounds"
+    text = f"{datetime.date.today()}, {about}; {rounds}.\n\n{text}"
+    print("\n" + text)
+    if options.write:
+        put(options.what, text)
+
+
+main()
