@@ -147,8 +147,9 @@ def report(results, targets, held_ms, failed, engine):
         [f"a cut holds writes at most 5 ms (p99 of {len(held_ms)} cuts)", f"{cut:.2f} ms",
          verdict(cut <= 5)],
     ])
-    notes = (f"Engine of the driver: {engine}. fio with libaio and direct I/O; the backing files'"
-             " page cache is warm; the raw loop device and \"qemu, direct\" go past it, so reads that"
-             f" a cached backing answers from memory are not the same work. While \"cycle running\", cycles ran back to back; {failed} of"
-             f" {len(held_ms) + failed} lost their point in time under the load and folded back.")
+    notes = (f"Engine of the driver: {engine}. fio with libaio and direct I/O. The backing files'"
+             " page cache is warm; the raw loop device and \"qemu, direct\" go past it, so reads"
+             " that others answer from memory are not the same work. While \"cycle running\","
+             f" cycles ran back to back; {failed} of {len(held_ms) + failed} lost their point in"
+             " time under the load and folded back.")
     return "\n\n".join([aims, first, second, notes])
