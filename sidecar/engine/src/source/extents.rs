@@ -19,8 +19,15 @@ pub enum Run {
 /// The runs of a whole disk, in order. A file system or device that cannot tell is all data.
 ///
 /// # Errors
-/// I/O error.
+/// I/O error; or the backing is shorter than the disk: what is missing must not pass for a hole.
 pub fn runs(file: &File, size: ByteLen) -> io::Result<Vec<Run>> {
+    let there = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
+    if there < size.0 {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("the backing has {there} bytes, the disk {size}: it was shortened in use"),
+        ));
+    }
     let whole = SectorRange::whole(size);
     let (mut runs, mut at) = (vec![], 0u64);
     while at < size.0 {
@@ -57,6 +64,13 @@ pub fn runs(file: &File, size: ByteLen) -> io::Result<Vec<Run>> {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_backing_that_shrank_is_no_hole() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        assert!(runs(&file, ByteLen(8192)).unwrap_err().to_string().contains("shortened"));
+    }
 
     #[test]
     fn runs_cover_the_disk_once() {
