@@ -105,7 +105,10 @@ impl<E: Env> Closed<E> {
                     at += 1;
                     continue;
                 }
+                // The first one was seen to be needed. Looking again could find it shipped by now,
+                // and the run would be empty.
                 let start = at;
+                at += 1;
                 while at < piece.end.0 && self.needs(at) {
                     at += 1;
                 }
