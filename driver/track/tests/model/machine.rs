@@ -1,4 +1,6 @@
-//! State and backing in memory; every access is a point where others may go on.
+//! State and backing in memory; every access takes one of the explorer's locks or atomics, which is
+//! a point where others may go on. (Not `yield_now`: it would tell the scheduler to prefer others
+//! each time, and the rare schedules would become rarer.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -44,10 +46,6 @@ struct Shared {
 struct Words {
     header: Vec<u8>,
     words: Vec<AtomicU64>,
-}
-
-fn others() {
-    shuttle::thread::yield_now();
 }
 
 impl Machine {
@@ -146,7 +144,6 @@ impl Env for Machine {
     type Bits = Bits;
 
     fn create(&self, name: &str, content: &[u8]) -> io::Result<File> {
-        others();
         let file = Arc::new(Mutex::new(content.to_vec()));
         lock(&self.shared.files).insert(name.into(), Arc::clone(&file));
         let lies = name.starts_with("intents-") && !self.keeps_intents;
@@ -156,7 +153,6 @@ impl Env for Machine {
         self.create(name, content)
     }
     fn make_durable(&self, _file: &File, _name: &str) -> io::Result<()> {
-        others();
         Ok(())
     }
     fn open(&self, name: &str) -> io::Result<Option<File>> {
@@ -164,7 +160,6 @@ impl Env for Machine {
         Ok(file.map(|file| File { file, name: name.into(), lies: false }))
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        others();
         lock(&self.shared.files).remove(name);
         Ok(())
     }
@@ -213,7 +208,6 @@ impl StateFile for File {
         Ok(())
     }
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        others();
         if !self.lies {
             let mut content = lock(&self.file);
             let end = offset as usize + data.len();
@@ -222,7 +216,6 @@ impl StateFile for File {
             }
             content[offset as usize..end].copy_from_slice(data);
         }
-        others();
         Ok(())
     }
     fn write_durable(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -263,7 +256,6 @@ impl Backing for Machine {
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         for (i, bytes) in buf.chunks_mut(512).enumerate() {
-            others();
             bytes.fill(0);
             bytes[..8].copy_from_slice(&self.sector(offset.0 / 512 + i as u64).to_le_bytes());
         }
@@ -273,7 +265,6 @@ impl Backing for Machine {
         for (i, bytes) in data.chunks(512).enumerate() {
             let sector = offset.0 / 512 + i as u64;
             self.check_i1(sector);
-            others();
             let stamp = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
             self.shared.sectors[sector as usize].store(stamp, Ordering::SeqCst);
         }

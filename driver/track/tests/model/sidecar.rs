@@ -80,7 +80,6 @@ impl Sidecar {
         let mut missing = vec![];
         for sector in (0..SECTORS).filter(|&sector| dirty(sector)) {
             let early = is_preserved(sector);
-            shuttle::thread::yield_now();
             let content = self.machine.sector(sector);
             let taken = match self.order {
                 Order::Right => !is_preserved(sector),

@@ -101,11 +101,10 @@ pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("making {}", options.paths.state.display()))?;
     // Errors that leave another driver at work must keep their exit code across the fork.
     let log = options.paths.driver_log();
-    let outcome =
-        in_background(&log, |ready| {
-            run(options, ready)
-                .map_err(|e| if e.is_busy() { format!("{BUSY}{e}") } else { e.to_string() })
-        })?;
+    let outcome = in_background(&log, |ready| {
+        run(options, ready)
+            .map_err(|e| if e.is_busy() { format!("{BUSY}{e}") } else { e.to_string() })
+    })?;
     match outcome {
         Outcome::Serving => Ok(served),
         Outcome::Failed(said) => match said.strip_prefix(BUSY) {
