@@ -79,7 +79,9 @@ fn a_backing_that_shrank() {
     let disk = host.disk("d", 8 << 20);
     let served = disk.mount(&[]);
     write_noise(&served, 0, 1 << 20, 1);
+    disk.cycle();
     // While it is served: what is gone is an I/O error, the rest goes on.
+    write_noise(&served, 6 << 20, 4096, 2);
     let backing = OpenOptions::new().write(true).open(&disk.backing).unwrap();
     backing.set_len(4 << 20).unwrap();
     let file = fs::File::open(&served).unwrap();
