@@ -243,7 +243,7 @@ impl SharedBits for Bits {
         Ok(())
     }
     fn touched(&self) -> io::Result<Vec<Range<u64>>> {
-        Ok(vec![0..SECTORS / 64])
+        Ok(std::iter::once(0..SECTORS / 64).collect())
     }
     fn path(&self) -> PathBuf {
         PathBuf::from(&self.name)
