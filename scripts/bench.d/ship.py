@@ -74,7 +74,7 @@ class Borg:
 
 class Rsync:
     name = "rsync --inplace"
-    flags = ["--inplace"]
+    flags = ["--inplace", "--ignore-times"]
 
     def __init__(self, _, home, image):
         self.home, self.image, self.copy = home, image, home / "copy.img"
@@ -88,7 +88,7 @@ class Rsync:
 
 class RsyncDelta(Rsync):
     name = "rsync --inplace --no-whole-file"
-    flags = ["--inplace", "--no-whole-file"]
+    flags = ["--inplace", "--ignore-times", "--no-whole-file"]
 
 
 class Zstd:
