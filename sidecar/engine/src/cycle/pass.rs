@@ -75,7 +75,13 @@ impl Run<'_> {
             match (&cut.whole_disk, &shared) {
                 (Some(_), None) => work.whole_disk(&self.source, feed)?,
                 (None, None) => work.dirty(&must_move, feed, None)?,
-                (_, Some(shared)) => {
+                // Only dirty sectors are preserved: the rest may be newer than the cut (I2).
+                (Some(why), Some(_)) => {
+                    return Err(CycleError::Lost(format!(
+                        "the whole disk became dirty as it was cut ({why:?})"
+                    )));
+                }
+                (None, Some(shared)) => {
                     work.dirty(&must_move, feed, Some(shared))?;
                     let end = seal(&mut self.driver, cut)?;
                     work.preserved(cut, &self.source, &must_move, end, feed)?;
@@ -254,8 +260,8 @@ impl Work<'_> {
         let mut chunk = feed.chunk()?;
         let whole = SectorRange::whole(source.size);
         for_each_record(log, source.disk, cut.epoch, whole, end, |range, data| {
-            for run in self.arrived.runs_within(range, false) {
-                if must_move.runs_within(run, false).is_empty() {
+            for wanted in must_move.runs_within(range, true) {
+                for run in self.arrived.runs_within(wanted, false) {
                     let from = ((run.start.0 - range.start.0) * 512) as usize;
                     let bytes = &data[from..from + run.bytes().0 as usize];
                     if bytes.len() > chunk.room() {

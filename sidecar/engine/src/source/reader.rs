@@ -46,7 +46,7 @@ impl Reader {
     ///
     /// # Errors
     /// The first read that failed; a backing that ends inside the disk is one.
-    pub fn read(&mut self, wanted: &[Wanted], buffer: &mut [u8]) -> io::Result<()> {
+    pub fn read(&mut self, wanted: &[Wanted], buffer: &mut Vec<u8>) -> io::Result<()> {
         for batch in wanted.chunks(DEPTH) {
             for (number, want) in batch.iter().enumerate() {
                 let len = want.range.bytes().0 as usize;
@@ -57,8 +57,9 @@ impl Reader {
                     .offset(want.range.start.byte_offset().0)
                     .build()
                     .user_data(number as u64);
-                // SAFETY: the entry points into `buffer`, which outlives the call; every entry is
-                // waited for below before this returns, also after an error.
+                // SAFETY: the entry points into `buffer`'s memory, which is not freed or moved
+                // before the entry's completion was seen: `wait` returns after the last one, or
+                // leaks the memory if the ring itself fails.
                 unsafe { self.uring.submission().push(&read) }
                     .map_err(|_| io::Error::other("io_uring: submission queue is full"))?;
             }
@@ -67,12 +68,16 @@ impl Reader {
         Ok(())
     }
 
-    fn wait(&mut self, batch: &[Wanted], buffer: &mut [u8]) -> io::Result<()> {
+    fn wait(&mut self, batch: &[Wanted], buffer: &mut Vec<u8>) -> io::Result<()> {
         let (mut reaped, mut failed) = (0, None);
         let mut short = vec![];
         while reaped < batch.len() {
             match self.uring.submit_and_wait(batch.len() - reaped) {
-                Err(e) if e.raw_os_error() != Some(libc::EINTR) => return Err(e),
+                Err(e) if !is_passing(&e) => {
+                    // Reads may still be under way into this memory: nobody may have it again.
+                    std::mem::forget(std::mem::take(buffer));
+                    return Err(e);
+                }
                 _ => {}
             }
             for entry in self.uring.completion() {
@@ -102,5 +107,51 @@ impl Reader {
     fn there(&self, want: &Wanted) -> usize {
         let left = self.size.0 - want.range.start.byte_offset().0;
         want.range.bytes().0.min(left) as usize
+    }
+}
+
+/// Whether the ring only has to be asked again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn scattered_runs_come_back_in_their_places() {
+        let size = ByteLen((1 << 20) + 100);
+        let mut content = vec![0; size.0 as usize];
+        fastrand::Rng::with_seed(5).fill(&mut content);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&content, 0).unwrap();
+        let mut reader = Reader::new(file, size).unwrap();
+        let whole = SectorRange::whole(size);
+        // More than fit in flight, from the end to the start; the last sector is partial.
+        let mut wanted = vec![];
+        for start in (0..whole.end.0).rev().step_by(9) {
+            wanted
+                .push(Wanted { range: SectorRange::new(start, start + 1), at: wanted.len() * 512 });
+        }
+        assert!(wanted.len() > 2 * DEPTH);
+        let mut buffer = vec![7; wanted.len() * 512];
+        reader.read(&wanted, &mut buffer).unwrap();
+        content.resize(whole.bytes().0 as usize, 0);
+        for want in &wanted {
+            let from = want.range.start.byte_offset().0 as usize;
+            assert_eq!(buffer[want.at..want.at + 512], content[from..from + 512], "{}", want.range);
+        }
+    }
+
+    #[test]
+    fn a_backing_that_ends_early_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut reader = Reader::new(file, ByteLen(8192)).unwrap();
+        let wanted = [Wanted { range: SectorRange::new(0, 16), at: 0 }];
+        let error = reader.read(&wanted, &mut vec![0; 8192]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
