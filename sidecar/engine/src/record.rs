@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_vault::Class;
+use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
@@ -56,13 +56,38 @@ impl Record {
     /// # Errors
     /// If the state directory cannot be written.
     pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        let (path, new) = (state_dir.join(FILE), state_dir.join("sidecar.json.new"));
+        // Service and `backstay cycle` may both write one: each its own, the last one stays.
+        let new = state_dir.join(format!("{FILE}.{}", std::process::id()));
+        let path = state_dir.join(FILE);
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
         File::open(state_dir)?.sync_all()
+    }
+
+    /// Opens the vault of a disk. It is made only if the disk was never shipped there: when the
+    /// file system with the vault is not mounted, a new vault on the bare mount point would take
+    /// the whole disk once more, hide the old points and fill the wrong file system.
+    ///
+    /// # Errors
+    /// If the vault cannot be opened, or was there once and is gone.
+    pub fn open_vault(&self, url: &str) -> Result<Vault, VaultError> {
+        if self.last.is_none() || self.vault.as_deref() != Some(url) {
+            return Vault::create_or_open(url);
+        }
+        Vault::open(url).map_err(|e| match e {
+            VaultError::NotFound { .. } | VaultError::Url { .. } => VaultError::Url {
+                url: url.into(),
+                reason: format!(
+                    "this disk was shipped there before, and now no vault is there: is its file \
+                     system mounted? To begin a new one all the same, remove {FILE} from the \
+                     disk's state directory"
+                ),
+            },
+            e => e,
+        })
     }
 
     /// Notes how a cycle went and saves that. Trouble with it is only worth a warning.
@@ -88,5 +113,63 @@ impl Record {
         if let Err(e) = self.save(dir) {
             tracing::warn!("remembering the cycle in {}: {e}", dir.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_format::{ByteLen, CycleNo, PointId};
+    use backstay_vault::CycleKind;
+    use std::time::Duration;
+
+    fn shipped() -> CycleReport {
+        CycleReport {
+            kind: CycleKind::Initial,
+            cycle: CycleNo(1),
+            point: PointId::from_bytes([1; 16]),
+            cut_unix_ns: 5,
+            committed_unix_ns: 6,
+            held_ns: 7,
+            moved: ByteLen(8),
+            stored: ByteLen(9),
+            written: ByteLen(10),
+            duration: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn what_is_noted_is_read_again_and_success_ends_failures() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record::load(dir.path());
+        assert_eq!(record, Record::default());
+        record.note(&Err(CycleError::Lost("limit".into())), "/v", dir.path());
+        record.note(&Err(CycleError::NameTaken { name: "d".into() }), "/v", dir.path());
+        let read = Record::load(dir.path());
+        assert_eq!((read.failures, &read), (2, &record));
+        assert!(read.failure.unwrap().person_must_act);
+        record.note(&Ok(shipped()), "/v", dir.path());
+        let read = Record::load(dir.path());
+        assert_eq!((read.failures, &read.failure, read.last), (0, &None, Some(shipped())));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        fs::write(dir.path().join(FILE), b"{").unwrap();
+        assert_eq!(Record::load(dir.path()), Record::default());
+    }
+
+    #[test]
+    fn a_vault_that_is_gone_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("mnt");
+        fs::create_dir(&at).unwrap();
+        let url = at.to_str().unwrap();
+        let record = Record { last: Some(shipped()), vault: Some(url.into()), ..Record::default() };
+        let error = record.open_vault(url).err().unwrap();
+        assert!(error.to_string().contains("mounted"), "{error}");
+        assert_eq!(error.class(), Class::PersonMustAct);
+        assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "nothing was put there");
+        fs::remove_dir(&at).unwrap();
+        assert!(record.open_vault(url).is_err() && !at.exists());
+        Record::default().open_vault(url).unwrap();
+        record.open_vault(url).unwrap();
     }
 }

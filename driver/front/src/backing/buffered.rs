@@ -5,10 +5,15 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
-use nix::fcntl::{FallocateFlags, Flock, fallocate};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, Flock, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::unistd::{Whence, lseek};
+
+use super::Seek;
 
 /// Zeroes to write where the file system cannot punch or zero.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -18,15 +23,36 @@ pub struct Buffered {
     file: Flock<File>,
     size: ByteLen,
     device: bool,
+    said_shrunk: AtomicBool,
 }
 
 impl Buffered {
     pub(super) fn new(file: Flock<File>, size: ByteLen, device: bool) -> Self {
-        Self { file, size, device }
+        Self { file, size, device, said_shrunk: AtomicBool::new(false) }
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    /// Finds data or a hole. Devices are all data.
+    pub(super) fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
+        let whence = match what {
+            Seek::Data if self.device => return Ok(offset),
+            Seek::Hole if self.device => return Ok(ByteOffset(self.size.0)),
+            Seek::Data => Whence::SeekData,
+            Seek::Hole => Whence::SeekHole,
+        };
+        // The file's position, which this moves, is used by nothing else.
+        Ok(ByteOffset(lseek(&*self.file, offset.0 as i64, whence)? as u64))
+    }
+
+    /// What to answer to a read that met the end of the file inside the disk. Said once: a guest
+    /// that goes on reading must not fill the log.
+    pub(super) fn shrunk(&self) -> io::Error {
+        if !self.said_shrunk.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "the backing is shorter than the disk: it was truncated while in use. Reads \
+                 behind its end fail"
+            );
+        }
+        io::Error::from_raw_os_error(libc::EIO)
     }
 
     fn fallocate_or_write(
@@ -35,20 +61,22 @@ impl Buffered {
         offset: ByteOffset,
         len: ByteLen,
     ) -> io::Result<()> {
-        match fallocate(&*self.file, flags, offset.0 as i64, len.0 as i64) {
-            Ok(()) => Ok(()),
-            // Not supported there, or not at this alignment (devices want whole blocks).
-            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EINVAL) => {
-                let (mut at, end) = (offset.0, offset.0 + len.0);
-                while at < end {
-                    let n = (end - at).min(ZEROES.len() as u64) as usize;
-                    self.file.write_all_at(&ZEROES[..n], at)?;
-                    at += n as u64;
-                }
-                Ok(())
+        loop {
+            match fallocate(&*self.file, flags, offset.0 as i64, len.0 as i64) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                // Not supported there, or not at this alignment (devices want whole blocks).
+                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => break,
+                Err(e) => return Err(e.into()),
             }
-            Err(e) => Err(e.into()),
         }
+        let (mut at, end) = (offset.0, offset.0 + len.0);
+        while at < end {
+            let n = (end - at).min(ZEROES.len() as u64) as usize;
+            self.file.write_all_at(&ZEROES[..n], at)?;
+            at += n as u64;
+        }
+        Ok(())
     }
 }
 
@@ -58,7 +86,10 @@ impl Backing for Buffered {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset.0).map_err(shrunk)
+        self.file.read_exact_at(buf, offset.0).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => self.shrunk(),
+            _ => e,
+        })
     }
 
     fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
@@ -75,8 +106,13 @@ impl Backing for Buffered {
         self.fallocate_or_write(flags, offset, len)
     }
 
+    /// After a failure the kernel takes pages it could not write for clean: they would be read as
+    /// if they had been written until memory runs short, and then be gone. They are dropped at
+    /// once, so that from here on everyone reads what the backing really holds.
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data().inspect_err(|_| {
+            let _ = posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        })
     }
 
     fn mtime_unix_ns(&self) -> io::Result<u64> {
@@ -86,13 +122,4 @@ impl Backing for Buffered {
         let meta = self.file.metadata()?;
         Ok((meta.mtime() as u64).saturating_mul(1_000_000_000) + meta.mtime_nsec() as u64)
     }
-}
-
-/// A read that meets the end of the file inside the disk: the backing was shortened under us.
-pub(super) fn shrunk(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        tracing::error!("the backing is shorter than the disk: it was truncated while in use");
-        return io::Error::from_raw_os_error(libc::EIO);
-    }
-    error
 }

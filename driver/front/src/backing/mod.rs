@@ -5,6 +5,7 @@
 mod buffered;
 mod direct;
 mod open;
+mod ring;
 
 use std::io;
 
@@ -16,12 +17,30 @@ pub use open::{Engine, OpenError, open};
 use buffered::Buffered;
 use direct::Direct;
 
+/// What to look for in a backing; see [`AnyBacking::seek`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte that may be other than zero.
+    Data,
+    /// The next hole, or the end.
+    Hole,
+}
+
 /// An open backing.
 pub enum AnyBacking {
     /// Through the page cache.
     Buffered(Buffered),
     /// Past the page cache.
     Direct(Direct),
+}
+
+macro_rules! each {
+    ($self:ident, $b:ident => $call:expr) => {
+        match $self {
+            AnyBacking::Buffered($b) => $call,
+            AnyBacking::Direct($b) => $call,
+        }
+    };
 }
 
 impl AnyBacking {
@@ -34,23 +53,13 @@ impl AnyBacking {
         }
     }
 
-    /// The file, for what does not go through the engine.
-    #[must_use]
-    pub fn file(&self) -> &std::fs::File {
-        match self {
-            Self::Buffered(b) => b.file(),
-            Self::Direct(d) => d.file(),
-        }
+    /// Finds data or a hole from `offset` on. Devices have no holes.
+    ///
+    /// # Errors
+    /// `ENXIO` if there is no data up to the end; else what the file answered.
+    pub fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
+        each!(self, b => b.seek(offset, what))
     }
-}
-
-macro_rules! each {
-    ($self:ident, $b:ident => $call:expr) => {
-        match $self {
-            AnyBacking::Buffered($b) => $call,
-            AnyBacking::Direct($b) => $call,
-        }
-    };
 }
 
 impl Backing for AnyBacking {

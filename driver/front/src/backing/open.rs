@@ -109,7 +109,7 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
         Engine::Buffered => AnyBacking::Buffered(Buffered::new(file, size, device)),
         Engine::Direct => {
             let direct = open_with(libc::O_DIRECT).map_err(failed)?;
-            AnyBacking::Direct(Direct::new(file, direct, size, device).map_err(failed)?)
+            AnyBacking::Direct(Direct::new(file, direct, size, device))
         }
     })
 }

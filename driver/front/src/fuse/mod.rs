@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backstay_format::{ByteLen, ByteOffset};
+use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
-use backstay_track::{Backing, ProtectedDisk};
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
@@ -25,6 +25,7 @@ use fuser::{
 
 pub use mount::{Mounted, mount};
 
+use crate::backing::{AnyBacking, Seek};
 use attr::{DISK, DISK_NAME, ROOT, Times};
 use slow::Slow;
 
@@ -34,18 +35,18 @@ const TTL: Duration = Duration::from_secs(3600);
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
 /// The file system: one disk.
-pub struct DiskFs<E: Env, B: Backing> {
-    disk: Arc<ProtectedDisk<E, B>>,
+pub struct DiskFs<E: Env> {
+    disk: Arc<ProtectedDisk<E, AnyBacking>>,
     slow: Slow,
     times: Times,
 }
 
-impl<E: Env, B: Backing> DiskFs<E, B> {
+impl<E: Env> DiskFs<E> {
     /// Serves a disk.
     ///
     /// # Errors
     /// If the threads for flushes and discards cannot be started.
-    pub fn new(disk: Arc<ProtectedDisk<E, B>>) -> io::Result<Self> {
+    pub fn new(disk: Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
         let slow = Slow::start(&disk)?;
         Ok(Self { disk, slow, times: Times { started: SystemTime::now() } })
     }
@@ -53,13 +54,18 @@ impl<E: Env, B: Backing> DiskFs<E, B> {
     fn attr(&self, ino: INodeNo) -> fuser::FileAttr {
         self.times.attr(ino, self.disk.size())
     }
+
+    /// How many of `len` bytes from `offset` lie inside the disk.
+    fn bytes_inside(&self, offset: u64, len: u64) -> usize {
+        self.disk.size().0.saturating_sub(offset).min(len) as usize
+    }
 }
 
 fn errno(error: &io::Error) -> Errno {
     Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
-impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
+impl<E: Env> Filesystem for DiskFs<E> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP] {
             // Without them it only works less in parallel.
@@ -151,13 +157,17 @@ impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let there = self.disk.size().0.saturating_sub(offset).min(size.into()) as usize;
+        let there = self.bytes_inside(offset, size.into());
+        if there == 0 {
+            return reply.data(&[]);
+        }
         slow::with_buffer(there, |buf| match self.disk.read(ByteOffset(offset), buf) {
             Ok(()) => reply.data(buf),
             Err(e) => reply.error(errno(&e)),
         });
     }
 
+    /// As a block device does: what fits is written, and what begins at the end has no space.
     fn write(
         &self,
         _req: &Request,
@@ -170,8 +180,12 @@ impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.disk.write(ByteOffset(offset), data) {
-            Ok(()) => reply.written(data.len() as u32),
+        let fits = match self.bytes_inside(offset, data.len() as u64) {
+            0 if !data.is_empty() => return reply.error(Errno::ENOSPC),
+            len => &data[..len],
+        };
+        match self.disk.write(ByteOffset(offset), fits) {
+            Ok(()) => reply.written(fits.len() as u32),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -234,13 +248,19 @@ impl<E: Env, B: Backing> Filesystem for DiskFs<E, B> {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        // All data, as for a device; the kernel answers SEEK_SET, SEEK_CUR and SEEK_END itself.
+        // The kernel answers SEEK_SET, SEEK_CUR and SEEK_END itself.
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
         let size = self.disk.size().0 as i64;
-        match whence {
-            _ if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
-            libc::SEEK_DATA => reply.offset(offset),
-            libc::SEEK_HOLE => reply.offset(size),
-            _ => reply.error(Errno::EINVAL),
+        if !(0..size).contains(&offset) {
+            return reply.error(Errno::ENXIO);
+        }
+        match self.disk.backing().seek(ByteOffset(offset as u64), what) {
+            Ok(found) => reply.offset((found.0 as i64).min(size)),
+            Err(e) => reply.error(errno(&e)),
         }
     }
 

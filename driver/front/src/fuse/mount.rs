@@ -7,7 +7,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use backstay_track::Backing;
 use backstay_track::env::Env;
 use fuser::{Config, Session, SessionACL};
 use nix::mount::{MntFlags, MsFlags, mount as sys_mount, umount2};
@@ -25,8 +24,8 @@ pub struct Mounted {
 ///
 /// # Errors
 /// If the mount point cannot be made or used.
-pub fn mount<E: Env, B: Backing>(
-    fs: DiskFs<E, B>,
+pub fn mount<E: Env>(
+    fs: DiskFs<E>,
     mount_point: &Path,
     event_loops: usize,
     on_end: impl FnOnce() + Send + 'static,

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::thread;
 
 use backstay_format::{ByteLen, ByteOffset};
+use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
-use backstay_track::{Backing, ProtectedDisk};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use fuser::ReplyEmpty;
 
 use super::{REQUEST_BYTES_MAX, errno};
+use crate::backing::AnyBacking;
 
 /// Requests that wait before an event loop waits with them.
 const WAITING_MAX: usize = 256;
@@ -31,7 +32,7 @@ struct Clear {
 }
 
 impl Slow {
-    pub fn start<E: Env, B: Backing>(disk: &Arc<ProtectedDisk<E, B>>) -> io::Result<Self> {
+    pub fn start<E: Env>(disk: &Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
         let (flushes, waiting) = bounded(WAITING_MAX);
         let flusher = Arc::clone(disk);
         thread::Builder::new().name("flush".into()).spawn(move || flush_all(&flusher, &waiting))?;
@@ -58,7 +59,7 @@ impl Slow {
 }
 
 /// Group flush: every flush that waits when a sync begins is answered by it.
-fn flush_all<E: Env, B: Backing>(disk: &ProtectedDisk<E, B>, waiting: &Receiver<ReplyEmpty>) {
+fn flush_all<E: Env>(disk: &ProtectedDisk<E, AnyBacking>, waiting: &Receiver<ReplyEmpty>) {
     let mut group = Vec::with_capacity(WAITING_MAX);
     while let Ok(first) = waiting.recv() {
         group.push(first);
@@ -73,7 +74,7 @@ fn flush_all<E: Env, B: Backing>(disk: &ProtectedDisk<E, B>, waiting: &Receiver<
     }
 }
 
-fn clear_all<E: Env, B: Backing>(disk: &ProtectedDisk<E, B>, waiting: &Receiver<Clear>) {
+fn clear_all<E: Env>(disk: &ProtectedDisk<E, AnyBacking>, waiting: &Receiver<Clear>) {
     while let Ok(Clear { offset, len, keep_space, reply }) = waiting.recv() {
         let cleared =
             if keep_space { disk.write_zeroes(offset, len) } else { disk.discard(offset, len) };

@@ -112,30 +112,25 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         put: vec![],
     };
     let fuzzy_first = resync.is_some() || status.lost_point_in_time.is_some();
-    let result = run.passes(fuzzy_first).and_then(|(cut, passes)| {
+    let shipped = run.passes(fuzzy_first).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, status.disk, status.size, cycle, passes)?;
-        let meta = PointMeta {
-            term: term.term,
-            predecessor: newest,
-            kind,
-            consistency: Consistency::Crash,
-            cut_unix_ns: cut.cut_unix_ns,
-            written: cut.written,
-        };
-        Ok((job.vault.commit(verified, meta)?, cut))
+        Ok((cut, verified))
     });
-    match result {
-        Ok((point, cut)) => {
-            let base = Base { vault_disk: status.disk, cycle, point: point.point };
-            run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
-            Ok(report(&point, &cut, started.elapsed()))
-        }
-        Err(e) => {
-            run.undo(&e);
-            Err(e)
-        }
-    }
+    let (cut, verified) = shipped.map_err(|e| run.undo(e, true))?;
+    let meta = PointMeta {
+        term: term.term,
+        predecessor: newest,
+        kind,
+        consistency: Consistency::Crash,
+        cut_unix_ns: cut.cut_unix_ns,
+        written: cut.written,
+    };
+    // From here on nobody but the vault knows whether the point exists: its segments stay.
+    let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
+    let base = Base { vault_disk: status.disk, cycle, point: point.point };
+    run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
+    Ok(report(&point, &cut, started.elapsed()))
 }
 
 /// A cycle that has begun.
@@ -177,14 +172,18 @@ impl Run<'_> {
         }
     }
 
-    fn undo(&mut self, why: &CycleError) {
+    /// Folds back, and removes the segments if no point can name them.
+    fn undo(&mut self, why: CycleError, remove_segments: bool) -> CycleError {
         if let Some(epoch) = self.closed {
             // If even that fails, the driver folds back when this connection ends.
             if let Err(e) = self.driver.ask(&Request::FoldBack { epoch }) {
                 tracing::warn!("folding back after {why}: {e}");
             }
         }
-        self.job.vault.remove_segments(self.source.disk, &self.put);
+        if remove_segments {
+            self.job.vault.remove_segments(self.source.disk, &self.put);
+        }
+        why
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
-use backstay_vault::Vault;
+use backstay_vault::Class;
 use crossbeam_channel::{Receiver, bounded, select, tick};
 
 use crate::config::Config;
@@ -24,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 struct Ended {
     name: DiskName,
     began: Duration,
-    result: Result<(), (backstay_vault::Class, u32)>,
+    result: Result<(), (Class, u32)>,
 }
 
 /// Runs cycles until `stop` gets a message; then ends the ones that run.
@@ -57,7 +57,13 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
         }
         for name in roots.disks_with_socket() {
             let now = clock.elapsed();
-            let last = history.get(&name).copied().unwrap_or(Last::None);
+            let mut last = history.get(&name).copied().unwrap_or(Last::None);
+            if matches!(last, Last::Failed { class: Class::PersonMustAct, .. })
+                && Record::load(&roots.disk(&name).state).failures == 0
+            {
+                // Somebody mended it and ran a cycle by hand.
+                last = Last::None;
+            }
             let due = next(last, config.interval_of(&name), now).is_some_and(|at| at <= now);
             if !due || running.contains_key(&name) || running.len() >= config.slots.max(1) {
                 continue;
@@ -65,7 +71,7 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
             let (config, roots, ended) = (config.clone(), roots.clone(), ended.clone());
             let (stopping, disk) = (Arc::clone(&stopping), name.clone());
             let thread = thread::Builder::new().name("cycle".into()).spawn(move || {
-                let result = one_cycle(&config, &roots, &disk, &stopping);
+                let result = one_cycle_or_panic(&config, &roots, &disk, &stopping);
                 let _ = ended.send(Ended { name: disk, began: now, result });
             })?;
             running.insert(name, thread);
@@ -82,16 +88,36 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
     Ok(())
 }
 
+/// A cycle that panics must not take its disk out of the schedule for ever. The driver folds back
+/// when the connection ends, so it is as safe as any other failure.
+fn one_cycle_or_panic(
+    config: &Config,
+    roots: &Roots,
+    name: &DiskName,
+    stop: &AtomicBool,
+) -> Result<(), (Class, u32)> {
+    let cycle = || one_cycle(config, roots, name, stop);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(cycle)).unwrap_or_else(|_| {
+        let paths = roots.disk(name);
+        let mut record = Record::load(&paths.state);
+        let broken = Err(CycleError::Broken("a thread panicked"));
+        record.note(&broken, config.vault_of(name), &paths.state);
+        tracing::error!("disk {name}: a cycle panicked");
+        Err((Class::Recoverable, record.failures))
+    })
+}
+
 /// Runs a cycle and remembers how it went.
 fn one_cycle(
     config: &Config,
     roots: &Roots,
     name: &DiskName,
     stop: &AtomicBool,
-) -> Result<(), (backstay_vault::Class, u32)> {
+) -> Result<(), (Class, u32)> {
     let paths = roots.disk(name);
     let (socket, url) = (paths.control_socket(), config.vault_of(name));
-    let result = Vault::create_or_open(url).map_err(CycleError::from).and_then(|vault| {
+    let mut record = Record::load(&paths.state);
+    let result = record.open_vault(url).map_err(CycleError::from).and_then(|vault| {
         let job = CycleJob {
             socket: &socket,
             vault: &vault,
@@ -101,7 +127,6 @@ fn one_cycle(
         };
         run(&job)
     });
-    let mut record = Record::load(&paths.state);
     match &result {
         // Neither is the disk's trouble: it was unmounted, or we were told to stop.
         Err(CycleError::Stopped) => return Ok(()),

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
 use backstay_sidecar::record::Record;
-use backstay_vault::Vault;
 use clap::Args;
 
 use super::progress::Progress;
@@ -44,7 +43,8 @@ impl Cycle {
             };
             bar.show(message, done, all);
         };
-        let result = Vault::create_or_open(url).map_err(Into::into).and_then(|vault| {
+        let mut record = Record::load(&paths.state);
+        let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
             run(&CycleJob {
                 socket: &paths.control_socket(),
                 vault: &vault,
@@ -55,7 +55,7 @@ impl Cycle {
         });
         bar.end();
         if !result.as_ref().is_err_and(|e| e.is_busy()) {
-            Record::load(&paths.state).note(&result, url, &paths.state);
+            record.note(&result, url, &paths.state);
         }
         let report = result.with_context(|| {
             format!("disk {}: no recovery point was made; the guest is not affected", self.name)
