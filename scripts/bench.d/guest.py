@@ -5,9 +5,10 @@ measurement and measured in turn, round after round, so that the machine's moods
 Direct I/O throughout; the page cache of the backing files is warm for whoever uses it.
 """
 
+import subprocess
 import threading
 
-from common import (MIB, GIB, Qemu, fill, fio, median, percentile, run, table, verdict)
+from common import (MIB, GIB, Qemu, Work, fill, fio, median, percentile, run, table, verdict)
 
 SHAPES = [
     ("4 KiB random write, depth 1", "randwrite", "4k", 1),
@@ -48,6 +49,23 @@ class Cycles(threading.Thread):
                 print(f"  a cycle failed: {str(error).strip().splitlines()[-1]}")
 
 
+class Service:
+    """The sidecar's service over all disks of a work folder, a cut each second."""
+
+    def __init__(self, work, vault):
+        config = work.dir / "second.toml"
+        config.write_text(f'vault = "{vault}"\ninterval = "1s"\n')
+        self.command = work.command("--config", config, "sidecar")
+
+    def __enter__(self):
+        self.process = subprocess.Popen([str(part) for part in self.command],
+                                        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+
 def show(shape, result):
     if shape[1] in ("read", "write"):
         return f"{result['mb'] / 1000:.2f} GB/s"
@@ -68,10 +86,13 @@ def compare(work, options):
         return path
 
     engine = ("--engine", options.engine)
+    # Of its own: the service ships every disk it finds.
+    seconds_work = work.enter_context(Work())
     targets = {
         "raw loop device": work.loop(first),
         "tracking off": work.loop(work.mount("off", copy("off"), "--no-tracking", *engine)),
         "tracking on": work.loop(work.mount("on", copy("on"), *engine)),
+        "a cut a second": seconds_work.loop(seconds_work.mount("disk", copy("second"), *engine)),
         "cycle running": work.loop(work.mount("cycle", copy("cycle"), *engine)),
         "qemu, cached": Qemu(work, "cached", copy("cached"), "cache.direct=off").served,
         "qemu, direct": Qemu(work, "direct", copy("direct"), "cache.direct=on,aio=native").served,
@@ -90,6 +111,12 @@ def compare(work, options):
                         result = measure()
                     held_ms += cycles.held_ms
                     failed += cycles.failed
+                    run("rm", "-rf", vault)
+                elif name == "a cut a second":
+                    vault = seconds_work.dir / f"vault{turn}-{shape[1]}-{shape[3]}"
+                    seconds_work.cycle("disk", vault)
+                    with Service(seconds_work, vault):
+                        result = measure()
                     run("rm", "-rf", vault)
                 else:
                     result = measure()
@@ -112,13 +139,15 @@ def report(results, targets, held_ms, failed, engine):
     def cell(shape, name):
         return show(shape, {"iops": typical(shape, name), "mb": typical(shape, name, "mb")})
 
-    loops = [name for name in list(targets)[:4]]
+    loops = [name for name in list(targets)[:5]]
     first = table(
-        ["through a loop device", *loops, "on : raw", "on : off", "p99 on", "p99 cycle"],
+        ["through a loop device", *loops, "on : raw", "on : off", "p99 on",
+         "p99 a cut a second", "p99 cycle"],
         [[shape[0], *[cell(shape, name) for name in loops],
           f"{ratio(shape, 'tracking on', 'raw loop device'):.2f}",
           f"{ratio(shape, 'tracking on', 'tracking off'):.2f}",
           f"{typical(shape, 'tracking on', 'p99_us'):.0f} µs",
+          f"{typical(shape, 'a cut a second', 'p99_us'):.0f} µs",
           f"{typical(shape, 'cycle running', 'p99_us'):.0f} µs"] for shape in SHAPES])
 
     def best_qemu(shape):
@@ -131,8 +160,8 @@ def report(results, targets, held_ms, failed, engine):
 
     worst_raw = min(ratio(shape, "tracking on", "raw loop device") for shape in SHAPES)
     worst_off = min(ratio(shape, "tracking on", "tracking off") for shape in SHAPES)
-    worst_p99 = max(typical(shape, "cycle running", "p99_us") /
-                    typical(shape, "tracking on", "p99_us") for shape in SHAPES)
+    worst_p99 = {name: max(typical(shape, name, "p99_us") / typical(shape, "tracking on", "p99_us")
+                           for shape in SHAPES) for name in ("a cut a second", "cycle running")}
     writes, reads = SHAPES[1], SHAPES[3]
     writes, reads = (ratio(shape, "Backstay", best_qemu(shape)) for shape in (writes, reads))
     cut = percentile(held_ms, 0.99) if held_ms else float("inf")
@@ -140,8 +169,8 @@ def report(results, targets, held_ms, failed, engine):
         ["no shape below 0.95 × the raw loop device", f"{worst_raw:.2f}",
          verdict(worst_raw >= 0.95)],
         ["tracking costs at most 3 %", f"{(1 - worst_off) * 100:.1f} %", verdict(worst_off >= 0.97)],
-        ["p99 while a cycle ships at most 1.5 × that without", f"{worst_p99:.2f} ×",
-         verdict(worst_p99 <= 1.5)],
+        *[[f"p99 while cycles ship ({name}) at most 1.5 × that without", f"{worst:.2f} ×",
+           verdict(worst <= 1.5)] for name, worst in worst_p99.items()],
         ["random writes at depth 16, FUSE file: 2 × qemu", f"{writes:.2f} ×", verdict(writes >= 2)],
         ["random reads at depth 16, FUSE file: 3 × qemu", f"{reads:.2f} ×", verdict(reads >= 3)],
         [f"a cut holds writes at most 5 ms (p99 of {len(held_ms)} cuts)", f"{cut:.2f} ms",
@@ -150,6 +179,6 @@ def report(results, targets, held_ms, failed, engine):
     notes = (f"Engine of the driver: {engine}. fio with libaio and direct I/O. The backing files'"
              " page cache is warm; the raw loop device and \"qemu, direct\" go past it, so reads"
              " that others answer from memory are not the same work. While \"cycle running\","
-             f" cycles ran back to back; {failed} of {len(held_ms) + failed} lost their point in"
+             f" cycles ran back to back, a hundred a second when there was little to ship; {failed} of {len(held_ms) + failed} lost their point in"
              " time under the load and folded back.")
     return "\n\n".join([aims, first, second, notes])
