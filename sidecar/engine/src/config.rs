@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_format::DiskName;
+use backstay_vault::format::segment::CHUNK_SHIFTS;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,8 @@ pub struct Ship {
     pub compress_threads: usize,
     /// Segments uploaded at a time.
     pub upload_parallel: usize,
+    /// What one checksum of a resync stands for: a power of two, 4 KiB to 256 KiB.
+    pub chunk_size: ByteSize,
 }
 
 /// Settings of one disk, where they differ.
@@ -101,6 +104,7 @@ impl Default for Ship {
             segment_size: ByteSize::mib(32),
             compress_threads: 0,
             upload_parallel: 2,
+            chunk_size: ByteSize::kib(64),
         }
     }
 }
@@ -113,6 +117,13 @@ impl Ship {
             0 => std::thread::available_parallelism().map_or(2, usize::from).min(8),
             n => n.min(64),
         }
+    }
+
+    /// log2 of the sectors in a checksum chunk; what is not allowed becomes the nearest that is.
+    #[must_use]
+    pub fn chunk_shift(&self) -> u32 {
+        let sectors = (self.chunk_size.as_u64() / 512).clamp(1, 1 << 40);
+        sectors.ilog2().clamp(*CHUNK_SHIFTS.start(), *CHUNK_SHIFTS.end())
     }
 }
 

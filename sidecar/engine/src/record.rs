@@ -133,6 +133,7 @@ mod tests {
             held_ns: 7,
             moved: ByteLen(8),
             stored: ByteLen(9),
+            fetched: ByteLen(11),
             written: ByteLen(10),
             duration: Duration::from_secs(1),
         }
@@ -144,7 +145,13 @@ mod tests {
         let mut record = Record::load(dir.path());
         assert_eq!(record, Record::default());
         record.note(&Err(CycleError::Lost("limit".into())), "/v", dir.path());
-        record.note(&Err(CycleError::NameTaken { name: "d".into() }), "/v", dir.path());
+        let critical = CycleError::WhichSide {
+            name: "d".into(),
+            newest: CycleNo(2),
+            cut_unix_ns: 0,
+            known: None,
+        };
+        record.note(&Err(critical), "/v", dir.path());
         let read = Record::load(dir.path());
         assert_eq!((read.failures, &read), (2, &record));
         assert!(read.failure.unwrap().person_must_act);

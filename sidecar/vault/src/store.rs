@@ -8,6 +8,7 @@
 use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
@@ -39,6 +40,7 @@ struct Inner {
     /// Of a vault in a local directory.
     folders: Option<Folders>,
     runtime: Runtime,
+    fetched_bytes: AtomicU64,
 }
 
 const VAULT_OBJECT: &str = "vault.json";
@@ -144,7 +146,15 @@ impl Vault {
             .thread_name("vault")
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
-        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, folders, runtime }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                url: url.into(),
+                store,
+                folders,
+                runtime,
+                fetched_bytes: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// Where it is.
@@ -220,6 +230,17 @@ impl Vault {
             put => put?,
         }
         self.document(&term_key(disk, Term(1)))
+    }
+
+    /// Takes the next term of a disk: from now on only `writer` commits to it.
+    ///
+    /// # Errors
+    /// If somebody else took it first, or the vault cannot be written.
+    pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
+        let ours = TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns() };
+        self.put_document(&term_key(disk, term), &ours)?;
+        Ok(ours)
     }
 
     /// The newest term of a disk.
@@ -330,7 +351,14 @@ impl Vault {
             let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
             return Err(VaultError::Inconsistent { object: key.into(), reason });
         }
+        self.inner.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(got)
+    }
+
+    /// Bytes of objects read since it was opened.
+    #[must_use]
+    pub fn fetched(&self) -> ByteLen {
+        ByteLen(self.inner.fetched_bytes.load(Ordering::Relaxed))
     }
 
     /// The length of an object.

@@ -120,6 +120,7 @@ fn one_cycle(
     let result = record.open_vault(url).map_err(CycleError::from).and_then(|vault| {
         let job = CycleJob {
             socket: &socket,
+            state: &paths.state,
             vault: &vault,
             ship: &config.ship,
             progress: &|_, _, _| (),

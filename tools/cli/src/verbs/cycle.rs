@@ -30,50 +30,56 @@ pub struct Cycle {
 
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        // Is there such a disk at all, before a vault is made for it?
-        drop(context.driver(&self.name)?);
-        let paths = context.roots.disk(&self.name);
-        let bar = Progress::new(context);
-        let progress = |stage: Stage, done: u64, all: u64| {
-            let message = match stage {
-                Stage::Fuzzy => "whole disk",
-                Stage::Delta => "changes",
-                Stage::Verify => "verifying",
-            };
-            bar.show(message, done, all);
-        };
-        let mut record = Record::load(&paths.state);
-        let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
-            run(&CycleJob {
-                socket: &paths.control_socket(),
-                vault: &vault,
-                ship: &context.config.ship,
-                progress: &progress,
-                stop: &AtomicBool::new(false),
-            })
-        });
-        bar.end();
-        if !result.as_ref().is_err_and(|e| e.is_busy()) {
-            record.note(&result, url, &paths.state);
-        }
-        let report = result.with_context(|| {
-            format!("disk {}: no recovery point was made; the guest is not affected", self.name)
-        })?;
-        if context.globals.json {
-            return context.print_json(&report);
-        }
-        if !context.globals.quiet {
-            println!(
-                "{}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
-                self.name,
-                report.cycle,
-                size(report.moved.0),
-                size(report.stored.0),
-                report.duration.as_secs_f64(),
-                report.held_ns as f64 / 1e6,
-            );
-        }
-        Ok(())
+        run_once(context, &self.name, self.vault.as_deref())
     }
+}
+
+/// Runs one cycle in the foreground and says how it went.
+pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyhow::Result<()> {
+    let url = vault.unwrap_or_else(|| context.config.vault_of(name));
+    // Is there such a disk at all, before a vault is made for it?
+    drop(context.driver(name)?);
+    let paths = context.roots.disk(name);
+    let bar = Progress::new(context);
+    let progress = |stage: Stage, done: u64, all: u64| {
+        let message = match stage {
+            Stage::Fuzzy => "whole disk",
+            Stage::Resync => "comparing",
+            Stage::Delta => "changes",
+            Stage::Verify => "verifying",
+        };
+        bar.show(message, done, all);
+    };
+    let mut record = Record::load(&paths.state);
+    let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
+        run(&CycleJob {
+            socket: &paths.control_socket(),
+            state: &paths.state,
+            vault: &vault,
+            ship: &context.config.ship,
+            progress: &progress,
+            stop: &AtomicBool::new(false),
+        })
+    });
+    bar.end();
+    if !result.as_ref().is_err_and(|e| e.is_busy()) {
+        record.note(&result, url, &paths.state);
+    }
+    let report = result.with_context(|| {
+        format!("disk {name}: no recovery point was made; the guest is not affected")
+    })?;
+    if context.globals.json {
+        return context.print_json(&report);
+    }
+    if !context.globals.quiet {
+        println!(
+            "{name}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
+            report.cycle,
+            size(report.moved.0),
+            size(report.stored.0),
+            report.duration.as_secs_f64(),
+            report.held_ns as f64 / 1e6,
+        );
+    }
+    Ok(())
 }

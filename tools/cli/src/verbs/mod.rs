@@ -8,6 +8,7 @@ pub mod mount;
 pub mod points;
 mod progress;
 pub mod restore;
+pub mod resync;
 pub mod sidecar;
 pub mod status;
 mod target;
