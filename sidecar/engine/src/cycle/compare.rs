@@ -15,6 +15,8 @@ use backstay_vault::read::compare::{Comparison, Disk};
 use backstay_vault::read::read_index;
 use backstay_vault::{Manifest, Pass, SectorSet, VaultError};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::pass::Scope;
 use super::resync::{Progress, Stretch, forget_progress};
 use super::{Run, Stage};
@@ -172,6 +174,13 @@ impl Disk<CycleError> for Side<'_> {
         let there = range.bytes().0.min(self.size.0 - start) as usize;
         buffer[there..].fill(0);
         self.file.read_exact_at(&mut buffer[..there], start)
+    }
+
+    fn will_read(&self, range: SectorRange) {
+        let (start, len) = (range.start.byte_offset().0 as i64, range.bytes().0 as i64);
+        // Only makes it faster.
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        let _ = posix_fadvise(self.file, start, len, advice);
     }
 
     fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {

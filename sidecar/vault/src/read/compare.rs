@@ -24,6 +24,8 @@ use crate::store::Vault;
 
 /// Most sectors of the disk in one job (1 MiB).
 const JOB_SECTORS_MAX: u64 = 2048;
+/// Jobs for each thread that wait, read ahead from the disk.
+const JOBS_AHEAD: usize = 8;
 /// Granularity of comparing bytes, in sectors.
 const BLOCK_SECTORS: u64 = 8;
 
@@ -34,6 +36,10 @@ pub trait Disk<E>: Sync {
     /// # Errors
     /// What the system answered.
     fn read(&self, range: SectorRange, buffer: &mut [u8]) -> io::Result<()>;
+    /// Told of a range that will be read soon.
+    fn will_read(&self, range: SectorRange) {
+        let _ = range;
+    }
     /// The parts of a range that may hold something else than zero.
     fn data_within(&self, range: SectorRange) -> Vec<SectorRange>;
     /// Takes sectors that differ from the point, at most a frame of them.
@@ -102,7 +108,7 @@ impl<'a> Comparison<'a> {
             failed: AtomicBool::new(false),
             error: Mutex::new(None),
         };
-        let (jobs, queue) = bounded::<Job>(threads * 4);
+        let (jobs, queue) = bounded::<Job>(threads * JOBS_AHEAD);
         let more = thread::scope(|scope| {
             for _ in 0..threads.max(1) {
                 let (queue, shared) = (queue.clone(), &shared);
@@ -161,6 +167,7 @@ fn send_jobs<E>(
         let most = (JOB_SECTORS_MAX >> layer.index.chunk_shift).max(1) as usize;
         for part in group.chunks(most) {
             let range = SectorRange { start: part[0].0.start, end: part[part.len() - 1].0.end };
+            disk.will_read(range);
             // Nobody takes jobs any more if the threads are gone; then an error is noted.
             let _ = jobs.send(Job::Sums(range, part.iter().map(|(_, sum)| *sum).collect()));
         }
@@ -183,6 +190,7 @@ fn send_jobs<E>(
                     disk.compared(run.sectors() - held)?;
                     for piece in data.iter().flat_map(|run| run.split_at_multiples(JOB_SECTORS_MAX))
                     {
+                        disk.will_read(piece);
                         let _ = jobs.send(Job::Zeroes(piece));
                     }
                 }
