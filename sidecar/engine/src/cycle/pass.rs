@@ -61,6 +61,7 @@ impl Run<'_> {
             attempt: self.attempt,
             first_segment: self.put.len() as u32,
             ship: self.job.ship,
+            throttle: self.job.throttle,
             stop: self.job.stop,
         };
         let mut work = Work {
