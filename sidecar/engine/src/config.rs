@@ -9,6 +9,10 @@ use backstay_vault::format::segment::CHUNK_SHIFTS;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::HookSettings;
+use crate::throttle::ThrottleSettings;
+use crate::windows::{WeeklyWindows, Zone};
+
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backstay/backstay.toml";
 /// Where recovery points go, unless told otherwise.
@@ -50,6 +54,12 @@ pub struct Config {
     pub interval: Duration,
     /// Cycles at a time in the service.
     pub slots: usize,
+    /// Whose clock windows follow; the host's if none is named.
+    pub time_zone: Option<Zone>,
+    /// When no cycle begins by itself.
+    pub blackout: WeeklyWindows,
+    /// How much all disks together may send.
+    pub throttle: ThrottleSettings,
     /// How to ship.
     pub ship: Ship,
     /// Settings of single disks.
@@ -81,6 +91,10 @@ pub struct DiskConfig {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Option<Duration>,
+    /// When no cycle of it begins by itself.
+    pub blackout: Option<WeeklyWindows>,
+    /// What makes its points application-consistent.
+    pub hooks: HookSettings,
 }
 
 impl Default for Config {
@@ -91,6 +105,9 @@ impl Default for Config {
             vault: VAULT_DEFAULT.into(),
             interval: Duration::from_secs(300),
             slots: 2,
+            time_zone: None,
+            blackout: WeeklyWindows::default(),
+            throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             disk: BTreeMap::new(),
         }
@@ -155,6 +172,24 @@ impl Config {
         self.disk.get(name).and_then(|disk| disk.vault.as_deref()).unwrap_or(&self.vault)
     }
 
+    /// Whose clock windows follow.
+    #[must_use]
+    pub fn zone(&self) -> Zone {
+        self.time_zone.clone().unwrap_or_default()
+    }
+
+    /// When no cycle of a disk begins by itself.
+    #[must_use]
+    pub fn blackout_of(&self, name: &DiskName) -> &WeeklyWindows {
+        self.disk.get(name).and_then(|disk| disk.blackout.as_ref()).unwrap_or(&self.blackout)
+    }
+
+    /// What makes a disk's points application-consistent.
+    #[must_use]
+    pub fn hooks_of(&self, name: &DiskName) -> HookSettings {
+        self.disk.get(name).map(|disk| disk.hooks.clone()).unwrap_or_default()
+    }
+
     /// From one cut of a disk to the next.
     #[must_use]
     pub fn interval_of(&self, name: &DiskName) -> Duration {
@@ -185,5 +220,28 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("line 2") && text.contains("intervall"), "{text}");
         assert!(toml::from_str::<Config>("[disk.\"../x\"]\n").is_err());
+        let text = "slots = 1\nblackout = \"Monday;7:00;7h | Tuesday;25:00;1h\"\n";
+        let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("character 26"), "{error}");
+    }
+
+    #[test]
+    fn windows_limits_and_hooks() {
+        let config: Config = toml::from_str(
+            "time_zone = \"Europe/Berlin\"\nblackout = \"Monday;7:00;7h\"\n\
+             [throttle]\nlimit = \"50MiB/s\"\n\
+             [[throttle.timetable]]\nwhen = \"Monday;8:00;10h\"\nlimit = \"5MiB/s\"\n\
+             [disk.db]\nblackout = \"\"\n\
+             [disk.db.hooks]\nfreeze = [\"/mnt/db\"]\ntimeout = \"5s\"\n",
+        )
+        .unwrap();
+        let (db, web) = ("db".parse().unwrap(), "web".parse().unwrap());
+        assert_eq!(config.zone().to_string(), "Europe/Berlin");
+        assert!(config.blackout_of(&db).is_empty());
+        assert_eq!(config.blackout_of(&web).to_string(), "Monday;7:00;7h");
+        assert_eq!(config.hooks_of(&db).timeout, Duration::from_secs(5));
+        assert!(!config.hooks_of(&db).is_none() && config.hooks_of(&web).is_none());
+        let again: Config = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
     }
 }

@@ -4,6 +4,10 @@
 //! - [`source`]: reading a disk: the backing, the shared bitmaps, the preserved blocks
 //! - [`pipeline`]: read → find zeroes, checksum, compress → segments → upload
 //! - [`cycle`]: one cycle from lease to release
+//! - [`windows`]: blackout windows and timetables
+//! - [`throttle`]: one limit for all uploads
+//! - [`hooks`]: application-consistent points
+//! - [`reload`]: the configuration, as it changes
 //! - [`schedule`]: when the next cycle runs, as a pure function
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
@@ -12,12 +16,16 @@
 pub mod config;
 pub mod cycle;
 pub mod error;
+pub mod hooks;
 pub mod pipeline;
 pub mod record;
+pub mod reload;
 pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod status;
+pub mod throttle;
+pub mod windows;
 
 pub use config::Config;
 pub use error::CycleError;

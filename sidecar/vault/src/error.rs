@@ -90,6 +90,12 @@ pub enum VaultError {
     /// I5: somebody else committed this cycle.
     #[error("recovery point {0} was committed by another writer; this cycle was not committed")]
     LostRace(CycleNo),
+    /// A put was told to stop before all of it was let through.
+    #[error("vault: {object}: stopped before it was put")]
+    Stopped {
+        /// The key.
+        object: String,
+    },
     /// The place to restore to failed.
     #[error("{what}: {source}")]
     Target {
@@ -105,9 +111,11 @@ impl VaultError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Store { .. } | Self::Full { .. } | Self::LostRace(_) | Self::Missed { .. } => {
-                Class::Recoverable
-            }
+            Self::Store { .. }
+            | Self::Full { .. }
+            | Self::LostRace(_)
+            | Self::Missed { .. }
+            | Self::Stopped { .. } => Class::Recoverable,
             Self::Url { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }

@@ -71,8 +71,13 @@ impl Folders {
         Ok(())
     }
 
+    /// The file of an object.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
     fn folder(&self, key: &str) -> PathBuf {
-        let object = self.root.join(key);
+        let object = self.path(key);
         object.parent().map_or_else(|| self.root.clone(), Path::to_path_buf)
     }
 

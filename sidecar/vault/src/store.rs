@@ -27,6 +27,7 @@ use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest, SegmentRef};
 use crate::format::segment::SegmentId;
 use crate::frame::SealedSegment;
 use crate::local::{self, Folders};
+use crate::paced::{self, Pace, Unlimited};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -280,8 +281,41 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be written.
     pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
+        self.put_segment_paced(segment, &Unlimited)
+    }
+
+    /// Puts a segment no faster than it is let through (see [`crate::paced`]). It is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// If the vault cannot be written; [`VaultError::Stopped`] if it was given up.
+    pub fn put_segment_paced(
+        &self,
+        segment: SealedSegment,
+        pace: &dyn Pace,
+    ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
-        self.put(&segment_key(id), segment.payload)?;
+        let key = segment_key(id);
+        let whole = match &self.inner.folders {
+            Some(folders) => folders
+                .prepare(&key)
+                .and_then(|()| {
+                    let parts = segment.payload.iter().map(AsRef::as_ref);
+                    paced::put(&folders.path(&key), parts, pace)
+                })
+                .map_err(|e| VaultError::of_io(&key, e))?,
+            // Such a store takes it as a whole: the average is right, the line is not even.
+            None => {
+                let whole = paced::wait_for_all(pace, segment.len);
+                if whole {
+                    self.put(&key, segment.payload)?;
+                }
+                whole
+            }
+        };
+        if !whole {
+            return Err(VaultError::Stopped { object: key });
+        }
         Ok(SegmentRef {
             cycle: id.cycle,
             attempt: id.attempt,

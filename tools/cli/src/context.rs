@@ -8,6 +8,7 @@ use backstay_driver::control::ControlClient;
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_sidecar::config::Config;
+use backstay_sidecar::reload::ConfigWatch;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
@@ -70,6 +71,11 @@ impl Context {
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         Ok(Self { roots: Roots::new(state, runtime), globals, config })
+    }
+
+    /// The configuration, as it changes.
+    pub fn watch(&self) -> ConfigWatch {
+        ConfigWatch::new(self.globals.config.clone(), self.config.clone())
     }
 
     /// Connects to the driver of a disk.

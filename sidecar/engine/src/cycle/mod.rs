@@ -30,6 +30,7 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::throttle::Throttle;
 use flow::{Flow, flow};
 use pass::{Scope, Source};
 
@@ -43,6 +44,8 @@ pub struct CycleJob<'a> {
     pub vault: &'a Vault,
     /// How to ship.
     pub ship: &'a Ship,
+    /// How fast; one for all disks.
+    pub throttle: &'a Throttle,
     /// Told how far it is.
     pub progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
     /// Set from outside to end it.

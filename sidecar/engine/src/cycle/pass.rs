@@ -114,6 +114,7 @@ impl<'a> Run<'a> {
             attempt: self.attempt,
             first_segment: self.put.len() as u32,
             ship: self.job.ship,
+            throttle: self.job.throttle,
             stop: self.job.stop,
         }
     }

@@ -10,12 +10,16 @@ use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_vault::Class;
 use crossbeam_channel::{Receiver, bounded, select, tick};
+use jiff::Timestamp;
 
 use crate::config::Config;
 use crate::cycle::{CycleJob, run};
 use crate::error::CycleError;
 use crate::record::Record;
+use crate::reload::ConfigWatch;
 use crate::schedule::{Last, next};
+use crate::throttle::Throttle;
+use crate::windows::may_begin;
 
 /// How often new disks are looked for and the schedule is read.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -27,11 +31,15 @@ struct Ended {
     result: Result<(), (Class, u32)>,
 }
 
-/// Runs cycles until `stop` gets a message; then ends the ones that run.
+/// Runs cycles until `stop` gets a message; then ends the ones that run. Follows the configuration
+/// as it changes: a cycle that runs keeps the settings it began with, but for the throttle.
 ///
 /// # Errors
 /// If threads cannot be started.
-pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Result<()> {
+pub fn serve(mut watch: ConfigWatch, roots: &Roots, stop: &Receiver<()>) -> std::io::Result<()> {
+    watch.look_on_hangup()?;
+    let mut config = Arc::clone(watch.config());
+    let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
     let clock = Instant::now();
     let stopping = Arc::new(AtomicBool::new(false));
     let (ended, endings) = bounded::<Ended>(config.slots.max(1));
@@ -41,7 +49,10 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         select! {
-            recv(ticks) -> _ => {}
+            recv(ticks) -> _ => if let Some(new) = watch.look() {
+                throttle.set(new.throttle.clone(), new.zone());
+                config = new;
+            },
             recv(endings) -> end => if let Ok(end) = end {
                 if let Some(thread) = running.remove(&end.name) {
                     let _ = thread.join();
@@ -64,14 +75,16 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
                 // Somebody mended it and ran a cycle by hand.
                 last = Last::None;
             }
-            let due = next(last, config.interval_of(&name), now).is_some_and(|at| at <= now);
+            let due = next(last, config.interval_of(&name), now).is_some_and(|at| at <= now)
+                && may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now()).is_ok();
             if !due || running.contains_key(&name) || running.len() >= config.slots.max(1) {
                 continue;
             }
-            let (config, roots, ended) = (config.clone(), roots.clone(), ended.clone());
+            let (config, roots, ended) = (Arc::clone(&config), roots.clone(), ended.clone());
             let (stopping, disk) = (Arc::clone(&stopping), name.clone());
+            let throttle = Arc::clone(&throttle);
             let thread = thread::Builder::new().name("cycle".into()).spawn(move || {
-                let result = one_cycle_or_panic(&config, &roots, &disk, &stopping);
+                let result = one_cycle_or_panic(&config, &throttle, &roots, &disk, &stopping);
                 let _ = ended.send(Ended { name: disk, began: now, result });
             })?;
             running.insert(name, thread);
@@ -92,11 +105,12 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
 /// when the connection ends, so it is as safe as any other failure.
 fn one_cycle_or_panic(
     config: &Config,
+    throttle: &Throttle,
     roots: &Roots,
     name: &DiskName,
     stop: &AtomicBool,
 ) -> Result<(), (Class, u32)> {
-    let cycle = || one_cycle(config, roots, name, stop);
+    let cycle = || one_cycle(config, throttle, roots, name, stop);
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(cycle)).unwrap_or_else(|_| {
         let paths = roots.disk(name);
         let mut record = Record::load(&paths.state);
@@ -110,6 +124,7 @@ fn one_cycle_or_panic(
 /// Runs a cycle and remembers how it went.
 fn one_cycle(
     config: &Config,
+    throttle: &Throttle,
     roots: &Roots,
     name: &DiskName,
     stop: &AtomicBool,
@@ -123,6 +138,7 @@ fn one_cycle(
             state: &paths.state,
             vault: &vault,
             ship: &config.ship,
+            throttle,
             progress: &|_, _, _| (),
             stop,
         };

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
 use backstay_sidecar::record::Record;
+use backstay_sidecar::throttle::Throttle;
 use clap::Args;
 
 use super::progress::Progress;
@@ -57,6 +58,7 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
             state: &paths.state,
             vault: &vault,
             ship: &context.config.ship,
+            throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
             progress: &progress,
             stop: &AtomicBool::new(false),
         })
