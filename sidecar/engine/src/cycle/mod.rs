@@ -65,6 +65,19 @@ pub enum Stage {
     Verify,
 }
 
+impl Stage {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fuzzy => "whole disk",
+            Self::Resync => "comparing",
+            Self::Delta => "changes",
+            Self::Verify => "verifying",
+        }
+    }
+}
+
 /// What a cycle has done.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]

@@ -94,6 +94,12 @@ impl Progress {
     }
 }
 
+/// Whether a resync of a disk was begun and not ended.
+#[must_use]
+pub fn has_progress(state_dir: &Path) -> bool {
+    state_dir.join(PROGRESS).exists()
+}
+
 /// The cycle is committed: nothing of its resync is needed any more.
 pub(super) fn forget(state_dir: &Path) {
     for name in [REQUEST, PROGRESS] {

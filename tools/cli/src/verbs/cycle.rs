@@ -43,13 +43,7 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
     let paths = context.roots.disk(name);
     let bar = Progress::new(context);
     let progress = |stage: Stage, done: u64, all: u64| {
-        let message = match stage {
-            Stage::Fuzzy => "whole disk",
-            Stage::Resync => "comparing",
-            Stage::Delta => "changes",
-            Stage::Verify => "verifying",
-        };
-        bar.show(message, done, all);
+        bar.show(stage.name(), done, all);
     };
     let mut record = Record::load(&paths.state);
     let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
