@@ -262,6 +262,12 @@ impl Config {
         self.time_zone.clone().unwrap_or_default()
     }
 
+    /// The policy a disk follows.
+    #[must_use]
+    pub fn policy_of(&self, name: &DiskName) -> Option<&str> {
+        self.disk.get(name)?.policy.as_deref()
+    }
+
     /// When no cycle of a disk begins by itself.
     #[must_use]
     pub fn blackout_of(&self, name: &DiskName) -> &WeeklyWindows {

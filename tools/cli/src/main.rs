@@ -34,6 +34,8 @@ enum Verb {
     Restore(verbs::restore::Restore),
     Resync(verbs::resync::Resync),
     Status(verbs::status::Status),
+    Jobs(verbs::jobs::Jobs),
+    Resume(verbs::resume::Resume),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
 }
@@ -58,6 +60,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Restore(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
+        Verb::Jobs(verb) => verb.run(&context),
+        Verb::Resume(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
     }

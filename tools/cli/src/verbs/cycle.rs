@@ -2,10 +2,12 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
 use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::service::is_running;
 use backstay_sidecar::throttle::Throttle;
 use clap::Args;
 
@@ -27,10 +29,20 @@ pub struct Cycle {
     /// The vault's URL; made if it is not there [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
+    /// Have the running sidecar do it, before everything else that waits
+    #[arg(long, conflicts_with = "vault")]
+    by_sidecar: bool,
 }
 
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        if self.by_sidecar {
+            drop(context.driver(&self.name)?);
+            if !is_running(&context.roots) {
+                bail!("no sidecar is running: start one, or run the cycle without --by-sidecar");
+            }
+            return Ok(ask(&context.roots.state, &Asked::Cycle(self.name))?);
+        }
         run_once(context, &self.name, self.vault.as_deref())
     }
 }

@@ -7,6 +7,7 @@ use backstay_format::DiskName;
 use backstay_sidecar::cycle::newest_point;
 use backstay_sidecar::cycle::resync::Request;
 use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
 use clap::Args;
 
 use super::cycle::run_once;
@@ -76,6 +77,7 @@ impl Resync {
         if self.now {
             return run_once(context, &self.name, self.vault.as_deref());
         }
+        ask(&context.roots.state, &Asked::Look(self.name.clone()))?;
         if !context.globals.quiet {
             println!(
                 "{}: the sidecar will compare it with recovery point {} (cut {}) in its resync \
