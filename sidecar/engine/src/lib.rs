@@ -11,6 +11,7 @@
 //! - [`schedule`]: what runs next, without a clock of its own
 //! - [`phase`]: where a disk is in its replication
 //! - [`jobs`]: what takes long enough to be watched
+//! - [`prerequisites`]: what must hold before a disk is protected
 //! - [`protection`]: what `backstay protect` was told
 //! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`service`]: many disks, over and over
@@ -24,6 +25,7 @@ pub mod hooks;
 pub mod jobs;
 pub mod phase;
 pub mod pipeline;
+pub mod prerequisites;
 pub mod protection;
 pub mod record;
 pub mod reload;

@@ -158,6 +158,54 @@ impl Vault {
         })
     }
 
+    /// Finds out whether objects can be put, read back and deleted; leaves nothing behind.
+    ///
+    /// # Errors
+    /// The first of these that cannot be done.
+    pub fn probe(&self) -> Result<(), VaultError> {
+        let key = format!("probes/{}", uuid::Uuid::new_v4());
+        self.put(&key, PutPayload::from_static(b"backstay"))?;
+        let read = self.get(&key, 64);
+        let path = Path::from(key.as_str());
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match read? {
+            read if read == Bytes::from_static(b"backstay") => {
+                deleted.map_err(|e| VaultError::of_store(&key, e))
+            }
+            _ => Err(VaultError::Inconsistent {
+                object: key,
+                reason: "something else was read back than was put".into(),
+            }),
+        }
+    }
+
+    /// Deletes everything that the vault has of a disk: its points first, its record last, so that
+    /// one that is killed half-way can be finished.
+    ///
+    /// # Errors
+    /// If the vault cannot be listed or refuses to delete.
+    pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
+        let prefix = format!("disks/{disk}");
+        let path = Path::from(prefix.as_str());
+        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let listed =
+            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(&prefix, e))?;
+        let mut keys: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
+        let record = disk_key(disk);
+        let points = format!("{prefix}/points/");
+        keys.sort_by_key(|key| {
+            (key.as_ref() == record, !key.as_ref().starts_with(&points), key.as_ref().to_owned())
+        });
+        for key in keys {
+            match self.inner.runtime.block_on(self.inner.store.delete(&key)) {
+                // Somebody else deleted it at the same time.
+                Err(object_store::Error::NotFound { .. }) | Ok(()) => {}
+                Err(e) => return Err(VaultError::of_store(key.as_ref(), e)),
+            }
+        }
+        Ok(())
+    }
+
     /// Where it is.
     #[must_use]
     pub fn url(&self) -> &str {

@@ -23,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Protect(verbs::protect::Protect),
+    Unprotect(verbs::unprotect::Unprotect),
     Mount(verbs::mount::Mount),
     Attach(verbs::attach::Attach),
     Detach(verbs::detach::Detach),
@@ -49,6 +51,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     cli.globals.start_logging();
     let context = Context::new(cli.globals)?;
     match cli.verb {
+        Verb::Protect(verb) => verb.run(&context),
+        Verb::Unprotect(verb) => verb.run(&context),
         Verb::Mount(verb) => verb.run(&context),
         Verb::Attach(verb) => verb.run(&context),
         Verb::Detach(verb) => verb.run(&context),

@@ -250,6 +250,14 @@ pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manif
     Ok(find_disk(vault, status)?.and_then(|found| found.newest))
 }
 
+/// The identity of a disk in a vault, if it is there; found as for [`newest_point`].
+///
+/// # Errors
+/// If the vault cannot be read or is damaged.
+pub fn vault_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<DiskId>, CycleError> {
+    Ok(find_disk(vault, status)?.map(|found| found.disk))
+}
+
 /// A disk in the vault.
 struct Found {
     disk: DiskId,

@@ -5,7 +5,7 @@
 
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
@@ -76,6 +76,7 @@ pub fn serve(
         running: BTreeMap::new(),
         asked: BTreeMap::new(),
         shown: BTreeMap::new(),
+        ending: BTreeSet::new(),
         jobs,
     };
     let ticks = tick(LOOK_EVERY);
@@ -135,6 +136,8 @@ struct Service<'a> {
     asked: BTreeMap<DiskName, Work>,
     /// What was written down of disks that wait.
     shown: BTreeMap<DiskName, Event>,
+    /// Disks whose protection is being ended.
+    ending: BTreeSet<DiskName>,
     jobs: JobBook,
 }
 
@@ -156,14 +159,19 @@ impl Service<'_> {
     /// Looks for disks that came or went, and for what is asked.
     fn look(&mut self) {
         let names = self.roots.disks_with_socket();
-        let new: Vec<_> = names.iter().filter(|name| !self.schedule.has(name)).cloned().collect();
+        let new: Vec<_> = names
+            .iter()
+            .filter(|name| !self.schedule.has(name) && !self.ending.contains(*name))
+            .cloned()
+            .collect();
         if !new.is_empty() {
             let mut config = Config::clone(&self.config);
             config.add_protections(self.roots, &new);
             self.config = Arc::new(config);
             new.iter().for_each(|name| self.add(name));
         }
-        self.schedule.keep(|name| names.binary_search(name).is_ok());
+        let ending = &self.ending;
+        self.schedule.keep(|name| names.binary_search(name).is_ok() && !ending.contains(name));
         for asked in take(&self.roots.state) {
             let now = self.clock.elapsed();
             match asked {
@@ -173,6 +181,12 @@ impl Service<'_> {
                     self.asked.insert(name, Work::OnDemand);
                 }
                 Asked::Look(name) => {
+                    let protection = Protection::load(&self.roots.disk(&name).state);
+                    if protection.is_some_and(|protection| protection.ending) {
+                        self.ending.insert(name);
+                        continue;
+                    }
+                    self.ending.remove(&name);
                     if let Some((work, begun)) = self.find_work(&name) {
                         self.schedule.needs(&name, work, begun);
                     }

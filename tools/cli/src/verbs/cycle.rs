@@ -4,9 +4,12 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_sidecar::cycle::resync::Request;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
+use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::schedule::Work;
 use backstay_sidecar::service::is_running;
 use backstay_sidecar::throttle::Throttle;
 use clap::Args;
@@ -54,10 +57,18 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
     drop(context.driver(name)?);
     let paths = context.roots.disk(name);
     let bar = Progress::new(context);
+    let mut record = Record::load(&paths.state);
+    let work = match (Request::load(&paths.state), &record.last) {
+        (Some(_), _) => Work::Resync,
+        (None, None) => Work::Initial,
+        (None, Some(_)) => Work::OnDemand,
+    };
+    let jobs = JobBook::below(&context.roots.state);
+    let job = jobs.begin(name, work);
     let progress = |stage: Stage, done: u64, all: u64| {
         bar.show(stage.name(), done, all);
+        job.progress(stage.name(), done, all);
     };
-    let mut record = Record::load(&paths.state);
     let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
         run(&CycleJob {
             socket: &paths.control_socket(),
@@ -70,6 +81,7 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
         })
     });
     bar.end();
+    job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
     if !result.as_ref().is_err_and(|e| e.is_busy()) {
         record.note(&result, url, &paths.state);
     }
