@@ -135,6 +135,7 @@ mod tests {
             stored: ByteLen(9),
             written: ByteLen(10),
             duration: Duration::from_secs(1),
+            warning: None,
         }
     }
 

@@ -117,7 +117,8 @@ fn health(driver: Option<&DriverStatus>, record: &Record) -> Health {
         let times = record.failures;
         return because(Level::Warning, format!("{} ({times} times)", failure.message));
     }
-    match &driver.warning {
+    let of_hooks = record.last.as_ref().and_then(|last| last.warning.as_ref());
+    match driver.warning.as_ref().or(of_hooks) {
         Some(warning) => because(Level::Warning, warning.clone()),
         None if driver.base.is_none() => {
             because(Level::Warning, "no recovery point yet: run a cycle".into())

@@ -35,6 +35,8 @@ enum Verb {
     Status(verbs::status::Status),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
+    #[command(hide = true)]
+    Guardian(verbs::guardian::Guardian),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +45,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Verb::Guardian(verb) = cli.verb {
+        return verb.run();
+    }
     cli.globals.start_logging();
     let context = Context::new(cli.globals)?;
     match cli.verb {
@@ -58,5 +63,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Status(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Guardian(verb) => verb.run(),
     }
 }

@@ -10,6 +10,7 @@
 
 mod base;
 mod pass;
+mod quiesced;
 
 use std::fs::File;
 use std::path::Path;
@@ -27,6 +28,7 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::hooks::{Hooks, Quiesced};
 use crate::throttle::Throttle;
 use pass::Source;
 
@@ -40,6 +42,8 @@ pub struct CycleJob<'a> {
     pub ship: &'a Ship,
     /// How fast; one for all disks.
     pub throttle: &'a Throttle,
+    /// What makes its point application-consistent, if there is something.
+    pub hooks: Option<&'a Hooks>,
     /// Told how far it is.
     pub progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
     /// Set from outside to end it.
@@ -76,6 +80,9 @@ pub struct CycleReport {
     pub written: ByteLen,
     #[serde(with = "humantime_serde")]
     pub duration: Duration,
+    /// Why the point is not as consistent as was wished, or what else went wrong with hooks.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// Runs one cycle.
@@ -113,6 +120,8 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         attempt: attempt(),
         closed: None,
         put: vec![],
+        consistency: Consistency::Crash,
+        quiesced: None,
     };
     let fuzzy_first = resync.is_some() || status.lost_point_in_time.is_some();
     let shipped = run.passes(fuzzy_first).and_then(|(cut, passes)| {
@@ -125,7 +134,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         term: term.term,
         predecessor: newest,
         kind,
-        consistency: Consistency::Crash,
+        consistency: run.consistency,
         cut_unix_ns: cut.cut_unix_ns,
         written: cut.written,
     };
@@ -133,7 +142,8 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
     let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
     let base = Base { vault_disk: status.disk, cycle, point: point.point };
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
-    Ok(report(&point, &cut, started.elapsed()))
+    let report = report(&point, &cut, started.elapsed());
+    Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
 }
 
 /// A cycle that has begun.
@@ -147,6 +157,10 @@ struct Run<'a> {
     closed: Option<EpochNo>,
     /// Segments put so far.
     put: Vec<SegmentRef>,
+    /// What the point-in-time cut promises.
+    consistency: Consistency,
+    /// The application that waited for it, until it has gone on.
+    quiesced: Option<Quiesced>,
 }
 
 impl Run<'_> {
@@ -159,7 +173,7 @@ impl Run<'_> {
             written = cut.written;
             passes.push(self.pass(&cut, Stage::Fuzzy)?);
         }
-        let mut cut = self.cut(CutMode::PointInTime)?;
+        let mut cut = self.quiesced_cut()?;
         passes.push(self.pass(&cut, Stage::Delta)?);
         cut.written.0 += written.0;
         Ok((cut, passes))
@@ -236,6 +250,7 @@ fn report(point: &Manifest, cut: &CutReply, duration: Duration) -> CycleReport {
         stored: ByteLen(point.own_segments().map(|segment| segment.object.0).sum()),
         written: point.written,
         duration,
+        warning: None,
     }
 }
 

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use crate::config::Config;
 use crate::cycle::{CycleJob, run};
 use crate::error::CycleError;
+use crate::hooks::{self, Hooks};
 use crate::record::Record;
 use crate::reload::ConfigWatch;
 use crate::schedule::{Last, next};
@@ -46,6 +47,7 @@ pub fn serve(mut watch: ConfigWatch, roots: &Roots, stop: &Receiver<()>) -> std:
     let ticks = tick(LOOK_EVERY);
     let mut history: BTreeMap<DiskName, Last> = BTreeMap::new();
     let mut running: BTreeMap<DiskName, thread::JoinHandle<()>> = BTreeMap::new();
+    let mending = mend_hooks(roots)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         select! {
@@ -93,12 +95,25 @@ pub fn serve(mut watch: ConfigWatch, roots: &Roots, stop: &Receiver<()>) -> std:
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stopping.store(true, Ordering::Relaxed);
     drop(endings);
+    let _ = mending.join();
     for (name, thread) in running {
         if thread.join().is_err() {
             tracing::error!("disk {name}: a cycle panicked");
         }
     }
     Ok(())
+}
+
+/// Thaws what guardians that were killed have left. Post commands may take their time.
+fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
+    let roots = roots.clone();
+    thread::Builder::new().name("mend".into()).spawn(move || {
+        for name in roots.disks_with_socket() {
+            if let Some(did) = hooks::mend(&roots.disk(&name).runtime) {
+                tracing::warn!("disk {name}: {did}");
+            }
+        }
+    })
 }
 
 /// A cycle that panics must not take its disk out of the schedule for ever. The driver folds back
@@ -131,6 +146,7 @@ fn one_cycle(
 ) -> Result<(), (Class, u32)> {
     let paths = roots.disk(name);
     let (socket, url) = (paths.control_socket(), config.vault_of(name));
+    let hooks = Hooks::of(config, roots, name);
     let mut record = Record::load(&paths.state);
     let result = record.open_vault(url).map_err(CycleError::from).and_then(|vault| {
         let job = CycleJob {
@@ -138,6 +154,7 @@ fn one_cycle(
             vault: &vault,
             ship: &config.ship,
             throttle,
+            hooks: hooks.as_ref(),
             progress: &|_, _, _| (),
             stop,
         };
@@ -161,6 +178,9 @@ fn one_cycle(
                 report.stored,
                 report.duration
             );
+            if let Some(warning) = &report.warning {
+                tracing::warn!("disk {name}: recovery point {}: {warning}", report.cycle);
+            }
             Ok(())
         }
         Err(e) => {

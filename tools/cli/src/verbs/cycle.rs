@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
+use backstay_sidecar::hooks::Hooks;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::throttle::Throttle;
 use clap::Args;
@@ -51,6 +52,7 @@ impl Cycle {
                 vault: &vault,
                 ship: &context.config.ship,
                 throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
+                hooks: Hooks::of(&context.config, &context.roots, &self.name).as_ref(),
                 progress: &progress,
                 stop: &AtomicBool::new(false),
             })
@@ -62,6 +64,9 @@ impl Cycle {
         let report = result.with_context(|| {
             format!("disk {}: no recovery point was made; the guest is not affected", self.name)
         })?;
+        if let Some(warning) = &report.warning {
+            eprintln!("backstay: disk {}: point {}: {warning}", self.name, report.cycle);
+        }
         if context.globals.json {
             return context.print_json(&report);
         }
