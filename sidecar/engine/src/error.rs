@@ -51,6 +51,9 @@ pub enum CycleError {
         /// The point that the disk counts from.
         known: Option<CycleNo>,
     },
+    /// The point would not have been application-consistent, and the settings want no other.
+    #[error("no application-consistent point could be made (hooks.require is set): {0}")]
+    Hooks(String),
     /// The cycle was told to stop.
     #[error("the cycle was stopped")]
     Stopped,

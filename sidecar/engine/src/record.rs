@@ -179,6 +179,7 @@ mod tests {
             fetched: ByteLen(11),
             written: ByteLen(10),
             duration: Duration::from_secs(1),
+            warning: None,
         }
     }
 

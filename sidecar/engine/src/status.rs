@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use backstay_format::control::{DriverStatus, FoundState};
 use backstay_format::{ByteLen, DiskName, SECTOR_BYTES};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::phase::Phase;
 use crate::record::Record;
+use crate::windows::may_begin;
 
 /// How well a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,6 +53,8 @@ pub struct DiskStatus {
     /// From one cut to the next, as its settings say.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// The blackout window that is on, in words; none begins by itself meanwhile.
+    pub blackout: Option<String>,
     /// When its next cycle is due, nanoseconds since 1970; only a sidecar knows.
     pub next_unix_ns: Option<u64>,
     /// Its health.
@@ -98,6 +102,9 @@ pub fn of_disk(
         state_since_unix_ns: record.phase_since_unix_ns,
         policy: config.policy_of(&name).map(str::to_owned),
         interval,
+        blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
+            .err()
+            .map(|until| until.to_string()),
         next_unix_ns: record.next_unix_ns.filter(|_| driver.is_some()),
         health: health(&name, driver.as_ref(), &record, rpo_ns, interval),
         found: driver.as_ref().map(|d| d.found),
@@ -165,6 +172,10 @@ fn health(
         let advice =
             format!("it is compared in its resync window, or now by: backstay resync {name} --now");
         return because(Level::Warning, warning.clone(), advice);
+    }
+    if let Some(warning) = record.last.as_ref().and_then(|last| last.warning.clone()) {
+        let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md".into();
+        return because(Level::Warning, warning, advice);
     }
     let late = LATE_MIN.max(interval * LATE_INTERVALS);
     match rpo_ns {

@@ -71,6 +71,11 @@ impl Folders {
         Ok(())
     }
 
+    /// The vault's own directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The file of an object.
     pub fn path(&self, key: &str) -> PathBuf {
         self.root.join(key)

@@ -212,6 +212,12 @@ impl Vault {
         &self.inner.url
     }
 
+    /// The directory it is in, if it is in one.
+    #[must_use]
+    pub fn local_dir(&self) -> Option<&FsPath> {
+        self.inner.folders.as_ref().map(Folders::root)
+    }
+
     /// All disks.
     ///
     /// # Errors

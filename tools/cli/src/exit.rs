@@ -36,8 +36,19 @@ impl std::error::Error for Damaged {}
 /// Prints what failed and makes the exit code of it.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("backstay: {error:#}");
+    eprintln!("backstay: {}", said(&error));
     ExitCode::from(code(&error))
+}
+
+/// All an error says, once: many messages say what their cause said already.
+fn said(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        match said.is_empty() {
+            true => cause,
+            false if said.contains(&cause) => said,
+            false => format!("{said}: {cause}"),
+        }
+    })
 }
 
 fn code(error: &anyhow::Error) -> u8 {

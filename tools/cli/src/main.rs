@@ -40,6 +40,8 @@ enum Verb {
     Resume(verbs::resume::Resume),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
+    #[command(hide = true)]
+    Guardian(verbs::guardian::Guardian),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Verb::Guardian(verb) = cli.verb {
+        return verb.run();
+    }
     cli.globals.start_logging();
     let context = Context::new(cli.globals)?;
     match cli.verb {
@@ -68,5 +73,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Resume(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Guardian(verb) => verb.run(),
     }
 }

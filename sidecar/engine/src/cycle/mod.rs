@@ -12,6 +12,7 @@
 mod compare;
 mod flow;
 mod pass;
+mod quiesced;
 pub mod resync;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::hooks::{Hooks, Quiesced};
 use crate::throttle::Throttle;
 use flow::{Flow, flow};
 use pass::{Scope, Source};
@@ -46,6 +48,8 @@ pub struct CycleJob<'a> {
     pub ship: &'a Ship,
     /// How fast; one for all disks.
     pub throttle: &'a Throttle,
+    /// What makes its point application-consistent, if there is something.
+    pub hooks: Option<&'a Hooks>,
     /// Told how far it is.
     pub progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
     /// Set from outside to end it.
@@ -100,6 +104,9 @@ pub struct CycleReport {
     pub written: ByteLen,
     #[serde(with = "humantime_serde")]
     pub duration: Duration,
+    /// Why the point is not as consistent as was wished, or what else went wrong with hooks.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// Runs one cycle.
@@ -138,6 +145,8 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         closed: None,
         put: vec![],
         put_kept: 0,
+        consistency: Consistency::Crash,
+        quiesced: None,
     };
     let shipped = run.passes(flow, &status, newest.as_ref()).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
@@ -153,7 +162,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         kind,
         layered,
         point: base.point,
-        consistency: Consistency::Crash,
+        consistency: run.consistency,
         cut_unix_ns: cut.cut_unix_ns,
         written: cut.written,
     };
@@ -162,7 +171,8 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
     resync::forget(job.state);
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
-    Ok(report(&point, &cut, fetched, started.elapsed()))
+    let report = report(&point, &cut, fetched, started.elapsed());
+    Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
 }
 
 /// A cycle that has begun.
@@ -180,6 +190,10 @@ struct Run<'a> {
     put: Vec<SegmentRef>,
     /// How many of them the next attempt can use if this one fails.
     put_kept: usize,
+    /// What the point-in-time cut promises.
+    consistency: Consistency,
+    /// The application that waited for it, until it has gone on.
+    quiesced: Option<Quiesced>,
 }
 
 impl Run<'_> {
@@ -205,7 +219,7 @@ impl Run<'_> {
                 _ => passes.push(self.pass(&cut, Scope::Whole, Stage::Fuzzy)?),
             }
         }
-        let mut cut = self.cut(CutMode::PointInTime)?;
+        let mut cut = self.quiesced_cut()?;
         if let Some(why) = cut.whole_disk {
             return Err(CycleError::Lost(format!(
                 "the whole disk became dirty as it was cut ({why:?})"
@@ -341,6 +355,7 @@ fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration
         fetched,
         written: point.written,
         duration,
+        warning: None,
     }
 }
 

@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Config;
 use crate::cycle::resync;
+use crate::hooks;
 use crate::jobs::JobBook;
 use crate::phase::Event;
 use crate::protection::Protection;
@@ -79,6 +80,7 @@ pub fn serve(
         ending: BTreeSet::new(),
         jobs,
     };
+    let mending = mend_hooks(roots)?;
     let ticks = tick(LOOK_EVERY);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
@@ -98,7 +100,20 @@ pub fn serve(
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     service.stop();
+    let _ = mending.join();
     Ok(())
+}
+
+/// Thaws what guardians that were killed have left. Post commands may take their time.
+fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
+    let roots = roots.clone();
+    thread::Builder::new().name("mend".into()).spawn(move || {
+        for name in roots.disks_with_socket() {
+            if let Some(did) = hooks::mend(&roots.disk(&name).runtime) {
+                tracing::warn!("disk {name}: {did}");
+            }
+        }
+    })
 }
 
 /// One sidecar a host, that is, a state directory: the lock lasts as long as the process.

@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use crate::config::Config;
 use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
+use crate::hooks::Hooks;
 use crate::jobs::JobBook;
 use crate::phase::Event;
 use crate::record::Record;
@@ -56,6 +57,7 @@ impl Cycle {
             vault: &vault,
             ship: &self.config.ship,
             throttle: &self.throttle,
+            hooks: Hooks::of(&self.config, &self.roots, &self.name).as_ref(),
             progress: &|stage, done, all| job.progress(stage.name(), done, all),
             stop: &self.stop,
         });
@@ -87,6 +89,9 @@ impl Cycle {
                     report.stored,
                     report.duration
                 );
+                if let Some(warning) = &report.warning {
+                    tracing::warn!("disk {name}: recovery point {}: {warning}", report.cycle);
+                }
             }
             Err(e) => {
                 record.happened(ended);

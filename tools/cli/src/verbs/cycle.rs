@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::resync::Request;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
+use backstay_sidecar::hooks::Hooks;
 use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
@@ -76,6 +77,7 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
             vault: &vault,
             ship: &context.config.ship,
             throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
+            hooks: Hooks::of(&context.config, &context.roots, name).as_ref(),
             progress: &progress,
             stop: &AtomicBool::new(false),
         })
@@ -88,6 +90,9 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
     let report = result.with_context(|| {
         format!("disk {name}: no recovery point was made; the guest is not affected")
     })?;
+    if let Some(warning) = &report.warning {
+        eprintln!("backstay: disk {name}: point {}: {warning}", report.cycle);
+    }
     if context.globals.json {
         return context.print_json(&report);
     }
