@@ -23,7 +23,9 @@ pub(super) fn fits(
         at = link;
         if at.0 > base.cycle {
             before = match vault.manifest(newest.disk, at.0) {
-                Ok(point) => point.predecessor,
+                Ok(point) if point.point == at.1 => point.predecessor,
+                // Retention deleted it, and something that is no point lies in its place.
+                Ok(_) => return Ok(false),
                 Err(VaultError::NotFound { .. }) => return Ok(false),
                 Err(e) => return Err(e),
             };
