@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use backstay_format::{CycleNo, DiskId};
 
-use super::ledger::{blank, settled_objects};
+use super::ledger::{Advanced, blank, settled_objects};
 use super::{Job, ROUNDS_MAX};
 use crate::error::VaultError;
 use crate::format::ledger::Ledger;
@@ -101,10 +101,11 @@ pub(super) fn collect(job: &Job<'_>) -> Result<Collected, VaultError> {
     for _ in 0..ROUNDS_MAX {
         job.go_on()?;
         let Found { garbage, next, collected } = find(job, &[])?;
-        if let Some(next) = next {
-            if job.vault.advance(next)?.is_none() {
-                continue;
-            }
+        // Only if it is seen to hold: see the head of this file.
+        if let Some(next) = next
+            && job.vault.advance(next)? != Advanced::Holds
+        {
+            continue;
         }
         for some in garbage.chunks(DELETES) {
             job.go_on()?;

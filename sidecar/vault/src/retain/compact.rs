@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange};
 
-use super::ledger::blank;
+use super::ledger::{Advanced, blank};
 use super::tiers::{Due, Run, due, runs};
 use super::{Job, ROUNDS_MAX};
 use crate::error::VaultError;
@@ -114,11 +114,12 @@ pub(super) fn compact(job: &Job<'_>) -> Result<Merged, VaultError> {
         // What does not fit any more is left out: the points that could have had it have it.
         let still = base.merges.iter().zip(fit).filter(|(_, fit)| *fit).map(|(merge, _)| merge);
         let merges = still.cloned().chain([merge]).collect();
-        // If nobody can say whether it holds, the new segments stay; collecting knows.
-        if job.vault.advance(Ledger { merges, ..base })?.is_some() {
-            return Ok(done);
+        match job.vault.advance(Ledger { merges, ..base })? {
+            Advanced::Holds => return Ok(done),
+            Advanced::Lost => output.forget(),
+            // Somebody may have built on it: the new segments stay; collecting knows.
+            Advanced::Overtaken => {}
         }
-        output.forget();
     }
     Err(VaultError::Contended { disk: job.disk })
 }

@@ -11,6 +11,18 @@ use crate::store::{Vault, now_unix_ns};
 /// Revisions that may come while one is read; each takes a maintainer's round.
 const ROUNDS_MAX: usize = 16;
 
+/// What became of a revision that was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Advanced {
+    /// It was the highest when it was there.
+    Holds,
+    /// A higher one is there. Either that was so before, and ours was never seen by anybody; or
+    /// somebody saw it and built on it at once. What it names may be needed.
+    Overtaken,
+    /// Another's was there first; ours never was.
+    Lost,
+}
+
 fn prefix(disk: DiskId) -> String {
     format!("disks/{disk}/ledger")
 }
@@ -80,35 +92,34 @@ impl Vault {
         Err(VaultError::Contended { disk })
     }
 
-    /// Puts the revision after `next.revision`, with what `next` says. `None` if another one came
-    /// first: then this one never holds, for nobody.
+    /// Puts the revision after `next.revision`, with what `next` says.
     ///
     /// # Errors
     /// If the vault cannot say. Then it may hold or not.
-    pub(super) fn advance(&self, mut next: Ledger) -> Result<Option<Ledger>, VaultError> {
+    pub(super) fn advance(&self, mut next: Ledger) -> Result<Advanced, VaultError> {
         next.revision += 1;
         next.written_unix_ns = now_unix_ns();
         next.writer = PointId::random().to_bytes();
         let (disk, revision) = (next.disk, next.revision);
         let key = key(disk, revision);
         if let Err(failed) = self.put(&key, next.encode().within(&key)?.into()) {
+            let exists = matches!(&failed, VaultError::Store { source, .. }
+                if matches!(source, object_store::Error::AlreadyExists { .. }));
             // A put whose answer was lost may have been done, and sent again it finds itself.
             let there = match self.get(&key, LEDGER_BYTES_MAX) {
-                Err(VaultError::NotFound { .. }) => return self.unless_there(&key, failed),
+                // Ours or another's, it was replaced and deleted since.
+                Err(VaultError::NotFound { .. }) if exists => return Ok(Advanced::Overtaken),
+                Err(VaultError::NotFound { .. }) => return Err(failed),
                 there => Ledger::decode(&there?).within(&key)?,
             };
             if there != next {
-                return Ok(None);
+                return Ok(Advanced::Lost);
             }
             self.settle(&key)?;
         }
         let revisions = self.numbers(&prefix(disk))?;
         if revisions.last() != Some(&revision) {
-            // It came too late to be seen by anybody.
-            if let Err(e) = self.delete(&key) {
-                tracing::debug!("{e}: deleted by the next maintenance");
-            }
-            return Ok(None);
+            return Ok(Advanced::Overtaken);
         }
         // The one before stays: a list that is made just now may see neither this nor that.
         for old in revisions.into_iter().filter(|&old| old + 1 < revision) {
@@ -116,19 +127,7 @@ impl Vault {
                 tracing::debug!("{e}: deleted by the next maintenance");
             }
         }
-        Ok(Some(next))
-    }
-
-    /// A put failed and its object is not there: either it was never put, or it was put by somebody
-    /// else, replaced and deleted since.
-    fn unless_there(&self, key: &str, failed: VaultError) -> Result<Option<Ledger>, VaultError> {
-        match failed {
-            VaultError::Store { source: object_store::Error::AlreadyExists { .. }, .. } => {
-                tracing::debug!("{key}: came and went");
-                Ok(None)
-            }
-            failed => Err(failed),
-        }
+        Ok(Advanced::Holds)
     }
 
     /// What a delta inherits from the point before it: its segments, the merges applied.

@@ -10,7 +10,7 @@ use backstay_format::{CycleNo, PointId};
 
 use super::hold::covered;
 use super::keep::Candidate;
-use super::ledger::{blank, settled_objects};
+use super::ledger::{Advanced, blank, settled_objects};
 use super::{Job, ROUNDS_MAX};
 use crate::error::VaultError;
 use crate::format::hold::HoldRecord;
@@ -119,7 +119,7 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         }
         if !doomed.is_empty() || beyond > BEYOND_MAX {
             let next = Ledger { horizon, points: points.clone(), ..base };
-            if job.vault.advance(next)?.is_none() {
+            if job.vault.advance(next)? != Advanced::Holds {
                 continue;
             }
         }
