@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_format::DiskName;
+use backstay_vault::retain::Keep;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub struct Config {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// Which recovery points stay, such as `all 2h, hourly 2d, daily 30d` [default: all]
+    pub keep: Option<Keep>,
     /// Cycles at a time in the service.
     pub slots: usize,
     /// How to ship.
@@ -78,6 +81,8 @@ pub struct DiskConfig {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Option<Duration>,
+    /// Which of its recovery points stay.
+    pub keep: Option<Keep>,
 }
 
 impl Default for Config {
@@ -87,6 +92,7 @@ impl Default for Config {
             runtime_dir: None,
             vault: VAULT_DEFAULT.into(),
             interval: Duration::from_secs(300),
+            keep: None,
             slots: 2,
             ship: Ship::default(),
             disk: BTreeMap::new(),
@@ -144,6 +150,12 @@ impl Config {
         self.disk.get(name).and_then(|disk| disk.vault.as_deref()).unwrap_or(&self.vault)
     }
 
+    /// Which recovery points of a disk stay; `None`: all.
+    #[must_use]
+    pub fn keep_of(&self, name: &DiskName) -> Option<&Keep> {
+        self.disk.get(name).and_then(|disk| disk.keep.as_ref()).or(self.keep.as_ref())
+    }
+
     /// From one cut of a disk to the next.
     #[must_use]
     pub fn interval_of(&self, name: &DiskName) -> Duration {
@@ -166,6 +178,18 @@ mod tests {
         let db1 = "db1".parse().unwrap();
         assert_eq!(config.interval_of(&db1), Duration::from_secs(5));
         assert_eq!(config.vault_of(&db1), VAULT_DEFAULT);
+    }
+
+    #[test]
+    fn a_disk_may_keep_other_points_than_the_rest() {
+        let config: Config =
+            toml::from_str("keep = \"all 2h, daily 30d\"\n[disk.db1]\nkeep = \"last 3\"").unwrap();
+        let of = |name: &str| config.keep_of(&name.parse().unwrap()).unwrap().to_string();
+        assert_eq!((of("db1"), of("db2")), ("last 3".into(), "all 2h, daily 30days".into()));
+        assert_eq!(Config::default().keep_of(&"db1".parse().unwrap()), None);
+        let wrong = toml::from_str::<Config>("interval = \"5s\"\nkeep = \"all 2h, dayly 30d\"");
+        let text = wrong.unwrap_err().to_string();
+        assert!(text.contains("line 2") && text.contains("character 9"), "{text}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
+//! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
 pub mod cycle;
@@ -18,6 +19,7 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod status;
+pub mod upkeep;
 
 pub use config::Config;
 pub use error::CycleError;

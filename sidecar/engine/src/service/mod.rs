@@ -145,6 +145,7 @@ fn one_cycle(
                 report.stored,
                 report.duration
             );
+            crate::upkeep::after_cycle(config, name, url);
             Ok(())
         }
         Err(e) => {

@@ -25,7 +25,7 @@ const BEYOND_MAX: usize = 64;
 /// What happened to points.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Retired {
-    /// Points that stay.
+    /// Points that stay, but for those held back.
     pub kept: u64,
     /// Cycles of the points that were retired.
     pub retired: Vec<CycleNo>,
@@ -163,15 +163,16 @@ pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultErr
         })
         .collect();
     let stay = verdicts.iter().filter(|verdict| verdict.stays).count();
+    let held_back = points
+        .iter()
+        .zip(&verdicts)
+        .filter(|(point, verdict)| point.fate == Fate::Retired && verdict.stays)
+        .count();
     let retired = Retired {
-        kept: stay as u64,
+        kept: (stay - held_back) as u64,
         retired: doomed.into_iter().collect(),
         deleted: (verdicts.len() - stay + nobodys.len()) as u64,
-        held_back: points
-            .iter()
-            .zip(&verdicts)
-            .filter(|(point, verdict)| point.fate == Fate::Retired && verdict.stays)
-            .count() as u64,
+        held_back: held_back as u64,
     };
     Ok((retired, verdicts))
 }

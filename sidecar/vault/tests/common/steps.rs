@@ -70,12 +70,12 @@ impl Steps {
         }
         let step = self.plan.steps.fetch_add(1, Ordering::SeqCst);
         let mut at = self.plan.at.lock().unwrap();
-        if matches!(*at, At::Meanwhile(when, _) if when == step) {
-            if let At::Meanwhile(_, act) = std::mem::take(&mut *at) {
-                drop(at);
-                // On a thread of its own: this one is inside a runtime.
-                std::thread::spawn(act).join().unwrap();
-            }
+        if matches!(*at, At::Meanwhile(when, _) if when == step)
+            && let At::Meanwhile(_, act) = std::mem::take(&mut *at)
+        {
+            drop(at);
+            // On a thread of its own: this one is inside a runtime.
+            std::thread::spawn(act).join().unwrap();
         }
         Ok(())
     }
