@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use backstay_format::CycleNo;
-use backstay_vault::{HoldKind, Vault, VaultError};
-use common::At;
+use backstay_vault::{HoldKind, Pass, Vault, VaultError, verify_cycle};
 use common::history::{HOUR, History, copy, hold, room, run, stepped};
+use common::{At, meta, set, ship};
 
 const SIZE: u64 = 1 << 20;
 const KEEP: &str = "last 4";
@@ -160,6 +160,29 @@ fn beside_a_maintainer_and_cycles() {
         }
         run(vault, history.disk, KEEP).unwrap();
     });
+}
+
+/// What a cycle that runs has put is left alone, though no point names it yet.
+#[test]
+fn a_running_cycle_is_left_alone() {
+    let (dir, vault) = room();
+    let mut history = prepared(&vault);
+    let mut rng = fastrand::Rng::with_seed(17);
+    for _ in 0..12 {
+        let before = history.newest(&vault).unwrap().unwrap();
+        let runs = history.churn(&mut rng);
+        let cycle = before.cycle.next();
+        let segments = ship(&vault, history.disk, cycle, &history.now, &runs).unwrap();
+        run(&vault, history.disk, KEEP).unwrap();
+        let pass = Pass { must_move: set(&runs), segments };
+        let verified = verify_cycle(&vault, history.disk, history.size, cycle, vec![pass]).unwrap();
+        run(&vault, history.disk, KEEP).unwrap();
+        vault.commit(verified, meta(Some(&before))).unwrap();
+        history.images.insert(cycle.0, std::sync::Arc::new(history.now.clone()));
+        history.check(&vault, "a running cycle");
+    }
+    run(&vault, history.disk, KEEP).unwrap();
+    history.check_clean(&vault, dir.path(), "a running cycle");
 }
 
 /// A hold that was granted holds, whenever it came; one that was refused was told the truth.

@@ -66,24 +66,33 @@ fn plan(job: &Job<'_>) -> Result<Option<Plan>, VaultError> {
     let from = match due(&runs, whole.sectors()) {
         Due::Nothing => None,
         Due::From(run) => Some(run),
-        Due::FromOrAll(run) => Some(if much_is_dead(job, &newest, &list)? { 0 } else { run }),
+        Due::FromOrAll(run) => {
+            let from = runs.get(run).map_or(list.len(), |run| run.entries.start);
+            Some(if much_is_dead(job, &newest, &list, from)? { 0 } else { run })
+        }
     };
     let from = from.and_then(|run| runs.get(run)).map(|run: &Run| run.entries.start);
     Ok(Some(Plan { base, newest, list, fit, from }))
 }
 
-/// Whether more than half as many sectors of data are dead as are alive.
-fn much_is_dead(job: &Job<'_>, newest: &Manifest, list: &[SegmentRef]) -> Result<bool, VaultError> {
+/// Whether the entries before `from`, which would not be merged, hold more than half as many sectors of
+/// data that are dead as are alive in all.
+fn much_is_dead(
+    job: &Job<'_>,
+    newest: &Manifest,
+    list: &[SegmentRef],
+    from: usize,
+) -> Result<bool, VaultError> {
     let (mut dead, mut alive) = (0u64, 0u64);
     let mut walk = Walk::new(job, newest.size, list);
     for window in SectorRange::whole(newest.size).split_at_multiples(WINDOW_SECTORS) {
-        walk.window(window, |_, index, needed| {
+        walk.window(window, |at, index, needed| {
             let data = |number: &usize| index.extents[*number].place.is_some();
             for (number, runs) in needed.iter().filter(|(number, _)| data(number)) {
                 let there = index.extents[*number].range.intersect(window).sectors();
                 let shown: u64 = runs.iter().map(|run| run.sectors()).sum();
                 alive += shown;
-                dead += there - shown;
+                dead += if at < from { there - shown } else { 0 };
             }
             Ok(())
         })?;
@@ -145,8 +154,8 @@ fn merge(
     let mut decompressor = Decompressor::new()?;
     let mut walk = Walk::new(job, size, old);
     for window in SectorRange::whole(size).split_at_multiples(WINDOW_SECTORS) {
-        walk.window(window, |entry, index, needed| {
-            let key = segment_key(segment_id(job.disk, entry));
+        walk.window(window, |at, index, needed| {
+            let key = segment_key(segment_id(job.disk, &old[at]));
             let mut of_frame: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
             for (at, (number, runs)) in needed.iter().enumerate() {
                 match index.extents[*number].place {
@@ -197,15 +206,15 @@ impl<'a> Walk<'a> {
         Self { job, size, entries, spans: vec![None; entries.len()], sectors: 0 }
     }
 
-    /// Calls for each entry with every extent that reaches into the window, and which of its
+    /// Calls for each entry, by its number, with every extent that reaches into the window, and which of its
     /// sectors no newer entry holds.
     fn window(
         &mut self,
         window: SectorRange,
-        mut each: impl FnMut(&SegmentRef, &Index, Needed) -> Result<(), VaultError>,
+        mut each: impl FnMut(usize, &Index, Needed) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
         let mut done = SectorSet::new();
-        for (entry, span) in self.entries.iter().zip(&mut self.spans).rev() {
+        for (at, (entry, span)) in self.entries.iter().zip(&mut self.spans).enumerate().rev() {
             if span.is_some_and(|span| span.intersect(window).is_empty()) {
                 continue;
             }
@@ -226,7 +235,7 @@ impl<'a> Walk<'a> {
             for range in ranges().map(|range| range.intersect(window)) {
                 done.insert(range);
             }
-            each(entry, &index, needed)?;
+            each(at, &index, needed)?;
         }
         self.sectors += done.count();
         Ok(())

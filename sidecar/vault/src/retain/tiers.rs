@@ -35,8 +35,8 @@ pub enum Due {
     Nothing,
     /// Merge all runs from this one on.
     From(usize),
-    /// Merge from this one on; or everything, if more than half as many sectors of data are dead as
-    /// are alive. Only the indexes can tell: zeroes are over them.
+    /// Merge from this one on; or everything, if the runs before it hold more than half as many
+    /// sectors of data that are dead as are alive. Only the indexes can tell: zeroes are over them.
     FromOrAll(usize),
 }
 
