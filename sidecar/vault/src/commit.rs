@@ -134,7 +134,8 @@ impl Vault {
                         before.size, before.disk
                     ));
                 }
-                segments = before.segments.iter().copied().chain(segments).collect();
+                let inherited = self.inherited(before)?;
+                segments = inherited.into_iter().chain(segments).collect();
             }
             // Stands alone: what did not move now could never be restored.
             _ => {
@@ -161,11 +162,11 @@ impl Vault {
             segments,
         };
         match self.put_manifest(&manifest) {
-            Ok(()) => Ok(manifest),
+            Ok(()) => self.unless_stale(manifest),
             // A put whose answer was lost may have been done, and sent again it finds itself.
             Err(e) if self.is_ours(&manifest) => {
                 tracing::debug!("recovery point {cycle} is there: {e}");
-                Ok(manifest)
+                self.unless_stale(manifest)
             }
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..

@@ -6,6 +6,7 @@
 //! - [`store`]: the objects and their names; puts that only one writer can win
 //! - [`paced`]: segments put no faster than they are let through
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
+//! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
@@ -15,12 +16,14 @@ pub mod frame;
 mod local;
 pub mod paced;
 pub mod read;
+pub mod retain;
 pub mod sectors;
 pub mod store;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
 pub use format::document::{DiskRecord, TermRecord};
+pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use paced::Pace;
 pub use sectors::SectorSet;
