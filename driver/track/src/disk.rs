@@ -31,6 +31,8 @@ pub struct OpenOptions {
     pub change_log_limit: Option<ByteLen>,
     /// Off only to measure what tracking costs: nothing is recorded, nothing can be shipped.
     pub tracking: bool,
+    /// Accept a backing that is larger than the disk: the disk grows.
+    pub grow: bool,
 }
 
 impl Default for OpenOptions {
@@ -39,6 +41,7 @@ impl Default for OpenOptions {
             region_shift: Geometry::REGION_SHIFT_DEFAULT,
             change_log_limit: None,
             tracking: true,
+            grow: false,
         }
     }
 }
@@ -56,7 +59,9 @@ pub struct ProtectedDisk<E: Env, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
     pub(crate) id: DiskId,
-    pub(crate) geometry: Geometry,
+    /// Changed by growth only, under `admin`; a size that was read stays inside the disk.
+    pub(crate) size_bytes: AtomicU64,
+    pub(crate) region_shift: u8,
     pub(crate) found: FoundState,
     pub(crate) started_unix_ns: u64,
     tracking: bool,
@@ -98,7 +103,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let limit = options.change_log_limit.unwrap_or(ByteLen(geometry.size.0 / 2));
         let disk = Self {
             id: opened.meta.get().disk,
-            geometry,
+            size_bytes: AtomicU64::new(geometry.size.0),
+            region_shift: geometry.region_shift,
             found: opened.found,
             started_unix_ns: env.now_unix_ns(),
             tracking: options.tracking,
@@ -128,7 +134,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
     /// The disk's size.
     pub fn size(&self) -> ByteLen {
-        self.geometry.size
+        ByteLen(self.size_bytes.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry { size: self.size(), region_shift: self.region_shift }
     }
 
     /// The backing, for what is not tracked (finding data and holes).
@@ -226,14 +236,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
         // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
-        debug_assert!(!ready || live.current.ready(range.regions(self.geometry.region_shift)));
+        debug_assert!(!ready || live.current.ready(range.regions(self.region_shift)));
         self.counted(change())
     }
 
     /// Enters the gate with the regions of a write ready in the epoch that is current then. The
     /// state directory is waited for outside the gate, so that it never delays a cut.
     fn enter(&self, range: SectorRange) -> (RwLockReadGuard<'_, Live<E>>, bool) {
-        let regions = range.regions(self.geometry.region_shift);
+        let regions = range.regions(self.region_shift);
         let mut given_up = None;
         loop {
             let live = shared(&self.gate);
@@ -273,9 +283,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// The sectors of a request, which must lie inside the disk.
     fn check(&self, offset: ByteOffset, len: u64, errno: i32) -> io::Result<SectorRange> {
         match offset.0.checked_add(len) {
-            Some(end) if end <= self.geometry.size.0 => {
-                Ok(SectorRange::covering(offset, ByteLen(len)))
-            }
+            Some(end) if end <= self.size().0 => Ok(SectorRange::covering(offset, ByteLen(len))),
             _ => Err(io::Error::from_raw_os_error(errno)),
         }
     }
