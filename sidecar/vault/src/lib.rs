@@ -4,6 +4,7 @@
 //! - [`sectors`]: sets of sectors, for what must move and what arrived
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: the objects and their names; puts that only one writer can win
+//! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
@@ -12,13 +13,14 @@ pub mod error;
 pub mod format;
 pub mod frame;
 mod local;
+mod names;
 pub mod read;
 pub mod sectors;
 pub mod store;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
-pub use format::document::{DiskRecord, TermRecord};
+pub use format::document::{DiskRecord, NameRecord, TermRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use sectors::SectorSet;
 pub use store::Vault;

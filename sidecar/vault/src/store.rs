@@ -10,7 +10,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, Term};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
@@ -41,7 +41,7 @@ struct Inner {
     runtime: Runtime,
 }
 
-const VAULT_OBJECT: &str = "vault.json";
+pub(crate) const VAULT_OBJECT: &str = "vault.json";
 
 /// The key of a disk's record.
 fn disk_key(disk: DiskId) -> String {
@@ -98,8 +98,11 @@ impl Vault {
         let vault = Self::on_directory(url, &root)?;
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
-                let record =
-                    VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
+                let record = VaultRecord {
+                    vault: uuid::Uuid::new_v4(),
+                    created_unix_ns: now_unix_ns(),
+                    names: true,
+                };
                 match vault.put_document(VAULT_OBJECT, &record) {
                     // Somebody else made it at the same time.
                     Err(VaultError::Store {
@@ -153,14 +156,10 @@ impl Vault {
         &self.inner.url
     }
 
-    /// All disks.
-    ///
-    /// # Errors
-    /// If the vault cannot be read, or a record is damaged.
-    pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
+    /// The records of all disks, as they were made.
+    pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
         let prefix = Path::from("disks");
-        let listed =
-            self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&prefix)));
+        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
         for folder in listed.common_prefixes {
@@ -171,19 +170,15 @@ impl Vault {
                 Err(e) => return Err(e),
             }
         }
-        disks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(disks)
     }
 
-    /// The disk of a name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
-        let disks = self.disks()?;
-        disks.into_iter().find(|disk| disk.name == *name).ok_or_else(|| VaultError::NotFound {
-            object: format!("a disk named {name} in {}", self.url()),
-        })
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        &*self.inner.store
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.inner.runtime.block_on(work)
     }
 
     /// The record of a disk.
@@ -359,16 +354,20 @@ impl Vault {
         Ok(())
     }
 
-    fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+    pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
         decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
     }
 
-    fn put_document<D: Document>(&self, key: &str, document: &D) -> Result<(), VaultError> {
+    pub(crate) fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+    ) -> Result<(), VaultError> {
         self.put(key, encode(document).within(key)?.into())
     }
 
     /// The objects below a prefix whose names are numbers, sorted; others are not ours.
-    fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
+    pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
         let path = Path::from(prefix);
         let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
         let listed =

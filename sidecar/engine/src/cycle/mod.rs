@@ -195,10 +195,11 @@ fn look_at_vault(
     match vault.disk(status.disk) {
         Ok(_) => {}
         Err(VaultError::NotFound { .. }) => {
-            match vault.disk_named(&status.name) {
-                Err(VaultError::NotFound { .. }) => {}
-                Err(e) => return Err(e.into()),
-                Ok(_) => return Err(CycleError::NameTaken { name: status.name.to_string() }),
+            match vault.claim_name(&status.name, status.disk) {
+                Err(VaultError::NameTaken { name, .. }) => {
+                    return Err(CycleError::NameTaken { name: name.to_string() });
+                }
+                claimed => claimed?,
             }
             vault.create_disk(&DiskRecord {
                 disk: status.disk,
