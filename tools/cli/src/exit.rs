@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
+use backstay_driver::offline::OfflineError;
 use backstay_sidecar::CycleError;
 
 /// The last part of `--help`.
@@ -46,6 +47,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
+            || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()
