@@ -9,7 +9,9 @@ use std::thread::JoinHandle;
 
 use backstay_track::env::Env;
 use fuser::{Config, Notifier, Session, SessionACL};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as sys_mount, umount2};
+use nix::sys::statfs::statfs;
 
 use super::DiskFs;
 use super::attr::DISK;
@@ -119,8 +121,9 @@ fn drop_stale(mount_point: &Path) -> io::Result<()> {
         fields.next() == Some("backstay") && fields.next() == Some(here.as_ref())
     };
     for _ in mounts.lines().filter(ours) {
-        match fs::metadata(mount_point) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+        // Not stat(2): what the kernel remembers of the attributes outlives the driver.
+        match statfs(mount_point) {
+            Err(Errno::ENOTCONN) => {
                 umount2(mount_point, MntFlags::MNT_DETACH)?;
             }
             _ => {
