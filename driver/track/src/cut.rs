@@ -118,7 +118,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             .doing("making the next epoch")?;
         let mut closed = match mode {
             CutMode::PointInTime => Some(
-                Closed::prepare(&self.env, self.id, &closing, self.geometry())
+                Closed::prepare(&self.env, self.id, &closing, self.geometry(), &self.stripes)
                     .doing("making the preserved log")?,
             ),
             CutMode::Fuzzy => None,

@@ -11,12 +11,13 @@ use backstay_format::control::{Counters, FoundState};
 use backstay_format::superblock::{Geometry, Resync};
 use backstay_format::{ByteLen, ByteOffset, DiskId, SectorRange};
 
+use crate::closed::{Closed, Stripes};
 use crate::cut::Admin;
 use crate::env::Env;
 use crate::epoch::{Epoch, NotReady};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
-use crate::{Backing, TrackError, closed::Closed, recover};
+use crate::{Backing, TrackError, recover};
 
 /// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
 /// whole-disk discard.
@@ -65,6 +66,7 @@ pub struct ProtectedDisk<E: Env, B: Backing> {
     pub(crate) found: FoundState,
     pub(crate) started_unix_ns: u64,
     tracking: bool,
+    pub(crate) stripes: Arc<Stripes>,
     pub(crate) gate: RwLock<Live<E>>,
     pub(crate) admin: Mutex<Admin<E>>,
     pub(crate) change_log_limit: AtomicU64,
@@ -108,6 +110,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             found: opened.found,
             started_unix_ns: env.now_unix_ns(),
             tracking: options.tracking,
+            stripes: Arc::new(Stripes::new()),
             gate: RwLock::new(Live { current: Arc::clone(&opened.current), closed: None }),
             admin: Mutex::new(Admin::new(opened.meta)),
             change_log_limit: AtomicU64::new(limit.0),
