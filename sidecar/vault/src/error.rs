@@ -1,6 +1,6 @@
 //! Why a vault did not do what was asked, by what the caller can do about it.
 
-use backstay_format::{CycleNo, FormatError, SectorRange, Term};
+use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
 
 /// What to do about an error: row R-22 of the requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +122,22 @@ pub enum VaultError {
     /// Maintenance was told to stop. What it did is done, the rest comes next time.
     #[error("maintenance was stopped; the rest is done next time")]
     MaintenanceStopped,
+    /// Another disk has this name.
+    #[error("vault: the name {name} belongs to disk {disk}; choose another one")]
+    NameTaken {
+        /// The name.
+        name: DiskName,
+        /// Whose it is.
+        disk: DiskId,
+    },
+    /// The disk has another name now.
+    #[error("vault: disk {name} was renamed: it is {to} now; use that name")]
+    Renamed {
+        /// The name asked for.
+        name: DiskName,
+        /// The name it has.
+        to: DiskName,
+    },
     /// The place to restore to failed.
     #[error("{what}: {source}")]
     Target {
@@ -152,6 +168,8 @@ impl VaultError {
             | Self::Damaged { .. }
             | Self::Inconsistent { .. }
             | Self::Fenced { .. }
+            | Self::NameTaken { .. }
+            | Self::Renamed { .. }
             | Self::Target { .. } => Class::PersonMustAct,
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, Term};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
@@ -44,7 +44,7 @@ struct Inner {
     fetched_bytes: AtomicU64,
 }
 
-const VAULT_OBJECT: &str = "vault.json";
+pub(crate) const VAULT_OBJECT: &str = "vault.json";
 
 /// The key of a disk's record.
 fn disk_key(disk: DiskId) -> String {
@@ -101,8 +101,11 @@ impl Vault {
         let vault = Self::on_directory(url, &root)?;
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
-                let record =
-                    VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
+                let record = VaultRecord {
+                    vault: uuid::Uuid::new_v4(),
+                    created_unix_ns: now_unix_ns(),
+                    names: true,
+                };
                 match vault.put_document(VAULT_OBJECT, &record) {
                     // Somebody else made it at the same time.
                     Err(VaultError::Store {
@@ -218,14 +221,10 @@ impl Vault {
         self.inner.folders.as_ref().map(Folders::root)
     }
 
-    /// All disks.
-    ///
-    /// # Errors
-    /// If the vault cannot be read, or a record is damaged.
-    pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
+    /// The records of all disks, as they were made.
+    pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
         let prefix = Path::from("disks");
-        let listed =
-            self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&prefix)));
+        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
         for folder in listed.common_prefixes {
@@ -236,19 +235,15 @@ impl Vault {
                 Err(e) => return Err(e),
             }
         }
-        disks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(disks)
     }
 
-    /// The disk of a name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
-        let disks = self.disks()?;
-        disks.into_iter().find(|disk| disk.name == *name).ok_or_else(|| VaultError::NotFound {
-            object: format!("a disk named {name} in {}", self.url()),
-        })
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        &*self.inner.store
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.inner.runtime.block_on(work)
     }
 
     /// The record of a disk.
