@@ -8,6 +8,10 @@ use backstay_format::DiskName;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use backstay_vault::GroupName;
+
+use crate::group::{GroupConfig, TlsConfig};
+
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backstay/backstay.toml";
 /// Where recovery points go, unless told otherwise.
@@ -53,6 +57,10 @@ pub struct Config {
     pub ship: Ship,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
+    /// Consistency groups.
+    pub group: BTreeMap<GroupName, GroupConfig>,
+    /// How hosts know each other.
+    pub tls: Option<TlsConfig>,
 }
 
 /// How to ship.
@@ -90,6 +98,8 @@ impl Default for Config {
             slots: 2,
             ship: Ship::default(),
             disk: BTreeMap::new(),
+            group: BTreeMap::new(),
+            tls: None,
         }
     }
 }

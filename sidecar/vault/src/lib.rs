@@ -5,12 +5,14 @@
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: the objects and their names; puts that only one writer can win
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
+//! - [`groups`]: points of many disks, cut at one instant
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
 pub mod error;
 pub mod format;
 pub mod frame;
+pub mod groups;
 mod local;
 pub mod read;
 pub mod sectors;
@@ -19,6 +21,7 @@ pub mod store;
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
 pub use format::document::{DiskRecord, TermRecord};
+pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use sectors::SectorSet;
 pub use store::Vault;

@@ -359,16 +359,29 @@ impl Vault {
         Ok(())
     }
 
-    fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+    pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
         decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
     }
 
-    fn put_document<D: Document>(&self, key: &str, document: &D) -> Result<(), VaultError> {
+    pub(crate) fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+    ) -> Result<(), VaultError> {
         self.put(key, encode(document).within(key)?.into())
     }
 
+    /// The names of the folders right below a prefix.
+    pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        let path = Path::from(prefix);
+        let listed = self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&path)));
+        let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
+        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// The objects below a prefix whose names are numbers, sorted; others are not ours.
-    fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
+    pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
         let path = Path::from(prefix);
         let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
         let listed =

@@ -9,6 +9,7 @@
 //! the pass that follows is short. Whatever fails, the driver folds the closed epochs back.
 
 mod base;
+mod cutter;
 mod pass;
 
 use std::fs::File;
@@ -27,6 +28,7 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+pub use cutter::{AtOnce, Cutter};
 use pass::Source;
 
 /// What a cycle works with.
@@ -81,6 +83,17 @@ pub struct CycleReport {
 /// Why it failed; no point was committed then (but see [`CycleError::Driver`] after the commit: the
 /// point then exists, and its sectors ship once more with the next).
 pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
+    run_cut_by(job, &mut AtOnce)
+}
+
+/// Runs one cycle whose point-in-time cut another makes, when its time has come.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_cut_by(
+    job: &CycleJob<'_>,
+    cutter: &mut dyn Cutter,
+) -> Result<CycleReport, CycleError> {
     let started = Instant::now();
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());
@@ -112,7 +125,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         put: vec![],
     };
     let fuzzy_first = resync.is_some() || status.lost_point_in_time.is_some();
-    let shipped = run.passes(fuzzy_first).and_then(|(cut, passes)| {
+    let shipped = run.passes(fuzzy_first, cutter).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, status.disk, status.size, cycle, passes)?;
         Ok((cut, verified))
@@ -148,28 +161,24 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Ships the passes of a cycle; the point-in-time cut and what was shipped.
-    fn passes(&mut self, fuzzy_first: bool) -> Result<(CutReply, Vec<Pass>), CycleError> {
+    fn passes(
+        &mut self,
+        fuzzy_first: bool,
+        cutter: &mut dyn Cutter,
+    ) -> Result<(CutReply, Vec<Pass>), CycleError> {
         let mut passes = vec![];
         let mut written = ByteLen(0);
         if fuzzy_first {
-            let cut = self.cut(CutMode::Fuzzy)?;
+            let cut = cutter::ask(&mut self.driver, &Request::Cut { mode: CutMode::Fuzzy })?;
+            self.closed = Some(cut.epoch);
             written = cut.written;
             passes.push(self.pass(&cut, Stage::Fuzzy)?);
         }
-        let mut cut = self.cut(CutMode::PointInTime)?;
+        let mut cut = cutter.cut(&mut self.driver)?;
+        self.closed = Some(cut.epoch);
         passes.push(self.pass(&cut, Stage::Delta)?);
         cut.written.0 += written.0;
         Ok((cut, passes))
-    }
-
-    fn cut(&mut self, mode: CutMode) -> Result<CutReply, CycleError> {
-        match self.driver.ask(&Request::Cut { mode })? {
-            Response::Cut(cut) => {
-                self.closed = Some(cut.epoch);
-                Ok(*cut)
-            }
-            _ => Err(ClientError::Confused.into()),
-        }
     }
 
     /// Folds back, and removes the segments if no point can name them.

@@ -2,6 +2,7 @@
 //! in words.
 
 pub mod document;
+pub mod group;
 pub mod manifest;
 pub mod segment;
 
