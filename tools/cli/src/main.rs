@@ -33,6 +33,7 @@ enum Verb {
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
     Status(verbs::status::Status),
+    Group(verbs::group::Group),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
 }
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
+        Verb::Group(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
     }

@@ -9,7 +9,7 @@
 //! the pass that follows is short. Whatever fails, the driver folds the closed epochs back.
 
 mod base;
-mod cutter;
+pub(crate) mod cutter;
 mod pass;
 
 use std::fs::File;

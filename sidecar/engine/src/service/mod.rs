@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, bounded, select, tick};
 use crate::config::Config;
 use crate::cycle::{CycleJob, run};
 use crate::error::CycleError;
+use crate::group::service::Groups;
 use crate::record::Record;
 use crate::schedule::{Last, next};
 
@@ -38,6 +39,7 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
     let ticks = tick(LOOK_EVERY);
     let mut history: BTreeMap<DiskName, Last> = BTreeMap::new();
     let mut running: BTreeMap<DiskName, thread::JoinHandle<()>> = BTreeMap::new();
+    let groups = Groups::start(config, roots, &stopping);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         select! {
@@ -56,6 +58,9 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
             recv(stop) -> _ => break,
         }
         for name in roots.disks_with_socket() {
+            if groups.take(&name) {
+                continue;
+            }
             let now = clock.elapsed();
             let mut last = history.get(&name).copied().unwrap_or(Last::None);
             if matches!(last, Last::Failed { class: Class::PersonMustAct, .. })
@@ -80,6 +85,7 @@ pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Re
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stopping.store(true, Ordering::Relaxed);
     drop(endings);
+    groups.join();
     for (name, thread) in running {
         if thread.join().is_err() {
             tracing::error!("disk {name}: a cycle panicked");
