@@ -32,6 +32,8 @@ pub struct Member {
     tls: Arc<rustls::ClientConfig>,
     disks: Vec<LocalDisk>,
     shipping: Shipping,
+    /// Whether the last session came as far as the welcome.
+    connected: bool,
     /// Cycles of the last round that may still run.
     threads: Vec<(DiskName, DiskThread)>,
     began: Instant,
@@ -66,6 +68,7 @@ impl Member {
             dial,
             disks,
             shipping,
+            connected: false,
             threads: vec![],
             began: Instant::now(),
             last_round_ms: Arc::default(),
@@ -82,16 +85,17 @@ impl Member {
     pub fn serve(mut self) {
         let mut pause = HEARTBEAT;
         while !self.stopping() {
-            let dialled = Instant::now();
-            match self.session() {
-                Ok(()) => {}
-                Err(e) => tracing::warn!(
+            self.connected = false;
+            if let Err(e) = self.session() {
+                tracing::warn!(
                     "group {}: the coordinator {}: {e}; its disks here go on alone",
                     self.group.name,
                     self.dial.dial
-                ),
+                );
             }
-            pause = if dialled.elapsed() > 2 * PAUSE_MAX { HEARTBEAT } else { pause };
+            if self.connected {
+                pause = HEARTBEAT;
+            }
             let ends = Instant::now() + pause;
             while !self.stopping() && Instant::now() < ends {
                 thread::sleep(LOOK_EVERY);
@@ -119,6 +123,7 @@ impl Member {
             Ask::Welcome => {}
             other => return Err(confused(&other, "welcome")),
         }
+        self.connected = true;
         tracing::info!("group {}: connected to {}", self.group.name, self.dial.dial);
         let mut round: Option<InRound> = None;
         while !self.stopping() {
