@@ -9,7 +9,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use backstay_format::CycleNo;
-use backstay_tests::harness::ordered::{Ordered, check_group, check_pair, number_in, second_writer};
+use backstay_tests::harness::ordered::{
+    Ordered, check_group, check_pair, number_in, second_writer,
+};
 use backstay_tests::harness::{Disk, Host};
 use backstay_vault::{GroupName, GroupPoint, Vault};
 
@@ -28,10 +30,8 @@ fn second_writer_process() {
 
 fn host_with_group(test: &str, settings: &str) -> (Arc<Host>, Disk, Disk) {
     let host = Host::new(test);
-    let config = format!(
-        "vault = \"{}\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n{settings}",
-        host.vault()
-    );
+    let config =
+        format!("vault = \"{}\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n{settings}", host.vault());
     fs::write(host.path("backstay.toml"), config).unwrap();
     let (a, b) = (host.disk("a", SIZE), host.disk("b", SIZE));
     a.mount(&[]);

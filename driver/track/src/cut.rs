@@ -107,12 +107,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     }
 
     /// What a cut gives to the sidecar, and what the swap leaves to be noted.
-    pub(crate) fn after_swap(
-        &self,
-        admin: &mut Admin<E>,
-        swap: Swap<E>,
-        held_ns: u64,
-    ) -> CutInfo {
+    pub(crate) fn after_swap(&self, admin: &mut Admin<E>, swap: Swap<E>, held_ns: u64) -> CutInfo {
         let Swap { closing, mode, cut_unix_ns, paths, .. } = swap;
         self.sums.cuts.fetch_add(1, Ordering::Relaxed);
         self.sums.intent_commits.fetch_add(closing.intents.commits(), Ordering::Relaxed);

@@ -34,10 +34,7 @@ impl Cable {
             must("ip", ["netns", "add", space]);
         }
         let ([a, b], [x, y]) = (&cable.device, &cable.spaces);
-        must(
-            "ip",
-            ["link", "add", a, "netns", x, "type", "veth", "peer", "name", b, "netns", y],
-        );
+        must("ip", ["link", "add", a, "netns", x, "type", "veth", "peer", "name", b, "netns", y]);
         for (side, address) in ADDRESSES.iter().enumerate() {
             let (space, device) = (&cable.spaces[side], &cable.device[side]);
             let address = format!("{address}/24");
@@ -46,6 +43,17 @@ impl Cable {
             must("ip", ["-n", space, "link", "set", device, "up"]);
         }
         cable
+    }
+
+    /// Makes the cable long: each packet takes so many milliseconds more, either way.
+    pub fn stretch(&self, ms: u32) {
+        for (space, device) in self.spaces.iter().zip(&self.device) {
+            let delay = format!("{ms}ms");
+            must(
+                "tc",
+                ["-n", space, "qdisc", "add", "dev", device, "root", "netem", "delay", &delay],
+            );
+        }
     }
 
     /// Pulls the cable out, or puts it back.

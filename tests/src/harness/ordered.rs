@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -26,10 +26,28 @@ const DISK: &str = "BACKSTAY_ORDERED_DISK";
 /// The workload while it runs.
 pub struct Ordered {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
+    done: Arc<Done>,
     first: Option<JoinHandle<Duration>>,
     second: Child,
     socket: PathBuf,
+}
+
+/// The last number that is on both disks; told to whoever waits for it.
+#[derive(Default)]
+struct Done {
+    number: Mutex<u64>,
+    more: Condvar,
+    ended: AtomicBool,
+}
+
+/// Says, also when it panics, that the workload has ended.
+struct Ended(Arc<Done>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Relaxed);
+        self.0.more.notify_all();
+    }
 }
 
 /// Writes a number to the disk's first block and flushes it; how long that took.
@@ -65,19 +83,22 @@ impl Ordered {
             .spawn()
             .expect("the second process");
         let (mut stream, _) = listener.accept().expect("the second process");
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(Done::default()));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&done));
         let disk = open_direct(a);
         let first = thread::spawn(move || {
+            let _ended = Ended(Arc::clone(&count));
             let mut longest = Duration::ZERO;
+            let mut number = 0;
             while !stopped.load(Ordering::Relaxed) {
-                let number = count.load(Ordering::Relaxed) + 1;
+                number += 1;
                 longest = longest.max(write(&disk, number));
                 stream.write_all(&number.to_le_bytes()).expect("the second process");
                 let mut took = [0; 8];
                 stream.read_exact(&mut took).expect("the second process");
                 longest = longest.max(Duration::from_nanos(u64::from_le_bytes(took)));
-                count.store(number, Ordering::Relaxed);
+                *count.number.lock().unwrap() = number;
+                count.more.notify_all();
             }
             longest
         });
@@ -86,16 +107,17 @@ impl Ordered {
 
     /// Numbers that are on both disks.
     pub fn written(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+        *self.done.number.lock().unwrap()
     }
 
     /// Waits until so many more were written: an event, not a time.
     pub fn wait_for(&self, more: u64) {
-        let until = self.written() + more;
-        while self.written() < until {
-            let first = self.first.as_ref().expect("it runs");
-            assert!(!first.is_finished(), "the workload ended");
-            thread::yield_now();
+        let mut number = self.done.number.lock().unwrap();
+        let until = *number + more;
+        while *number < until {
+            assert!(!self.done.ended.load(Ordering::Relaxed), "the workload ended");
+            let patience = Duration::from_secs(1);
+            number = self.done.more.wait_timeout(number, patience).unwrap().0;
         }
     }
 

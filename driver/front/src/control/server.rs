@@ -14,10 +14,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use backstay_format::{DiskName, EpochNo};
 use backstay_format::control::{
     ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX, Request, Response,
 };
+use backstay_format::{DiskName, EpochNo};
 use backstay_track::env::Env;
 use backstay_track::{Backing, CutInfo, ProtectedDisk, TrackError};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -263,9 +263,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             | Request::Stop
             | Request::Lease { .. }
             | Request::CutAndHold { .. }
-            | Request::Thaw { .. } => {
-                refuse(ErrorCode::Malformed, "asked twice")
-            }
+            | Request::Thaw { .. } => refuse(ErrorCode::Malformed, "asked twice"),
         }
     }
 

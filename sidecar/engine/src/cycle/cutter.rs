@@ -26,10 +26,7 @@ impl Cutter for AtOnce {
 }
 
 /// Asks the driver for a cut.
-pub(crate) fn ask(
-    driver: &mut ControlClient,
-    request: &Request,
-) -> Result<CutReply, CycleError> {
+pub(crate) fn ask(driver: &mut ControlClient, request: &Request) -> Result<CutReply, CycleError> {
     match driver.ask(request)? {
         Response::Cut(cut) => Ok(*cut),
         _ => Err(ClientError::Confused.into()),

@@ -90,10 +90,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
 ///
 /// # Errors
 /// As for [`run`].
-pub fn run_cut_by(
-    job: &CycleJob<'_>,
-    cutter: &mut dyn Cutter,
-) -> Result<CycleReport, CycleError> {
+pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleReport, CycleError> {
     let started = Instant::now();
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());

@@ -13,7 +13,7 @@ use backstay_vault::GroupMember;
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Ship;
-use crate::cycle::{AtOnce, CycleJob, CycleReport, Cutter, cutter, run_cut_by};
+use crate::cycle::{AtOnce, Cutter, CycleJob, CycleReport, cutter, run_cut_by};
 use crate::error::CycleError;
 use crate::record::Record;
 
@@ -94,8 +94,8 @@ impl LocalDisk {
         cutter: &mut dyn Cutter,
     ) -> Result<CycleReport, CycleError> {
         let mut record = Record::load(&self.paths.state);
-        let result = record.open_vault(&shipping.vault).map_err(CycleError::from).and_then(
-            |vault| {
+        let result =
+            record.open_vault(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
                 let job = CycleJob {
                     socket: &self.paths.control_socket(),
                     vault: &vault,
@@ -104,8 +104,7 @@ impl LocalDisk {
                     stop: &shipping.stop,
                 };
                 run_cut_by(&job, cutter)
-            },
-        );
+            });
         match &result {
             // Neither is the disk's trouble: it was unmounted, is busy, or we were told to stop.
             Err(CycleError::Stopped | CycleError::Driver(ClientError::NotRunning { .. })) => {}

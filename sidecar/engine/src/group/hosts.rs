@@ -117,9 +117,8 @@ impl Hosts {
     /// # Errors
     /// Which one is not connected, or busy with an earlier round; then none takes part.
     pub fn enlist(&self, group: &GroupName, crew: &mut Crew) -> Result<(), Trouble> {
-        let number = u64::from_le_bytes(
-            PointId::random().to_bytes()[..8].try_into().unwrap_or_default(),
-        );
+        let number =
+            u64::from_le_bytes(PointId::random().to_bytes()[..8].try_into().unwrap_or_default());
         let links = self.shared.links();
         let failed = |who: &str, reason: &str| {
             Err(Trouble::Failed { who: format!("host {who}"), reason: reason.into() })
@@ -176,7 +175,16 @@ impl Shared {
         while !self.stop.load(Ordering::SeqCst) {
             let mut wait = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut wait, PollTimeout::from(LOOK_EVERY_MS));
-            let Ok((tcp, from)) = listener.accept() else { continue };
+            let (tcp, from) = match listener.accept() {
+                Ok(come) => come,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => {
+                    // Out of descriptors, for one: the caller is still there after a pause.
+                    tracing::warn!("a host could not be let in: {e}");
+                    thread::sleep(HEARTBEAT);
+                    continue;
+                }
+            };
             if self.strangers.fetch_add(1, Ordering::SeqCst) >= STRANGERS_MAX {
                 self.strangers.fetch_sub(1, Ordering::SeqCst);
                 tracing::warn!("{from}: turned away, too many connect at once");

@@ -1,10 +1,8 @@
 //! A host whose group another one coordinates: it dials out, and does as it is told, as long as it is
 //! told in time.
 
-use std::io;
-use std::net::ToSocketAddrs as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +12,7 @@ use rustls::pki_types::ServerName;
 use super::crew::{Crew, Trouble};
 use super::disk::{DiskThread, LocalDisk, Shipping};
 use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
-use super::round::{join_all, start_all};
+use super::round::{LastRound, join_all, start_all};
 use super::settings::{Group, MemberConfig, TlsConfig};
 use super::tls::{self, TlsError};
 use super::wire::{Ask, Tell};
@@ -36,9 +34,7 @@ pub struct Member {
     connected: bool,
     /// Cycles of the last round that may still run.
     threads: Vec<(DiskName, DiskThread)>,
-    began: Instant,
-    /// Milliseconds after `began` at which the last round began; 0: none yet.
-    last_round_ms: Arc<AtomicU64>,
+    last_round: LastRound,
 }
 
 /// What one session knows of the round it is in.
@@ -70,15 +66,14 @@ impl Member {
             shipping,
             connected: false,
             threads: vec![],
-            began: Instant::now(),
-            last_round_ms: Arc::default(),
+            last_round: LastRound::default(),
         })
     }
 
     /// Tells, while it serves, when the last round began.
     #[must_use]
     pub fn rounds(&self) -> LastRound {
-        LastRound { began: self.began, ms: Arc::clone(&self.last_round_ms) }
+        self.last_round.clone()
     }
 
     /// Serves until it is told to stop; then waits for the cycles that run.
@@ -113,10 +108,6 @@ impl Member {
     /// goes with it.
     fn session(&mut self) -> Result<(), LinkError> {
         let address = self.dial.address();
-        // Looked up here, so that a wrong name is told as such.
-        if address.to_socket_addrs()?.next().is_none() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address").into());
-        }
         let mut link = Link::dial(self.tls.clone(), self.name.clone(), address)?;
         link.send(&Tell::Hello { group: self.group.name.clone() }, HANDSHAKE_MAX)?;
         match link.receive(HANDSHAKE_MAX)? {
@@ -160,8 +151,7 @@ impl Member {
             Ask::Cut { round: number, hold_ns } => match in_round(number, round) {
                 Some(mut this) => {
                     // How long is for this host to say in the end.
-                    let hold =
-                        Duration::from_nanos(hold_ns).min(self.group.config.hold_deadline);
+                    let hold = Duration::from_nanos(hold_ns).min(self.group.config.hold_deadline);
                     match this.crew.cut(hold) {
                         Ok(()) => {
                             this.held = Some(hold);
@@ -221,17 +211,15 @@ impl Member {
             return Ok(Err(format!("disk {name} still ships the round before")));
         }
         for disk in &self.disks {
-            match disk.in_step() {
-                Ok(true) => {}
-                Ok(false) => {
-                    let reason = format!("disk {} has to be shipped as a whole first", disk.name);
-                    return Ok(Err(reason));
-                }
-                Err(e) => return Ok(Err(format!("disk {}: {e}", disk.name))),
-            }
+            let reason = match disk.in_step() {
+                Ok(true) => continue,
+                Ok(false) => format!("disk {} has to be shipped as a whole first", disk.name),
+                Err(e) => format!("disk {}: {e}", disk.name),
+            };
+            self.last_round.gives_up();
+            return Ok(Err(reason));
         }
-        let ms = self.began.elapsed().as_millis() as u64;
-        self.last_round_ms.store(ms.max(1), Ordering::Relaxed);
+        self.last_round.begins();
         let mut crew = Crew::new(self.shipping.stop.clone());
         match start_all(self.disks.clone(), &self.shipping, &mut crew) {
             Ok(threads) => self.threads = threads,
@@ -251,8 +239,9 @@ impl Member {
 
     /// Looks which cycles have ended, and how; waits for all if told to.
     fn reap(&mut self, all: bool) {
-        let (ended, running): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.threads).into_iter().partition(|(_, t)| all || t.is_finished());
+        let (ended, running): (Vec<_>, Vec<_>) = std::mem::take(&mut self.threads)
+            .into_iter()
+            .partition(|(_, t)| all || t.is_finished());
         self.threads = running;
         for report in join_all(ended) {
             match (&report.cycle, &report.failure) {
@@ -266,24 +255,6 @@ impl Member {
                 (None, Some(failure)) => tracing::error!("disk {}: {failure}", report.name),
                 (None, None) => {}
             }
-        }
-    }
-}
-
-/// When the last round of a member began.
-#[derive(Debug, Clone)]
-pub struct LastRound {
-    began: Instant,
-    ms: Arc<AtomicU64>,
-}
-
-impl LastRound {
-    /// How long ago; `None` if there was none.
-    #[must_use]
-    pub fn ago(&self) -> Option<Duration> {
-        match self.ms.load(Ordering::Relaxed) {
-            0 => None,
-            ms => Some(self.began.elapsed().saturating_sub(Duration::from_millis(ms))),
         }
     }
 }

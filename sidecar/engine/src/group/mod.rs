@@ -24,9 +24,7 @@ use backstay_vault::{Class, GroupName, VaultError};
 
 pub use disk::{LocalDisk, Shipping};
 pub use round::{GroupJob, GroupReport, MemberReport, run_group};
-pub use settings::{
-    CoordinatorConfig, Group, GroupConfig, MemberConfig, PORT_DEFAULT, TlsConfig,
-};
+pub use settings::{CoordinatorConfig, Group, GroupConfig, MemberConfig, PORT_DEFAULT, TlsConfig};
 
 /// Why a group could not be run at all. A round without a group point is no error but a
 /// [`GroupReport`] that says why.

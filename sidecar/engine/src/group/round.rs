@@ -1,16 +1,18 @@
 //! One round of a group, on the host that coordinates it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
 use backstay_vault::{GroupMember, GroupName, GroupPoint, Vault};
 use serde::Serialize;
 
+use super::GroupError;
 use super::crew::{Crew, Trouble};
 use super::disk::{DiskThread, LocalDisk, Shipping};
 use super::hosts::Hosts;
 use super::settings::Group;
-use super::GroupError;
 use crate::cycle::CycleReport;
 use crate::error::CycleError;
 
@@ -56,6 +58,42 @@ pub struct MemberReport {
     pub cycle: Option<CycleReport>,
     /// Why it has none.
     pub failure: Option<String>,
+}
+
+/// When the last round of a group began, on this host.
+#[derive(Debug, Clone)]
+pub struct LastRound {
+    since: Instant,
+    /// Milliseconds after `since`; 0: there was none.
+    ms: Arc<AtomicU64>,
+}
+
+impl Default for LastRound {
+    fn default() -> Self {
+        Self { since: Instant::now(), ms: Arc::default() }
+    }
+}
+
+impl LastRound {
+    /// One begins now.
+    pub fn begins(&self) {
+        let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.ms.store(ms.max(1), Ordering::Relaxed);
+    }
+
+    /// There will be none for now: whoever waits for one goes on alone.
+    pub fn gives_up(&self) {
+        self.ms.store(0, Ordering::Relaxed);
+    }
+
+    /// How long ago it began; `None` if there was none.
+    #[must_use]
+    pub fn ago(&self) -> Option<Duration> {
+        match self.ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(self.since.elapsed().saturating_sub(Duration::from_millis(ms))),
+        }
+    }
 }
 
 /// What was frozen at one instant.

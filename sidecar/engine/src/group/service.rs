@@ -1,8 +1,8 @@
 //! Groups over and over, beside the disks that are in none.
 //!
 //! A group *takes* its disks from the ordinary schedule as long as it makes rounds with them. When it
-//! cannot (a disk must be shipped as a whole first, or has no driver; the coordinator is out of reach)
-//! they go back to it, so that none is left alone.
+//! does not (a disk must be shipped as a whole first, or has no driver; the coordinator is out of
+//! reach; another host ships for hours) they go back to it, so that none is left alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,15 +18,16 @@ use backstay_vault::GroupName;
 use super::GroupError;
 use super::disk::{LocalDisk, Shipping};
 use super::hosts::Hosts;
-use super::member::{LastRound, Member};
-use super::round::{GroupJob, GroupReport, run_group};
+use super::link::SILENCE_MAX;
+use super::member::Member;
+use super::round::{GroupJob, GroupReport, LastRound, run_group};
 use super::settings::Group;
 use super::tls;
 use crate::config::Config;
 
 /// How often it is looked whether a round is due.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Rounds that a coordinator may miss before a member's disks go on alone.
+/// Rounds that may be missed before the disks go on alone.
 const ROUNDS_MISSED_MAX: u32 = 3;
 
 /// The groups of this host, each in a thread of its own.
@@ -38,15 +39,8 @@ struct Running {
     name: GroupName,
     disks: Vec<DiskName>,
     interval: Duration,
-    makes_rounds: MakesRounds,
+    last_round: LastRound,
     thread: JoinHandle<()>,
-}
-
-enum MakesRounds {
-    /// It says so itself.
-    Flag(Arc<AtomicBool>),
-    /// The coordinator does.
-    Last(LastRound),
 }
 
 impl Group {
@@ -100,12 +94,8 @@ impl Groups {
         let Some(group) = self.groups.iter().find(|group| group.disks.contains(disk)) else {
             return false;
         };
-        match &group.makes_rounds {
-            MakesRounds::Flag(flag) => flag.load(Ordering::Relaxed),
-            MakesRounds::Last(last) => last.ago().is_some_and(|ago| {
-                ago < group.interval * ROUNDS_MISSED_MAX + super::link::SILENCE_MAX
-            }),
-        }
+        let patience = group.interval * ROUNDS_MISSED_MAX + SILENCE_MAX;
+        !group.thread.is_finished() && group.last_round.ago().is_some_and(|ago| ago < patience)
     }
 
     /// Waits until all have ended, after `stop` was set.
@@ -159,10 +149,10 @@ fn start_member(
     stop: &Arc<AtomicBool>,
 ) -> Result<Running, GroupError> {
     let member = member_of(config, roots, &group, stop)?;
-    let makes_rounds = MakesRounds::Last(member.rounds());
+    let last_round = member.rounds();
     let (name, disks, interval) = (group.name, group.config.disks, group.interval);
     let thread = spawn(&name, move || member.serve())?;
-    Ok(Running { name, disks, interval, makes_rounds, thread })
+    Ok(Running { name, disks, interval, last_round, thread })
 }
 
 /// This host as a member of a group.
@@ -192,18 +182,17 @@ fn start_rounds(
     hosts: Option<Arc<Hosts>>,
     stop: &Arc<AtomicBool>,
 ) -> Result<Running, GroupError> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let (name, disks, interval) =
-        (group.name.clone(), group.config.disks.clone(), group.interval);
+    let last_round = LastRound::default();
+    let (name, disks, interval) = (group.name.clone(), group.config.disks.clone(), group.interval);
     let rounds = Rounds {
         disks: group.local_disks(roots),
         shipping: group.shipping(config, Arc::clone(stop)),
         group,
         hosts,
-        makes_rounds: Arc::clone(&flag),
+        last_round: last_round.clone(),
     };
     let thread = spawn(&name, move || rounds.run())?;
-    Ok(Running { name, disks, interval, makes_rounds: MakesRounds::Flag(flag), thread })
+    Ok(Running { name, disks, interval, last_round, thread })
 }
 
 fn spawn(
@@ -220,19 +209,23 @@ struct Rounds {
     disks: Vec<LocalDisk>,
     shipping: Shipping,
     hosts: Option<Arc<Hosts>>,
-    makes_rounds: Arc<AtomicBool>,
+    last_round: LastRound,
 }
 
 impl Rounds {
     fn run(self) {
         let mut due = Instant::now();
         while !self.shipping.stop.load(Ordering::Relaxed) {
-            let in_step = self.disks.iter().all(|disk| disk.in_step().unwrap_or(false));
-            self.makes_rounds.store(in_step, Ordering::Relaxed);
-            if !in_step || Instant::now() < due {
+            if Instant::now() < due {
                 thread::sleep(LOOK_EVERY);
                 continue;
             }
+            if !self.disks.iter().all(|disk| disk.in_step().unwrap_or(false)) {
+                self.last_round.gives_up();
+                thread::sleep(LOOK_EVERY);
+                continue;
+            }
+            self.last_round.begins();
             let began = Instant::now();
             let job = GroupJob {
                 group: &self.group,

@@ -108,9 +108,7 @@ impl Group {
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             return Err(GroupError::Config {
                 group: name.clone(),
-                reason: format!(
-                    "the configuration has no [group.{name}] (it has: {known})"
-                ),
+                reason: format!("the configuration has no [group.{name}] (it has: {known})"),
             });
         };
         let wrong = |reason: String| Err(GroupError::Config { group: name.clone(), reason });
@@ -223,8 +221,9 @@ mod tests {
              [group.shop.coordinator]\nhosts = [\"h\"]"
         );
         assert!(find(&both).unwrap_err().contains("not both"));
-        let coordinator =
-            format!("{tls}[group.shop]\ndisks = [\"a\"]\n[group.shop.coordinator]\nhosts = [\"h\"]");
+        let coordinator = format!(
+            "{tls}[group.shop]\ndisks = [\"a\"]\n[group.shop.coordinator]\nhosts = [\"h\"]"
+        );
         let listen = find(&coordinator).unwrap().config.coordinator.unwrap().listen;
         assert_eq!(listen.port(), PORT_DEFAULT);
     }

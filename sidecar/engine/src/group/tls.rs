@@ -65,7 +65,8 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn read(files: &TlsConfig) -> Result<Files, TlsError> {
-    let wrong = |what, path: &Path, reason: String| TlsError::File { what, path: path.into(), reason };
+    let wrong =
+        |what, path: &Path, reason: String| TlsError::File { what, path: path.into(), reason };
     let certificates = |what: &'static str, path: &Path| {
         let all: Result<Vec<_>, _> =
             CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
@@ -77,7 +78,9 @@ fn read(files: &TlsConfig) -> Result<Files, TlsError> {
     };
     let mut roots = RootCertStore::empty();
     for root in certificates("TLS authority", &files.ca)? {
-        roots.add(root).map_err(|e| TlsError::Authority { ca: files.ca.clone(), reason: e.to_string() })?;
+        roots
+            .add(root)
+            .map_err(|e| TlsError::Authority { ca: files.ca.clone(), reason: e.to_string() })?;
     }
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|e| wrong("TLS key", &files.key, e.to_string()))?;

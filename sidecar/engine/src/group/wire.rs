@@ -182,9 +182,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FormatError> {
 ///
 /// # Errors
 /// If it can become no message, however it goes on.
-pub fn decode<T: for<'a> Deserialize<'a>>(
-    bytes: &[u8],
-) -> Result<Option<(T, usize)>, FormatError> {
+pub fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<Option<(T, usize)>, FormatError> {
     let known = bytes.len().min(MAGIC.len());
     if bytes[..known] != MAGIC[..known] {
         return Err(FormatError::Magic { what: WHAT });
