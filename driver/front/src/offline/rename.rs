@@ -92,7 +92,7 @@ impl Renaming {
         let (old, new) = (&self.old.state, &self.new.state);
         let doing = || format!("renaming {} to {}", old.display(), new.display());
         fs::rename(old, new).map_err(io_error(doing()))?;
-        let roots = new.parent().map_or_else(|| Path::new("/"), |dir| dir);
+        let roots = new.parent().unwrap_or_else(|| Path::new("/"));
         File::open(roots).and_then(|dir| dir.sync_all()).map_err(io_error(doing()))?;
         tidy(&self.old.runtime);
         Ok(())
