@@ -114,6 +114,9 @@ fn no_cycle_begins_in_a_blackout_and_a_change_applies_without_a_restart() {
     let service = Service::start(&host);
     wait_for_points(&free, 3);
     assert!(held.points().is_empty(), "it is blackout");
+    let blackout = held.status()["blackout"].clone();
+    assert!(blackout.as_str().unwrap().contains("never ends"), "{blackout}");
+    assert!(free.status()["blackout"].is_null());
     // By hand it works at any time.
     held.cycle();
     let free_has = free.points().len();

@@ -191,7 +191,7 @@ fn points_of_a_busy_server_start_with_every_row_committed_before_the_cut() {
         let highest: u64 = back.sql("SELECT max(n) FROM numbers").parse().unwrap();
         println!("point {}: {rows} rows of {all}, at least {least}", point.cycle);
         assert!(rows == highest && rows >= least && rows <= all + 100);
-        assert!(rows % 100 == 0, "a part of a transaction");
+        assert!(rows.is_multiple_of(100), "a part of a transaction");
         back.sql("INSERT INTO numbers VALUES (0, 'goes on')");
     }
 }

@@ -64,6 +64,8 @@ pub struct DiskStatus {
     pub folding_ratio: Option<f64>,
     /// Preserved blocks, and the most there may be.
     pub change_log: Option<(ByteLen, ByteLen)>,
+    /// The blackout window that is on, in words; none begins by itself meanwhile.
+    pub blackout: Option<String>,
     /// The last committed cycle and failures since.
     pub record: Record,
     /// All the driver says.
@@ -99,6 +101,7 @@ pub fn of_disk(
         }),
         folding_ratio: last.and_then(|last| folding(last.moved.0, last.written.0)),
         change_log: driver.as_ref().map(|d| (d.change_log_used, d.change_log_limit)),
+        blackout: None,
         name,
         record,
         driver,

@@ -7,7 +7,9 @@ use anyhow::bail;
 use backstay_format::DiskName;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::status::{DiskStatus, Level, of_disk};
+use backstay_sidecar::windows::may_begin;
 use clap::Args;
+use jiff::Timestamp;
 
 use super::target::{size, time};
 use crate::context::Context;
@@ -66,7 +68,10 @@ impl Status {
                 );
             }
             let driver = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
-            all.push(of_disk(name, driver, Record::load(&paths.state), now));
+            let (config, record) = (&context.config, Record::load(&paths.state));
+            let begin = may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now());
+            let blackout = begin.err().map(|until| until.to_string());
+            all.push(DiskStatus { blackout, ..of_disk(name, driver, record, now) });
         }
         Ok(all)
     }
@@ -82,6 +87,9 @@ fn print(status: &DiskStatus) {
     println!("{}: {}, {health}", status.name, state.as_str().unwrap_or_default());
     if let Some(reason) = &status.health.reason {
         println!("  reason      {reason}");
+    }
+    if let Some(blackout) = &status.blackout {
+        println!("  blackout    {blackout}");
     }
     if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
