@@ -53,10 +53,23 @@ fn superblock() -> impl Strategy<Value = Superblock> {
     (
         (any::<u64>(), disk_id(), geometry(), any::<[u8; 16]>()),
         (prop::option::of(clean), vec(any::<u64>().prop_map(EpochNo), 0..=LIVE_MAX)),
-        (prop::option::of(resync()), prop::option::of(base())),
+        (prop::option::of(resync()), any::<u64>()),
+        (prop::option::of(base()), prop::option::of(base())),
     )
-        .prop_map(|((generation, disk, geometry, boot_id), (clean, live), (resync, base))| {
-            Superblock { generation, disk, geometry, boot_id, clean, live, resync, base }
+        .prop_map(|(fixed, (clean, live), (resync, resync_no), (base, announced))| {
+            let (generation, disk, geometry, boot_id) = fixed;
+            Superblock {
+                generation,
+                disk,
+                geometry,
+                boot_id,
+                clean,
+                live,
+                resync,
+                base,
+                announced,
+                resync_no,
+            }
         })
 }
 
@@ -71,6 +84,7 @@ fn request() -> impl Strategy<Value = Request> {
         epoch().prop_map(|epoch| Request::Seal { epoch }),
         (epoch(), base()).prop_map(|(epoch, base)| Request::Release { epoch, base }),
         epoch().prop_map(|epoch| Request::FoldBack { epoch }),
+        base().prop_map(|point| Request::Announce { point }),
         resync().prop_map(|reason| Request::RequireResync { reason }),
         any::<u64>().prop_map(|n| Request::SetLimits { change_log: ByteLen(n) }),
     ]

@@ -37,6 +37,8 @@ pub(crate) struct Opened<E: Env> {
 struct Dirty<B> {
     found: FoundState,
     resync: Option<Resync>,
+    /// Reasons for a resync that came up now.
+    raised: u64,
     /// Bits of this boot's live epochs.
     bits: Vec<B>,
     /// Whole regions.
@@ -81,6 +83,8 @@ fn create<E: Env, B: Backing>(
         live: vec![no],
         resync: Some(Resync::NeverShipped),
         base: None,
+        announced: None,
+        resync_no: 1,
     };
     let meta = Meta::create(env, first)?;
     Ok(Opened { meta, current: Arc::new(current), found: FoundState::New })
@@ -123,7 +127,7 @@ fn reopen<E: Env, B: Backing>(
         {
             // No memory for the bits (or no room for the intents, which then fails below).
             tracing::error!("no room for what was dirty ({e}): the disk will be resynced");
-            dirty.resync = dirty.resync.or(Some(Resync::NoMemory));
+            dirty.raise(Resync::NoMemory);
             dirty.bits.clear();
             dirty.saved = false;
             let none = RegionBits::new(geometry.regions());
@@ -151,12 +155,13 @@ fn reopen<E: Env, B: Backing>(
             }
         })?;
     }
-    let (resync, boot_id) = (dirty.resync, env.boot_id());
+    let (resync, raised, boot_id) = (dirty.resync, dirty.raised, env.boot_id());
     meta.change(|sb| {
         sb.live = vec![no];
         sb.boot_id = boot_id;
         sb.clean = None;
         sb.resync = resync;
+        sb.resync_no += raised;
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
@@ -170,8 +175,14 @@ fn find<E: Env, B: Backing>(
     sb: &Superblock,
 ) -> Result<Dirty<E::Bits>, TrackError> {
     let regions = RegionBits::new(sb.geometry.regions());
-    let mut dirty =
-        Dirty { found: FoundState::Clean, resync: sb.resync, bits: vec![], regions, saved: false };
+    let mut dirty = Dirty {
+        found: FoundState::Clean,
+        resync: sb.resync,
+        raised: 0,
+        bits: vec![],
+        regions,
+        saved: false,
+    };
     if let Some(stop) = sb.clean {
         dirty.saved = true;
         if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
@@ -240,9 +251,14 @@ impl<B> Dirty<B> {
     fn damaged(&mut self, what: &str, reason: Resync) {
         tracing::error!("{what}: every sector counts as dirty, the disk will be resynced");
         self.found = FoundState::Damaged;
-        self.resync = self.resync.or(Some(reason));
+        self.raise(reason);
         self.bits.clear();
         self.saved = false;
+    }
+
+    fn raise(&mut self, reason: Resync) {
+        self.resync = self.resync.or(Some(reason));
+        self.raised += 1;
     }
 }
 

@@ -8,7 +8,12 @@
 //! - [`throttle`]: one limit for all uploads
 //! - [`hooks`]: application-consistent points
 //! - [`reload`]: the configuration, as it changes
-//! - [`schedule`]: when the next cycle runs, as a pure function
+//! - [`schedule`]: what runs next, without a clock of its own
+//! - [`phase`]: where a disk is in its replication
+//! - [`jobs`]: what takes long enough to be watched
+//! - [`prerequisites`]: what must hold before a disk is protected
+//! - [`protection`]: what `backstay protect` was told
+//! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
@@ -17,9 +22,14 @@ pub mod config;
 pub mod cycle;
 pub mod error;
 pub mod hooks;
+pub mod jobs;
+pub mod phase;
 pub mod pipeline;
+pub mod prerequisites;
+pub mod protection;
 pub mod record;
 pub mod reload;
+pub mod requests;
 pub mod schedule;
 pub mod service;
 pub mod source;

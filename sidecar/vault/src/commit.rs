@@ -45,8 +45,13 @@ pub struct PointMeta {
     pub term: Term,
     /// The newest point, which this one follows.
     pub predecessor: Option<Manifest>,
-    /// What kind of cycle this is. A delta builds on its predecessor's segments.
+    /// What kind of cycle this is.
     pub kind: CycleKind,
+    /// Whether it lays over its predecessor's segments, or stands alone. A delta never stands
+    /// alone, an initial point always; a resync by checksums lays over.
+    pub layered: bool,
+    /// The point's identity.
+    pub point: PointId,
     /// What the point promises.
     pub consistency: Consistency,
     /// The instant of the cut, nanoseconds since 1970.
@@ -119,9 +124,9 @@ impl Vault {
         if before.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
             return wrong("its cycle is not the one after its predecessor's".into());
         }
-        match (meta.kind, before) {
+        match before {
             // Lays over what is there, which must be the same disk.
-            (CycleKind::Delta, Some(before)) => {
+            Some(before) if meta.layered => {
                 if (before.disk, before.size) != (disk, size) {
                     return wrong(format!(
                         "a delta of a disk of {size} bytes cannot follow a point of {} bytes of \
@@ -142,7 +147,7 @@ impl Vault {
         let manifest = Manifest {
             disk,
             size,
-            point: PointId::random(),
+            point: meta.point,
             cycle,
             term: meta.term,
             predecessor: before.map(|point| (point.cycle, point.point)),

@@ -8,6 +8,7 @@
 use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
@@ -40,6 +41,7 @@ struct Inner {
     /// Of a vault in a local directory.
     folders: Option<Folders>,
     runtime: Runtime,
+    fetched_bytes: AtomicU64,
 }
 
 const VAULT_OBJECT: &str = "vault.json";
@@ -145,7 +147,63 @@ impl Vault {
             .thread_name("vault")
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
-        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, folders, runtime }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                url: url.into(),
+                store,
+                folders,
+                runtime,
+                fetched_bytes: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// Finds out whether objects can be put, read back and deleted; leaves nothing behind.
+    ///
+    /// # Errors
+    /// The first of these that cannot be done.
+    pub fn probe(&self) -> Result<(), VaultError> {
+        let key = format!("probes/{}", uuid::Uuid::new_v4());
+        self.put(&key, PutPayload::from_static(b"backstay"))?;
+        let read = self.get(&key, 64);
+        let path = Path::from(key.as_str());
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match read? {
+            read if read == Bytes::from_static(b"backstay") => {
+                deleted.map_err(|e| VaultError::of_store(&key, e))
+            }
+            _ => Err(VaultError::Inconsistent {
+                object: key,
+                reason: "something else was read back than was put".into(),
+            }),
+        }
+    }
+
+    /// Deletes everything that the vault has of a disk: its points first, its record last, so that
+    /// one that is killed half-way can be finished.
+    ///
+    /// # Errors
+    /// If the vault cannot be listed or refuses to delete.
+    pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
+        let prefix = format!("disks/{disk}");
+        let path = Path::from(prefix.as_str());
+        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let listed =
+            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(&prefix, e))?;
+        let mut keys: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
+        let record = disk_key(disk);
+        let points = format!("{prefix}/points/");
+        keys.sort_by_key(|key| {
+            (key.as_ref() == record, !key.as_ref().starts_with(&points), key.as_ref().to_owned())
+        });
+        for key in keys {
+            match self.inner.runtime.block_on(self.inner.store.delete(&key)) {
+                // Somebody else deleted it at the same time.
+                Err(object_store::Error::NotFound { .. }) | Ok(()) => {}
+                Err(e) => return Err(VaultError::of_store(key.as_ref(), e)),
+            }
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -227,6 +285,17 @@ impl Vault {
             put => put?,
         }
         self.document(&term_key(disk, Term(1)))
+    }
+
+    /// Takes the next term of a disk: from now on only `writer` commits to it.
+    ///
+    /// # Errors
+    /// If somebody else took it first, or the vault cannot be written.
+    pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
+        let ours = TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns() };
+        self.put_document(&term_key(disk, term), &ours)?;
+        Ok(ours)
     }
 
     /// The newest term of a disk.
@@ -370,7 +439,14 @@ impl Vault {
             let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
             return Err(VaultError::Inconsistent { object: key.into(), reason });
         }
+        self.inner.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(got)
+    }
+
+    /// Bytes of objects read since it was opened.
+    #[must_use]
+    pub fn fetched(&self) -> ByteLen {
+        ByteLen(self.inner.fetched_bytes.load(Ordering::Relaxed))
     }
 
     /// The length of an object.

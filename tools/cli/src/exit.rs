@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
 use backstay_sidecar::CycleError;
+use backstay_sidecar::service::ServiceError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -56,6 +57,7 @@ fn code(error: &anyhow::Error) -> u8 {
         e.is::<Refused>()
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
+            || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
     });
     let damaged = any(&|e| {

@@ -110,7 +110,7 @@ pub fn ship(
         for _ in 0..threads {
             let (chunks, empty, parts) = (chunks.clone(), empty.clone(), parts.clone());
             let trouble = &trouble;
-            scope.spawn(move || compress(to.ship.zstd_level, &chunks, &empty, &parts, trouble));
+            scope.spawn(move || compress(to.ship, &chunks, &empty, &parts, trouble));
         }
         scope.spawn(|| assemble(to, assembly, done, &trouble));
         for _ in 0..to.ship.upload_parallel.clamp(1, 16) {
@@ -132,14 +132,15 @@ pub fn ship(
 }
 
 fn compress(
-    level: i32,
+    ship: &Ship,
     chunks: &Receiver<Chunk>,
     empty: &Sender<Chunk>,
     parts: &Sender<Part>,
     trouble: &Trouble<'_>,
 ) {
-    let mut compressor =
-        Compressor::new(level).map_err(|e| trouble.report(CycleError::Compress(e)));
+    let mut compressor = Compressor::new(ship.zstd_level)
+        .map(|compressor| compressor.with_chunks(ship.chunk_shift()))
+        .map_err(|e| trouble.report(CycleError::Compress(e)));
     for mut chunk in chunks {
         if let (Ok(compressor), false) = (&mut compressor, trouble.is_over()) {
             match compressor.seal(&mut chunk) {

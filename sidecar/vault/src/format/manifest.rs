@@ -43,7 +43,7 @@ pub enum Consistency {
 }
 
 /// A segment as a manifest names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SegmentRef {
     /// The cycle that made it.
     pub cycle: CycleNo,

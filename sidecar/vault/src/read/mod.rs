@@ -4,6 +4,7 @@
 //! stored bytes against the checksum in the index, and each run of sectors after decompression
 //! against the checksum taken before compression (I6).
 
+pub mod compare;
 mod frames;
 mod plan;
 mod restore;

@@ -5,7 +5,7 @@ use backstay_vault::{Consistency, CycleKind, Manifest};
 use clap::Args;
 use serde::Serialize;
 
-use super::target::{InVault, size, time};
+use super::target::{InVault, size, time, word};
 use crate::context::Context;
 
 /// List the recovery points of a disk
@@ -93,12 +93,4 @@ impl Points {
 fn not_there(error: &anyhow::Error) -> bool {
     use backstay_vault::VaultError as E;
     matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::Url { .. }))
-}
-
-/// A value as its JSON word.
-fn word(value: &impl Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }
