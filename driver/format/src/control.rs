@@ -72,6 +72,11 @@ pub enum Request {
         /// Most bytes of preserved blocks in the change log.
         change_log: ByteLen,
     },
+    /// Give the disk a larger size; not while a cycle is open. Asked once more it does nothing.
+    Grow {
+        /// The size, to which a backing file is extended; none: what the backing has by now.
+        size: Option<ByteLen>,
+    },
     /// Stop cleanly, as on SIGTERM. Needs no lease.
     Stop,
 }
@@ -106,6 +111,13 @@ pub enum Response {
         log_end: ByteOffset,
         /// If set, the epoch lost its point in time and the cycle must fail, for this reason.
         lost: Option<String>,
+    },
+    /// To [`Request::Grow`]; the sizes are the same if there was nothing to do.
+    Grown {
+        /// The size before.
+        from: ByteLen,
+        /// The size now.
+        to: ByteLen,
     },
     /// Done: to announce, release, fold back, limits, stop, resync.
     Done,

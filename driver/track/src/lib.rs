@@ -7,7 +7,8 @@
 //! [`Backing`] for the disk's bytes, so that tests can record, break and replay every step.
 //!
 //! Reading order: [`env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
-//! `disk` (the write path), `cut` (the life of a cycle), `recover` (after a stop of any kind).
+//! `disk` (the write path), `cut` (the life of a cycle), `grow`, `recover` (after a stop of any
+//! kind), `rebind` (a disk that was moved to another backing).
 //!
 //! Locks, always taken in this order: `admin` (one control operation at a time) → `gate` (a write
 //! holds it shared from its checks until it is done; a cut holds it alone for the instant of the
@@ -23,8 +24,10 @@ mod disk;
 pub mod env;
 mod epoch;
 mod error;
+mod grow;
 mod intents;
 mod meta;
+mod rebind;
 mod recover;
 mod status;
 #[doc(hidden)]
@@ -35,4 +38,6 @@ pub use cut::{CutInfo, Sealed};
 pub use disk::{OpenOptions, ProtectedDisk};
 pub use env::fs::FsEnv;
 pub use error::TrackError;
+pub use grow::Grown;
+pub use rebind::{Binding, Offline};
 pub use status::TrackStatus;

@@ -10,18 +10,23 @@
 //!
 //! What is found goes into a fresh epoch, whose intents are durable before the superblock names it
 //! in place of the old ones; a crash in the middle leaves the old ones to be found again.
+//!
+//! A disk whose backing became larger takes its new size in the same step: epochs of the old size
+//! are read with it, the new sectors are dirty, and one superblock names both new.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use backstay_format::control::FoundState;
-use backstay_format::superblock::{Geometry, Resync, Superblock};
-use backstay_format::{DiskId, EpochNo, SectorRange, intents};
+use backstay_format::superblock::{BackingId, Geometry, Resync, Superblock};
+use backstay_format::{ByteLen, DiskId, EpochNo, SectorRange, intents};
 
 use crate::bitmap::{Bitmap, RegionBits};
 use crate::disk::OpenOptions;
 use crate::env::{Env, SharedBits, StateFile};
 use crate::epoch::{Epoch, names, remove_files};
 use crate::error::Doing;
+use crate::grow::grown_sectors;
 use crate::meta::Meta;
 use crate::sync::Arc;
 use crate::{Backing, TrackError, clean};
@@ -54,7 +59,7 @@ pub(crate) fn open<E: Env, B: Backing>(
 ) -> Result<Opened<E>, TrackError> {
     match Meta::open(env)? {
         None => create(env, backing, options),
-        Some(meta) => reopen(env, backing, meta),
+        Some(meta) => reopen(env, backing, options, meta),
     }
 }
 
@@ -85,6 +90,8 @@ fn create<E: Env, B: Backing>(
         base: None,
         announced: None,
         resync_no: 1,
+        growing_to: None,
+        backing: identity(backing)?,
     };
     let meta = Meta::create(env, first)?;
     Ok(Opened { meta, current: Arc::new(current), found: FoundState::New })
@@ -93,14 +100,14 @@ fn create<E: Env, B: Backing>(
 fn reopen<E: Env, B: Backing>(
     env: &E,
     backing: &B,
+    options: &OpenOptions,
     mut meta: Meta<E::File>,
 ) -> Result<Opened<E>, TrackError> {
     let sb = meta.get().clone();
-    let geometry = sb.geometry;
-    if backing.size() != geometry.size {
-        return Err(TrackError::Size { expected: geometry.size, found: backing.size() });
-    }
-    let mut dirty = find(env, backing, &sb)?;
+    let geometry = geometry_now(&sb, backing.size(), options)?;
+    let grown = grown_sectors(sb.geometry, geometry);
+    let identity = identity(backing)?;
+    let mut dirty = find(env, backing, &sb, identity, geometry)?;
     let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
     let no = newest.unwrap_or_default().next();
 
@@ -112,10 +119,11 @@ fn reopen<E: Env, B: Backing>(
             }
         }
     }
+    grown.regions(geometry.region_shift).for_each(|region| dirty.regions.set(region));
     let whole_regions =
         if dirty.bits.is_empty() && !dirty.saved { dirty.regions.runs().collect() } else { vec![] };
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
-        clean::load(env, sb.disk, geometry, stop, |word, _| {
+        clean::load(env, sb.disk, sb.geometry, stop, |word, _| {
             word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
         })?;
     }
@@ -149,11 +157,16 @@ fn reopen<E: Env, B: Backing>(
         }
     }
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
-        clean::load(env, sb.disk, geometry, stop, |word, bits| {
+        clean::load(env, sb.disk, sb.geometry, stop, |word, bits| {
             if in_memory(word) {
                 current.mark_word(word, bits);
             }
         })?;
+    }
+    for piece in grown.split_at_multiples(1 << geometry.region_shift) {
+        if current.dirty.reserved().has_all(piece.regions(geometry.region_shift)) {
+            current.add_dirty(piece);
+        }
     }
     let (resync, raised, boot_id) = (dirty.resync, dirty.raised, env.boot_id());
     meta.change(|sb| {
@@ -162,10 +175,37 @@ fn reopen<E: Env, B: Backing>(
         sb.clean = None;
         sb.resync = resync;
         sb.resync_no += raised;
+        sb.geometry = geometry;
+        sb.growing_to = None;
+        sb.backing = identity;
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
     Ok(Opened { meta, current: Arc::new(current), found: dirty.found })
+}
+
+/// The size that the disk has from now on.
+fn geometry_now(
+    sb: &Superblock,
+    found: ByteLen,
+    options: &OpenOptions,
+) -> Result<Geometry, TrackError> {
+    let expected = sb.geometry.size;
+    match found.cmp(&expected) {
+        Ordering::Equal => Ok(sb.geometry),
+        Ordering::Less => Err(TrackError::Size { expected, found }),
+        // A growth that a crash interrupted is finished without being asked for again.
+        Ordering::Greater if options.grow || sb.growing_to == Some(found) => {
+            sb.geometry.with_size(found).map_err(|_| TrackError::Unfit(found))
+        }
+        Ordering::Greater => Err(TrackError::Larger { expected, found }),
+    }
+}
+
+fn identity<B: Backing>(backing: &B) -> Result<Option<BackingId>, TrackError> {
+    backing
+        .identity()
+        .map_err(|source| TrackError::Backing { doing: "finding out which one it is", source })
 }
 
 /// Looks for what may have changed since the last recovery point.
@@ -173,8 +213,10 @@ fn find<E: Env, B: Backing>(
     env: &E,
     backing: &B,
     sb: &Superblock,
+    identity: Option<BackingId>,
+    geometry: Geometry,
 ) -> Result<Dirty<E::Bits>, TrackError> {
-    let regions = RegionBits::new(sb.geometry.regions());
+    let regions = RegionBits::new(geometry.regions());
     let mut dirty = Dirty {
         found: FoundState::Clean,
         resync: sb.resync,
@@ -183,6 +225,13 @@ fn find<E: Env, B: Backing>(
         regions,
         saved: false,
     };
+    if let (Some(was), Some(is)) = (sb.backing, identity)
+        && was != is
+    {
+        // What is tracked says what changed on the other one.
+        dirty.damaged("this is not the backing it was", Resync::BackingChanged);
+        return Ok(dirty);
+    }
     if let Some(stop) = sb.clean {
         dirty.saved = true;
         if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
@@ -198,13 +247,13 @@ fn find<E: Env, B: Backing>(
     dirty.found = if same_boot { FoundState::SameBoot } else { FoundState::OtherBoot };
     for &epoch in &sb.live {
         if same_boot {
-            let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, sb.geometry);
+            let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, geometry);
             if let Ok(Some(bits)) = bits {
                 dirty.bits.push(bits);
                 continue;
             }
         }
-        add_intents(env, sb, epoch, &mut dirty)?;
+        add_intents(env, sb, epoch, geometry, &mut dirty)?;
     }
     // Bits of one epoch and intents of another: the intents' regions are dirty as a whole, which
     // only the intents can say; so do without the bits.
@@ -212,7 +261,7 @@ fn find<E: Env, B: Backing>(
         dirty.bits.clear();
         dirty.found = FoundState::OtherBoot;
         for &epoch in &sb.live {
-            add_intents(env, sb, epoch, &mut dirty)?;
+            add_intents(env, sb, epoch, geometry, &mut dirty)?;
         }
     }
     Ok(dirty)
@@ -223,9 +272,10 @@ fn add_intents<E: Env>(
     env: &E,
     sb: &Superblock,
     epoch: EpochNo,
+    geometry: Geometry,
     dirty: &mut Dirty<E::Bits>,
 ) -> Result<(), TrackError> {
-    let regions = sb.geometry.regions();
+    let regions = geometry.regions();
     let mut content = vec![];
     if let Some(file) = env.open(&names::intents(epoch)).doing("opening the intent map")? {
         let want = intents::IntentHeader::file_bytes(regions);

@@ -44,10 +44,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut counters = self.sums.counters();
         counters.intent_commits += current.intents.commits();
         counters.preserved_sectors += closed.map_or(0, |c| c.preserved_sectors());
-        let sectors = self.geometry.sectors();
+        let geometry = self.geometry();
+        let sectors = geometry.sectors();
         TrackStatus {
             disk: self.id,
-            size: self.geometry.size,
+            size: geometry.size,
             found: self.found,
             started_unix_ns: self.started_unix_ns,
             epoch: current.no,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
+use backstay_vault::retain::Keep;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +78,7 @@ pub struct Config {
     /// How long to wait after failures; the last one repeats.
     pub retry: Retry,
     /// Which points stay: `all 2h, hourly 2d, daily 30d`; all of them if it says nothing.
-    pub keep: Option<String>,
+    pub keep: Option<Keep>,
     /// Settings for many disks, by name.
     pub policy: BTreeMap<String, Policy>,
     /// Whose clock windows follow; the host's if none is named.
@@ -122,7 +123,7 @@ pub struct Policy {
     /// How long to wait after failures.
     pub retry: Option<Retry>,
     /// Which points stay.
-    pub keep: Option<String>,
+    pub keep: Option<Keep>,
 }
 
 /// Settings of one disk, where they differ from its policy's.
@@ -143,7 +144,7 @@ pub struct DiskConfig {
     /// How long to wait after failures.
     pub retry: Option<Retry>,
     /// Which points stay.
-    pub keep: Option<String>,
+    pub keep: Option<Keep>,
     /// What makes its points application-consistent.
     pub hooks: HookSettings,
 }
@@ -288,8 +289,8 @@ impl Config {
 
     /// Which of a disk's points stay.
     #[must_use]
-    pub fn keep_of(&self, name: &DiskName) -> Option<&str> {
-        setting!(self, name, keep).or(self.keep.as_ref()).map(String::as_str)
+    pub fn keep_of(&self, name: &DiskName) -> Option<&Keep> {
+        setting!(self, name, keep).or(self.keep.as_ref())
     }
 
     /// Adds what `backstay protect` was told of the disks of this host, below what the file says.
@@ -334,6 +335,18 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_may_keep_other_points_than_the_rest() {
+        let config: Config =
+            toml::from_str("keep = \"all 2h, daily 30d\"\n[disk.db1]\nkeep = \"last 3\"").unwrap();
+        let of = |name: &str| config.keep_of(&name.parse().unwrap()).unwrap().to_string();
+        assert_eq!((of("db1"), of("db2")), ("last 3".into(), "all 2h, daily 30days".into()));
+        assert_eq!(Config::default().keep_of(&"db1".parse().unwrap()), None);
+        let wrong = toml::from_str::<Config>("interval = \"5s\"\nkeep = \"all 2h, dayly 30d\"");
+        let text = wrong.unwrap_err().to_string();
+        assert!(text.contains("line 2") && text.contains("character 9"), "{text}");
+    }
+
+    #[test]
     fn a_mistake_is_shown_where_it_is() {
         let error = toml::from_str::<Config>("vault = \"/v\"\nintervall = \"5s\"").unwrap_err();
         let text = error.to_string();
@@ -353,7 +366,7 @@ mod tests {
         let of = |name: &str| config.interval_of(&name.parse().unwrap()).as_secs();
         assert_eq!([of("a"), of("b"), of("c"), of("d")], [5, 7, 3600, 3600]);
         let a = "a".parse().unwrap();
-        assert_eq!(config.keep_of(&a), Some("all 1h"));
+        assert_eq!(config.keep_of(&a).unwrap().to_string(), "all 1h");
         assert_eq!(config.retry_of(&a).wait(9).as_secs(), 60);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");

@@ -17,6 +17,7 @@
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
+//! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
 pub mod cycle;
@@ -35,6 +36,7 @@ pub mod service;
 pub mod source;
 pub mod status;
 pub mod throttle;
+pub mod upkeep;
 pub mod windows;
 
 pub use config::Config;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, Term};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -44,7 +44,7 @@ struct Inner {
     fetched_bytes: AtomicU64,
 }
 
-const VAULT_OBJECT: &str = "vault.json";
+pub(crate) const VAULT_OBJECT: &str = "vault.json";
 
 /// The key of a disk's record.
 fn disk_key(disk: DiskId) -> String {
@@ -101,8 +101,11 @@ impl Vault {
         let vault = Self::on_directory(url, &root)?;
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
-                let record =
-                    VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
+                let record = VaultRecord {
+                    vault: uuid::Uuid::new_v4(),
+                    created_unix_ns: now_unix_ns(),
+                    names: true,
+                };
                 match vault.put_document(VAULT_OBJECT, &record) {
                     // Somebody else made it at the same time.
                     Err(VaultError::Store {
@@ -218,14 +221,10 @@ impl Vault {
         self.inner.folders.as_ref().map(Folders::root)
     }
 
-    /// All disks.
-    ///
-    /// # Errors
-    /// If the vault cannot be read, or a record is damaged.
-    pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
+    /// The records of all disks, as they were made.
+    pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
         let prefix = Path::from("disks");
-        let listed =
-            self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&prefix)));
+        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
         for folder in listed.common_prefixes {
@@ -236,19 +235,15 @@ impl Vault {
                 Err(e) => return Err(e),
             }
         }
-        disks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(disks)
     }
 
-    /// The disk of a name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
-        let disks = self.disks()?;
-        disks.into_iter().find(|disk| disk.name == *name).ok_or_else(|| VaultError::NotFound {
-            object: format!("a disk named {name} in {}", self.url()),
-        })
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        &*self.inner.store
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.inner.runtime.block_on(work)
     }
 
     /// The record of a disk.
@@ -307,11 +302,17 @@ impl Vault {
         terms.last().map(|&term| self.document(&term_key(disk, Term(term)))).transpose()
     }
 
-    /// The cycles of all recovery points of a disk, oldest first.
+    /// The cycles of all recovery points of a disk, oldest first. Those that retention deletes while
+    /// this is read may be in it; who must have a point holds it (see [`crate::retain`]).
     ///
     /// # Errors
     /// If the vault cannot be read.
     pub fn points(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        crate::retain::existing_points(self, disk)
+    }
+
+    /// The cycles of all objects among a disk's points, whatever the ledger says of them.
+    pub(crate) fn point_objects(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
         let points = self.numbers(&format!("disks/{disk}/points"))?;
         Ok(points.into_iter().map(CycleNo).collect())
     }
@@ -406,9 +407,7 @@ impl Vault {
                 continue;
             }
             let key = segment_key(segment_id(disk, segment));
-            let removed =
-                self.inner.runtime.block_on(self.inner.store.delete(&Path::from(key.as_str())));
-            if let Err(e) = removed {
+            if let Err(e) = self.delete(&key) {
                 tracing::debug!("{key}: {e}: left behind, no point names it");
             }
         }
@@ -455,7 +454,7 @@ impl Vault {
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
-    fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
+    pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
         let len = self.len(key)?;
         if len > most as u64 {
             let reason = format!("{len} bytes, {most} at most make sense");
@@ -464,7 +463,8 @@ impl Vault {
         self.get_range(key, 0, len)
     }
 
-    fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+    /// Puts an object if it is absent, durably.
+    pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         if let Some(folders) = &self.inner.folders {
             folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
         }
@@ -475,25 +475,80 @@ impl Vault {
         Ok(())
     }
 
-    fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+    /// Deletes an object. One that is not there is deleted already. In a local directory a power loss
+    /// may bring it back until [`Self::settle`] was called.
+    pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
+        let path = Path::from(key);
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match deleted.map_err(|e| VaultError::of_store(key, e)) {
+            Err(VaultError::NotFound { .. }) => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    /// Deletes objects, with as few requests as the store allows.
+    pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
+        let first = keys.first().cloned().unwrap_or_default();
+        let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
+        let deleted = self.inner.store.delete_stream(futures::stream::iter(paths).boxed());
+        let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
+        for one in deleted {
+            match one.map_err(|e| VaultError::of_store(&first, e)) {
+                // Somebody else deleted it.
+                Ok(_) | Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the objects directly below a prefix, and their lengths, by name.
+    pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
+        let path = Path::from(prefix);
+        let objects = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let objects =
+            self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
+        let mut names: Vec<(String, u64)> = objects
+            .iter()
+            .filter_map(|meta| Some((meta.location.filename()?.to_owned(), meta.size)))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
         decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
     }
 
-    fn put_document<D: Document>(&self, key: &str, document: &D) -> Result<(), VaultError> {
+    pub(crate) fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+    ) -> Result<(), VaultError> {
         self.put(key, encode(document).within(key)?.into())
     }
 
     /// The objects below a prefix whose names are numbers, sorted; others are not ours.
-    fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
-        let path = Path::from(prefix);
-        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
-        let listed =
-            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(prefix, e))?;
+    pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
         let mut numbers: Vec<u64> =
-            listed.iter().filter_map(|meta| meta.location.filename()?.parse().ok()).collect();
+            self.listed(prefix)?.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
+}
+
+/// Which segment a name below `segments/` means; `None` for what is not ours.
+pub(crate) fn segment_named(disk: DiskId, name: &str) -> Option<SegmentId> {
+    let mut parts = name.splitn(3, '-');
+    let (cycle, attempt, number) = (parts.next()?, parts.next()?, parts.next()?);
+    let id = SegmentId {
+        disk,
+        cycle: CycleNo(cycle.parse().ok()?),
+        attempt: u64::from_str_radix(attempt, 16).ok()?,
+        number: number.parse().ok()?,
+    };
+    // Only what is written the one way we write it.
+    segment_key(id).ends_with(&format!("/{name}")).then_some(id)
 }
 
 /// Which object a segment reference means.

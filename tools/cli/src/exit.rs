@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
+use backstay_driver::offline::OfflineError;
 use backstay_sidecar::CycleError;
 use backstay_sidecar::service::ServiceError;
 
@@ -59,6 +60,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
+            || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()

@@ -19,7 +19,7 @@ use backstay_format::control::{
     ControlError, CutReply, DriverStatus, ErrorCode, Request, Response,
 };
 use backstay_track::env::Env;
-use backstay_track::{Backing, CutInfo, ProtectedDisk, TrackError};
+use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};
@@ -50,10 +50,12 @@ pub struct Server<E: Env, B: Backing> {
     lease_free: Condvar,
     connections: AtomicUsize,
     stop: Box<dyn Fn() + Send + Sync>,
+    grown: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<E: Env, B: Backing> Server<E, B> {
-    /// Listens on a socket, in place of one that a dead driver left.
+    /// Listens on a socket, in place of one that a dead driver left. `stop` is called when a client
+    /// asks for it, `grown` before it is told that the disk has a new size.
     ///
     /// # Errors
     /// If the socket cannot be made.
@@ -62,6 +64,7 @@ impl<E: Env, B: Backing> Server<E, B> {
         disk: Arc<ProtectedDisk<E, B>>,
         identity: Identity,
         stop: impl Fn() + Send + Sync + 'static,
+        grown: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         match fs::remove_file(socket) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -76,6 +79,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             lease_free: Condvar::new(),
             connections: AtomicUsize::new(0),
             stop: Box::new(stop),
+            grown: Box::new(grown),
         });
         thread::Builder::new()
             .name("control".into())
@@ -195,6 +199,14 @@ impl<E: Env, B: Backing> Connection<'_, E, B> {
             Request::FoldBack { epoch } => done(disk.fold_back(epoch)),
             Request::Announce { point } => done(disk.announce(point)),
             Request::RequireResync { reason } => done(disk.require_resync(reason)),
+            Request::Grow { size } => match disk.grow(size) {
+                Ok(Grown { from, to }) => {
+                    tracing::info!("the disk has {to} bytes now, {from} before");
+                    (self.server.grown)();
+                    Response::Grown { from, to }
+                }
+                Err(e) => failed(&e),
+            },
             Request::SetLimits { change_log } => {
                 disk.set_change_log_limit(change_log);
                 Response::Done

@@ -172,9 +172,14 @@ impl Env for Machine {
         lock(&self.shared.bits).insert(name.into(), Arc::clone(&bits));
         Ok(Bits { bits, name: name.into() })
     }
-    fn open_bits(&self, name: &str, _words: u64) -> io::Result<Option<(Vec<u8>, Bits)>> {
+    fn open_bits(
+        &self,
+        name: &str,
+        words: &dyn Fn(&[u8]) -> Option<u64>,
+    ) -> io::Result<Option<Bits>> {
         let bits = lock(&self.shared.bits).get(name).cloned();
-        Ok(bits.map(|bits| (bits.header.clone(), Bits { bits, name: name.into() })))
+        let bits = bits.filter(|bits| words(&bits.header).is_some());
+        Ok(bits.map(|bits| Bits { bits, name: name.into() }))
     }
     fn remove_bits(&self, name: &str) -> io::Result<()> {
         lock(&self.shared.bits).remove(name);

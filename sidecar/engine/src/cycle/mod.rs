@@ -287,6 +287,7 @@ fn look_at_vault(vault: &Vault, status: &DriverStatus) -> Result<Found, CycleErr
     if let Some(found) = find_disk(vault, status)? {
         return Ok(found);
     }
+    vault.claim_name(&status.name, status.disk)?;
     vault.create_disk(&DiskRecord {
         disk: status.disk,
         name: status.name.clone(),
@@ -317,7 +318,8 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, Cycl
     if found.is_none() {
         found = match vault.disk_named(&status.name) {
             Ok(record) => Some((record.disk, true)),
-            Err(VaultError::NotFound { .. }) => None,
+            // A name that its disk gave back is free.
+            Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => None,
             Err(e) => return Err(e.into()),
         };
     }

@@ -18,6 +18,7 @@ use crate::phase::Event;
 use crate::record::Record;
 use crate::schedule::{Outcome, Work};
 use crate::throttle::Throttle;
+use crate::upkeep;
 
 /// A cycle that ended.
 pub(super) struct Ended {
@@ -100,7 +101,10 @@ impl Cycle {
         }
         record.note(result, self.config.vault_of(name), &state);
         match result {
-            Ok(_) => Outcome::Done,
+            Ok(_) => {
+                upkeep::after_cycle(&self.config, name, self.config.vault_of(name));
+                Outcome::Done
+            }
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },
         }
     }

@@ -5,7 +5,7 @@
 //! against the checksum taken before compression (I6).
 
 pub mod compare;
-mod frames;
+pub(crate) mod frames;
 mod plan;
 mod restore;
 mod target;

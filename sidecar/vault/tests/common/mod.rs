@@ -1,6 +1,9 @@
 //! A disk in memory, the way it ships into a vault, and what a restore makes of it again.
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
+pub mod history;
+pub mod steps;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,6 +15,8 @@ use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
     VaultError, verify_cycle,
 };
+
+pub use steps::{At, Steps};
 
 /// A vault in a directory of its own, with one disk in it.
 pub struct Lab {
