@@ -44,6 +44,12 @@ pub enum Request {
         /// The closed epoch.
         epoch: EpochNo,
     },
+    /// The cycle is about to be committed as this point. Durable when it is answered: whatever
+    /// happens to the sidecar then, the disk knows the point as its own when it meets it again.
+    Announce {
+        /// The point.
+        point: Base,
+    },
     /// The cycle is committed: forget every closed epoch.
     Release {
         /// The newest closed epoch.
@@ -113,7 +119,7 @@ pub enum Response {
         /// The size now.
         to: ByteLen,
     },
-    /// Done: to release, fold back, limits, stop, resync.
+    /// Done: to announce, release, fold back, limits, stop, resync.
     Done,
     /// Refused or failed.
     Error(ControlError),
@@ -198,8 +204,12 @@ pub struct DriverStatus {
     pub lease: Option<String>,
     /// The point the dirty set is counted from.
     pub base: Option<Base>,
+    /// The point that was about to be committed last, if that was never confirmed.
+    pub announced: Option<Base>,
     /// If set, every sector counts as dirty.
     pub resync: Option<Resync>,
+    /// Counts the reasons for a resync as they came up.
+    pub resync_no: u64,
     /// Why the last cycle lost its point in time, until one is released.
     pub lost_point_in_time: Option<String>,
     /// Sectors that the next cycle ships (all, if `resync` is set).

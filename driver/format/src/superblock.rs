@@ -179,6 +179,12 @@ pub struct Superblock {
     pub resync: Option<Resync>,
     /// The recovery point the dirty set is counted from; none before the first.
     pub base: Option<Base>,
+    /// A recovery point that a sidecar was about to commit when this was written. If the vault
+    /// has it, the dirty set may be counted from it as well: it only holds more than it must.
+    pub announced: Option<Base>,
+    /// Counts the reasons for a resync as they come up, so that a resync that was interrupted
+    /// knows whether what it had compared still holds.
+    pub resync_no: u64,
     /// The size the disk is about to get: set before the backing is extended, cleared by the
     /// generation that has the new size. Larger than the size of `geometry`.
     pub growing_to: Option<ByteLen>,
@@ -222,6 +228,12 @@ impl Superblock {
             put(144, &base.point.to_bytes());
             put(160, &base.cycle.0.to_le_bytes());
         }
+        put(168, &self.resync_no.to_le_bytes());
+        if let Some(announced) = self.announced {
+            put(176, &announced.vault_disk.to_bytes());
+            put(192, &announced.point.to_bytes());
+            put(208, &announced.cycle.0.to_le_bytes());
+        }
         put(256, &self.growing_to.map_or(0, |size| size.0).to_le_bytes());
         put(264, &self.backing.map_or([0; 16], |id| id.0));
         let crc = crc32c::crc32c(&out[..CRC_AT]);
@@ -257,11 +269,13 @@ impl Superblock {
             }),
             other => return Err(bounds("clean", other.into())),
         };
-        let base = (f.u64(160) != 0).then(|| Base {
-            vault_disk: DiskId::from_bytes(f.array(128)),
-            point: PointId::from_bytes(f.array(144)),
-            cycle: CycleNo(f.u64(160)),
-        });
+        let base_at = |at: usize| {
+            (f.u64(at + 32) != 0).then(|| Base {
+                vault_disk: DiskId::from_bytes(f.array(at)),
+                point: PointId::from_bytes(f.array(at + 16)),
+                cycle: CycleNo(f.u64(at + 32)),
+            })
+        };
         let growing_to = match f.u64(256) {
             0 => None,
             size if size <= geometry.size.0 => return Err(bounds("growing_to", size)),
@@ -276,7 +290,9 @@ impl Superblock {
             clean,
             live,
             resync,
-            base,
+            base: base_at(128),
+            announced: base_at(176),
+            resync_no: f.u64(168),
             growing_to,
             backing,
         })
@@ -317,6 +333,12 @@ mod tests {
                 cycle: CycleNo(3),
                 point: PointId::from_bytes([2; 16]),
             }),
+            announced: Some(Base {
+                vault_disk: DiskId::from_bytes([1; 16]),
+                cycle: CycleNo(4),
+                point: PointId::from_bytes([3; 16]),
+            }),
+            resync_no: 6,
             growing_to: Some(ByteLen(3 << 30)),
             backing: Some(BackingId([6; 16])),
         }

@@ -80,6 +80,8 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(4), EpochNo(5), EpochNo(6), EpochNo(0x0102_0304_0506_0708)],
         resync: Some(Resync::BackingChanged),
         base: Some(base()),
+        announced: Some(Base { cycle: CycleNo(42), ..base() }),
+        resync_no: 6,
         growing_to: None,
         backing: None,
     };
@@ -89,6 +91,8 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(7)],
         resync: None,
         base: None,
+        announced: None,
+        resync_no: 0,
         ..full.clone()
     };
     [full, least]
@@ -195,6 +199,7 @@ fn requests() -> Vec<Request> {
         Request::Seal { epoch },
         Request::Release { epoch, base: base() },
         Request::FoldBack { epoch },
+        Request::Announce { point: base() },
         Request::RequireResync { reason: Resync::Asked },
         Request::SetLimits { change_log: ByteLen(20 << 30) },
         Request::Stop,
@@ -221,7 +226,9 @@ fn status() -> DriverStatus {
         }),
         lease: Some("sidecar".into()),
         base: Some(base()),
+        announced: None,
         resync: None,
+        resync_no: 3,
         lost_point_in_time: Some("the change log reached its limit".into()),
         dirty_sectors: 99,
         change_log_limit: ByteLen(1 << 39),

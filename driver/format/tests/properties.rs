@@ -55,9 +55,11 @@ fn superblock() -> impl Strategy<Value = Superblock> {
     (
         (any::<u64>(), disk_id(), geometry(), any::<[u8; 16]>()),
         (prop::option::of(clean), vec(any::<u64>().prop_map(EpochNo), 0..=LIVE_MAX)),
-        (prop::option::of(resync()), prop::option::of(base())),
+        (prop::option::of(resync()), any::<u64>()),
+        (prop::option::of(base()), prop::option::of(base())),
     )
-        .prop_map(|((generation, disk, geometry, boot_id), (clean, live), (resync, base))| {
+        .prop_map(|(fixed, (clean, live), (resync, resync_no), (base, announced))| {
+            let (generation, disk, geometry, boot_id) = fixed;
             // The other fields are derived, so that every case has some of them.
             let more = geometry.with_size(ByteLen(geometry.size.0 + generation % 4096)).ok();
             let growing_to = more.map(|g| g.size).filter(|&size| size > geometry.size);
@@ -72,6 +74,8 @@ fn superblock() -> impl Strategy<Value = Superblock> {
                 live,
                 resync,
                 base,
+                announced,
+                resync_no,
                 growing_to,
                 backing,
             }
@@ -89,6 +93,7 @@ fn request() -> impl Strategy<Value = Request> {
         epoch().prop_map(|epoch| Request::Seal { epoch }),
         (epoch(), base()).prop_map(|(epoch, base)| Request::Release { epoch, base }),
         epoch().prop_map(|epoch| Request::FoldBack { epoch }),
+        base().prop_map(|point| Request::Announce { point }),
         resync().prop_map(|reason| Request::RequireResync { reason }),
         any::<u64>().prop_map(|n| Request::SetLimits { change_log: ByteLen(n) }),
         prop::option::of(any::<u64>().prop_map(ByteLen)).prop_map(|size| Request::Grow { size }),

@@ -9,7 +9,7 @@ use std::io;
 
 use backstay_format::control::{Counters, FoundState};
 use backstay_format::superblock::{Geometry, Resync};
-use backstay_format::{ByteLen, ByteOffset, DiskId, SectorRange};
+use backstay_format::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
 
 use crate::closed::{Closed, Stripes};
 use crate::cut::Admin;
@@ -259,7 +259,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             let epoch = Arc::clone(&live.current);
             drop(live);
             if let Err(trouble) = epoch.make_ready(regions.clone()) {
-                self.distrust(&trouble);
+                self.distrust(epoch.no, &trouble);
                 given_up = Some(epoch.no);
             }
         }
@@ -267,7 +267,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
     /// Tracking of a region failed. The guest goes on (I4); from now on the whole disk counts as
     /// dirty, and says so durably if that can still be written.
-    fn distrust(&self, trouble: &NotReady) {
+    fn distrust(&self, epoch: EpochNo, trouble: &NotReady) {
         let (reason, error) = match trouble {
             NotReady::Intent(e) => (Resync::StateUnwritable, e),
             NotReady::Memory(e) => (Resync::NoMemory, e),
@@ -279,8 +279,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 self.id,
                 reason.explain()
             );
-            admin.distrust(reason);
         }
+        admin.distrust(epoch, reason);
     }
 
     /// The sectors of a request, which must lie inside the disk.

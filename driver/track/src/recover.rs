@@ -42,6 +42,8 @@ pub(crate) struct Opened<E: Env> {
 struct Dirty<B> {
     found: FoundState,
     resync: Option<Resync>,
+    /// Reasons for a resync that came up now.
+    raised: u64,
     /// Bits of this boot's live epochs.
     bits: Vec<B>,
     /// Whole regions.
@@ -86,6 +88,8 @@ fn create<E: Env, B: Backing>(
         live: vec![no],
         resync: Some(Resync::NeverShipped),
         base: None,
+        announced: None,
+        resync_no: 1,
         growing_to: None,
         backing: identity(backing)?,
     };
@@ -131,7 +135,7 @@ fn reopen<E: Env, B: Backing>(
         {
             // No memory for the bits (or no room for the intents, which then fails below).
             tracing::error!("no room for what was dirty ({e}): the disk will be resynced");
-            dirty.resync = dirty.resync.or(Some(Resync::NoMemory));
+            dirty.raise(Resync::NoMemory);
             dirty.bits.clear();
             dirty.saved = false;
             let none = RegionBits::new(geometry.regions());
@@ -164,12 +168,13 @@ fn reopen<E: Env, B: Backing>(
             current.add_dirty(piece);
         }
     }
-    let (resync, boot_id) = (dirty.resync, env.boot_id());
+    let (resync, raised, boot_id) = (dirty.resync, dirty.raised, env.boot_id());
     meta.change(|sb| {
         sb.live = vec![no];
         sb.boot_id = boot_id;
         sb.clean = None;
         sb.resync = resync;
+        sb.resync_no += raised;
         sb.geometry = geometry;
         sb.growing_to = None;
         sb.backing = identity;
@@ -212,8 +217,14 @@ fn find<E: Env, B: Backing>(
     geometry: Geometry,
 ) -> Result<Dirty<E::Bits>, TrackError> {
     let regions = RegionBits::new(geometry.regions());
-    let mut dirty =
-        Dirty { found: FoundState::Clean, resync: sb.resync, bits: vec![], regions, saved: false };
+    let mut dirty = Dirty {
+        found: FoundState::Clean,
+        resync: sb.resync,
+        raised: 0,
+        bits: vec![],
+        regions,
+        saved: false,
+    };
     if let (Some(was), Some(is)) = (sb.backing, identity)
         && was != is
     {
@@ -290,9 +301,14 @@ impl<B> Dirty<B> {
     fn damaged(&mut self, what: &str, reason: Resync) {
         tracing::error!("{what}: every sector counts as dirty, the disk will be resynced");
         self.found = FoundState::Damaged;
-        self.resync = self.resync.or(Some(reason));
+        self.raise(reason);
         self.bits.clear();
         self.saved = false;
+    }
+
+    fn raise(&mut self, reason: Resync) {
+        self.resync = self.resync.or(Some(reason));
+        self.raised += 1;
     }
 }
 

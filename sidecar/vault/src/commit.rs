@@ -44,8 +44,13 @@ pub struct PointMeta {
     pub term: Term,
     /// The newest point, which this one follows.
     pub predecessor: Option<Manifest>,
-    /// What kind of cycle this is. A delta builds on its predecessor's segments.
+    /// What kind of cycle this is.
     pub kind: CycleKind,
+    /// Whether it lays over its predecessor's segments, or stands alone. A delta never stands
+    /// alone, an initial point always; a resync by checksums lays over.
+    pub layered: bool,
+    /// The point's identity.
+    pub point: PointId,
     /// What the point promises.
     pub consistency: Consistency,
     /// The instant of the cut, nanoseconds since 1970.
@@ -128,9 +133,9 @@ impl Vault {
         if before.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
             return wrong("its cycle is not the one after its predecessor's".into());
         }
-        match (meta.kind, before) {
+        match before {
             // Lays over what is there, which must be the same disk; it may have grown.
-            (CycleKind::Delta, Some(before)) => {
+            Some(before) if meta.layered => {
                 if before.disk != disk || before.size > size {
                     return wrong(format!(
                         "a delta of a disk of {size} bytes cannot follow a point of {} bytes of \
@@ -144,7 +149,8 @@ impl Vault {
                     let new = SectorRange::new(before.size.0 / SECTOR_BYTES, end);
                     must_have_moved(&moved, new)?;
                 }
-                segments = before.segments.iter().copied().chain(segments).collect();
+                let inherited = self.inherited(before)?;
+                segments = inherited.into_iter().chain(segments).collect();
             }
             // Stands alone: what did not move now could never be restored.
             _ => must_have_moved(&moved, SectorRange::whole(size))?,
@@ -152,7 +158,7 @@ impl Vault {
         let manifest = Manifest {
             disk,
             size,
-            point: PointId::random(),
+            point: meta.point,
             cycle,
             term: meta.term,
             predecessor: before.map(|point| (point.cycle, point.point)),
@@ -166,11 +172,11 @@ impl Vault {
             segments,
         };
         match self.put_manifest(&manifest) {
-            Ok(()) => Ok(manifest),
+            Ok(()) => self.unless_stale(manifest),
             // A put whose answer was lost may have been done, and sent again it finds itself.
             Err(e) if self.is_ours(&manifest) => {
                 tracing::debug!("recovery point {cycle} is there: {e}");
-                Ok(manifest)
+                self.unless_stale(manifest)
             }
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..

@@ -90,6 +90,38 @@ pub enum VaultError {
     /// I5: somebody else committed this cycle.
     #[error("recovery point {0} was committed by another writer; this cycle was not committed")]
     LostRace(CycleNo),
+    /// A put was told to stop before all of it was let through.
+    #[error("vault: {object}: stopped before it was put")]
+    Stopped {
+        /// The key.
+        object: String,
+    },
+    /// Retention has deleted this point, or is about to.
+    #[error(
+        "recovery point {0} was deleted by the rules of retention a moment ago; pick another one \
+         (see backstay points), and pin what must stay"
+    )]
+    Retired(CycleNo),
+    /// A hold of this name is there and is somebody else's.
+    #[error("a hold named {name} is there already: {what}; use another name, or remove it first")]
+    HoldTaken {
+        /// The name.
+        name: String,
+        /// What it holds.
+        what: String,
+    },
+    /// Others maintain this disk at the same time and were always faster.
+    #[error(
+        "disk {disk} is being maintained by somebody else at the same time; nothing was lost, try \
+         again later"
+    )]
+    Contended {
+        /// The disk.
+        disk: backstay_format::DiskId,
+    },
+    /// Maintenance was told to stop. What it did is done, the rest comes next time.
+    #[error("maintenance was stopped; the rest is done next time")]
+    MaintenanceStopped,
     /// Another disk has this name.
     #[error("vault: the name {name} belongs to disk {disk}; choose another one")]
     NameTaken {
@@ -121,10 +153,16 @@ impl VaultError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Store { .. } | Self::Full { .. } | Self::LostRace(_) | Self::Missed { .. } => {
-                Class::Recoverable
-            }
-            Self::Url { .. }
+            Self::Store { .. }
+            | Self::Full { .. }
+            | Self::LostRace(_)
+            | Self::Missed { .. }
+            | Self::Stopped { .. }
+            | Self::Contended { .. }
+            | Self::MaintenanceStopped => Class::Recoverable,
+            Self::Retired(_)
+            | Self::HoldTaken { .. }
+            | Self::Url { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }

@@ -23,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Protect(verbs::protect::Protect),
+    Unprotect(verbs::unprotect::Unprotect),
     Mount(verbs::mount::Mount),
     Attach(verbs::attach::Attach),
     Detach(verbs::detach::Detach),
@@ -35,9 +37,18 @@ enum Verb {
     Points(verbs::points::Points),
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
+    Resync(verbs::resync::Resync),
+    Pin(verbs::pin::Pin),
+    Unpin(verbs::unpin::Unpin),
+    Holds(verbs::holds::Holds),
+    Prune(verbs::prune::Prune),
     Status(verbs::status::Status),
+    Jobs(verbs::jobs::Jobs),
+    Resume(verbs::resume::Resume),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
+    #[command(hide = true)]
+    Guardian(verbs::guardian::Guardian),
 }
 
 fn main() -> ExitCode {
@@ -46,9 +57,14 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Verb::Guardian(verb) = cli.verb {
+        return verb.run();
+    }
     cli.globals.start_logging();
     let context = Context::new(cli.globals)?;
     match cli.verb {
+        Verb::Protect(verb) => verb.run(&context),
+        Verb::Unprotect(verb) => verb.run(&context),
         Verb::Mount(verb) => verb.run(&context),
         Verb::Attach(verb) => verb.run(&context),
         Verb::Detach(verb) => verb.run(&context),
@@ -61,8 +77,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Points(verb) => verb.run(&context),
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
+        Verb::Resync(verb) => verb.run(&context),
+        Verb::Pin(verb) => verb.run(&context),
+        Verb::Unpin(verb) => verb.run(&context),
+        Verb::Holds(verb) => verb.run(&context),
+        Verb::Prune(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
+        Verb::Jobs(verb) => verb.run(&context),
+        Verb::Resume(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Guardian(verb) => verb.run(),
     }
 }

@@ -128,7 +128,9 @@ impl<E: Env, B: Backing> Server<E, B> {
             open_cut: track.open_cut,
             lease: self.lease().clone(),
             base: track.base,
+            announced: track.announced,
             resync: track.resync,
+            resync_no: track.resync_no,
             lost_point_in_time: track.lost_point_in_time,
             dirty_sectors: track.dirty_sectors,
             change_log_limit: track.change_log_limit,
@@ -195,6 +197,7 @@ impl<E: Env, B: Backing> Connection<'_, E, B> {
             },
             Request::Release { epoch, base } => done(disk.release(epoch, base)),
             Request::FoldBack { epoch } => done(disk.fold_back(epoch)),
+            Request::Announce { point } => done(disk.announce(point)),
             Request::RequireResync { reason } => done(disk.require_resync(reason)),
             Request::Grow { size } => match disk.grow(size) {
                 Ok(Grown { from, to }) => {

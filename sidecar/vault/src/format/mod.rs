@@ -2,6 +2,8 @@
 //! in words.
 
 pub mod document;
+pub mod hold;
+pub mod ledger;
 pub mod manifest;
 pub mod segment;
 

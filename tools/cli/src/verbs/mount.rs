@@ -58,6 +58,13 @@ pub struct How {
     no_tracking: bool,
 }
 
+impl How {
+    /// The most space for preserved blocks, if it was said.
+    pub fn change_log_limit(&self) -> Option<ByteSize> {
+        self.change_log_limit
+    }
+}
+
 impl Mount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let options = options(context, &self.backing, &self.name, &self.how)?;
