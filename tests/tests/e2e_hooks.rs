@@ -448,3 +448,83 @@ fn what_backstay_writes_to_is_not_frozen_and_what_others_froze_is_not_thawed() {
     assert!(!is_frozen(&vault.at));
     lab.is_not_frozen();
 }
+
+/// At any moment of a cycle, and whoever is killed: in the end nothing is frozen, and every pre command has
+/// its post. Short form some kills, long form (`BACKSTAY_TEST_LONG`) a hundred.
+#[test]
+fn kills_at_any_moment_leave_nothing_frozen() {
+    let long = std::env::var_os("BACKSTAY_TEST_LONG").is_some();
+    let seed = if long { fastrand::u64(..) } else { 0x6A4D };
+    println!("seed {seed:#x}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let lab = Lab::new("killany");
+    let told = lab.path("told");
+    lab.hooks(&format!(
+        "{}pre = [\"echo $PPID > {1}.pid; echo pre >> {1}\"]\npost = [\"echo post >> {1}\"]\n\
+         freeze_timeout = \"10m\"\n",
+        lab.freeze(),
+        told.display()
+    ));
+    let (stop, files) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut in_time = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                lab.write("busy");
+                files.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let ends = backstay_tests::harness::stamp::StopOnDrop(&stop);
+        for round in 0..if long { 100 } else { 12 } {
+            let mut sidecar = lab.host.start(&["cycle", "db"]);
+            // Somewhere in the life of a cycle, or just after it.
+            let pause = Duration::from_micros(rng.u64(0..120_000));
+            let began = Instant::now();
+            while began.elapsed() < pause {
+                thread::yield_now();
+            }
+            let guardian = fs::read_to_string(format!("{}.pid", told.display()));
+            if let (true, Ok(pid)) = (rng.bool(), guardian) {
+                let pid: i32 = pid.trim().parse().unwrap();
+                // If it is not there any more, that is a moment, too; its number may be another's.
+                let is_it = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                if is_it.is_ok_and(|command| command == "backstay\0guardian\0") {
+                    let pid = nix::unistd::Pid::from_raw(pid);
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                }
+            }
+            let _ = fs::remove_file(format!("{}.pid", told.display()));
+            if rng.bool() {
+                kill("-9", sidecar.id());
+            }
+            let whole = sidecar.wait().unwrap().success();
+            in_time += u32::from(whole);
+            // What nobody is left to mend, the next start does.
+            let frozen = lab.host.runtime.join("db/frozen.json");
+            let began = Instant::now();
+            while frozen.exists() && began.elapsed() < Duration::from_secs(1) {
+                thread::yield_now();
+            }
+            if frozen.exists() {
+                let mut service = lab.host.start(&["sidecar"]);
+                wait_for("the mending", || !frozen.exists());
+                kill("-TERM", service.id());
+                assert!(service.wait().unwrap().success(), "round {round}");
+            }
+            let before = files.load(Ordering::Relaxed);
+            wait_for("a write", || files.load(Ordering::Relaxed) > before + 1);
+        }
+        drop(ends);
+    });
+    println!("{in_time} cycles were whole");
+    let told = fs::read_to_string(told).unwrap();
+    let mut open = false;
+    for line in told.lines() {
+        // Post may come alone, and twice: when its guardian was killed in it. Pre never follows pre.
+        assert!(!(open && line == "pre"), "an application was left waiting: {told}");
+        open = line == "pre";
+    }
+    assert!(!open, "an application was left waiting: {told}");
+    assert_eq!(lab.cycle(), ("application".into(), String::new()));
+    lab.host.backstay(&["verify", "db"]);
+}

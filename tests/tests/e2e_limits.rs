@@ -99,6 +99,11 @@ fn wait_for_points(disk: &Disk, count: usize) {
     wait_for("a point", || disk.points().len() >= count);
 }
 
+/// Whether a cycle runs: who runs it holds the driver's lease.
+fn is_shipping(disk: &Disk) -> bool {
+    !disk.status()["driver"]["lease"].is_null()
+}
+
 const ALWAYS: &str = "Monday;0:00;4d | Friday;0:00;3d";
 
 #[test]
@@ -114,11 +119,23 @@ fn no_cycle_begins_in_a_blackout_and_a_change_applies_without_a_restart() {
     let service = Service::start(&host);
     wait_for_points(&free, 3);
     assert!(held.points().is_empty(), "it is blackout");
+    let blackout = held.status()["blackout"].clone();
+    assert!(blackout.as_str().unwrap().contains("never ends"), "{blackout}");
+    assert!(free.status()["blackout"].is_null());
     // By hand it works at any time.
     held.cycle();
     let free_has = free.points().len();
     wait_for_points(&free, free_has + 2);
     assert_eq!(held.points().len(), 1, "it is blackout");
+
+    // A longer interval, from now on.
+    write_config(&host, &settings(ALWAYS).replace("100ms", "1h"));
+    service.says("the configuration has changed");
+    wait_for("the end of the last cycle", || !is_shipping(&free));
+    let free_has = free.points().len();
+    write_config(&host, &settings(ALWAYS));
+    service.says("the configuration has changed");
+    wait_for_points(&free, free_has + 2);
 
     // A mistake is reported where it is, and changes nothing.
     write_config(&host, &settings("Monday;0:00;4d | Fryday;0:00;3d"));
@@ -152,7 +169,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     // At this rate the disk takes two hours.
     write_config(&host, "interval = \"100ms\"\n[throttle]\nlimit = \"1KiB/s\"\n");
     let service = Service::start(&host);
-    wait_for("the cycle", || slow.status()["state"] == "replicating");
+    wait_for("the cycle", || is_shipping(&slow));
     write_config(
         &host,
         &format!(
@@ -162,7 +179,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     );
     service.says("throttle: 0");
     wait_for_points(&slow, 1);
-    wait_for("the end of the cycle", || slow.status()["state"] == "protected");
+    wait_for("the end of the cycle", || !is_shipping(&slow));
     assert_eq!(slow.points().len(), 1, "and no other begins");
     host.backstay(&["verify", "slow"]);
 }
@@ -174,7 +191,7 @@ fn a_throttled_service_stops_at_once() {
     let slow = disk(&host, "slow", 8);
     write_config(&host, "[throttle]\nlimit = \"1KiB/s\"\n");
     let service = Service::start(&host);
-    wait_for("the cycle", || slow.status()["state"] == "replicating");
+    wait_for("the cycle", || is_shipping(&slow));
     let began = Instant::now();
     drop(service);
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());

@@ -10,11 +10,15 @@
 //! - I1: when a write reaches the backing, its region has a durable intent in an epoch that the
 //!   durable superblock names, and its sectors are dirty in a live bitmap;
 //! - after the last cycle, what is dirty covers all that differs from what was shipped;
+//! - groups: of two disks cut and held together, the second, which is written after the first was
+//!   answered, is never ahead of it;
 //! - nobody waits for ever (the explorer reports a deadlock).
 //!
-//! That the tests can fail is shown by `a_sidecar_that_looks_too_early_is_found` and by
-//! `a_driver_without_intents_is_found`, which break the protocol on purpose.
+//! That the tests can fail is shown by those whose names end in `is_found` or `are_found`: they break
+//! the protocol on purpose.
 
+#[path = "model/group.rs"]
+mod group;
 #[path = "model/machine.rs"]
 mod machine;
 #[path = "model/sidecar.rs"]

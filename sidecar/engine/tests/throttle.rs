@@ -39,7 +39,8 @@ fn bytes_below(dir: &Path) -> u64 {
 fn ten_seconds_are_within_five_percent_and_disks_share_fairly() {
     const LIMIT: u64 = MIB;
     let throttle = Throttle::new(settings(LIMIT), Zone::default());
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    // In memory: a disk that stalls would be measured, too.
+    let dirs = [(); 2].map(|()| tempfile::tempdir_in("/dev/shm").unwrap());
     let stop = AtomicBool::new(false);
     let (mut seconds, mut shares) = (vec![], vec![]);
     thread::scope(|scope| {
@@ -94,8 +95,8 @@ fn ten_seconds_are_within_five_percent_and_disks_share_fairly() {
         assert!((rate / LIMIT as f64 - 1.0).abs() < 0.05, "{rate} bytes a second");
     });
     for second in seconds {
-        // 0.2 s may be saved up, and the clock of a busy machine may be late by as much.
-        assert!((second / LIMIT as f64 - 1.0).abs() < 0.4, "one second had {second} bytes");
+        // 0.4 s may be saved up, and the clock of a busy machine may be late by as much.
+        assert!((second / LIMIT as f64 - 1.0).abs() < 0.6, "one second had {second} bytes");
     }
     let difference = (shares[0] - shares[1]).abs() / (shares[0] + shares[1]);
     assert!(difference < 0.1, "shares {shares:?}");

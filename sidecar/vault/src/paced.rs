@@ -3,7 +3,7 @@
 //! A store takes an object as a whole, and what it does with it then is its own affair. A directory,
 //! though, is written here, by the same rules `object_store` has: a staged file is written and synced,
 //! linked to its name, and the name is synced. In between each step waits until it is let through,
-//! and its write-back is begun at once: on a network file system it leaves the machine then,
+//! and its write-back is begun soon: on a network file system it leaves the machine then,
 //! not all together at the end.
 
 use std::fs::{File, OpenOptions};
@@ -11,6 +11,9 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+/// Bytes after which write-back is begun.
+const WRITE_BACK_BYTES: i64 = 256 << 10;
 
 /// Lets bytes through, some at a time.
 pub trait Pace: Sync {
@@ -74,17 +77,18 @@ fn write<'a>(
 ) -> io::Result<bool> {
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(staged)?;
-    let mut at = 0;
+    let (mut at, mut begun) = (0, 0);
     for mut part in parts {
         while !part.is_empty() {
             let Some(some) = pace.let_through(part.len() as u64) else { return Ok(false) };
             let all = part.len();
             let (now, later) = part.split_at(some.clamp(1, all as u64) as usize);
             file.write_all(now)?;
-            if !later.is_empty() {
-                begin_write_back(&file, at, now.len());
-            }
             at += now.len() as i64;
+            if at - begun >= WRITE_BACK_BYTES {
+                begin_write_back(&file, begun, at - begun);
+                begun = at;
+            }
             part = later;
         }
     }
@@ -94,10 +98,10 @@ fn write<'a>(
 
 /// Has the kernel write a range, without waiting. Whether it does so matters for the line's evenness
 /// alone: what must be durable is synced.
-fn begin_write_back(file: &File, at: i64, len: usize) {
+fn begin_write_back(file: &File, at: i64, len: i64) {
     // SAFETY: takes numbers only; the descriptor is open.
     unsafe {
-        libc::sync_file_range(file.as_raw_fd(), at, len as i64, libc::SYNC_FILE_RANGE_WRITE);
+        libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE);
     }
 }
 

@@ -45,6 +45,7 @@ enum Verb {
     Status(verbs::status::Status),
     Jobs(verbs::jobs::Jobs),
     Resume(verbs::resume::Resume),
+    Group(verbs::group::Group),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
     #[command(hide = true)]
@@ -85,6 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Status(verb) => verb.run(&context),
         Verb::Jobs(verb) => verb.run(&context),
         Verb::Resume(verb) => verb.run(&context),
+        Verb::Group(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
         Verb::Guardian(verb) => verb.run(),

@@ -14,6 +14,8 @@ use super::command::{CommandError, Environment, run};
 
 /// The most bytes a plan may have, as a document or a line.
 pub const PLAN_BYTES_MAX: usize = 64 << 10;
+/// The most that a time-out may be.
+const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const FILE: &str = "frozen.json";
 const LOCK: &str = "hooks.lock";
@@ -45,16 +47,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The most each command may take.
+    /// The most each command may take; a day at most.
     #[must_use]
     pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
+        Duration::from_millis(self.timeout_ms).min(TIME_MAX)
     }
 
-    /// The most from the first freeze to the thaw.
+    /// The most from the first freeze to the thaw; a day at most.
     #[must_use]
     pub fn freeze_timeout(&self) -> Duration {
-        Duration::from_millis(self.freeze_timeout_ms)
+        Duration::from_millis(self.freeze_timeout_ms).min(TIME_MAX)
     }
 
     /// Runs the commands before the cut, up to the first that fails.

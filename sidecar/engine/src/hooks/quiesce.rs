@@ -126,6 +126,7 @@ impl Quiesced {
             }
             match guardian.reports.next(deadline.min(Instant::now() + LOOK_EVERY)) {
                 Ok(Heard::Line(Report::Quiet {})) => {
+                    guardian.quiet = true;
                     self.guardian = Some(guardian);
                     return Ok(());
                 }
@@ -159,7 +160,9 @@ impl Quiesced {
             let outcome = if made { CutOutcome::Done } else { CutOutcome::Failed };
             guardian.tell(&Order::Cut(outcome));
             let deadline = Instant::now() + self.plan.freeze_timeout() + MARGIN;
-            match guardian.reports.next(deadline) {
+            let heard = guardian.reports.next(deadline);
+            guardian.quiet = false;
+            match heard {
                 Ok(Heard::Line(Report::Thawed { in_time: true, .. })) => {
                     self.consistency = Consistency::Application;
                 }
@@ -208,6 +211,8 @@ struct Guardian {
     child: Option<Child>,
     to: Option<ChildStdin>,
     reports: Lines,
+    /// Whether something is frozen, as far as is known.
+    quiet: bool,
 }
 
 impl Guardian {
@@ -220,8 +225,8 @@ impl Guardian {
         let (to, from) = (child.stdin.take(), child.stdout.take());
         let from = from.ok_or_else(|| io::Error::other("no pipe"))?;
         let runtime = plan.runtime.clone();
-        let mut guardian =
-            Self { runtime, child: Some(child), to, reports: Lines::new(OwnedFd::from(from)) };
+        let reports = Lines::new(OwnedFd::from(from));
+        let mut guardian = Self { runtime, child: Some(child), to, reports, quiet: false };
         guardian.tell(plan);
         Ok(guardian)
     }
@@ -255,6 +260,10 @@ impl Guardian {
 impl Drop for Guardian {
     fn drop(&mut self) {
         drop(self.to.take());
+        // Who stops may take the whole unit with it, guardians too: not before the thaw.
+        if self.quiet {
+            let _ = self.reports.next::<Report>(Instant::now() + MARGIN);
+        }
         let (Some(mut child), runtime) = (self.child.take(), self.runtime.clone()) else { return };
         // Post commands may take their time; nobody has to wait for them.
         let reaper = thread::Builder::new().name("guardian".into()).spawn(move || {

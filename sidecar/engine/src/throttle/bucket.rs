@@ -1,8 +1,8 @@
 //! How much may go at an instant: a token bucket, as a pure function of time.
 //!
-//! It fills at the limit and holds a fifth of a second of it, so over any 10 seconds at most 2 % more
-//! than the limit goes; and as long as whoever waits comes back within that fifth of a second, not less
-//! either. Numbers are whole (billionths of a byte), so nothing is lost to rounding.
+//! It fills at the limit and holds 0.4 seconds of it, so over any 10 seconds at most 4 % more than the
+//! limit goes; and as long as whoever waits comes back within that time (a busy machine, a vault that
+//! stalls), not less either. Numbers are whole (billionths of a byte), so nothing is lost to rounding.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::Rate;
 const STEPS_PER_SECOND: u64 = 40;
 /// The largest step, in bytes: even on a fast line a change of the limit is felt at once.
 const STEP_BYTES_MAX: u64 = 1 << 20;
-/// The part of a second that may be saved up.
-const SAVED: u64 = 5;
+/// Of a limit, what may be saved up: two fifths of a second's.
+const SAVED: (u64, u64) = (2, 5);
 /// Billionths of a byte in a byte.
 const UNIT: u128 = 1_000_000_000;
 
@@ -96,7 +96,8 @@ impl Bucket {
     /// The most it holds: always a step, or nobody would ever go.
     fn most(&self) -> u128 {
         let limit = self.rate.limit().map_or(0, std::num::NonZeroU64::get);
-        u128::from((limit / SAVED).max(self.step())) * UNIT
+        let saved = u128::from(limit) * u128::from(SAVED.0) * UNIT / u128::from(SAVED.1);
+        saved.max(u128::from(self.step()) * UNIT)
     }
 }
 
@@ -124,16 +125,18 @@ mod tests {
         sent
     }
 
-    /// The most and the least that went within any `width`, in steps' beginnings.
+    /// The most and the least that went within any `width` that begins with a step.
     fn extremes(sent: &[(Duration, u64)], width: Duration, end: Duration) -> (u64, u64) {
-        let within = |from: Duration| {
-            sent.iter().filter(|(at, _)| *at >= from && *at < from + width).map(|(_, n)| n).sum()
-        };
-        let starts = sent.iter().map(|(at, _)| *at).filter(|at| *at + width <= end);
-        starts.fold((0, u64::MAX), |(most, least), from| {
-            let bytes = within(from);
-            (most.max(bytes), least.min(bytes))
-        })
+        let (mut most, mut least, mut within, mut to) = (0, u64::MAX, 0, 0);
+        for (at, bytes) in sent.iter().take_while(|(at, _)| *at + width <= end) {
+            while let Some((_, next)) = sent.get(to).filter(|(then, _)| *then < *at + width) {
+                within += next;
+                to += 1;
+            }
+            (most, least) = (most.max(within), least.min(within));
+            within -= bytes;
+        }
+        (most, least)
     }
 
     const TEN: Duration = Duration::from_secs(10);
@@ -145,7 +148,7 @@ mod tests {
             let mut bucket = Bucket::new(Rate::bytes_per_second(rate), Duration::ZERO);
             // First idle, so that all is saved up that can be; then a thread that sleeps too long.
             let from = Duration::from_secs(60);
-            let late = || Duration::from_millis(rng.u64(0..150));
+            let late = || Duration::from_millis(rng.u64(0..350));
             let sent = send(&mut bucket, from, Duration::from_secs(22), late);
             let (most, least) = extremes(&sent, TEN, from + Duration::from_secs(22));
             let tens = rate as f64 * 10.0;

@@ -29,9 +29,9 @@ pub struct WeeklyWindows {
     windows: Vec<Window>,
 }
 
-/// Days before now in which a window that is still on may have begun: its length, and two in which
-/// the zone may have changed its day.
-const DAYS_BACK: i64 = 9;
+/// Days around now, beyond a window's length, in which one that is on may have begun: where the zone
+/// moves by a day, today is another one.
+const DAYS_AROUND: i64 = 2;
 /// Days after now in which the next change is found: two weeks, for a week's window may be empty.
 const DAYS_ON: i64 = 16;
 
@@ -65,14 +65,14 @@ impl WeeklyWindows {
     /// Whether one is on.
     #[must_use]
     pub fn is_inside(&self, now: Timestamp, zone: &TimeZone) -> bool {
-        self.spans(now, zone).iter().any(|span| span.contains(&now))
+        self.spans(now, zone, DAYS_AROUND).iter().any(|span| span.contains(&now))
     }
 
     /// When the answer of [`Self::is_inside`] changes next: never if there are no windows, or if
     /// they add up to always.
     #[must_use]
     pub fn next_change(&self, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let mut spans = self.spans(now, zone);
+        let mut spans = self.spans(now, zone, DAYS_ON);
         spans.sort_by_key(|span| span.start);
         let inside = spans.iter().any(|span| span.contains(&now));
         if !inside {
@@ -89,12 +89,16 @@ impl WeeklyWindows {
         (end < horizon).then_some(end)
     }
 
-    /// All windows from some days ago to some days on, as instants, without the empty ones.
-    fn spans(&self, now: Timestamp, zone: &TimeZone) -> Vec<Range<Timestamp>> {
+    /// All windows that may be on, or begin within some days from now, as instants, without the empty
+    /// ones.
+    fn spans(&self, now: Timestamp, zone: &TimeZone, days_on: i64) -> Vec<Range<Timestamp>> {
         let today = zone.to_datetime(now).date();
         let mut spans = vec![];
-        for day in (-DAYS_BACK..=DAYS_ON).filter_map(|days| today.checked_add(days.days()).ok()) {
-            for window in self.windows.iter().filter(|window| window.day == day.weekday()) {
+        for window in &self.windows {
+            let days_back = i64::from(window.minutes / (24 * 60)) + DAYS_AROUND;
+            let days =
+                (-days_back..=days_on).filter_map(|days| today.checked_add(days.days()).ok());
+            for day in days.filter(|day| day.weekday() == window.day) {
                 let begin = day.to_datetime(window.begin);
                 let Ok(end) = begin.checked_add(Span::new().minutes(window.minutes)) else {
                     continue;

@@ -101,6 +101,9 @@ fn print(status: &DiskStatus) {
     if let Some(next) = status.next_unix_ns.filter(|_| status.health.level == Level::Ok) {
         println!("  next cycle  {}", time(next));
     }
+    if let Some(blackout) = &status.blackout {
+        println!("  blackout    {blackout}");
+    }
     if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
         println!("  RPO now     {}", humantime::format_duration(age));
