@@ -183,6 +183,18 @@ class Sidecar:
                          f"said:\n{self.log.read_text()[-2000:]}")
 
 
+    def settle(self, patience):
+        """Until no disk's record has changed for some seconds: a first point is followed by another."""
+        started, before, since = time.monotonic(), None, time.monotonic()
+        while time.monotonic() - started < patience:
+            now = [record["last"]["cycle"] for _, record in self.fleet.records() if record["last"]]
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since > 5:
+                return
+            time.sleep(1)
+
+
 def over(seconds, sidecar, fleet):
     """Processor time that drivers and sidecar use while some seconds pass."""
     drivers, ship = fleet.cpu_seconds(), sidecar.process.cpu_ticks_seconds() if sidecar else 0
@@ -220,6 +232,7 @@ def compare(work, options):
     with Sidecar(fleet, vault, 86400) as sidecar:
         first = sidecar.wait_for_all(3600)
         print(f"  a first point of each: {first:.0f} s; leaving them alone again")
+        sidecar.settle(600)
         drivers_idle, sidecar_idle = over(idle, sidecar, fleet)
         quiet_pss = sidecar.process.field("Pss", "smaps_rollup")
 

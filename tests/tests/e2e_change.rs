@@ -239,6 +239,7 @@ fn a_renamed_disk_keeps_its_points() {
     let disk = host.renamed(&disk, "new");
     let asked = host.try_backstay(&["points", "old"]);
     assert!(said(&asked).contains("it is new now"), "{}", said(&asked));
+    refused(&disk, &["rename", "never", "new"], "never had");
     let gone = host.try_backstay(&["rename", "old", "newer"]);
     assert!(said(&gone).contains("no disk old"), "{}", said(&gone));
     disk.mount(&[]);
@@ -313,12 +314,15 @@ fn a_moved_disk_needs_no_resync() {
     fs::write(&to, b"precious").unwrap();
     refused(&disk, &["move", "data", "--to", &to_text], "--force");
     let itself = disk.backing.to_string_lossy().into_owned();
-    refused(&disk, &["move", "data", "--to", &itself, "--force"], "already");
+    let stays = host.json(&["move", "data", "--to", &itself, "--force"]);
+    assert_eq!(stays["copied_bytes"], 0, "it is there already");
     let moved = host.json(&["move", "data", "--to", &to_text, "--force"]);
     assert!(moved["copied_bytes"].as_u64().unwrap() < 5 * MIB, "holes stay holes: {moved}");
     assert!(fs::metadata(&to).unwrap().blocks() * 512 < 6 * MIB);
     assert_eq!(hash(&to), hash(&disk.backing));
 
+    let again = host.json(&["move", "data", "--to", &to_text, "--force"]);
+    assert_eq!(again["copied_bytes"], 0, "once more: nothing to do");
     let old = std::mem::replace(&mut disk.backing, to);
     refused(&disk, &["mount", &old.to_string_lossy(), "--name", "data"], "was moved");
     disk.mount(&[]);

@@ -141,7 +141,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 NotReady::Memory(_) => Resync::NoMemory,
             };
             tracing::error!("disk {}: folding in epoch {}: {trouble:?}", self.id, before.no);
-            admin.resync_current = admin.resync_current.or(Some(reason));
+            admin.raise(reason);
         }
         let only: Vec<EpochNo> = vec![next.no];
         match admin.record(|sb| sb.live = only) {

@@ -82,6 +82,14 @@ impl Vault {
         self.take_name(name, disk, 0)
     }
 
+    /// Whether a disk has a name, or was the last to have it.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn had_name(&self, disk: DiskId, name: &DiskName) -> Result<bool, VaultError> {
+        Ok(self.newest_of_name(name)?.is_some_and(|(_, newest)| newest.disk == disk))
+    }
+
     /// Gives a disk another name. Done again after it was killed in the middle, it finishes.
     ///
     /// # Errors

@@ -59,6 +59,8 @@ fn a_renamed_disk_is_found_by_its_new_name() {
         }
     }
     assert!(matches!(vault.disk_named(&name("never")), Err(VaultError::NotFound { .. })));
+    assert!(vault.had_name(a, &name("d")).unwrap() && vault.had_name(a, &name("c")).unwrap());
+    assert!(!vault.had_name(b, &name("d")).unwrap() && !vault.had_name(a, &name("x")).unwrap());
     // A name that was given back may be taken: by another disk, or by its own again.
     vault.rename_disk(b, &name("a")).unwrap();
     assert_eq!(vault.disk_named(&name("a")).unwrap().disk, b);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -132,12 +132,16 @@ pub(super) fn size_of(file: &File, device: bool) -> io::Result<ByteLen> {
 /// A loop device attached to this very file, if there is one.
 fn loop_device_on(file: &File) -> io::Result<Option<String>> {
     let ours = file.metadata()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut fuse = None;
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
             continue;
         };
-        if is_on_another_fuse_mount(&mounts, backing.trim_end(), ours.dev()) {
+        let mounts = match &fuse {
+            Some(mounts) => mounts,
+            None => fuse.insert(Mounts::read(BufReader::new(File::open("/proc/self/mountinfo")?))?),
+        };
+        if mounts.is_on_another_fuse(Path::new(backing.trim_end()), ours.dev()) {
             continue;
         }
         if let Ok(theirs) = fs::metadata(backing.trim_end())
@@ -149,22 +153,40 @@ fn loop_device_on(file: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Whether a path leads into a FUSE mount that is not the file system `dev`. Such a path must not
-/// be looked at: it is most likely another driver's disk, and if that driver hangs, so would we.
-fn is_on_another_fuse_mount(mountinfo: &str, path: &str, dev: u64) -> bool {
-    let (mut longest, mut found) = (0, false);
-    for line in mountinfo.lines() {
-        // 36 35 98:0 /root /mount/point options - type source options
-        let mut fields = line.split(' ');
-        let (number, at) = (fields.nth(2).unwrap_or_default(), fields.nth(1).unwrap_or_default());
-        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-        if Path::new(path).starts_with(at) && at.len() >= longest {
-            let here = format!("{}:{}", libc::major(dev), libc::minor(dev));
-            longest = at.len();
-            found = kind.is_some_and(|kind| kind.starts_with("fuse")) && number != here;
+/// Mount points, in their order: the number of their file system, and whether it is FUSE.
+struct Mounts(Vec<(PathBuf, String, bool)>);
+
+impl Mounts {
+    fn read(mountinfo: impl BufRead) -> io::Result<Self> {
+        let mut mounts = vec![];
+        for line in mountinfo.lines() {
+            let line = line?;
+            // 36 35 98:0 /root /mount/point options - type source options
+            let mut fields = line.split(' ');
+            let number = fields.nth(2).unwrap_or_default().to_owned();
+            let at = fields.nth(1).unwrap_or_default();
+            let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+            let fuse = kind.is_some_and(|kind| kind.starts_with("fuse"));
+            mounts.push((at.into(), number, fuse));
         }
+        Ok(Self(mounts))
     }
-    found
+
+    /// Whether a path leads into a FUSE mount that is not the file system `dev`. Such a path must
+    /// not be looked at: it is most likely another driver's disk, and if that driver hangs, so would
+    /// we.
+    fn is_on_another_fuse(&self, path: &Path, dev: u64) -> bool {
+        let here = format!("{}:{}", libc::major(dev), libc::minor(dev));
+        let (mut longest, mut found) = (0, false);
+        for (at, number, fuse) in &self.0 {
+            let len = at.as_os_str().len();
+            if path.starts_with(at) && len >= longest {
+                longest = len;
+                found = *fuse && *number != here;
+            }
+        }
+        found
+    }
 }
 
 #[cfg(test)]
@@ -178,7 +200,8 @@ mod tests {
 30 22 0:40 / /run rw,nosuid shared:2 - tmpfs tmpfs rw
 31 30 0:51 / /run/backstay/db/mnt rw - fuse.backstay backstay rw
 ";
-        let skipped = |path, dev| is_on_another_fuse_mount(mounts, path, dev);
+        let mounts = Mounts::read(mounts.as_bytes()).unwrap();
+        let skipped = |path, dev| mounts.is_on_another_fuse(Path::new(path), dev);
         assert!(skipped("/run/backstay/db/mnt/disk", libc::makedev(254, 0)));
         assert!(!skipped("/run/backstay/db/mnt/disk", libc::makedev(0, 51)));
         assert!(!skipped("/run/backstay/db/mnt2", libc::makedev(254, 0)));

@@ -1,7 +1,7 @@
 //! Mounting and unmounting, by the kernel's own calls: no helper program is needed.
 
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -114,13 +114,18 @@ impl Mounted {
 
 /// Takes away what a driver that died has left: a mount that answers "not connected".
 fn drop_stale(mount_point: &Path) -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
     let here = mount_point.to_string_lossy();
-    let ours = |line: &&str| {
+    let ours = |line: &str| {
         let mut fields = line.split(' ');
         fields.next() == Some("backstay") && fields.next() == Some(here.as_ref())
     };
-    for _ in mounts.lines().filter(ours) {
+    // Line by line: with a thousand disks the table is long, and what is read at once stays in this
+    // process's locked memory for ever.
+    let mut found = 0;
+    for line in BufReader::new(File::open("/proc/self/mounts")?).lines() {
+        found += usize::from(ours(&line?));
+    }
+    for _ in 0..found {
         // Not stat(2): what the kernel remembers of the attributes outlives the driver.
         match statfs(mount_point) {
             Err(Errno::ENOTCONN) => {

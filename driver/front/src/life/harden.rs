@@ -16,6 +16,13 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 /// Makes the process safe to wait for. What is not permitted is a warning, not an error: it then
 /// works as long as memory does not run short.
 pub(super) fn harden() {
+    // What starting up has used and does not need any more (the table of mounts, above all) must not
+    // be locked in. The default gives every thread its own arena of up to 64 MiB to scatter over.
+    // SAFETY: take numbers only, and give back what nobody uses.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::malloc_trim(0);
+    }
     // From linux/mman.h; the flag says: lock pages when they are touched, not before.
     let lock = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: takes flags only; changes no memory.
@@ -26,9 +33,6 @@ pub(super) fn harden() {
     if let Err(e) = fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("asking the OOM killer to spare the driver: {e}");
     }
-    // The default gives every thread its own arena of up to 64 MiB to scatter over.
-    // SAFETY: takes numbers only.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
 
 fn warn(what: &str, result: nix::Result<()>) {

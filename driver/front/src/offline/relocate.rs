@@ -83,7 +83,11 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
         return Ok(done);
     }
     let source = open(&from, Engine::Buffered)?;
-    if disk.binding(&source).map_err(of_state)? != Binding::Bound {
+    let binding = disk.binding(&source).map_err(of_state)?;
+    if binding == Binding::Bound && is_same_file(&from, &order.to) {
+        return Ok(already_there(order, &disk, &record));
+    }
+    if binding != Binding::Bound {
         return Err(OfflineError::Refused(format!(
             "{} is not the backing of disk {name} as it was left: another one, or changed since. \
              Mount the disk once, so that its state knows what to do about that",
@@ -125,6 +129,24 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
     save(&record, paths)?;
     let growing_to = disk.superblock().growing_to;
     Ok(Moved { from, to: order.to.clone(), size, growing_to, copied_bytes })
+}
+
+/// The disk is where it is to be moved to: an earlier run has done all of it.
+fn already_there(order: &Relocation, disk: &Offline<FsEnv>, record: &BackingRecord) -> Moved {
+    let left = record.moved_from.as_ref().map_or_else(|| order.to.clone(), |was| was.path.clone());
+    Moved {
+        from: left,
+        to: order.to.clone(),
+        size: disk.superblock().geometry.size,
+        growing_to: disk.superblock().growing_to,
+        copied_bytes: 0,
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id =
+        |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino(), meta.rdev()));
+    id(one).is_some() && id(one) == id(other)
 }
 
 /// A move that was killed between its superblock and its note: the target is the disk's already.
@@ -181,8 +203,7 @@ impl Target {
             }
             return Ok(target);
         };
-        let source = fs::metadata(from).map_err(io_error(format!("{}", from.display())))?;
-        if (source.dev(), source.ino()) == (meta.dev(), meta.ino()) {
+        if is_same_file(from, &path) {
             return Err(OfflineError::Refused(format!("{shown} is the disk's backing already")));
         }
         let device = meta.file_type().is_block_device();

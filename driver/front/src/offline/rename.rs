@@ -111,11 +111,18 @@ fn superblock(paths: &DiskPaths) -> Result<Option<Superblock>, OfflineError> {
     }
 }
 
-/// Removes what a stopped driver left on tmpfs: files and an empty mount point, nothing below it.
+/// Removes what a stopped driver left on tmpfs: its bits, its socket and an empty mount point. What
+/// others keep there stays.
 fn tidy(runtime: &Path) {
+    let bits =
+        |name: &str| ["dirty-", "preserved-", "shipped-"].iter().any(|p| name.starts_with(p));
     for entry in fs::read_dir(runtime).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let _ = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let _ = match name.as_str() {
+            "mnt" => fs::remove_dir(entry.path()),
+            name if name == "control.sock" || bits(name) => fs::remove_file(entry.path()),
+            _ => Ok(()),
+        };
     }
     if let Err(e) = fs::remove_dir(runtime) {
         tracing::debug!("{}: {e}: left behind, nothing uses it", runtime.display());

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use backstay_driver::backing::copy::Step;
 use backstay_driver::offline::{Relocation, relocate};
 use backstay_format::DiskName;
+use backstay_sidecar::protection::Protection;
 use clap::Args;
 
 use super::progress::Progress;
@@ -61,6 +63,12 @@ impl Move {
         });
         bar.end();
         let moved = moved?;
+        if let Some(mut protection) = Protection::load(&order.paths.state) {
+            protection.backing = moved.to.canonicalize().unwrap_or_else(|_| moved.to.clone());
+            protection.save(&order.paths.state).with_context(|| {
+                format!("disk {} was moved, but its protection not told; run this again", self.name)
+            })?;
+        }
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name,

@@ -3,6 +3,9 @@
 use anyhow::Context as _;
 use backstay_driver::offline::{Renaming, Stage};
 use backstay_format::{DiskId, DiskName};
+use backstay_sidecar::config::DiskConfig;
+use backstay_sidecar::hooks;
+use backstay_sidecar::protection::Protection;
 use backstay_sidecar::record::Record;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
@@ -32,24 +35,31 @@ pub struct Rename {
 impl Rename {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (old, new) = (&self.old, &self.new);
-        let (disk, shipped, renaming) = match Renaming::begin(&context.roots, old, new)? {
-            Stage::Ready(renaming) => {
-                let sb = renaming.superblock();
-                (sb.disk, sb.base.is_some(), Some(renaming))
-            }
-            Stage::Done(sb) => (sb.disk, sb.base.is_some(), None),
+        // What hooks keep is kept under the old name: nobody would look there any more.
+        if let Some(did) = hooks::mend(&context.roots.disk(old).runtime) {
+            tracing::warn!("disk {old}: {did}");
+        }
+        let (superblock, renaming) = match Renaming::begin(&context.roots, old, new)? {
+            Stage::Ready(renaming) => (renaming.superblock().clone(), Some(renaming)),
+            Stage::Done(superblock) => (superblock, None),
         };
+        // A disk that was adopted has another identity in the vault.
+        let base = superblock.base.or(superblock.announced);
+        let disk = base.map_or(superblock.disk, |base| base.vault_disk);
+        let shipped = base.is_some();
         let name_here = if renaming.is_some() { old } else { new };
         let record = Record::load(&context.roots.disk(name_here).state);
         let url = self.vault_url(context, &record);
+        let protection = Protection::load(&context.roots.disk(name_here).state);
         if renaming.is_some() {
-            self.same_vault_later(context, &record, &url)?;
+            self.same_vault_later(context, &record, protection.as_ref(), &url)?;
         }
-        let in_vault = self.in_vault(&url, disk, shipped || record.last.is_some())?;
+        let must = shipped || record.last.is_some();
+        let in_vault = self.in_vault(&url, disk, must, renaming.is_none())?;
         if renaming.is_none() && !in_vault {
             return Err(Refused(format!(
-                "there is no disk {old} on this host, and {new} is not it as far as {url} knows. \
-                 Nothing was changed"
+                "there is no disk {old} on this host, and as far as {url} knows {new} never had \
+                 that name. Nothing was changed"
             ))
             .into());
         }
@@ -66,7 +76,7 @@ impl Rename {
             if !in_vault {
                 println!("it was never shipped: no vault had to be told");
             }
-            if context.config.disk.contains_key(old) {
+            if self.is_configured(context, protection.as_ref()) {
                 println!("rename [disk.{old}] in the configuration to [disk.{new}]");
             }
         }
@@ -84,11 +94,19 @@ impl Rename {
         &self,
         context: &Context,
         record: &Record,
+        protection: Option<&Protection>,
         url: &str,
     ) -> Result<(), Refused> {
-        let later = context.config.vault_of(&self.new);
-        let configured = context.config.disk.contains_key(&self.old);
-        if !configured || record.last.is_none() || later == url {
+        // What `backstay protect` was told goes with the disk; the configuration's section does not.
+        let mut config = context.config.clone();
+        if let Some(protection) = protection {
+            let disk = config.disk.entry(self.new.clone()).or_default();
+            disk.vault = disk.vault.take().or_else(|| Some(protection.vault.clone()));
+            disk.policy = disk.policy.take().or_else(|| protection.policy.clone());
+        }
+        let later = config.vault_of(&self.new);
+        let now = context.config.vault_of(&self.old);
+        if record.last.is_none() || later == url || later == now {
             return Ok(());
         }
         Err(Refused(format!(
@@ -99,15 +117,35 @@ impl Rename {
         )))
     }
 
+    /// Whether the configuration file has a section for the old name.
+    fn is_configured(&self, context: &Context, protection: Option<&Protection>) -> bool {
+        let of_protection = protection.map(|protection| DiskConfig {
+            vault: Some(protection.vault.clone()),
+            policy: protection.policy.clone(),
+            ..DiskConfig::default()
+        });
+        let section = context.config.disk.get(&self.old);
+        section.is_some_and(|section| Some(section) != of_protection.as_ref())
+    }
+
     /// Renames the disk in its vault; whether the vault has it. A disk that was never shipped need not
-    /// have one.
-    fn in_vault(&self, url: &str, disk: DiskId, shipped: bool) -> anyhow::Result<bool> {
+    /// have one. `again`: only if it had the old name.
+    fn in_vault(
+        &self,
+        url: &str,
+        disk: DiskId,
+        shipped: bool,
+        again: bool,
+    ) -> anyhow::Result<bool> {
         let must = shipped || self.vault.is_some();
         let vault = match Vault::open(url) {
             Ok(vault) => vault,
             Err(VaultError::Url { .. } | VaultError::NotFound { .. }) if !must => return Ok(false),
             Err(e) => return Err(e).context("nothing was changed"),
         };
+        if again && !vault.had_name(disk, &self.old)? {
+            return Ok(false);
+        }
         match vault.rename_disk(disk, &self.new) {
             Ok(()) => Ok(true),
             Err(VaultError::NotFound { .. }) if !must => Ok(false),
