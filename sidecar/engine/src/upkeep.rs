@@ -1,12 +1,12 @@
 //! Upkeep of vaults after cycles: retention, merging, collection.
 //!
 //! One thread does it for all disks, beside their cycles and never in their way: maintenance is safe
-//! beside anything. It is never waited for; when the process ends it is cut off wherever it is,
+//! beside anything. What it sends goes through the throttle, too. It is never waited for; when the process ends it is cut off wherever it is,
 //! which is as good as a kill, and that is safe too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,7 @@ use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
+use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
 const EVERY: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ struct Due {
     name: DiskName,
     url: String,
     policy: Policy,
+    throttle: Arc<Throttle>,
 }
 
 /// How a disk is maintained.
@@ -41,7 +43,7 @@ pub fn policy(config: &Config, name: &DiskName, thorough: bool) -> Policy {
 }
 
 /// Tells that a disk made a point: its vault is looked after soon, at most once a minute.
-pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
+pub fn after_cycle(config: &Config, name: &DiskName, url: &str, throttle: &Arc<Throttle>) {
     static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
     static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
     let Some(worker) = WORKER.get_or_init(start) else { return };
@@ -50,7 +52,8 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
         return;
     }
     let policy = policy(config, name, false);
-    if worker.try_send(Due { name: name.clone(), url: url.into(), policy }).is_ok() {
+    let throttle = Arc::clone(throttle);
+    if worker.try_send(Due { name: name.clone(), url: url.into(), policy, throttle }).is_ok() {
         last.insert(name.clone(), Instant::now());
     }
 }
@@ -69,13 +72,14 @@ fn start() -> Option<Sender<Due>> {
 fn work(jobs: &Receiver<Due>) {
     // Finding a disk by its name reads every disk's record.
     let mut known: BTreeMap<(String, DiskName), DiskId> = BTreeMap::new();
-    for Due { name, url, policy } in jobs {
+    for Due { name, url, policy, throttle } in jobs {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
             let disk = match known.get(&key) {
                 Some(&disk) => disk,
                 None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
             };
+            let vault = vault.paced(throttle);
             maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
         });
         tell(&key.1, &done);

@@ -102,7 +102,8 @@ impl Cycle {
         record.note(result, self.config.vault_of(name), &state);
         match result {
             Ok(_) => {
-                upkeep::after_cycle(&self.config, name, self.config.vault_of(name));
+                let url = self.config.vault_of(name);
+                upkeep::after_cycle(&self.config, name, url, &self.throttle);
                 Outcome::Done
             }
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },

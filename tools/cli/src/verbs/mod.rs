@@ -7,6 +7,7 @@ pub mod docs;
 pub mod grow;
 pub mod guardian;
 pub mod holds;
+pub mod hooks;
 pub mod jobs;
 pub mod mount;
 pub mod pin;
