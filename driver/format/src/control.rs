@@ -18,6 +18,8 @@ use crate::{DiskName, FormatError};
 pub const HEADER_BYTES: usize = 20;
 /// Longest body.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Longest time that a cut may hold writes, in nanoseconds: 5 s.
+pub const HOLD_NS_MAX: u64 = 5_000_000_000;
 
 const WHAT: &str = "control message";
 const MAGIC: &[u8; 8] = b"BSTYCTRL";
@@ -38,6 +40,19 @@ pub enum Request {
     Cut {
         /// Whether the closed epoch must stay as it is at the cut.
         mode: CutMode,
+    },
+    /// Make ahead what the next point-in-time cut needs, so that the cut itself takes no time.
+    PrepareCut,
+    /// A point-in-time cut after which no write begins: until [`Request::Thaw`], or until the time
+    /// has passed, or the connection ends, whichever comes first.
+    CutAndHold {
+        /// The longest hold in nanoseconds, from the cut; at most [`HOLD_NS_MAX`].
+        hold_ns: u64,
+    },
+    /// End the hold of a cut.
+    Thaw {
+        /// The epoch that was closed.
+        epoch: EpochNo,
     },
     /// All sectors were read or preserved: end copy-before-write, fix the preserved log's length.
     Seal {
@@ -103,7 +118,7 @@ pub enum Response {
         /// The state of the disk when the lease was given.
         status: Box<DriverStatus>,
     },
-    /// To [`Request::Cut`].
+    /// To [`Request::Cut`] and [`Request::CutAndHold`].
     Cut(Box<CutReply>),
     /// To [`Request::Seal`].
     Sealed {
@@ -119,7 +134,15 @@ pub enum Response {
         /// The size now.
         to: ByteLen,
     },
-    /// Done: to announce, release, fold back, limits, stop, resync.
+    /// To [`Request::Thaw`].
+    Thawed {
+        /// Whether the hold lasted until the request came: no write began since the cut. If not, it
+        /// had ended by itself.
+        in_force: bool,
+        /// How long writes were held, in nanoseconds.
+        held_ns: u64,
+    },
+    /// Done: to prepare, announce, release, fold back, limits, stop, resync.
     Done,
     /// Refused or failed.
     Error(ControlError),
@@ -325,6 +348,8 @@ mod tests {
             Request::Status,
             Request::Lease { client: "sidecar".into() },
             Request::Cut { mode: CutMode::Fuzzy },
+            Request::CutAndHold { hold_ns: 200_000_000 },
+            Request::Thaw { epoch: EpochNo(3) },
             Request::Seal { epoch: EpochNo(3) },
         ] {
             let bytes = encode(&ask).unwrap();

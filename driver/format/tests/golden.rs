@@ -203,6 +203,9 @@ fn requests() -> Vec<Request> {
         Request::RequireResync { reason: Resync::Asked },
         Request::SetLimits { change_log: ByteLen(20 << 30) },
         Request::Stop,
+        Request::PrepareCut,
+        Request::CutAndHold { hold_ns: 200_000_000 },
+        Request::Thaw { epoch },
     ]
 }
 
@@ -284,6 +287,7 @@ fn responses() -> Vec<Response> {
         Response::Sealed { log_end: ByteOffset(4096), lost: Some("disk full".into()) },
         Response::Done,
         Response::Error(ControlError { code: ErrorCode::Busy, message: "by another".into() }),
+        Response::Thawed { in_force: true, held_ns: 1_500_000 },
     ]
 }
 

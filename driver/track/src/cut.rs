@@ -6,18 +6,17 @@
 //! their union, so a crash anywhere in here can add sectors but never lose one (I1).
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Resync, Superblock};
 use backstay_format::{ByteLen, ByteOffset, EpochNo};
 
-use crate::closed::Closed;
 use crate::disk::Live;
 use crate::env::Env;
 use crate::epoch::{Epoch, remove_files};
 use crate::error::Doing;
 use crate::meta::Meta;
+use crate::prepare::{Prepared, Swap};
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, RwLockReadGuard, alone, lock, shared};
 use crate::{Backing, ProtectedDisk, TrackError, clean};
@@ -27,6 +26,8 @@ pub(crate) struct Admin<E: Env> {
     pub meta: Meta<E::File>,
     /// Epochs closed by fuzzy cuts, waiting for the cycle's end.
     pub fuzzy: Vec<Arc<Epoch<E>>>,
+    /// What the next cut needs, if it was made ahead.
+    pub prepared: Option<Prepared<E>>,
     /// Why every sector counts as dirty in the current epoch.
     pub resync_current: Option<Resync>,
     /// Why every sector counted as dirty when the open cycle was cut.
@@ -45,6 +46,7 @@ impl<E: Env> Admin<E> {
         Self {
             meta,
             fuzzy: vec![],
+            prepared: None,
             resync_current,
             resync_closed: None,
             lost_last: None,
@@ -119,62 +121,17 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// nothing has changed.
     pub fn cut(&self, mode: CutMode) -> Result<CutInfo, TrackError> {
         let mut admin = lock(&self.admin);
-        let closing = {
-            let live = self.live();
-            if live.closed.is_some() {
-                return Err(TrackError::Order("a cut is open already: release or fold it back"));
-            }
-            Arc::clone(&live.current)
-        };
-        if mode == CutMode::PointInTime && admin.resync_current.is_some() {
-            // Copy-before-write keeps dirty sectors only, so this could be no point in time.
-            return Err(TrackError::Order("the whole disk is dirty: a fuzzy cut must come first"));
-        }
-        if mode == CutMode::Fuzzy && !admin.fuzzy.is_empty() {
-            return Err(TrackError::Order("a fuzzy cut is open: a point-in-time cut must follow"));
-        }
-        let no = closing.no.next();
-        // The regions that are hot now get their intents ahead: a warm working set pays nothing.
-        let hot = closing.hot_regions();
-        let next = Epoch::create(&self.env, self.id, no, self.geometry(), &hot)
-            .doing("making the next epoch")?;
-        let mut closed = match mode {
-            CutMode::PointInTime => Some(
-                Closed::prepare(&self.env, self.id, &closing, self.geometry(), &self.stripes)
-                    .doing("making the preserved log")?,
-            ),
-            CutMode::Fuzzy => None,
-        };
-        let name_it = |sb: &mut Superblock| {
-            if !sb.live.contains(&no) {
-                sb.live.push(no);
-            }
-        };
-        admin.record(name_it).doing("writing the superblock")?;
-
-        let asked = Instant::now();
-        let mut live = alone(&self.gate);
-        if let Some(closed) = &mut closed {
-            if let Err(e) = closed.take_memory() {
-                drop(live);
-                let undone = admin.record(|sb| sb.live.retain(|&epoch| epoch != no));
-                if undone.is_ok() {
-                    remove_files(&self.env, no);
-                }
-                return Err(e).doing("taking memory for the preserved bits");
-            }
-            closed.cut_unix_ns = self.env.now_unix_ns();
-        }
-        let cut_unix_ns = closed.as_ref().map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
-        live.current = Arc::new(next);
-        live.closed = closed.map(Arc::new);
-        let paths = live.closed.as_ref().map(|closed| closed.paths());
+        let (swap, live) = self.swap(&mut admin, mode)?;
         drop(live);
-        let held_ns = asked.elapsed().as_nanos() as u64;
+        let held_ns = swap.asked.elapsed().as_nanos() as u64;
+        self.sums.note_held(held_ns);
+        Ok(self.after_swap(&mut admin, swap, held_ns))
+    }
 
+    /// What a cut gives to the sidecar, and what the swap leaves to be noted.
+    pub(crate) fn after_swap(&self, admin: &mut Admin<E>, swap: Swap<E>, held_ns: u64) -> CutInfo {
+        let Swap { closing, mode, cut_unix_ns, paths, .. } = swap;
         self.sums.cuts.fetch_add(1, Ordering::Relaxed);
-        self.sums.cut_held_ns_last.store(held_ns, Ordering::Relaxed);
-        self.sums.cut_held_ns_max.fetch_max(held_ns, Ordering::Relaxed);
         self.sums.intent_commits.fetch_add(closing.intents.commits(), Ordering::Relaxed);
         let whole_disk = admin.resync_current.take();
         admin.resync_closed = admin.resync_closed.or(whole_disk);
@@ -194,7 +151,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         if mode == CutMode::Fuzzy {
             admin.fuzzy.push(closing);
         }
-        Ok(info)
+        info
     }
 
     /// Every sector was read or is preserved: ends copy-before-write.
@@ -270,7 +227,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut admin = lock(&self.admin);
         match self.newest_closed(&admin) {
             Some(_) => self.fold_all(&mut admin),
-            None => Ok(()),
+            None => {
+                self.forget_prepared(&mut admin);
+                Ok(())
+            }
         }
     }
 
@@ -312,6 +272,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         if self.newest_closed(&admin).is_some() {
             self.fold_all(&mut admin)?;
         }
+        self.forget_prepared(&mut admin);
         let current = Arc::clone(&self.live().current);
         let stop = clean::save(&self.env, &self.backing, self.id, &current)?;
         admin.record(|sb| sb.clean = Some(stop)).doing("writing the superblock")
@@ -327,6 +288,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     }
 
     fn fold_all(&self, admin: &mut Admin<E>) -> Result<(), TrackError> {
+        self.forget_prepared(admin);
         let (current, closed) = {
             let live = self.live();
             (Arc::clone(&live.current), live.closed.clone())

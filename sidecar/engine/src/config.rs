@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
+use backstay_vault::GroupName;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
 use backstay_vault::retain::Keep;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
@@ -91,6 +93,10 @@ pub struct Config {
     pub ship: Ship,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
+    /// Consistency groups.
+    pub group: BTreeMap<GroupName, GroupConfig>,
+    /// How hosts know each other.
+    pub tls: Option<TlsConfig>,
 }
 
 /// How to ship.
@@ -167,6 +173,8 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             disk: BTreeMap::new(),
+            group: BTreeMap::new(),
+            tls: None,
         }
     }
 }

@@ -14,6 +14,7 @@
 //! - [`prerequisites`]: what must hold before a disk is protected
 //! - [`protection`]: what `backstay protect` was told
 //! - [`requests`]: what people's commands ask of a running sidecar
+//! - [`group`]: disks of one host and of several, cut at one instant
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
@@ -22,6 +23,7 @@
 pub mod config;
 pub mod cycle;
 pub mod error;
+pub mod group;
 pub mod hooks;
 pub mod jobs;
 pub mod phase;

@@ -171,6 +171,7 @@ mod tests {
             kind: CycleKind::Initial,
             cycle: CycleNo(1),
             point: PointId::from_bytes([1; 16]),
+            disk: None,
             cut_unix_ns: 5,
             committed_unix_ns: 6,
             held_ns: 7,

@@ -2,7 +2,9 @@
 //! checksum or digest put right, so that the fields behind it are reached.
 
 use backstay_format::{ByteLen, SectorRange};
-use backstay_vault::format::document::{DiskRecord, TermRecord, VaultRecord, decode, encode};
+use backstay_vault::format::document::{
+    DiskRecord, NameRecord, TermRecord, VaultRecord, decode, encode,
+};
 use backstay_vault::format::hold::HoldRecord;
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
@@ -82,6 +84,10 @@ pub fn document(data: &[u8]) {
     }
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);
+    if let Ok(name) = decode::<NameRecord>(data) {
+        let again = encode(&name).and_then(|bytes| decode::<NameRecord>(&bytes));
+        assert_eq!(again, Ok(name));
+    }
     if let Ok(disk) = decode::<DiskRecord>(data) {
         let again = encode(&disk).and_then(|bytes| decode::<DiskRecord>(&bytes));
         assert_eq!(again, Ok(disk));

@@ -8,12 +8,14 @@
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
+//! - [`groups`]: points of many disks, cut at one instant
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
 pub mod error;
 pub mod format;
 pub mod frame;
+pub mod groups;
 mod local;
 mod names;
 pub mod paced;
@@ -25,6 +27,7 @@ pub mod store;
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
 pub use format::document::{DiskRecord, NameRecord, TermRecord};
+pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use paced::Pace;

@@ -540,6 +540,15 @@ impl Vault {
         self.put(key, encode(document).within(key)?.into())
     }
 
+    /// The names of the folders right below a prefix.
+    pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        let path = Path::from(prefix);
+        let listed = self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&path)));
+        let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
+        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// The objects below a prefix whose names are numbers, sorted; others are not ours.
     pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
         let mut numbers: Vec<u64> =

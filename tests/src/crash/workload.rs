@@ -174,7 +174,25 @@ impl Guest {
                     self.write();
                 }
             }
-            let info = self.disk.cut(CutMode::PointInTime).expect("cut");
+            // As a group cuts: some of it ahead, and held. What was made ahead may be left unused.
+            if self.rng.u32(0..3) == 0 {
+                self.disk.prepare_cut().expect("prepare");
+                if self.rng.bool() {
+                    self.op += 1;
+                    self.write();
+                }
+                if self.rng.u32(0..4) == 0 {
+                    self.disk.fold_back_open().expect("the sidecar is gone");
+                    return;
+                }
+            }
+            let info = if self.rng.bool() {
+                self.disk.cut(CutMode::PointInTime).expect("cut")
+            } else {
+                let (info, hold) = self.disk.cut_and_hold().expect("cut");
+                hold.thaw();
+                info
+            };
             let image = self.run.recorder.recording().now.backing.clone();
             self.cut = Some((info.epoch, image, self.op, self.disk.size()));
             return;

@@ -5,6 +5,8 @@
 
 pub mod command;
 pub mod host;
+pub mod netns;
+pub mod ordered;
 pub mod stamp;
 
 pub use command::{must, run};

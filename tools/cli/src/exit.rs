@@ -66,6 +66,8 @@ fn code(error: &anyhow::Error) -> u8 {
         e.is::<Damaged>()
             || e.downcast_ref::<backstay_vault::VaultError>()
                 .is_some_and(backstay_vault::VaultError::is_damage)
+            || e.downcast_ref::<backstay_sidecar::group::GroupError>()
+                .is_some_and(|e| e.is_damage())
     });
     match (refused, damaged) {
         (true, _) => 3,

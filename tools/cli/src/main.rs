@@ -46,6 +46,7 @@ enum Verb {
     Status(verbs::status::Status),
     Jobs(verbs::jobs::Jobs),
     Resume(verbs::resume::Resume),
+    Group(verbs::group::Group),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
     #[command(hide = true)]
@@ -87,6 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Status(verb) => verb.run(&context),
         Verb::Jobs(verb) => verb.run(&context),
         Verb::Resume(verb) => verb.run(&context),
+        Verb::Group(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
         Verb::Guardian(verb) => verb.run(),

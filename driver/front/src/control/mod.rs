@@ -2,6 +2,7 @@
 
 mod client;
 mod frame;
+mod hold;
 mod server;
 
 pub use client::{ClientError, ControlClient};

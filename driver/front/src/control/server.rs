@@ -2,7 +2,7 @@
 //!
 //! Whoever connects must be root or the driver's own user. Bytes that are no message end the
 //! connection and nothing else. When the connection that holds the lease ends, whatever it left
-//! open is folded back.
+//! open is folded back; and if it held the disk's writes they go on (see [`super::hold`]).
 
 use std::fs;
 use std::io;
@@ -14,15 +14,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use backstay_format::DiskName;
 use backstay_format::control::{
-    ControlError, CutReply, DriverStatus, ErrorCode, Request, Response,
+    ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX, Request, Response,
 };
+use backstay_format::{DiskName, EpochNo};
 use backstay_track::env::Env;
 use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};
+use super::hold::{Hold, Thawed};
 
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -102,7 +103,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             }
             let server = Arc::clone(&self);
             let serve = move || {
-                Connection { server: &server, leased: false }.serve(&stream);
+                Connection { server: &server, leased: false, thawed: None }.serve(&stream);
                 server.connections.fetch_sub(1, Ordering::SeqCst);
             };
             if thread::Builder::new().name("control-peer".into()).spawn(serve).is_err() {
@@ -149,28 +150,89 @@ impl<E: Env, B: Backing> Server<E, B> {
 struct Connection<'a, E: Env, B: Backing> {
     server: &'a Server<E, B>,
     leased: bool,
+    /// The last hold, once it ended by itself.
+    thawed: Option<Thawed>,
 }
 
-impl<E: Env, B: Backing> Connection<'_, E, B> {
+impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
     fn serve(&mut self, mut stream: &UnixStream) {
+        let mut hold: Option<Hold<'a, E>> = None;
         loop {
-            let answer = match receive::<Request>(&mut stream) {
-                Ok(Some(request)) => self.answer(request),
+            let received = match &hold {
+                None => receive::<Request>(&mut stream),
+                Some(held) => match held.wait_for_message(stream) {
+                    Ok(true) => held.receive(stream),
+                    Ok(false) => {
+                        self.thawed = hold.take().map(Hold::thaw);
+                        tracing::warn!("a held cut was not thawed in time: writes go on");
+                        continue;
+                    }
+                    Err(e) => Err(e.into()),
+                },
+            };
+            let answer = match received {
+                Ok(Some(request)) => self.answer(request, &mut hold),
                 Ok(None) => return,
                 Err(FrameError::Io(_)) => return,
                 Err(FrameError::Format(e)) => {
+                    drop(hold.take());
                     // What follows cannot be told apart from the rest of this: hang up.
                     let _ = send(&mut stream, &refuse(ErrorCode::Malformed, &e.to_string()));
                     return;
                 }
             };
-            if send(&mut stream, &answer).is_err() {
+            // One who does not read his answers must not keep writes waiting either.
+            let patience = hold.as_ref().map(|held| held.left().max(Duration::from_millis(1)));
+            if stream.set_write_timeout(patience).is_err() || send(&mut stream, &answer).is_err() {
                 return;
             }
         }
     }
 
-    fn answer(&mut self, request: Request) -> Response {
+    /// Answers; whatever is asked ends a hold.
+    fn answer(&mut self, request: Request, hold: &mut Option<Hold<'a, E>>) -> Response {
+        let held = hold.take();
+        if let Request::Thaw { epoch } = request {
+            return self.thaw(epoch, held);
+        }
+        self.thawed = held.map(Hold::thaw).or(self.thawed);
+        if let Request::CutAndHold { hold_ns } = request {
+            return self.cut_and_hold(hold_ns, hold);
+        }
+        self.answer_unheld(request)
+    }
+
+    fn cut_and_hold(&mut self, hold_ns: u64, hold: &mut Option<Hold<'a, E>>) -> Response {
+        if !self.leased {
+            return refuse(ErrorCode::Order, "take the lease first");
+        }
+        if !(1..=HOLD_NS_MAX).contains(&hold_ns) {
+            let message = format!("writes are held for 1 to {HOLD_NS_MAX} ns, not for {hold_ns}");
+            return refuse(ErrorCode::Order, &message);
+        }
+        let server = self.server;
+        match server.disk.cut_and_hold() {
+            Ok((info, cut)) => {
+                self.thawed = None;
+                *hold = Some(Hold::new(cut, info.epoch, Duration::from_nanos(hold_ns)));
+                Response::Cut(Box::new(cut_reply(info)))
+            }
+            Err(e) => failed(&e),
+        }
+    }
+
+    fn thaw(&mut self, epoch: EpochNo, held: Option<Hold<'a, E>>) -> Response {
+        let in_force = held.as_ref().is_some_and(|held| held.epoch() == epoch);
+        let thawed = held.map(Hold::thaw).or(self.thawed.take());
+        match thawed.filter(|thawed| thawed.epoch == epoch) {
+            Some(Thawed { held, .. }) => {
+                Response::Thawed { in_force, held_ns: held.as_nanos() as u64 }
+            }
+            None => refuse(ErrorCode::Order, &format!("epoch {epoch} was not cut to be held")),
+        }
+    }
+
+    fn answer_unheld(&mut self, request: Request) -> Response {
         let disk = &self.server.disk;
         let done = |result: Result<(), TrackError>| match result {
             Ok(()) => Response::Done,
@@ -191,6 +253,7 @@ impl<E: Env, B: Backing> Connection<'_, E, B> {
                 Ok(info) => Response::Cut(Box::new(cut_reply(info))),
                 Err(e) => failed(&e),
             },
+            Request::PrepareCut => done(disk.prepare_cut()),
             Request::Seal { epoch } => match disk.seal(epoch) {
                 Ok(sealed) => Response::Sealed { log_end: sealed.log_end, lost: sealed.lost },
                 Err(e) => failed(&e),
@@ -211,9 +274,11 @@ impl<E: Env, B: Backing> Connection<'_, E, B> {
                 disk.set_change_log_limit(change_log);
                 Response::Done
             }
-            Request::Status | Request::Stop | Request::Lease { .. } => {
-                refuse(ErrorCode::Malformed, "asked twice")
-            }
+            Request::Status
+            | Request::Stop
+            | Request::Lease { .. }
+            | Request::CutAndHold { .. }
+            | Request::Thaw { .. } => refuse(ErrorCode::Malformed, "asked twice"),
         }
     }
 

@@ -35,6 +35,11 @@ impl Sidecar {
         Self { machine, order, image: vec![0; SECTORS as usize] }
     }
 
+    /// What of a sector was shipped.
+    pub fn shipped(&self, sector: u64) -> u64 {
+        self.image[sector as usize]
+    }
+
     /// One cycle, from cut to release.
     pub fn cycle(&mut self, disk: &Disk, base: Base) {
         let asked = self.machine.tick();
@@ -69,7 +74,7 @@ impl Sidecar {
     }
 
     /// Ships what is dirty; `false` if the point in time was lost.
-    fn ship(&mut self, disk: &Disk, cut: &CutInfo) -> bool {
+    pub fn ship(&mut self, disk: &Disk, cut: &CutInfo) -> bool {
         let names = [&cut.preserved, &cut.shipped, &cut.log];
         let [preserved, shipped, log] = names.map(|path| name(path.as_deref().expect("a path")));
         let dirty = |sector: u64| {

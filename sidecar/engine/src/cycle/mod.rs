@@ -10,6 +10,7 @@
 //! epochs back.
 
 mod compare;
+pub(crate) mod cutter;
 mod flow;
 mod pass;
 mod quiesced;
@@ -33,6 +34,7 @@ use crate::config::Ship;
 use crate::error::CycleError;
 use crate::hooks::{Hooks, Quiesced};
 use crate::throttle::Throttle;
+pub use cutter::{AtOnce, Cutter};
 use flow::{Flow, flow};
 use pass::{Scope, Source};
 
@@ -93,6 +95,9 @@ pub struct CycleReport {
     pub committed_unix_ns: u64,
     /// How long writes were held at the cut.
     pub held_ns: u64,
+    /// The disk's identity in the vault.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
     /// Bytes of sectors that moved.
     pub moved: ByteLen,
     /// Bytes put into the vault.
@@ -115,6 +120,14 @@ pub struct CycleReport {
 /// Why it failed; no point was committed then (but see [`CycleError::Driver`] after the commit: the
 /// point then exists, and its sectors ship once more with the next).
 pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
+    run_cut_by(job, &mut AtOnce)
+}
+
+/// Runs one cycle whose point-in-time cut another makes, when its time has come.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleReport, CycleError> {
     let (started, fetched_before) = (Instant::now(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());
@@ -148,7 +161,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
         consistency: Consistency::Crash,
         quiesced: None,
     };
-    let shipped = run.passes(flow, &status, newest.as_ref()).and_then(|(cut, passes)| {
+    let shipped = run.passes(flow, &status, newest.as_ref(), cutter).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, found.disk, status.size, cycle, passes)?;
         let base = Base { vault_disk: found.disk, cycle, point: PointId::random() };
@@ -203,11 +216,13 @@ impl Run<'_> {
         flow: Flow,
         status: &DriverStatus,
         newest: Option<&Manifest>,
+        cutter: &mut dyn Cutter,
     ) -> Result<(CutReply, Vec<Pass>), CycleError> {
         let mut passes = vec![];
         let mut written = ByteLen(0);
         if flow != Flow::Delta || status.lost_point_in_time.is_some() {
-            let cut = self.cut(CutMode::Fuzzy)?;
+            let cut =
+                self.cut_by(|driver| cutter::ask(driver, &Request::Cut { mode: CutMode::Fuzzy }))?;
             written = cut.written;
             match (flow, newest) {
                 (Flow::Resync { deep }, Some(newest)) => {
@@ -219,7 +234,7 @@ impl Run<'_> {
                 _ => passes.push(self.pass(&cut, Scope::Whole, Stage::Fuzzy)?),
             }
         }
-        let mut cut = self.quiesced_cut()?;
+        let mut cut = self.quiesced_cut(cutter)?;
         if let Some(why) = cut.whole_disk {
             return Err(CycleError::Lost(format!(
                 "the whole disk became dirty as it was cut ({why:?})"
@@ -230,14 +245,14 @@ impl Run<'_> {
         Ok((cut, passes))
     }
 
-    fn cut(&mut self, mode: CutMode) -> Result<CutReply, CycleError> {
-        match self.driver.ask(&Request::Cut { mode })? {
-            Response::Cut(cut) => {
-                self.closed = Some(cut.epoch);
-                Ok(*cut)
-            }
-            _ => Err(ClientError::Confused.into()),
-        }
+    /// Has a cut made, and remembers that it is open.
+    fn cut_by(
+        &mut self,
+        make: impl FnOnce(&mut ControlClient) -> Result<CutReply, CycleError>,
+    ) -> Result<CutReply, CycleError> {
+        let cut = make(&mut self.driver)?;
+        self.closed = Some(cut.epoch);
+        Ok(cut)
     }
 
     /// Folds back, and removes the segments if no point can name them.
@@ -349,6 +364,7 @@ fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration
         kind: point.kind,
         cycle: point.cycle,
         point: point.point,
+        disk: Some(point.disk),
         cut_unix_ns: point.cut_unix_ns,
         committed_unix_ns: point.committed_unix_ns,
         held_ns: cut.held_ns,

@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Config;
 use crate::cycle::resync;
+use crate::group::service::{Groups, With};
 use crate::hooks;
 use crate::jobs::JobBook;
 use crate::phase::Event;
@@ -78,8 +79,15 @@ pub fn serve(
         asked: BTreeMap::new(),
         shown: BTreeMap::new(),
         ending: BTreeSet::new(),
+        groups: None,
         jobs,
     };
+    service.groups = Some(Arc::new(Groups::start(With {
+        config: &service.config,
+        roots,
+        throttle: &service.throttle,
+        stop: &service.stopping,
+    })));
     let mending = mend_hooks(roots)?;
     let ticks = tick(LOOK_EVERY);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -153,6 +161,8 @@ struct Service<'a> {
     shown: BTreeMap<DiskName, Event>,
     /// Disks whose protection is being ended.
     ending: BTreeSet<DiskName>,
+    /// Cut and ship their disks themselves, as long as they make rounds.
+    groups: Option<Arc<Groups>>,
     jobs: JobBook,
 }
 
@@ -270,8 +280,11 @@ impl Service<'_> {
     /// Starts every cycle that may begin, and writes down who waits.
     fn start_all(&mut self) -> std::io::Result<()> {
         let (now, config, roots) = (self.clock.elapsed(), &Arc::clone(&self.config), self.roots);
+        let groups = self.groups.clone();
+        let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
         loop {
-            let started = self.schedule.start(now, |name, work| may(config, roots, name, work));
+            let free = |name: &DiskName, work| !grouped(name) && may(config, roots, name, work);
+            let started = self.schedule.start(now, free);
             let Some((name, work)) = started else { break };
             // It may have become another kind of work since it was looked at.
             match self.find_work(&name) {
@@ -348,6 +361,9 @@ impl Service<'_> {
 
     fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
+        if let Some(groups) = self.groups.and_then(Arc::into_inner) {
+            groups.join();
+        }
         for (name, thread) in self.running {
             if thread.join().is_err() {
                 tracing::error!("disk {name}: a cycle panicked");

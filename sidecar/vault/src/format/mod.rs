@@ -2,6 +2,7 @@
 //! in words.
 
 pub mod document;
+pub mod group;
 pub mod hold;
 pub mod ledger;
 pub mod manifest;

@@ -1,0 +1,34 @@
+//! Who makes the point-in-time cut of a cycle, and when.
+
+use backstay_driver::control::{ClientError, ControlClient};
+use backstay_format::control::{CutMode, CutReply, Request, Response};
+
+use crate::error::CycleError;
+
+/// Makes the point-in-time cut of a cycle, when the cycle has come so far.
+pub trait Cutter {
+    /// Makes the cut. What it does before and after is its own; when it returns, the driver must
+    /// hold nobody any more.
+    ///
+    /// # Errors
+    /// If there is no cut; then the cycle fails.
+    fn cut(&mut self, driver: &mut ControlClient) -> Result<CutReply, CycleError>;
+}
+
+/// Cuts as soon as it is asked to.
+#[derive(Debug, Clone, Copy)]
+pub struct AtOnce;
+
+impl Cutter for AtOnce {
+    fn cut(&mut self, driver: &mut ControlClient) -> Result<CutReply, CycleError> {
+        ask(driver, &Request::Cut { mode: CutMode::PointInTime })
+    }
+}
+
+/// Asks the driver for a cut.
+pub(crate) fn ask(driver: &mut ControlClient, request: &Request) -> Result<CutReply, CycleError> {
+    match driver.ask(request)? {
+        Response::Cut(cut) => Ok(*cut),
+        _ => Err(ClientError::Confused.into()),
+    }
+}

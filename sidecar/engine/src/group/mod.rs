@@ -1,0 +1,73 @@
+//! Consistency groups: disks of one host and of several, cut at one instant. docs/GROUPS.md says what
+//! is promised and why it holds.
+//!
+//! - `settings`: what the configuration says
+//! - [`crew`]: those who cut together, what they are told and what they answer
+//! - `disk`: a disk of this host as a member of a crew: an ordinary cycle whose cut waits for the crew
+//! - [`round`]: one round, from prepare to the group point
+//! - [`wire`]: the messages between hosts; [`tls`] and `link`: their way
+//! - [`hosts`]: the coordinator's side, [`member`]: the other hosts'
+//! - [`service`]: groups over and over, beside the disks that are in none
+
+pub mod crew;
+mod disk;
+pub mod hosts;
+mod link;
+pub mod member;
+pub mod round;
+pub mod service;
+mod settings;
+pub mod tls;
+pub mod wire;
+
+use backstay_vault::{Class, GroupName, VaultError};
+
+pub use disk::{LocalDisk, Shipping};
+pub use round::{GroupJob, GroupReport, MemberReport, run_group};
+pub use settings::{CoordinatorConfig, Group, GroupConfig, MemberConfig, PORT_DEFAULT, TlsConfig};
+
+/// Why a group could not be run at all. A round without a group point is no error but a
+/// [`GroupReport`] that says why.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The configuration makes no sense.
+    #[error("group {group}: {reason}")]
+    Config {
+        /// The group.
+        group: GroupName,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// Certificates or keys cannot be used.
+    #[error("{0}")]
+    Tls(#[from] tls::TlsError),
+    /// The system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// The vault failed or refused.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+}
+
+impl GroupError {
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Vault(e) if e.is_damage())
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Vault(e) => e.class(),
+            Self::Config { .. } | Self::Tls(_) => Class::PersonMustAct,
+            Self::Io { .. } => Class::Recoverable,
+        }
+    }
+}
