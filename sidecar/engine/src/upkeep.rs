@@ -28,8 +28,10 @@ struct Due {
     name: DiskName,
     url: String,
     policy: Policy,
-    throttle: Arc<Throttle>,
 }
+
+/// What upkeep sends takes its turn here, with the disks' uploads.
+static THROTTLE: OnceLock<Arc<Throttle>> = OnceLock::new();
 
 /// How a disk is maintained.
 #[must_use]
@@ -42,8 +44,13 @@ pub fn policy(config: &Config, name: &DiskName, thorough: bool) -> Policy {
     }
 }
 
+/// The throttle that upkeep shares with the disks, from now on. The first one counts.
+pub fn share(throttle: &Arc<Throttle>) {
+    let _ = THROTTLE.set(Arc::clone(throttle));
+}
+
 /// Tells that a disk made a point: its vault is looked after soon, at most once a minute.
-pub fn after_cycle(config: &Config, name: &DiskName, url: &str, throttle: &Arc<Throttle>) {
+pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
     static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
     static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
     let Some(worker) = WORKER.get_or_init(start) else { return };
@@ -52,8 +59,7 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, throttle: &Arc<T
         return;
     }
     let policy = policy(config, name, false);
-    let throttle = Arc::clone(throttle);
-    if worker.try_send(Due { name: name.clone(), url: url.into(), policy, throttle }).is_ok() {
+    if worker.try_send(Due { name: name.clone(), url: url.into(), policy }).is_ok() {
         last.insert(name.clone(), Instant::now());
     }
 }
@@ -72,14 +78,17 @@ fn start() -> Option<Sender<Due>> {
 fn work(jobs: &Receiver<Due>) {
     // Finding a disk by its name reads every disk's record.
     let mut known: BTreeMap<(String, DiskName), DiskId> = BTreeMap::new();
-    for Due { name, url, policy, throttle } in jobs {
+    for Due { name, url, policy } in jobs {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
             let disk = match known.get(&key) {
                 Some(&disk) => disk,
                 None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
             };
-            let vault = vault.paced(throttle);
+            let vault = match THROTTLE.get() {
+                Some(throttle) => vault.paced(Arc::<Throttle>::clone(throttle)),
+                None => vault,
+            };
             maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
         });
         tell(&key.1, &done);

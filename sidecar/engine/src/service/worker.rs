@@ -102,8 +102,7 @@ impl Cycle {
         record.note(result, self.config.vault_of(name), &state);
         match result {
             Ok(_) => {
-                let url = self.config.vault_of(name);
-                upkeep::after_cycle(&self.config, name, url, &self.throttle);
+                upkeep::after_cycle(&self.config, name, self.config.vault_of(name));
                 Outcome::Done
             }
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },
