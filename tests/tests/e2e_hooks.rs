@@ -188,6 +188,7 @@ fn a_frozen_file_system_makes_an_application_consistent_point() {
         lab.is_not_frozen();
     }
     let tried = lab.host.json(&["hooks", "db"]);
+    println!("{tried}");
     assert_eq!((&tried["consistency"], &tried["warning"]), (&"application".into(), &().into()));
     assert_eq!(lab.disk.points().len(), 4, "no point of it");
     lab.is_not_frozen();

@@ -170,6 +170,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     write_config(&host, "interval = \"100ms\"\n[throttle]\nlimit = \"1KiB/s\"\n");
     let service = Service::start(&host);
     wait_for("the cycle", || is_shipping(&slow));
+    assert_eq!(slow.status()["limit"], "1KiB/s");
     write_config(
         &host,
         &format!(

@@ -16,7 +16,7 @@ use crate::context::Context;
 #[command(after_help = "\
 Examples:
   backstay hooks db
-  backstay --json hooks db | jq .waited_ms
+  backstay --json hooks db | jq .quiet_after_ms
 
 Does what a cycle does around its cut, but makes no recovery point. The application waits for an
 instant. Fails if a point would not have been application-consistent; what would be undone after a
@@ -40,14 +40,14 @@ impl Hooks {
             hooks.quiesce(avoid.into_iter().chain([backing]), &AtomicBool::new(false))?;
         let quiet = Instant::now();
         let consistency = quiesced.cut_is_over(true)?;
-        let waited = quiet.elapsed();
+        let quiet_for = quiet.elapsed();
         let warning = quiesced.finish();
         let all = began.elapsed();
         if context.globals.json {
             context.print_json(&serde_json::json!({
                 "name": name, "consistency": consistency, "warning": warning,
                 "quiet_after_ms": (quiet - began).as_secs_f64() * 1e3,
-                "waited_ms": waited.as_secs_f64() * 1e3,
+                "quiet_for_ms": quiet_for.as_secs_f64() * 1e3,
                 "all_ms": all.as_secs_f64() * 1e3,
             }))?;
         }
@@ -56,10 +56,10 @@ impl Hooks {
         }
         if !context.globals.json && !context.globals.quiet {
             println!(
-                "{name}: quiet after {:.0} ms, for {:.1} ms, all done after {:.0} ms: a point would \
-                 be application-consistent",
+                "{name}: a point would be application-consistent (pre commands and freeze {:.0} ms, \
+                 then quiet for {:.1} ms, all done after {:.0} ms)",
                 (quiet - began).as_secs_f64() * 1e3,
-                waited.as_secs_f64() * 1e3,
+                quiet_for.as_secs_f64() * 1e3,
                 all.as_secs_f64() * 1e3
             );
         }
