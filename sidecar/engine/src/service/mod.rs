@@ -352,6 +352,11 @@ impl Service<'_> {
         {
             self.schedule.needs(&end.name, work, begun);
         }
+        // Asked for while another cycle ran.
+        if let Some(&work) = self.asked.get(&end.name) {
+            self.schedule.needs(&end.name, work, false);
+            self.schedule.wake(&end.name, self.clock.elapsed());
+        }
         let state = self.roots.disk(&end.name).state;
         let mut record = Record::load(&state);
         record.next_unix_ns = self.schedule.due(&end.name).map(|due| {
