@@ -187,7 +187,12 @@ fn a_frozen_file_system_makes_an_application_consistent_point() {
         assert_eq!(lab.cycle(), ("application".into(), String::new()));
         lab.is_not_frozen();
     }
-    assert_eq!(fs::read_to_string(&told).unwrap(), "pre db\npost\n".repeat(3));
+    let tried = lab.host.json(&["hooks", "db"]);
+    println!("{tried}");
+    assert_eq!((&tried["consistency"], &tried["warning"]), (&"application".into(), &().into()));
+    assert_eq!(lab.disk.points().len(), 4, "no point of it");
+    lab.is_not_frozen();
+    assert_eq!(fs::read_to_string(&told).unwrap(), "pre db\npost\n".repeat(4));
     for point in lab.disk.points() {
         let image = lab.disk.restore(point.cycle, "restored.img");
         // The first was made of a mounted file system without any hooks.
@@ -265,6 +270,9 @@ fn a_hook_that_hangs_or_fails_leaves_a_crash_consistent_point_and_nothing_frozen
         warning.contains("exit status: 5") && warning.contains("no such database"),
         "{warning}"
     );
+    let tried = lab.host.try_backstay(&["hooks", "db"]);
+    assert_eq!(tried.status.code(), Some(1), "{}", said(&tried));
+    assert!(said(&tried).contains("no such database"), "{}", said(&tried));
     lab.is_not_frozen();
 
     // Not a mount point: its folder lies on another file system, which must not be frozen.
@@ -282,7 +290,7 @@ fn a_hook_that_hangs_or_fails_leaves_a_crash_consistent_point_and_nothing_frozen
     let (consistency, warning) = lab.cycle();
     assert_eq!(consistency, "application");
     assert!(warning.contains("exit status: 6"), "{warning}");
-    assert_eq!(fs::read_to_string(&told).unwrap(), "post\n".repeat(4), "post always runs");
+    assert_eq!(fs::read_to_string(&told).unwrap(), "post\n".repeat(5), "post always runs");
 
     let points = lab.disk.points().len();
     lab.hooks(&format!("{}{post}pre = [\"exit 5\"]\nrequire = true\n", lab.freeze()));

@@ -99,6 +99,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     write_config(&host, "interval = \"100ms\"\n[throttle]\nlimit = \"1KiB/s\"\n");
     let service = Service::start(&host);
     wait_for("the cycle", || is_shipping(&slow));
+    assert_eq!(slow.status()["limit"], "1KiB/s");
     write_config(
         &host,
         &format!(
@@ -106,7 +107,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
              [[throttle.timetable]]\nwhen = \"{ALWAYS}\"\nlimit = \"0\"\n"
         ),
     );
-    service.says("throttle: 0");
+    service.says("throttle: no limit");
     wait_for_points(&slow, 1);
     wait_for("the end of the cycle", || !is_shipping(&slow));
     assert_eq!(slow.points().len(), 1, "and no other begins");

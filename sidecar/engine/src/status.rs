@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::phase::Phase;
 use crate::record::Record;
+use crate::throttle::Rate;
 use crate::windows::may_begin;
 
 /// How well a disk is.
@@ -55,6 +56,8 @@ pub struct DiskStatus {
     pub interval: Duration,
     /// The blackout window that is on, in words; none begins by itself meanwhile.
     pub blackout: Option<String>,
+    /// What all disks together may send a second; `0`: as much as they can.
+    pub limit: Rate,
     /// When its next cycle is due, nanoseconds since 1970; only a sidecar knows.
     pub next_unix_ns: Option<u64>,
     /// Its health.
@@ -105,6 +108,7 @@ pub fn of_disk(
         blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
             .err()
             .map(|until| until.to_string()),
+        limit: config.throttle.limit_at(Timestamp::now(), &config.zone()),
         // One that is long past says that no sidecar is at work.
         next_unix_ns: record
             .next_unix_ns

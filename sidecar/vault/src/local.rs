@@ -12,9 +12,14 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// Directories that nobody but the vault's owner may enter.
 const MODE: u32 = 0o700;
+
+/// After this time without a write a staged file is nobody's: even a put that waits at a throttle writes
+/// every second.
+const STALE: Duration = Duration::from_secs(6 * 3600);
 
 /// Makes the vault's own directory, durably, with all that is missing above it.
 pub(crate) fn make_root(root: &Path) -> io::Result<()> {
@@ -51,6 +56,7 @@ impl Folders {
         }
         DirBuilder::new().recursive(true).mode(MODE).create(&folder)?;
         self.sync_names(&folder)?;
+        remove_stale(&folder, SystemTime::now());
         self.durable().insert(folder);
         Ok(())
     }
@@ -91,6 +97,24 @@ impl Folders {
     }
 }
 
+/// Removes what killed puts have left: staged files that nobody has written to for long. They are no
+/// objects and would stay for ever. What cannot be removed does no harm.
+fn remove_stale(folder: &Path, now: SystemTime) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let staged = name
+            .to_str()
+            .and_then(|name| name.rsplit_once('#'))
+            .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|digit| digit.is_ascii_digit()));
+        let touched = || entry.metadata().and_then(|meta| meta.modified());
+        // A clock that was set back makes it young, which is safe.
+        let is_stale = |at| now.duration_since(at).is_ok_and(|age| age > STALE);
+        if staged && touched().is_ok_and(is_stale) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -99,6 +123,20 @@ fn sync(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_killed_puts_left_goes_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["1-2-3", "1-2-3#1", "1-2-4#17", "1-2-4#x", "#", "1-2-5#"] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let count = || std::fs::read_dir(dir.path()).unwrap().count();
+        remove_stale(dir.path(), SystemTime::now());
+        assert_eq!(count(), 6, "somebody may be at them");
+        remove_stale(dir.path(), SystemTime::now() + STALE * 2);
+        assert_eq!(count(), 4);
+        assert!(dir.path().join("1-2-3").exists(), "an object");
+    }
 
     #[test]
     fn folders_are_made_private_and_remembered() {

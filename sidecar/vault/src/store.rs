@@ -33,6 +33,8 @@ use crate::paced::{self, Pace, Unlimited};
 #[derive(Clone)]
 pub struct Vault {
     inner: Arc<Inner>,
+    /// How fast segments are put through this handle.
+    pace: Option<Arc<dyn Pace + Send>>,
 }
 
 struct Inner {
@@ -158,6 +160,7 @@ impl Vault {
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
             }),
+            pace: None,
         })
     }
 
@@ -331,12 +334,21 @@ impl Vault {
         Ok(manifest)
     }
 
+    /// The same vault, into which [`Self::put_segment`] puts no faster than it is let through.
+    #[must_use]
+    pub fn paced(self, pace: Arc<dyn Pace + Send>) -> Self {
+        Self { pace: Some(pace), ..self }
+    }
+
     /// Puts a segment. It is durable when this returns.
     ///
     /// # Errors
     /// If the vault cannot be written.
     pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
-        self.put_segment_paced(segment, &Unlimited)
+        match &self.pace {
+            Some(pace) => self.put_segment_paced(segment, &**pace),
+            None => self.put_segment_paced(segment, &Unlimited),
+        }
     }
 
     /// Puts a segment no faster than it is let through (see [`crate::paced`]). It is durable when

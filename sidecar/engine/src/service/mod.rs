@@ -33,6 +33,7 @@ use crate::reload::ConfigWatch;
 use crate::requests::{Asked, take};
 use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
 use crate::throttle::Throttle;
+use crate::upkeep;
 use crate::windows::may_begin;
 use worker::{Cycle, Ended};
 
@@ -64,6 +65,7 @@ pub fn serve(
     watch.look_on_hangup()?;
     let config = Arc::clone(watch.config());
     let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
+    upkeep::share(&throttle);
     let (ended, endings) = unbounded::<Ended>();
     let jobs = JobBook::below(&roots.state);
     jobs.tidy();

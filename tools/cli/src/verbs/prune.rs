@@ -1,9 +1,11 @@
 //! `backstay prune`: retention, merging and collection, now.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
+use backstay_sidecar::throttle::Throttle;
 use backstay_sidecar::upkeep::policy;
 use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
 use clap::Args;
@@ -39,6 +41,8 @@ pub struct Prune {
 impl Prune {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        let throttle = Throttle::new(context.config.throttle.clone(), context.config.zone());
+        let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);
         policy.keep = self.keep.or(policy.keep);
         let rules = policy.keep.as_ref().map(ToString::to_string);
