@@ -265,7 +265,12 @@ fn a_writer_that_slept_has_lost() {
         let (vault, _) = stepped(place.path(), At::Nothing);
         match committed {
             Err(VaultError::LostRace(_) | VaultError::NotFound { .. }) => {
-                theirs.check(&vault, &what);
+                let points = theirs.check(&vault, &what);
+                assert!(!points.contains(&23), "{what}: {points:?}");
+                // What the slow one put is there, and is no point.
+                let pinned = vault.hold(theirs.disk, &hold("p", HoldKind::Pin, (23, 23), None));
+                let refused = matches!(pinned, Err(VaultError::Retired(CycleNo(23))));
+                assert!(refused, "{what}: {pinned:?}");
             }
             // It had put its point before it slept; the others' history is then another one.
             Ok(_) => panic!("{what}: it says it committed"),
