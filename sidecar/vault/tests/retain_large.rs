@@ -25,7 +25,7 @@ struct Sparse(Mutex<BTreeMap<u64, [u8; 512]>>);
 
 impl RestoreTarget for Sparse {
     fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
-        assert!(offset.0 % 512 == 0);
+        assert!(offset.0.is_multiple_of(512));
         for (i, sector) in data.chunks(512).enumerate() {
             let mut whole = [0; 512];
             whole[..sector.len()].copy_from_slice(sector);
