@@ -39,6 +39,7 @@ pub fn policy(config: &Config, name: &DiskName, thorough: bool) -> Policy {
     Policy {
         keep: config.keep_of(name).cloned(),
         thorough,
+        merge: true,
         segment_bytes: config.ship.segment_size.as_u64(),
         zstd_level: config.ship.zstd_level,
     }

@@ -7,7 +7,7 @@
 //! from it up to the vault's root is synced here, once in the life of a process.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,31 @@ impl Folders {
         let folder = self.folder(key);
         sync(&folder)?;
         self.sync_names(&folder)
+    }
+
+    /// Removes what puts that were killed left in a folder of the vault: files `<name>#<number>`,
+    /// which no listing shows, untouched for longer than any put takes. Returns how many.
+    pub fn sweep(&self, folder: &str, untouched: Duration) -> io::Result<u64> {
+        let mut swept = 0;
+        let entries = match fs::read_dir(self.root.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let staged =
+                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+                });
+            // A time in the future is young.
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if staged && age().is_some_and(|age| age > untouched) {
+                fs::remove_file(entry.path())?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
     }
 
     fn sync_names(&self, folder: &Path) -> io::Result<()> {
@@ -154,5 +179,21 @@ mod tests {
         }
         assert!(folders.durable().contains(&root.join("disks/d/points")));
         assert!(folders.durable().contains(&root));
+    }
+    #[test]
+    fn what_killed_puts_left_is_swept_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = Folders::below(dir.path());
+        let in_it = dir.path().join("disks/d/segments");
+        fs::create_dir_all(&in_it).unwrap();
+        let day = Duration::from_secs(86_400);
+        for (name, days) in [("1-a-0#1", 2), ("1-a-0#2", 0), ("1-a-0", 2), ("x#y", 2), ("x#", 2)] {
+            let file = File::create(in_it.join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - day * days).unwrap();
+        }
+        assert_eq!(folders.sweep("disks/d/segments", day).unwrap(), 1);
+        assert_eq!(folders.sweep("disks/d/absent", day).unwrap(), 0);
+        assert!(!in_it.join("1-a-0#1").exists() && in_it.join("1-a-0#2").exists());
+        assert_eq!(fs::read_dir(&in_it).unwrap().count(), 4);
     }
 }

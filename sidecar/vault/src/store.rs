@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backstay_format::{ByteLen, CycleNo, DiskId, Term};
 use bytes::Bytes;
@@ -509,6 +509,20 @@ impl Vault {
                 // Somebody else deleted it.
                 Ok(_) | Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what killed puts left in a local directory, where no listing shows it.
+    pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let Some(folders) = &self.inner.folders else { return Ok(()) };
+        for folder in ["segments", "points", "ledger", "holds", "terms"] {
+            let folder = format!("disks/{disk}/{folder}");
+            let swept = folders.sweep(&folder, DAY).map_err(|e| VaultError::of_io(&folder, e))?;
+            if swept > 0 {
+                tracing::info!("{folder}: {swept} unfinished objects removed");
             }
         }
         Ok(())
