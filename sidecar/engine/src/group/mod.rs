@@ -5,14 +5,14 @@
 //! - [`crew`]: those who cut together, what they are told and what they answer
 //! - `disk`: a disk of this host as a member of a crew: an ordinary cycle whose cut waits for the crew
 //! - [`round`]: one round, from prepare to the group point
-//! - [`wire`]: the messages between hosts; [`tls`] and `link`: their way
+//! - [`wire`]: the messages between hosts; [`tls`] and [`link`]: their way
 //! - [`hosts`]: the coordinator's side, [`member`]: the other hosts'
 //! - [`service`]: groups over and over, beside the disks that are in none
 
 pub mod crew;
 mod disk;
 pub mod hosts;
-mod link;
+pub mod link;
 pub mod member;
 pub mod round;
 pub mod service;
