@@ -71,6 +71,16 @@ impl LocalDisk {
         thread::Builder::new().name("cycle".into()).spawn(move || {
             let mut cutter = WithCrew { seat: seat.clone(), disk: None };
             let result = self.cycle(&shipping, &mut cutter);
+            match &result {
+                Ok(report) => tracing::info!(
+                    "disk {}: recovery point {} ({} bytes moved, {:?})",
+                    self.name,
+                    report.cycle,
+                    report.moved,
+                    report.duration
+                ),
+                Err(e) => tracing::error!("disk {}: {e}", self.name),
+            }
             seat.answer(match (&result, cutter.disk) {
                 (Ok(report), Some(disk)) => Answer::Done(vec![GroupMember {
                     host: None,

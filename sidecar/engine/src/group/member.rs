@@ -237,25 +237,13 @@ impl Member {
         }
     }
 
-    /// Looks which cycles have ended, and how; waits for all if told to.
+    /// Forgets the cycles that have ended; waits for all if told to.
     fn reap(&mut self, all: bool) {
         let (ended, running): (Vec<_>, Vec<_>) = std::mem::take(&mut self.threads)
             .into_iter()
             .partition(|(_, t)| all || t.is_finished());
         self.threads = running;
-        for report in join_all(ended) {
-            match (&report.cycle, &report.failure) {
-                (Some(cycle), _) => tracing::info!(
-                    "disk {}: recovery point {} ({} bytes moved, {:?})",
-                    report.name,
-                    cycle.cycle,
-                    cycle.moved,
-                    cycle.duration
-                ),
-                (None, Some(failure)) => tracing::error!("disk {}: {failure}", report.name),
-                (None, None) => {}
-            }
-        }
+        drop(join_all(ended));
     }
 }
 

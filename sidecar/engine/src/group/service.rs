@@ -247,26 +247,19 @@ impl Rounds {
 
 fn log(name: &GroupName, result: &Result<GroupReport, GroupError>) {
     match result {
-        Ok(report) => {
-            for member in &report.members {
-                if let Some(failure) = &member.failure {
-                    tracing::error!("group {name}: disk {}: {failure}", member.name);
-                }
-            }
-            match (&report.point, &report.void) {
-                (Some(point), _) => tracing::info!(
-                    "group {name}: point {} of {} disks (writes held {:.2} ms, {:?})",
-                    point.number,
-                    point.members.len(),
-                    report.held_ns as f64 / 1e6,
-                    report.duration
-                ),
-                (None, void) => tracing::warn!(
-                    "group {name}: no group point: {}; its disks have points of their own",
-                    void.as_deref().unwrap_or_default()
-                ),
-            }
-        }
+        Ok(report) => match (&report.point, &report.void) {
+            (Some(point), _) => tracing::info!(
+                "group {name}: point {} of {} disks (writes held {:.2} ms, {:?})",
+                point.number,
+                point.members.len(),
+                report.held_ns as f64 / 1e6,
+                report.duration
+            ),
+            (None, void) => tracing::warn!(
+                "group {name}: no group point: {}; its disks have points of their own",
+                void.as_deref().unwrap_or_default()
+            ),
+        },
         Err(e) => tracing::error!("group {name}: no group point: {e}"),
     }
 }
