@@ -1,5 +1,6 @@
 //! A disk of this host as a member of a crew: an ordinary cycle, whose cut waits for the crew.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
@@ -70,7 +71,10 @@ impl LocalDisk {
     pub(super) fn join_crew(self, shipping: Shipping, seat: Seat) -> std::io::Result<DiskThread> {
         thread::Builder::new().name("cycle".into()).spawn(move || {
             let mut cutter = WithCrew { seat: seat.clone(), disk: None };
-            let result = self.cycle(&shipping, &mut cutter);
+            // The crew waits for its answer: a panic must not be silence.
+            let cycle = AssertUnwindSafe(|| self.cycle(&shipping, &mut cutter));
+            let result = catch_unwind(cycle)
+                .unwrap_or_else(|_| Err(CycleError::Broken("a thread panicked")));
             match &result {
                 Ok(report) => tracing::info!(
                     "disk {}: recovery point {} ({} bytes moved, {:?})",

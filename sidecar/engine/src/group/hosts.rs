@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -269,7 +270,9 @@ fn attend(
     loop {
         match rounds.recv_timeout(HEARTBEAT) {
             Ok(round) => {
-                let result = pass_on(link, host, &round);
+                // The crew waits for its answers: a panic must not be silence.
+                let result = catch_unwind(AssertUnwindSafe(|| pass_on(link, host, &round)))
+                    .unwrap_or_else(|_| Err(io::Error::other("its thread panicked").into()));
                 if let Err(e) = &result {
                     round.seat.answer(Answer::Failed(e.to_string()));
                 }

@@ -67,8 +67,7 @@ Examples:
   backstay group points shop
   backstay group points shop --vault file:///mnt/backup/vault --json
 
-To restore a group point, restore each of its members' points: backstay restore DISK --point N; --json
-names them.")]
+To restore a group point, restore each of its members' points; --json has the commands.")]
 pub struct Points {
     /// The group's name
     name: GroupName,
@@ -193,6 +192,8 @@ struct Listed {
     point: GroupPoint,
     /// Whether all its members' points are still there.
     complete: bool,
+    /// The commands that restore it; the targets are the reader's to choose.
+    restore: Vec<String>,
 }
 
 impl Points {
@@ -217,13 +218,17 @@ impl Points {
                 };
                 complete &= cycles.binary_search(&member.cycle).is_ok();
             }
-            points.push(Listed { point, complete });
+            let restore = point.members.iter().map(|member| {
+                let (name, cycle) = (&member.name, member.cycle);
+                format!("backstay restore {name} --vault {url} --point {cycle} --to {name}.img")
+            });
+            points.push(Listed { complete, restore: restore.collect(), point });
         }
         if context.globals.json {
             return context.print_json(&points);
         }
         println!("{:>6}  {:20}  MEMBERS", "POINT", "CUT");
-        for Listed { point, complete } in points {
+        for Listed { point, complete, .. } in points {
             let members: Vec<String> =
                 point.members.iter().map(|m| format!("{}@{}", m.name, m.cycle)).collect();
             println!(
