@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import common
+import fleet
 import guest
+import resync
 import ship
 
+COMPARISONS = {"guest": guest.compare, "ship": ship.compare, "resync": resync.compare,
+               "fleet": fleet.compare}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
 
 
@@ -25,15 +29,18 @@ def put(name, text):
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench")
-    parser.add_argument("what", choices=["guest", "ship"])
+    parser.add_argument("what", choices=sorted(COMPARISONS))
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--write", action="store_true", help="put it into docs/BENCHMARKS.md")
+    parser.add_argument("--disks", type=int, help="disks of the fleet")
+    parser.add_argument("--minutes", type=int, help="how long the fleet runs")
     parser.add_argument("--engine", default="auto", help="how the driver reads and writes")
     options = parser.parse_args()
     about = common.machine()
     with common.Work() as work:
-        text = {"guest": guest.compare, "ship": ship.compare}[options.what](work, options)
-    rounds = "one short round: no figures to quote" if options.quick else "medians of 5 rounds"
+        text = COMPARISONS[options.what](work, options)
+    rounds = ("one short round: no figures to quote" if options.quick else
+              "one run" if options.what == "fleet" else "medians of 5 rounds")
     text = f"{datetime.date.today()}, {about}; {rounds}.\n\n{text}"
     print("\n" + text)
     if options.write:

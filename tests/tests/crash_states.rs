@@ -97,6 +97,7 @@ fn broken_drivers_are_found() {
         (Sabotage::IntentsNotWritten, "I1"),
         (Sabotage::BitsNotShared, "I1"),
         (Sabotage::BackingNotSynced, "I"),
+        (Sabotage::ExtensionNotSynced, "never shrinks"),
     ] {
         let (tally, result) = search(7, STATES, sabotage);
         let found = result.expect_err("this driver is broken");

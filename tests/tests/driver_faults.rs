@@ -9,8 +9,8 @@ use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId};
 use backstay_tests::crash::check::sectors_set;
 use backstay_tests::crash::recorder::{Recorder, Sabotage};
 use backstay_tests::crash::state::Machine;
-use backstay_tests::crash::workload::{SIZE, open};
-use backstay_track::{ProtectedDisk, TrackError};
+use backstay_tests::crash::workload::{REGION_SHIFT, SIZE, open};
+use backstay_track::{Binding, Grown, Offline, OpenOptions, ProtectedDisk, TrackError};
 
 type Disk = ProtectedDisk<Recorder, Recorder>;
 
@@ -281,11 +281,192 @@ fn another_size_stops_the_start() {
     let recorder = recorder();
     drop(shipped(&recorder));
     let machine = recorder.recording().now.clone();
-    for size in [ByteLen(SIZE.0 - 512), ByteLen(SIZE.0 + 512)] {
-        let other = Recorder::new(machine.clone(), size, Sabotage::None);
-        assert!(matches!(open(&other), Err(TrackError::Size { .. })));
+    for size in [SIZE.0 - 512, SIZE.0 + 512] {
+        let changed = Machine { backing_bytes: size, ..machine.clone() };
+        let other = Recorder::new(changed, SIZE, Sabotage::None);
+        let error = open(&other).err().expect("must not open");
+        match error {
+            TrackError::Size { .. } => assert!(size < SIZE.0),
+            TrackError::Larger { .. } => {
+                assert!(size > SIZE.0 && error.to_string().contains("--grow"))
+            }
+            other => panic!("{other}"),
+        }
         assert!(other.recording().log.is_empty(), "nothing may be changed");
     }
+}
+
+fn open_growing(recorder: &Recorder) -> Result<Disk, TrackError> {
+    let options = OpenOptions { region_shift: REGION_SHIFT, grow: true, ..OpenOptions::default() };
+    ProtectedDisk::open(recorder.clone(), recorder.clone(), options)
+}
+
+fn sectors(from: u64, to: u64) -> std::ops::Range<u64> {
+    from / 512..to.div_ceil(512)
+}
+
+/// A disk grows while it is used: what is new is dirty, what was dirty stays so, and the same again
+/// after a crash in this boot and in another one.
+#[test]
+fn a_disk_grows_in_use() {
+    let to = ByteLen(2 * SIZE.0 + 700);
+    let new: BTreeSet<u64> = sectors(SIZE.0, to.0).collect();
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    assert!(disk.write(ByteOffset(SIZE.0 + 512), &[1; 512]).is_err(), "not there yet");
+    assert_eq!(disk.grow(Some(to)).unwrap(), Grown { from: SIZE, to });
+    assert_eq!((disk.size(), disk.status().size), (to, to));
+    assert_eq!(disk.status().change_log_limit, ByteLen(to.0 / 2));
+    assert_eq!(disk.grow(Some(to)).unwrap(), Grown { from: to, to }, "once more: nothing to do");
+    disk.write(ByteOffset(to.0 - 10), &[1; 10]).unwrap();
+    let all: BTreeSet<u64> = new.iter().copied().chain([9]).collect();
+    assert_eq!(dirty(&recorder, &disk), all);
+
+    drop(disk);
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.size()), (FoundState::SameBoot, to));
+    assert_eq!(dirty(&recorder, &disk), all);
+    disk.flush().unwrap();
+    drop(disk);
+    recorder.reboot();
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.size()), (FoundState::OtherBoot, to));
+    assert!(dirty(&recorder, &disk).is_superset(&all));
+    disk.close().unwrap();
+    drop(disk);
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.size()), (FoundState::Clean, to));
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    assert!(matches!(disk.grow(Some(ByteLen(3 * SIZE.0))), Err(TrackError::Order(_))));
+    disk.seal(epoch).unwrap();
+    disk.release(epoch, base(2)).unwrap();
+    assert_eq!(dirty(&recorder, &disk), BTreeSet::new());
+}
+
+#[test]
+fn a_disk_never_shrinks_and_never_uses_a_part_of_its_backing() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    let log = recorder.recording().log.len();
+    for size in [1, SIZE.0 - 1] {
+        assert!(matches!(disk.grow(Some(ByteLen(size))), Err(TrackError::GrowTo { .. })));
+    }
+    assert!(matches!(disk.grow(Some(ByteLen(u64::MAX))), Err(TrackError::Unfit(_))));
+    assert_eq!(recorder.recording().log.len(), log, "nothing may be changed");
+    assert_eq!(disk.size(), SIZE);
+}
+
+/// An extended backing is accepted when somebody says so, whatever kind of stop was before.
+#[test]
+fn an_extended_backing_is_taken_when_told_to() {
+    let to = SIZE.0 + (4 << 20);
+    for clean in [true, false] {
+        let recorder = recorder();
+        let disk = shipped(&recorder);
+        write(&disk, 9);
+        if clean {
+            disk.close().unwrap();
+        }
+        drop(disk);
+        recorder.recording().now.backing_bytes = to;
+        assert!(matches!(open(&recorder), Err(TrackError::Larger { .. })));
+        let disk = open_growing(&recorder).unwrap();
+        assert_eq!(disk.size(), ByteLen(to));
+        let all: BTreeSet<u64> = sectors(SIZE.0, to).chain([9]).collect();
+        assert_eq!(dirty(&recorder, &disk), all, "clean: {clean}");
+        drop(disk);
+        assert_eq!(open(&recorder).unwrap().size(), ByteLen(to), "it need not be said again");
+    }
+}
+
+/// Each step of a growth fails in turn: the disk goes on with its old size, and the next attempt, or
+/// the next start, finishes it.
+#[test]
+fn a_growth_that_fails_is_finished_later() {
+    let to = ByteLen(2 * SIZE.0);
+    let all: BTreeSet<u64> = sectors(SIZE.0, to.0).chain([9]).collect();
+    for (broken, restart) in [
+        ("intents-", false),
+        ("intents-", true),
+        ("super", false),
+        ("memory", true),
+        ("backing", false),
+    ] {
+        let recorder = recorder();
+        let disk = shipped(&recorder);
+        write(&disk, 9);
+        match broken {
+            "memory" => recorder.faults().no_memory = true,
+            "backing" => recorder.faults().backing_grow = true,
+            name => recorder.faults().files = vec![name],
+        }
+        disk.grow(Some(to)).expect_err(broken);
+        assert_eq!(disk.size(), SIZE);
+        let status = disk.status();
+        assert_eq!(status.resync, None, "{broken}");
+        recorder.faults().files.clear();
+        recorder.faults().no_memory = false;
+        recorder.faults().backing_grow = false;
+        write(&disk, 9);
+        let disk = if restart {
+            drop(disk);
+            open(&recorder).expect("the start finishes it")
+        } else {
+            disk.grow(Some(to)).expect("the next attempt finishes it");
+            disk
+        };
+        assert_eq!(disk.size(), to, "{broken}");
+        assert_eq!(dirty(&recorder, &disk), all, "{broken}");
+    }
+}
+
+/// Tracking says what changed on one backing; of another one it says nothing.
+#[test]
+fn another_backing_is_noticed() {
+    for clean in [true, false] {
+        let recorder = recorder();
+        recorder.faults().identity = Some(1);
+        let disk = shipped(&recorder);
+        if clean {
+            disk.close().unwrap();
+        }
+        drop(disk);
+        recorder.faults().identity = Some(2);
+        let disk = open(&recorder).unwrap();
+        assert_eq!(disk.status().resync, Some(Resync::BackingChanged), "clean: {clean}");
+        drop(disk);
+        assert_eq!(open(&recorder).unwrap().status().resync, Some(Resync::BackingChanged));
+    }
+}
+
+/// A move: the state goes with another backing, and not one sector more or less is dirty.
+#[test]
+fn a_moved_disk_keeps_its_dirty_set() {
+    let recorder = recorder();
+    recorder.faults().identity = Some(1);
+    recorder.faults().mtime_unix_ns = 77;
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    assert!(matches!(Offline::open(&recorder), Err(TrackError::Order(_))), "not stopped cleanly");
+    disk.close().unwrap();
+    drop(disk);
+    let mut offline = Offline::open(&recorder).unwrap();
+    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Bound);
+    recorder.faults().mtime_unix_ns = 78;
+    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Other, "somebody wrote to it");
+    recorder.faults().identity = Some(2);
+    recorder.recording().now.backing_bytes = SIZE.0 - 1;
+    assert!(matches!(offline.bind(&recorder), Err(TrackError::Size { .. })));
+    // The new one is larger: the disk takes its size at the next start.
+    recorder.recording().now.backing_bytes = SIZE.0 + 512;
+    offline.bind(&recorder).unwrap();
+    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Bound);
+    drop(offline);
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.status().resync), (FoundState::Clean, None));
+    let all: BTreeSet<u64> = sectors(SIZE.0, SIZE.0 + 512).chain([9]).collect();
+    assert_eq!(dirty(&recorder, &disk), all);
 }
 
 #[test]

@@ -59,6 +59,12 @@ pub enum Request {
         /// The closed epoch.
         epoch: EpochNo,
     },
+    /// The cycle is about to be committed as this point. Durable when it is answered: whatever
+    /// happens to the sidecar then, the disk knows the point as its own when it meets it again.
+    Announce {
+        /// The point.
+        point: Base,
+    },
     /// The cycle is committed: forget every closed epoch.
     Release {
         /// The newest closed epoch.
@@ -80,6 +86,11 @@ pub enum Request {
     SetLimits {
         /// Most bytes of preserved blocks in the change log.
         change_log: ByteLen,
+    },
+    /// Give the disk a larger size; not while a cycle is open. Asked once more it does nothing.
+    Grow {
+        /// The size, to which a backing file is extended; none: what the backing has by now.
+        size: Option<ByteLen>,
     },
     /// Stop cleanly, as on SIGTERM. Needs no lease.
     Stop,
@@ -116,6 +127,13 @@ pub enum Response {
         /// If set, the epoch lost its point in time and the cycle must fail, for this reason.
         lost: Option<String>,
     },
+    /// To [`Request::Grow`]; the sizes are the same if there was nothing to do.
+    Grown {
+        /// The size before.
+        from: ByteLen,
+        /// The size now.
+        to: ByteLen,
+    },
     /// To [`Request::Thaw`].
     Thawed {
         /// Whether the hold lasted until the request came: no write began since the cut. If not, it
@@ -124,7 +142,7 @@ pub enum Response {
         /// How long writes were held, in nanoseconds.
         held_ns: u64,
     },
-    /// Done: to prepare, release, fold back, limits, stop, resync.
+    /// Done: to prepare, announce, release, fold back, limits, stop, resync.
     Done,
     /// Refused or failed.
     Error(ControlError),
@@ -209,8 +227,12 @@ pub struct DriverStatus {
     pub lease: Option<String>,
     /// The point the dirty set is counted from.
     pub base: Option<Base>,
+    /// The point that was about to be committed last, if that was never confirmed.
+    pub announced: Option<Base>,
     /// If set, every sector counts as dirty.
     pub resync: Option<Resync>,
+    /// Counts the reasons for a resync as they came up.
+    pub resync_no: u64,
     /// Why the last cycle lost its point in time, until one is released.
     pub lost_point_in_time: Option<String>,
     /// Sectors that the next cycle ships (all, if `resync` is set).

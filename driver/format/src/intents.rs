@@ -130,7 +130,8 @@ pub fn decode_block(epoch: EpochNo, bytes: &[u8; BLOCK_BYTES]) -> Block<'_> {
     }
 }
 
-/// The intents of a whole file, as it was found after a crash.
+/// The intents of a whole file, as it was found after a crash. It may speak for fewer regions than
+/// the disk has now: an epoch of before the disk grew.
 ///
 /// # Errors
 /// If the header is unusable or the file is not this disk's; then nothing is known of the epoch
@@ -139,7 +140,7 @@ pub fn read_all(
     bytes: &[u8],
     disk: DiskId,
     epoch: EpochNo,
-    regions: u32,
+    regions_max: u32,
     mut dirty: impl FnMut(Region),
 ) -> Result<Found, FormatError> {
     let header = IntentHeader::decode(bytes)?;
@@ -150,8 +151,9 @@ pub fn read_all(
     if header.epoch != epoch {
         return bounds("epoch", header.epoch.0);
     }
-    if header.regions != regions {
-        return bounds("regions", header.regions.into());
+    let regions = header.regions;
+    if regions == 0 || regions > regions_max {
+        return bounds("regions", regions.into());
     }
     let need = IntentHeader::file_bytes(regions) as usize;
     if bytes.len() < need {

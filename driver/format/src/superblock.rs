@@ -63,6 +63,13 @@ impl Geometry {
         let start = u64::from(region.0) << self.region_shift;
         SectorRange::new(start, (start + (1 << self.region_shift)).min(self.sectors()).max(start))
     }
+    /// The same disk with another size.
+    ///
+    /// # Errors
+    /// If a disk cannot have it.
+    pub fn with_size(self, size: ByteLen) -> Result<Self, FormatError> {
+        Self { size, ..self }.check()
+    }
     fn check(self) -> Result<Self, FormatError> {
         let bounds = |field, value| Err(FormatError::Bounds { what: WHAT, field, value });
         if self.size.0 == 0 || self.size > Self::SIZE_MAX {
@@ -147,6 +154,11 @@ pub struct CleanStop {
     pub backing_mtime_ns: u64,
 }
 
+/// Which file or device a backing is: a digest of what stays the same when it is opened again and
+/// is different for another one, never of its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackingId(pub [u8; 16]);
+
 /// One generation of the superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -167,6 +179,17 @@ pub struct Superblock {
     pub resync: Option<Resync>,
     /// The recovery point the dirty set is counted from; none before the first.
     pub base: Option<Base>,
+    /// A recovery point that a sidecar was about to commit when this was written. If the vault
+    /// has it, the dirty set may be counted from it as well: it only holds more than it must.
+    pub announced: Option<Base>,
+    /// Counts the reasons for a resync as they come up, so that a resync that was interrupted
+    /// knows whether what it had compared still holds.
+    pub resync_no: u64,
+    /// The size the disk is about to get: set before the backing is extended, cleared by the
+    /// generation that has the new size. Larger than the size of `geometry`.
+    pub growing_to: Option<ByteLen>,
+    /// The backing the dirty set belongs to, if it can be told from others.
+    pub backing: Option<BackingId>,
 }
 
 impl Superblock {
@@ -205,6 +228,14 @@ impl Superblock {
             put(144, &base.point.to_bytes());
             put(160, &base.cycle.0.to_le_bytes());
         }
+        put(168, &self.resync_no.to_le_bytes());
+        if let Some(announced) = self.announced {
+            put(176, &announced.vault_disk.to_bytes());
+            put(192, &announced.point.to_bytes());
+            put(208, &announced.cycle.0.to_le_bytes());
+        }
+        put(256, &self.growing_to.map_or(0, |size| size.0).to_le_bytes());
+        put(264, &self.backing.map_or([0; 16], |id| id.0));
         let crc = crc32c::crc32c(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -238,11 +269,19 @@ impl Superblock {
             }),
             other => return Err(bounds("clean", other.into())),
         };
-        let base = (f.u64(160) != 0).then(|| Base {
-            vault_disk: DiskId::from_bytes(f.array(128)),
-            point: PointId::from_bytes(f.array(144)),
-            cycle: CycleNo(f.u64(160)),
-        });
+        let base_at = |at: usize| {
+            (f.u64(at + 32) != 0).then(|| Base {
+                vault_disk: DiskId::from_bytes(f.array(at)),
+                point: PointId::from_bytes(f.array(at + 16)),
+                cycle: CycleNo(f.u64(at + 32)),
+            })
+        };
+        let growing_to = match f.u64(256) {
+            0 => None,
+            size if size <= geometry.size.0 => return Err(bounds("growing_to", size)),
+            size => Some(geometry.with_size(ByteLen(size))?.size),
+        };
+        let backing = Some(BackingId(f.array(264))).filter(|id| id.0 != [0; 16]);
         Ok(Self {
             generation: f.u64(16),
             disk: DiskId::from_bytes(f.array(32)),
@@ -251,7 +290,11 @@ impl Superblock {
             clean,
             live,
             resync,
-            base,
+            base: base_at(128),
+            announced: base_at(176),
+            resync_no: f.u64(168),
+            growing_to,
+            backing,
         })
     }
 
@@ -290,6 +333,14 @@ mod tests {
                 cycle: CycleNo(3),
                 point: PointId::from_bytes([2; 16]),
             }),
+            announced: Some(Base {
+                vault_disk: DiskId::from_bytes([1; 16]),
+                cycle: CycleNo(4),
+                point: PointId::from_bytes([3; 16]),
+            }),
+            resync_no: 6,
+            growing_to: Some(ByteLen(3 << 30)),
+            backing: Some(BackingId([6; 16])),
         }
     }
 

@@ -14,7 +14,9 @@ use backstay_format::control::{
 };
 use backstay_format::intents::{self, BLOCK_MAP_BYTES, IntentHeader};
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
-use backstay_format::superblock::{Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock};
+use backstay_format::superblock::{
+    BackingId, Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock,
+};
 use backstay_format::{
     ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, FormatError, PointId, SectorRange,
 };
@@ -78,6 +80,10 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(4), EpochNo(5), EpochNo(6), EpochNo(0x0102_0304_0506_0708)],
         resync: Some(Resync::BackingChanged),
         base: Some(base()),
+        announced: Some(Base { cycle: CycleNo(42), ..base() }),
+        resync_no: 6,
+        growing_to: None,
+        backing: None,
     };
     let least = Superblock {
         generation: 13,
@@ -85,6 +91,8 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(7)],
         resync: None,
         base: None,
+        announced: None,
+        resync_no: 0,
         ..full.clone()
     };
     [full, least]
@@ -100,6 +108,26 @@ fn superblock() {
     assert_eq!(Superblock::newest(&file), Ok(least));
     every_bit_flip_is_seen(&file[..SLOT_BYTES], Superblock::decode);
     every_bit_flip_is_seen(&file[SLOT_BYTES..], Superblock::decode);
+}
+
+/// The fields that came with growth and moves: zero before, and zero means none.
+#[test]
+fn superblock_of_a_growing_disk() {
+    let [full, _] = superblocks();
+    let growing = Superblock {
+        growing_to: Some(ByteLen(3 << 40)),
+        backing: Some(BackingId(std::array::from_fn(|i| 0xA0 + i as u8))),
+        ..full
+    };
+    let file = golden("superblock-growing.bin", &growing.encode());
+    assert_eq!(Superblock::decode(&file).as_ref(), Ok(&growing));
+    every_bit_flip_is_seen(&file, Superblock::decode);
+    // A disk never grows to what it is, or to less.
+    let stuck = Superblock { growing_to: Some(growing.geometry.size), ..growing };
+    assert!(matches!(
+        Superblock::decode(&stuck.encode()),
+        Err(FormatError::Bounds { field: "growing_to", .. })
+    ));
 }
 
 #[test]
@@ -171,6 +199,7 @@ fn requests() -> Vec<Request> {
         Request::Seal { epoch },
         Request::Release { epoch, base: base() },
         Request::FoldBack { epoch },
+        Request::Announce { point: base() },
         Request::RequireResync { reason: Resync::Asked },
         Request::SetLimits { change_log: ByteLen(20 << 30) },
         Request::Stop,
@@ -200,7 +229,9 @@ fn status() -> DriverStatus {
         }),
         lease: Some("sidecar".into()),
         base: Some(base()),
+        announced: None,
         resync: None,
+        resync_no: 3,
         lost_point_in_time: Some("the change log reached its limit".into()),
         dirty_sectors: 99,
         change_log_limit: ByteLen(1 << 39),
@@ -298,6 +329,14 @@ fn control_requests() {
 #[test]
 fn control_responses() {
     conversation("control-responses.bin", &responses());
+}
+
+#[test]
+fn control_of_growth() {
+    let asked = [Request::Grow { size: Some(ByteLen(2 << 40)) }, Request::Grow { size: None }];
+    conversation("control-grow-requests.bin", &asked);
+    let answered = [Response::Grown { from: ByteLen(1 << 40), to: ByteLen(2 << 40) }];
+    conversation("control-grow-responses.bin", &answered);
 }
 
 #[test]

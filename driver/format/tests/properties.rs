@@ -4,7 +4,9 @@ use backstay_format::bitmap::{BitmapHeader, PAGE_SECTORS};
 use backstay_format::control::{self, Request, Response};
 use backstay_format::intents::{self, BLOCK_BYTES, BLOCK_MAP_BYTES, Block, IntentHeader};
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, RECORD_SECTORS_MAX, Record};
-use backstay_format::superblock::{Base, CleanStop, Geometry, LIVE_MAX, Resync, Superblock};
+use backstay_format::superblock::{
+    BackingId, Base, CleanStop, Geometry, LIVE_MAX, Resync, Superblock,
+};
 use backstay_format::{
     ByteLen, ByteOffset, CycleNo, DiskId, DiskName, EpochNo, PointId, Region, Sector, SectorRange,
 };
@@ -53,10 +55,30 @@ fn superblock() -> impl Strategy<Value = Superblock> {
     (
         (any::<u64>(), disk_id(), geometry(), any::<[u8; 16]>()),
         (prop::option::of(clean), vec(any::<u64>().prop_map(EpochNo), 0..=LIVE_MAX)),
-        (prop::option::of(resync()), prop::option::of(base())),
+        (prop::option::of(resync()), any::<u64>()),
+        (prop::option::of(base()), prop::option::of(base())),
     )
-        .prop_map(|((generation, disk, geometry, boot_id), (clean, live), (resync, base))| {
-            Superblock { generation, disk, geometry, boot_id, clean, live, resync, base }
+        .prop_map(|(fixed, (clean, live), (resync, resync_no), (base, announced))| {
+            let (generation, disk, geometry, boot_id) = fixed;
+            // The other fields are derived, so that every case has some of them.
+            let more = geometry.with_size(ByteLen(geometry.size.0 + generation % 4096)).ok();
+            let growing_to = more.map(|g| g.size).filter(|&size| size > geometry.size);
+            let backing = (generation % 3 != 0).then_some(BackingId(boot_id));
+            let backing = backing.filter(|id| id.0 != [0; 16]);
+            Superblock {
+                generation,
+                disk,
+                geometry,
+                boot_id,
+                clean,
+                live,
+                resync,
+                base,
+                announced,
+                resync_no,
+                growing_to,
+                backing,
+            }
         })
 }
 
@@ -74,8 +96,10 @@ fn request() -> impl Strategy<Value = Request> {
         epoch().prop_map(|epoch| Request::Seal { epoch }),
         (epoch(), base()).prop_map(|(epoch, base)| Request::Release { epoch, base }),
         epoch().prop_map(|epoch| Request::FoldBack { epoch }),
+        base().prop_map(|point| Request::Announce { point }),
         resync().prop_map(|reason| Request::RequireResync { reason }),
         any::<u64>().prop_map(|n| Request::SetLimits { change_log: ByteLen(n) }),
+        prop::option::of(any::<u64>().prop_map(ByteLen)).prop_map(|size| Request::Grow { size }),
     ]
 }
 
@@ -171,6 +195,25 @@ proptest! {
         let found = intents::read_all(&damaged, disk, epoch, regions, |region| got.push(region.0));
         prop_assert_eq!(found.unwrap().damaged_blocks, 1);
         prop_assert!(want.iter().all(|region| got.contains(region)));
+    }
+
+    /// A disk that grew reads the intents of before; one that has fewer regions than a map does
+    /// not believe it.
+    #[test]
+    fn intents_of_a_smaller_disk_are_read(regions in 1u32..20_000, more in 1u32..20_000) {
+        let (disk, epoch) = (DiskId::from_bytes([3; 16]), EpochNo(1));
+        let mut file = IntentHeader { disk, epoch, regions }.encode().to_vec();
+        let mut map = [0; BLOCK_MAP_BYTES];
+        map[0] = 1;
+        file.extend_from_slice(&intents::encode_block(epoch, &map));
+        file.resize(IntentHeader::file_bytes(regions) as usize, 0);
+        let mut got = vec![];
+        let found = intents::read_all(&file, disk, epoch, regions + more, |r| got.push(r.0));
+        prop_assert_eq!((found.unwrap().damaged_blocks, &got[..]), (0, &[0][..]));
+        if regions > 1 {
+            let larger = intents::read_all(&file, disk, epoch, regions - 1, |_| ());
+            prop_assert!(larger.is_err());
+        }
     }
 
     #[test]

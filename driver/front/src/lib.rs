@@ -6,10 +6,12 @@
 //! - [`fuse`]: the file `disk`, in front of the tracking
 //! - [`control`]: the socket: server in the driver, client for the sidecar and the command
 //! - [`life`]: start, hardening, signals, stop
+//! - [`offline`]: moving and renaming a disk that nobody serves
 
 pub mod backing;
 pub mod control;
 pub mod fuse;
 pub mod life;
 mod lock;
+pub mod offline;
 pub mod paths;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset};
 
 /// A backing file or device.
@@ -9,8 +10,31 @@ use backstay_format::{ByteLen, ByteOffset};
 /// Writes that were answered must be seen by reads that begin after, also by other processes that
 /// read the file or device through the page cache (the sidecar does).
 pub trait Backing: Send + Sync + 'static {
-    /// Its size.
+    /// The size it is used with: what it had when it was opened, or what [`Self::grow`] gave it.
     fn size(&self) -> ByteLen;
+    /// The size the file or device has at this moment; somebody may have extended it.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    fn size_now(&self) -> io::Result<ByteLen> {
+        Ok(self.size())
+    }
+    /// Extends a file, or sees that a device has been extended; durable when this returns, and
+    /// [`Self::size`] is `to` from then on. Never shortens.
+    ///
+    /// # Errors
+    /// If it cannot have that size; its size is then what it was.
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        let _ = to;
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    /// Which file or device this is; `None` if it cannot be told from others.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    fn identity(&self) -> io::Result<Option<BackingId>> {
+        Ok(None)
+    }
     /// Reads exactly `buf.len()` bytes; the caller stays within the size.
     ///
     /// # Errors

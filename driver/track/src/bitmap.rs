@@ -30,12 +30,12 @@ impl<B: SharedBits> Bitmap<B> {
     ) -> io::Result<Self> {
         let sectors = geometry.sectors();
         let header = BitmapHeader { disk, epoch, boot_id: env.boot_id(), sectors };
-        let bits = env.create_bits(name, &header.encode(), Self::words(geometry))?;
+        let bits = env.create_bits(name, &header.encode(), Self::words(sectors))?;
         Ok(Self { bits, geometry, reserved: RegionBits::new(geometry.regions()) })
     }
 
     /// Opens the bits left by a driver of this boot. `None` if they are not there or not the ones
-    /// looked for.
+    /// looked for. They may be of before the disk grew: then there are fewer of them.
     pub fn open<E: Env<Bits = B>>(
         env: &E,
         name: &str,
@@ -43,17 +43,18 @@ impl<B: SharedBits> Bitmap<B> {
         epoch: EpochNo,
         geometry: Geometry,
     ) -> io::Result<Option<B>> {
-        let Some((header, bits)) = env.open_bits(name, Self::words(geometry))? else {
-            return Ok(None);
-        };
-        let sectors = geometry.sectors();
-        let want = BitmapHeader { disk, epoch, boot_id: env.boot_id(), sectors };
-        Ok((BitmapHeader::decode(&header) == Ok(want)).then_some(bits))
+        let boot_id = env.boot_id();
+        env.open_bits(name, &|header| {
+            let found = BitmapHeader::decode(header).ok()?;
+            let want = BitmapHeader { disk, epoch, boot_id, sectors: found.sectors };
+            let fits = found == want && (1..=geometry.sectors()).contains(&found.sectors);
+            fits.then(|| Self::words(found.sectors))
+        })
     }
 
-    fn words(geometry: Geometry) -> u64 {
+    fn words(sectors: u64) -> u64 {
         // Whole pages, so that a region's words always exist.
-        (BitmapHeader::file_bytes(geometry.sectors()) - 4096) / 8
+        (BitmapHeader::file_bytes(sectors) - 4096) / 8
     }
 
     /// The words of a run of regions.

@@ -31,6 +31,21 @@ const STRIPES: usize = 16;
 /// Sectors under one lock, and most sectors copied at a time.
 const STRIPE_SECTORS: u64 = RECORD_SECTORS_MAX;
 
+/// The locks, each with the buffer that its holder copies through. A disk's closed epochs have the same
+/// ones, one after the other: made anew for each cut, they would be memory that was touched, 2 MiB a
+/// disk, also of disks that nobody writes to; like this only what is used ever takes any.
+pub(crate) struct Stripes(Box<[Mutex<Box<[u8]>>]>);
+
+impl Stripes {
+    pub fn new() -> Self {
+        let stripe = |_| {
+            let buffer = vec![0u8; RECORD_BYTES + (STRIPE_SECTORS * SECTOR_BYTES) as usize];
+            Mutex::new(buffer.into_boxed_slice())
+        };
+        Self((0..STRIPES).map(stripe).collect())
+    }
+}
+
 /// A closed epoch whose content at the cut must stay readable.
 pub(crate) struct Closed<E: Env> {
     pub epoch: Arc<Epoch<E>>,
@@ -43,7 +58,7 @@ pub(crate) struct Closed<E: Env> {
     /// Set by the seal, or when the point in time is lost: nothing more is preserved.
     ended: AtomicBool,
     lost: Mutex<Option<String>>,
-    stripes: Box<[Mutex<Box<[u8]>>]>,
+    stripes: Arc<Stripes>,
     preserved_sectors: AtomicU64,
 }
 
@@ -54,16 +69,13 @@ impl<E: Env> Closed<E> {
         disk: DiskId,
         epoch: &Arc<Epoch<E>>,
         geometry: Geometry,
+        stripes: &Arc<Stripes>,
     ) -> io::Result<Self> {
         let no = epoch.no;
         let preserved = Bitmap::create(env, &names::preserved(no), disk, no, geometry)?;
         let shipped = Bitmap::create(env, &names::shipped(no), disk, no, geometry)?;
         let header = PreservedHeader { disk, epoch: no }.encode();
         let log = env.create_scratch(&names::log(no), &header)?;
-        let stripe = || {
-            let buffer = vec![0u8; RECORD_BYTES + (STRIPE_SECTORS * SECTOR_BYTES) as usize];
-            Mutex::new(buffer.into_boxed_slice())
-        };
         let closed = Self {
             epoch: Arc::clone(epoch),
             cut_unix_ns: 0,
@@ -74,7 +86,7 @@ impl<E: Env> Closed<E> {
             log_end: AtomicU64::new(header.len() as u64),
             ended: AtomicBool::new(false),
             lost: Mutex::new(None),
-            stripes: (0..STRIPES).map(|_| stripe()).collect(),
+            stripes: Arc::clone(stripes),
             preserved_sectors: AtomicU64::new(0),
         };
         closed.take_memory()?;
@@ -98,7 +110,7 @@ impl<E: Env> Closed<E> {
                 continue;
             }
             let stripe = (piece.start.0 / STRIPE_SECTORS) as usize % STRIPES;
-            let mut buffer = lock(&self.stripes[stripe]);
+            let mut buffer = lock(&self.stripes.0[stripe]);
             let mut at = piece.start.0;
             while at < piece.end.0 {
                 if !self.needs(at) {

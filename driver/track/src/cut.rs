@@ -34,28 +34,50 @@ pub(crate) struct Admin<E: Env> {
     pub resync_closed: Option<Resync>,
     /// Why the last cycle lost its point in time, until one is released.
     pub lost_last: Option<String>,
+    /// Counts the reasons for a resync, also while they cannot be written down.
+    pub resync_no: u64,
+    /// The last epoch whose tracking failed.
+    distrusted: Option<EpochNo>,
 }
 
 impl<E: Env> Admin<E> {
     pub fn new(meta: Meta<E::File>) -> Self {
-        let resync_current = meta.get().resync;
-        let (fuzzy, prepared) = (vec![], None);
-        Self { meta, fuzzy, prepared, resync_current, resync_closed: None, lost_last: None }
+        let (resync_current, resync_no) = (meta.get().resync, meta.get().resync_no);
+        Self {
+            meta,
+            fuzzy: vec![],
+            prepared: None,
+            resync_current,
+            resync_closed: None,
+            lost_last: None,
+            resync_no,
+            distrusted: None,
+        }
+    }
+
+    /// From now on every sector counts as dirty; the first reason stays. Not durable yet.
+    pub fn raise(&mut self, reason: Resync) {
+        self.resync_current = self.resync_current.or(Some(reason));
+        self.resync_no += 1;
     }
 
     /// Writes the superblock's next generation. Why everything counts as dirty is always written
     /// along: an earlier attempt to write it may have failed.
     pub fn record(&mut self, change: impl FnOnce(&mut Superblock)) -> std::io::Result<()> {
-        let resync = self.resync_current.or(self.resync_closed);
+        let (resync, resync_no) = (self.resync_current.or(self.resync_closed), self.resync_no);
         self.meta.change(|sb| {
             sb.resync = resync;
+            sb.resync_no = resync_no;
             change(sb);
         })
     }
 
-    /// From now on every sector counts as dirty.
-    pub fn distrust(&mut self, reason: Resync) {
-        self.resync_current = Some(reason);
+    /// Tracking failed in an epoch: from now on every sector counts as dirty. Said once an epoch.
+    pub fn distrust(&mut self, epoch: EpochNo, reason: Resync) {
+        if self.distrusted.replace(epoch) == Some(epoch) {
+            return;
+        }
+        self.raise(reason);
         if let Err(e) = self.record(|_| ()) {
             tracing::error!(
                 "the superblock could not be written either ({e}): if the machine goes down now, \
@@ -175,6 +197,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             .record(|sb| {
                 sb.live = vec![current];
                 sb.base = Some(base);
+                sb.announced = None;
                 sb.resync = resync;
             })
             .doing("writing the superblock")?;
@@ -211,13 +234,22 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
+    /// A point is about to be committed.
+    ///
+    /// # Errors
+    /// If that could not be made durable; then it must not be committed.
+    pub fn announce(&self, point: Base) -> Result<(), TrackError> {
+        let mut admin = lock(&self.admin);
+        admin.record(|sb| sb.announced = Some(point)).doing("writing the superblock")
+    }
+
     /// From now on every sector counts as dirty.
     ///
     /// # Errors
     /// If that could not be made durable.
     pub fn require_resync(&self, reason: Resync) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
-        admin.resync_current = Some(reason);
+        admin.raise(reason);
         admin.record(|_| ()).doing("writing the superblock")
     }
 
@@ -268,14 +300,17 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             // No one will read the preserved blocks any more: spare the guest making them.
             closed.seal();
         }
-        let mut resync = admin.resync_current.or(admin.resync_closed);
+        admin.resync_current = admin.resync_current.or(admin.resync_closed);
+        let mut forgotten = false;
         for epoch in admin.fuzzy.iter().chain(closed.as_ref().map(|c| &c.epoch)) {
             if let Err(trouble) = current.fold_in(epoch) {
                 tracing::error!("disk {}: folding back epoch {}: {trouble:?}", self.id, epoch.no);
-                resync = resync.or(Some(Resync::StateUnwritable));
+                forgotten = true;
             }
         }
-        admin.resync_current = resync;
+        if forgotten {
+            admin.raise(Resync::StateUnwritable);
+        }
         admin.record(|sb| sb.live = vec![current.no]).doing("writing the superblock")?;
         self.forget_closed(admin);
         Ok(())

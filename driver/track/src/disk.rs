@@ -9,14 +9,15 @@ use std::io;
 
 use backstay_format::control::{Counters, FoundState};
 use backstay_format::superblock::{Geometry, Resync};
-use backstay_format::{ByteLen, ByteOffset, DiskId, SectorRange};
+use backstay_format::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
 
+use crate::closed::{Closed, Stripes};
 use crate::cut::Admin;
 use crate::env::Env;
 use crate::epoch::{Epoch, NotReady};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
-use crate::{Backing, TrackError, closed::Closed, recover};
+use crate::{Backing, TrackError, recover};
 
 /// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
 /// whole-disk discard.
@@ -31,6 +32,8 @@ pub struct OpenOptions {
     pub change_log_limit: Option<ByteLen>,
     /// Off only to measure what tracking costs: nothing is recorded, nothing can be shipped.
     pub tracking: bool,
+    /// Accept a backing that is larger than the disk: the disk grows.
+    pub grow: bool,
 }
 
 impl Default for OpenOptions {
@@ -39,6 +42,7 @@ impl Default for OpenOptions {
             region_shift: Geometry::REGION_SHIFT_DEFAULT,
             change_log_limit: None,
             tracking: true,
+            grow: false,
         }
     }
 }
@@ -56,10 +60,13 @@ pub struct ProtectedDisk<E: Env, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
     pub(crate) id: DiskId,
-    pub(crate) geometry: Geometry,
+    /// Changed by growth only, under `admin`; a size that was read stays inside the disk.
+    pub(crate) size_bytes: AtomicU64,
+    pub(crate) region_shift: u8,
     pub(crate) found: FoundState,
     pub(crate) started_unix_ns: u64,
     tracking: bool,
+    pub(crate) stripes: Arc<Stripes>,
     pub(crate) gate: RwLock<Live<E>>,
     pub(crate) admin: Mutex<Admin<E>>,
     pub(crate) change_log_limit: AtomicU64,
@@ -98,10 +105,12 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let limit = options.change_log_limit.unwrap_or(ByteLen(geometry.size.0 / 2));
         let disk = Self {
             id: opened.meta.get().disk,
-            geometry,
+            size_bytes: AtomicU64::new(geometry.size.0),
+            region_shift: geometry.region_shift,
             found: opened.found,
             started_unix_ns: env.now_unix_ns(),
             tracking: options.tracking,
+            stripes: Arc::new(Stripes::new()),
             gate: RwLock::new(Live { current: Arc::clone(&opened.current), closed: None }),
             admin: Mutex::new(Admin::new(opened.meta)),
             change_log_limit: AtomicU64::new(limit.0),
@@ -128,7 +137,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
     /// The disk's size.
     pub fn size(&self) -> ByteLen {
-        self.geometry.size
+        ByteLen(self.size_bytes.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry { size: self.size(), region_shift: self.region_shift }
     }
 
     /// The backing, for what is not tracked (finding data and holes).
@@ -226,14 +239,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
         // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
-        debug_assert!(!ready || live.current.ready(range.regions(self.geometry.region_shift)));
+        debug_assert!(!ready || live.current.ready(range.regions(self.region_shift)));
         self.counted(change())
     }
 
     /// Enters the gate with the regions of a write ready in the epoch that is current then. The
     /// state directory is waited for outside the gate, so that it never delays a cut.
     fn enter(&self, range: SectorRange) -> (RwLockReadGuard<'_, Live<E>>, bool) {
-        let regions = range.regions(self.geometry.region_shift);
+        let regions = range.regions(self.region_shift);
         let mut given_up = None;
         loop {
             let live = shared(&self.gate);
@@ -246,7 +259,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             let epoch = Arc::clone(&live.current);
             drop(live);
             if let Err(trouble) = epoch.make_ready(regions.clone()) {
-                self.distrust(&trouble);
+                self.distrust(epoch.no, &trouble);
                 given_up = Some(epoch.no);
             }
         }
@@ -254,7 +267,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
     /// Tracking of a region failed. The guest goes on (I4); from now on the whole disk counts as
     /// dirty, and says so durably if that can still be written.
-    fn distrust(&self, trouble: &NotReady) {
+    fn distrust(&self, epoch: EpochNo, trouble: &NotReady) {
         let (reason, error) = match trouble {
             NotReady::Intent(e) => (Resync::StateUnwritable, e),
             NotReady::Memory(e) => (Resync::NoMemory, e),
@@ -266,16 +279,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 self.id,
                 reason.explain()
             );
-            admin.distrust(reason);
         }
+        admin.distrust(epoch, reason);
     }
 
     /// The sectors of a request, which must lie inside the disk.
     fn check(&self, offset: ByteOffset, len: u64, errno: i32) -> io::Result<SectorRange> {
         match offset.0.checked_add(len) {
-            Some(end) if end <= self.geometry.size.0 => {
-                Ok(SectorRange::covering(offset, ByteLen(len)))
-            }
+            Some(end) if end <= self.size().0 => Ok(SectorRange::covering(offset, ByteLen(len))),
             _ => Err(io::Error::from_raw_os_error(errno)),
         }
     }

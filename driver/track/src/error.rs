@@ -30,10 +30,44 @@ pub enum TrackError {
          ship whole"
     )]
     Superblock(FormatError),
-    /// The backing's size is not the protected disk's.
+    /// The backing is larger than the protected disk.
     #[error(
-        "the backing has {found} bytes, the protected disk {expected}; nothing was changed. \
-         Mount the right backing, or give it back its size"
+        "the backing has {found} bytes, the protected disk {expected}; nothing was changed. If the \
+         backing was extended and the disk should grow with it, mount it with --grow; if not, mount \
+         the right backing"
+    )]
+    Larger {
+        /// Bytes the superblock says.
+        expected: ByteLen,
+        /// Bytes the backing has.
+        found: ByteLen,
+    },
+    /// Asked to grow to a size below the backing's or the disk's own.
+    #[error(
+        "the disk has {size} bytes and its backing {there}: it cannot become {asked}; a protected \
+         disk never shrinks, and never uses a part of its backing only. Nothing was changed"
+    )]
+    GrowTo {
+        /// Bytes the disk has.
+        size: ByteLen,
+        /// Bytes the backing has.
+        there: ByteLen,
+        /// Bytes asked for.
+        asked: ByteLen,
+    },
+    /// A growth was begun and could not be finished.
+    #[error(
+        "{source}; the disk goes on with its old size, and the backing may have the new one. Grow \
+         again when this is mended, or the next mount does"
+    )]
+    Unfinished {
+        /// What stood in the way.
+        source: Box<TrackError>,
+    },
+    /// The backing is smaller than the protected disk.
+    #[error(
+        "the backing has {found} bytes, the protected disk {expected}; nothing was changed. A \
+         protected disk never shrinks: mount the right backing, or give it back its size"
     )]
     Size {
         /// Bytes the superblock says.

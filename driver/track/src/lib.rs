@@ -8,7 +8,8 @@
 //!
 //! Reading order: [`env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
 //! `disk` (the write path), `prepare` and `cut` (the life of a cycle), `hold` (cuts that are held for
-//! a group), `recover` (after a stop of any kind).
+//! a group), `grow`, `recover` (after a stop of any kind), `rebind` (a disk that was moved to another
+//! backing).
 //!
 //! Locks, always taken in this order: `admin` (one control operation at a time) → `gate` (a write
 //! holds it shared from its checks until it is done; a cut holds it alone for the instant of the
@@ -24,10 +25,12 @@ mod disk;
 pub mod env;
 mod epoch;
 mod error;
+mod grow;
 mod hold;
 mod intents;
 mod meta;
 mod prepare;
+mod rebind;
 mod recover;
 mod status;
 #[doc(hidden)]
@@ -38,5 +41,7 @@ pub use cut::{CutInfo, Sealed};
 pub use disk::{OpenOptions, ProtectedDisk};
 pub use env::fs::FsEnv;
 pub use error::TrackError;
+pub use grow::Grown;
 pub use hold::HeldCut;
+pub use rebind::{Binding, Offline};
 pub use status::TrackStatus;

@@ -96,11 +96,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let no = closing.no.next();
         // The regions that are hot now get their intents ahead: a warm working set pays nothing.
         let hot = closing.hot_regions();
-        let next = Epoch::create(&self.env, self.id, no, self.geometry, &hot)
+        let next = Epoch::create(&self.env, self.id, no, self.geometry(), &hot)
             .doing("making the next epoch")?;
         let closed = match mode {
             CutMode::PointInTime => Some(
-                Closed::prepare(&self.env, self.id, &closing, self.geometry)
+                Closed::prepare(&self.env, self.id, &closing, self.geometry(), &self.stripes)
                     .doing("making the preserved log")?,
             ),
             CutMode::Fuzzy => None,

@@ -10,18 +10,23 @@
 //!
 //! What is found goes into a fresh epoch, whose intents are durable before the superblock names it
 //! in place of the old ones; a crash in the middle leaves the old ones to be found again.
+//!
+//! A disk whose backing became larger takes its new size in the same step: epochs of the old size
+//! are read with it, the new sectors are dirty, and one superblock names both new.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use backstay_format::control::FoundState;
-use backstay_format::superblock::{Geometry, Resync, Superblock};
-use backstay_format::{DiskId, EpochNo, SectorRange, intents};
+use backstay_format::superblock::{BackingId, Geometry, Resync, Superblock};
+use backstay_format::{ByteLen, DiskId, EpochNo, SectorRange, intents};
 
 use crate::bitmap::{Bitmap, RegionBits};
 use crate::disk::OpenOptions;
 use crate::env::{Env, SharedBits, StateFile};
 use crate::epoch::{Epoch, names, remove_files};
 use crate::error::Doing;
+use crate::grow::grown_sectors;
 use crate::meta::Meta;
 use crate::sync::Arc;
 use crate::{Backing, TrackError, clean};
@@ -37,6 +42,8 @@ pub(crate) struct Opened<E: Env> {
 struct Dirty<B> {
     found: FoundState,
     resync: Option<Resync>,
+    /// Reasons for a resync that came up now.
+    raised: u64,
     /// Bits of this boot's live epochs.
     bits: Vec<B>,
     /// Whole regions.
@@ -52,7 +59,7 @@ pub(crate) fn open<E: Env, B: Backing>(
 ) -> Result<Opened<E>, TrackError> {
     match Meta::open(env)? {
         None => create(env, backing, options),
-        Some(meta) => reopen(env, backing, meta),
+        Some(meta) => reopen(env, backing, options, meta),
     }
 }
 
@@ -81,6 +88,10 @@ fn create<E: Env, B: Backing>(
         live: vec![no],
         resync: Some(Resync::NeverShipped),
         base: None,
+        announced: None,
+        resync_no: 1,
+        growing_to: None,
+        backing: identity(backing)?,
     };
     let meta = Meta::create(env, first)?;
     Ok(Opened { meta, current: Arc::new(current), found: FoundState::New })
@@ -89,14 +100,14 @@ fn create<E: Env, B: Backing>(
 fn reopen<E: Env, B: Backing>(
     env: &E,
     backing: &B,
+    options: &OpenOptions,
     mut meta: Meta<E::File>,
 ) -> Result<Opened<E>, TrackError> {
     let sb = meta.get().clone();
-    let geometry = sb.geometry;
-    if backing.size() != geometry.size {
-        return Err(TrackError::Size { expected: geometry.size, found: backing.size() });
-    }
-    let mut dirty = find(env, backing, &sb)?;
+    let geometry = geometry_now(&sb, backing.size(), options)?;
+    let grown = grown_sectors(sb.geometry, geometry);
+    let identity = identity(backing)?;
+    let mut dirty = find(env, backing, &sb, identity, geometry)?;
     let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
     let no = newest.unwrap_or_default().next();
 
@@ -108,10 +119,11 @@ fn reopen<E: Env, B: Backing>(
             }
         }
     }
+    grown.regions(geometry.region_shift).for_each(|region| dirty.regions.set(region));
     let whole_regions =
         if dirty.bits.is_empty() && !dirty.saved { dirty.regions.runs().collect() } else { vec![] };
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
-        clean::load(env, sb.disk, geometry, stop, |word, _| {
+        clean::load(env, sb.disk, sb.geometry, stop, |word, _| {
             word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
         })?;
     }
@@ -123,7 +135,7 @@ fn reopen<E: Env, B: Backing>(
         {
             // No memory for the bits (or no room for the intents, which then fails below).
             tracing::error!("no room for what was dirty ({e}): the disk will be resynced");
-            dirty.resync = dirty.resync.or(Some(Resync::NoMemory));
+            dirty.raise(Resync::NoMemory);
             dirty.bits.clear();
             dirty.saved = false;
             let none = RegionBits::new(geometry.regions());
@@ -145,22 +157,55 @@ fn reopen<E: Env, B: Backing>(
         }
     }
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
-        clean::load(env, sb.disk, geometry, stop, |word, bits| {
+        clean::load(env, sb.disk, sb.geometry, stop, |word, bits| {
             if in_memory(word) {
                 current.mark_word(word, bits);
             }
         })?;
     }
-    let (resync, boot_id) = (dirty.resync, env.boot_id());
+    for piece in grown.split_at_multiples(1 << geometry.region_shift) {
+        if current.dirty.reserved().has_all(piece.regions(geometry.region_shift)) {
+            current.add_dirty(piece);
+        }
+    }
+    let (resync, raised, boot_id) = (dirty.resync, dirty.raised, env.boot_id());
     meta.change(|sb| {
         sb.live = vec![no];
         sb.boot_id = boot_id;
         sb.clean = None;
         sb.resync = resync;
+        sb.resync_no += raised;
+        sb.geometry = geometry;
+        sb.growing_to = None;
+        sb.backing = identity;
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
     Ok(Opened { meta, current: Arc::new(current), found: dirty.found })
+}
+
+/// The size that the disk has from now on.
+fn geometry_now(
+    sb: &Superblock,
+    found: ByteLen,
+    options: &OpenOptions,
+) -> Result<Geometry, TrackError> {
+    let expected = sb.geometry.size;
+    match found.cmp(&expected) {
+        Ordering::Equal => Ok(sb.geometry),
+        Ordering::Less => Err(TrackError::Size { expected, found }),
+        // A growth that a crash interrupted is finished without being asked for again.
+        Ordering::Greater if options.grow || sb.growing_to == Some(found) => {
+            sb.geometry.with_size(found).map_err(|_| TrackError::Unfit(found))
+        }
+        Ordering::Greater => Err(TrackError::Larger { expected, found }),
+    }
+}
+
+fn identity<B: Backing>(backing: &B) -> Result<Option<BackingId>, TrackError> {
+    backing
+        .identity()
+        .map_err(|source| TrackError::Backing { doing: "finding out which one it is", source })
 }
 
 /// Looks for what may have changed since the last recovery point.
@@ -168,10 +213,25 @@ fn find<E: Env, B: Backing>(
     env: &E,
     backing: &B,
     sb: &Superblock,
+    identity: Option<BackingId>,
+    geometry: Geometry,
 ) -> Result<Dirty<E::Bits>, TrackError> {
-    let regions = RegionBits::new(sb.geometry.regions());
-    let mut dirty =
-        Dirty { found: FoundState::Clean, resync: sb.resync, bits: vec![], regions, saved: false };
+    let regions = RegionBits::new(geometry.regions());
+    let mut dirty = Dirty {
+        found: FoundState::Clean,
+        resync: sb.resync,
+        raised: 0,
+        bits: vec![],
+        regions,
+        saved: false,
+    };
+    if let (Some(was), Some(is)) = (sb.backing, identity)
+        && was != is
+    {
+        // What is tracked says what changed on the other one.
+        dirty.damaged("this is not the backing it was", Resync::BackingChanged);
+        return Ok(dirty);
+    }
     if let Some(stop) = sb.clean {
         dirty.saved = true;
         if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
@@ -187,13 +247,13 @@ fn find<E: Env, B: Backing>(
     dirty.found = if same_boot { FoundState::SameBoot } else { FoundState::OtherBoot };
     for &epoch in &sb.live {
         if same_boot {
-            let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, sb.geometry);
+            let bits = Bitmap::open(env, &names::dirty(epoch), sb.disk, epoch, geometry);
             if let Ok(Some(bits)) = bits {
                 dirty.bits.push(bits);
                 continue;
             }
         }
-        add_intents(env, sb, epoch, &mut dirty)?;
+        add_intents(env, sb, epoch, geometry, &mut dirty)?;
     }
     // Bits of one epoch and intents of another: the intents' regions are dirty as a whole, which
     // only the intents can say; so do without the bits.
@@ -201,7 +261,7 @@ fn find<E: Env, B: Backing>(
         dirty.bits.clear();
         dirty.found = FoundState::OtherBoot;
         for &epoch in &sb.live {
-            add_intents(env, sb, epoch, &mut dirty)?;
+            add_intents(env, sb, epoch, geometry, &mut dirty)?;
         }
     }
     Ok(dirty)
@@ -212,9 +272,10 @@ fn add_intents<E: Env>(
     env: &E,
     sb: &Superblock,
     epoch: EpochNo,
+    geometry: Geometry,
     dirty: &mut Dirty<E::Bits>,
 ) -> Result<(), TrackError> {
-    let regions = sb.geometry.regions();
+    let regions = geometry.regions();
     let mut content = vec![];
     if let Some(file) = env.open(&names::intents(epoch)).doing("opening the intent map")? {
         let want = intents::IntentHeader::file_bytes(regions);
@@ -240,9 +301,14 @@ impl<B> Dirty<B> {
     fn damaged(&mut self, what: &str, reason: Resync) {
         tracing::error!("{what}: every sector counts as dirty, the disk will be resynced");
         self.found = FoundState::Damaged;
-        self.resync = self.resync.or(Some(reason));
+        self.raise(reason);
         self.bits.clear();
         self.saved = false;
+    }
+
+    fn raise(&mut self, reason: Resync) {
+        self.resync = self.resync.or(Some(reason));
+        self.raised += 1;
     }
 }
 

@@ -20,7 +20,9 @@ pub struct TrackStatus {
     pub epoch: EpochNo,
     pub open_cut: Option<OpenCut>,
     pub base: Option<Base>,
+    pub announced: Option<Base>,
     pub resync: Option<Resync>,
+    pub resync_no: u64,
     pub lost_point_in_time: Option<String>,
     pub dirty_sectors: u64,
     pub change_log_limit: ByteLen,
@@ -42,10 +44,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut counters = self.sums.counters();
         counters.intent_commits += current.intents.commits();
         counters.preserved_sectors += closed.map_or(0, |c| c.preserved_sectors());
-        let sectors = self.geometry.sectors();
+        let geometry = self.geometry();
+        let sectors = geometry.sectors();
         TrackStatus {
             disk: self.id,
-            size: self.geometry.size,
+            size: geometry.size,
             found: self.found,
             started_unix_ns: self.started_unix_ns,
             epoch: current.no,
@@ -56,7 +59,9 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 lost: closed.and_then(|c| c.lost()),
             }),
             base: admin.meta.get().base,
+            announced: admin.meta.get().announced,
             resync,
+            resync_no: admin.resync_no,
             lost_point_in_time: admin.lost_last.clone(),
             dirty_sectors: match resync {
                 Some(_) => sectors,

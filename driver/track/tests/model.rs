@@ -119,6 +119,40 @@ fn lost_point_in_time() {
     sidecar.check_rest_is_dirty(&disk);
 }
 
+/// A disk of one region grows to two while both are written to; what is beyond its end is refused
+/// until then and never after.
+fn growth_under_load() {
+    let machine = Machine::small();
+    let disk = shipped_once(&machine);
+    let to = ByteLen(SECTORS * 512);
+    let writers: Vec<_> = (0..2u64)
+        .map(|writer| {
+            let (disk, machine) = (Arc::clone(&disk), machine.clone());
+            shuttle::thread::spawn(move || {
+                for n in 0..3 {
+                    let sector = if n % 2 == writer { 64 } else { writer * 2 };
+                    let grown = disk.size() == to;
+                    let stamp = machine.begin(sector);
+                    let mut data = vec![0u8; 1024];
+                    data[..8].copy_from_slice(&stamp.to_le_bytes());
+                    data[512..520].copy_from_slice(&stamp.to_le_bytes());
+                    match disk.write(ByteOffset(sector * 512), &data) {
+                        Ok(()) => machine.acknowledge(stamp),
+                        Err(e) => assert!(sector == 64 && !grown, "write {n} at {sector}: {e}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    disk.grow(Some(to)).expect("grow");
+    let mut sidecar = Sidecar::new(machine.clone(), Order::Right);
+    sidecar.cycle(&disk, base(2));
+    for writer in writers {
+        writer.join().expect("a writer");
+    }
+    sidecar.check_rest_is_dirty(&disk);
+}
+
 fn iterations() -> usize {
     if std::env::var_os("BACKSTAY_TEST_LONG").is_some() { 200_000 } else { 10_000 }
 }
@@ -141,6 +175,16 @@ fn a_sidecar_that_dies_loses_nothing() {
 #[test]
 fn losing_the_point_in_time_costs_the_guest_nothing() {
     shuttle::check_random(lost_point_in_time, iterations());
+}
+
+#[test]
+fn a_disk_grows_under_load() {
+    shuttle::check_random(growth_under_load, iterations());
+}
+
+#[test]
+fn a_disk_grows_under_load_with_few_preemptions() {
+    shuttle::check_pct(growth_under_load, iterations(), 3);
 }
 
 /// The sidecar must read first and look at the preserved bits afterwards.

@@ -4,13 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
+use backstay_vault::GroupName;
+use backstay_vault::format::segment::CHUNK_SHIFTS;
+use backstay_vault::retain::Keep;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use backstay_vault::GroupName;
-
 use crate::group::{GroupConfig, TlsConfig};
+use crate::hooks::HookSettings;
+use crate::protection::Protection;
+use crate::schedule::Retry;
+use crate::throttle::ThrottleSettings;
+use crate::windows::{WeeklyWindows, Zone};
 
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backstay/backstay.toml";
@@ -36,6 +43,19 @@ pub enum ConfigError {
         /// What and where.
         source: Box<toml::de::Error>,
     },
+    /// A disk follows a policy that is not there.
+    #[error(
+        "configuration {path}: disk {disk} follows policy {policy:?}, which is not there; add \
+             [policy.{policy}]"
+    )]
+    NoPolicy {
+        /// The file.
+        path: PathBuf,
+        /// The disk.
+        disk: DiskName,
+        /// The policy.
+        policy: String,
+    },
 }
 
 /// The configuration.
@@ -53,6 +73,22 @@ pub struct Config {
     pub interval: Duration,
     /// Cycles at a time in the service.
     pub slots: usize,
+    /// Cycles at a time of disks whose backings are on one device.
+    pub slots_per_device: usize,
+    /// When a resync may begin by itself; any time if there are no windows.
+    pub resync_window: WeeklyWindows,
+    /// How long to wait after failures; the last one repeats.
+    pub retry: Retry,
+    /// Which points stay: `all 2h, hourly 2d, daily 30d`; all of them if it says nothing.
+    pub keep: Option<Keep>,
+    /// Settings for many disks, by name.
+    pub policy: BTreeMap<String, Policy>,
+    /// Whose clock windows follow; the host's if none is named.
+    pub time_zone: Option<Zone>,
+    /// When no cycle begins by itself.
+    pub blackout: WeeklyWindows,
+    /// How much all disks together may send.
+    pub throttle: ThrottleSettings,
     /// How to ship.
     pub ship: Ship,
     /// Settings of single disks.
@@ -75,17 +111,48 @@ pub struct Ship {
     pub compress_threads: usize,
     /// Segments uploaded at a time.
     pub upload_parallel: usize,
+    /// What one checksum of a resync stands for: a power of two, 4 KiB to 256 KiB.
+    pub chunk_size: ByteSize,
 }
 
-/// Settings of one disk, where they differ.
+/// Settings for the disks that follow it; what it does not say is as for all.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// From one cut to the next.
+    #[serde(with = "humantime_serde")]
+    pub interval: Option<Duration>,
+    /// When no cycle begins by itself.
+    pub blackout: Option<WeeklyWindows>,
+    /// When a resync may begin by itself.
+    pub resync_window: Option<WeeklyWindows>,
+    /// How long to wait after failures.
+    pub retry: Option<Retry>,
+    /// Which points stay.
+    pub keep: Option<Keep>,
+}
+
+/// Settings of one disk, where they differ from its policy's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
     /// Where its recovery points go.
     pub vault: Option<String>,
+    /// The policy it follows.
+    pub policy: Option<String>,
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Option<Duration>,
+    /// When no cycle begins by itself.
+    pub blackout: Option<WeeklyWindows>,
+    /// When a resync may begin by itself.
+    pub resync_window: Option<WeeklyWindows>,
+    /// How long to wait after failures.
+    pub retry: Option<Retry>,
+    /// Which points stay.
+    pub keep: Option<Keep>,
+    /// What makes its points application-consistent.
+    pub hooks: HookSettings,
 }
 
 impl Default for Config {
@@ -96,6 +163,14 @@ impl Default for Config {
             vault: VAULT_DEFAULT.into(),
             interval: Duration::from_secs(300),
             slots: 2,
+            slots_per_device: 2,
+            resync_window: WeeklyWindows::outside_business_hours(),
+            retry: Retry::default(),
+            keep: None,
+            policy: BTreeMap::new(),
+            time_zone: None,
+            blackout: WeeklyWindows::default(),
+            throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
@@ -111,6 +186,7 @@ impl Default for Ship {
             segment_size: ByteSize::mib(32),
             compress_threads: 0,
             upload_parallel: 2,
+            chunk_size: ByteSize::kib(64),
         }
     }
 }
@@ -124,6 +200,23 @@ impl Ship {
             n => n.min(64),
         }
     }
+
+    /// log2 of the sectors in a checksum chunk; what is not allowed becomes the nearest that is.
+    #[must_use]
+    pub fn chunk_shift(&self) -> u32 {
+        let sectors = (self.chunk_size.as_u64() / 512).clamp(1, 1 << 40);
+        sectors.ilog2().clamp(*CHUNK_SHIFTS.start(), *CHUNK_SHIFTS.end())
+    }
+}
+
+/// A setting of a disk: its own, or its policy's.
+macro_rules! setting {
+    ($config:ident, $name:ident, $field:ident) => {
+        $config.disk.get($name).and_then(|disk| {
+            let policy = disk.policy.as_ref().and_then(|policy| $config.policy.get(policy));
+            disk.$field.as_ref().or_else(|| policy?.$field.as_ref())
+        })
+    };
 }
 
 impl Config {
@@ -137,15 +230,33 @@ impl Config {
             None => (Path::new(PATH_DEFAULT), false),
         };
         match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|source| ConfigError::Parse {
-                path: path.into(),
-                source: Box::new(source),
-            }),
+            Ok(text) => {
+                let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+                    path: path.into(),
+                    source: Box::new(source),
+                })?;
+                config.check(path)
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => {
                 Ok(Self::default())
             }
             Err(source) => Err(ConfigError::Read { path: path.into(), source }),
         }
+    }
+
+    /// Policies that disks follow must be there.
+    fn check(self, path: &Path) -> Result<Self, ConfigError> {
+        for (disk, settings) in &self.disk {
+            if let Some(policy) = settings.policy.as_ref().filter(|p| !self.policy.contains_key(*p))
+            {
+                return Err(ConfigError::NoPolicy {
+                    path: path.into(),
+                    disk: disk.clone(),
+                    policy: policy.clone(),
+                });
+            }
+        }
+        Ok(self)
     }
 
     /// Where a disk's recovery points go.
@@ -154,10 +265,63 @@ impl Config {
         self.disk.get(name).and_then(|disk| disk.vault.as_deref()).unwrap_or(&self.vault)
     }
 
+    /// Whose clock windows follow.
+    #[must_use]
+    pub fn zone(&self) -> Zone {
+        self.time_zone.clone().unwrap_or_default()
+    }
+
+    /// The policy a disk follows.
+    #[must_use]
+    pub fn policy_of(&self, name: &DiskName) -> Option<&str> {
+        self.disk.get(name)?.policy.as_deref()
+    }
+
+    /// When no cycle of a disk begins by itself.
+    #[must_use]
+    pub fn blackout_of(&self, name: &DiskName) -> &WeeklyWindows {
+        setting!(self, name, blackout).unwrap_or(&self.blackout)
+    }
+
+    /// When a resync of a disk may begin by itself; any time if there are no windows.
+    #[must_use]
+    pub fn resync_window_of(&self, name: &DiskName) -> &WeeklyWindows {
+        setting!(self, name, resync_window).unwrap_or(&self.resync_window)
+    }
+
+    /// How long a disk waits after failures.
+    #[must_use]
+    pub fn retry_of(&self, name: &DiskName) -> &Retry {
+        setting!(self, name, retry).unwrap_or(&self.retry)
+    }
+
+    /// Which of a disk's points stay.
+    #[must_use]
+    pub fn keep_of(&self, name: &DiskName) -> Option<&Keep> {
+        setting!(self, name, keep).or(self.keep.as_ref())
+    }
+
+    /// Adds what `backstay protect` was told of the disks of this host, below what the file says.
+    pub fn add_protections(&mut self, roots: &Roots, names: &[DiskName]) {
+        for name in names {
+            if let Some(protection) = Protection::load(&roots.disk(name).state) {
+                let disk = self.disk.entry(name.clone()).or_default();
+                disk.vault = disk.vault.take().or(Some(protection.vault));
+                disk.policy = disk.policy.take().or(protection.policy);
+            }
+        }
+    }
+
+    /// What makes a disk's points application-consistent.
+    #[must_use]
+    pub fn hooks_of(&self, name: &DiskName) -> HookSettings {
+        self.disk.get(name).map(|disk| disk.hooks.clone()).unwrap_or_default()
+    }
+
     /// From one cut of a disk to the next.
     #[must_use]
     pub fn interval_of(&self, name: &DiskName) -> Duration {
-        self.disk.get(name).and_then(|disk| disk.interval).unwrap_or(self.interval)
+        setting!(self, name, interval).copied().unwrap_or(self.interval)
     }
 }
 
@@ -179,10 +343,66 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_may_keep_other_points_than_the_rest() {
+        let config: Config =
+            toml::from_str("keep = \"all 2h, daily 30d\"\n[disk.db1]\nkeep = \"last 3\"").unwrap();
+        let of = |name: &str| config.keep_of(&name.parse().unwrap()).unwrap().to_string();
+        assert_eq!((of("db1"), of("db2")), ("last 3".into(), "all 2h, daily 30days".into()));
+        assert_eq!(Config::default().keep_of(&"db1".parse().unwrap()), None);
+        let wrong = toml::from_str::<Config>("interval = \"5s\"\nkeep = \"all 2h, dayly 30d\"");
+        let text = wrong.unwrap_err().to_string();
+        assert!(text.contains("line 2") && text.contains("character 9"), "{text}");
+    }
+
+    #[test]
     fn a_mistake_is_shown_where_it_is() {
         let error = toml::from_str::<Config>("vault = \"/v\"\nintervall = \"5s\"").unwrap_err();
         let text = error.to_string();
         assert!(text.contains("line 2") && text.contains("intervall"), "{text}");
         assert!(toml::from_str::<Config>("[disk.\"../x\"]\n").is_err());
+        let text = "slots = 1\nblackout = \"Monday;7:00;7h | Tuesday;25:00;1h\"\n";
+        let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("character 26"), "{error}");
+    }
+
+    #[test]
+    fn policies_are_for_many_disks() {
+        let text = "interval = \"1h\"\n[policy.gold]\ninterval = \"5s\"\nkeep = \"all 1h\"\n\
+                    retry = [\"10s\", \"1m\"]\n[disk.a]\npolicy = \"gold\"\n\
+                    [disk.b]\npolicy = \"gold\"\ninterval = \"7s\"\n[disk.c]\n";
+        let config: Config = toml::from_str(text).unwrap();
+        let of = |name: &str| config.interval_of(&name.parse().unwrap()).as_secs();
+        assert_eq!([of("a"), of("b"), of("c"), of("d")], [5, 7, 3600, 3600]);
+        let a = "a".parse().unwrap();
+        assert_eq!(config.keep_of(&a).unwrap().to_string(), "all 1h");
+        assert_eq!(config.retry_of(&a).wait(9).as_secs(), 60);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "[disk.a]\npolicy = \"silver\"\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("silver") && error.contains("disk a"), "{error}");
+        std::fs::write(&path, "[disk.a]\nintervall = \"5s\"\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("intervall"), "{error}");
+    }
+
+    #[test]
+    fn windows_limits_and_hooks() {
+        let config: Config = toml::from_str(
+            "time_zone = \"Europe/Berlin\"\nblackout = \"Monday;7:00;7h\"\n\
+             [throttle]\nlimit = \"50MiB/s\"\n\
+             [[throttle.timetable]]\nwhen = \"Monday;8:00;10h\"\nlimit = \"5MiB/s\"\n\
+             [disk.db]\nblackout = \"\"\n\
+             [disk.db.hooks]\nfreeze = [\"/mnt/db\"]\ntimeout = \"5s\"\n",
+        )
+        .unwrap();
+        let (db, web) = ("db".parse().unwrap(), "web".parse().unwrap());
+        assert_eq!(config.zone().to_string(), "Europe/Berlin");
+        assert!(config.blackout_of(&db).is_empty());
+        assert_eq!(config.blackout_of(&web).to_string(), "Monday;7:00;7h");
+        assert_eq!(config.hooks_of(&db).timeout, Duration::from_secs(5));
+        assert!(!config.hooks_of(&db).is_none() && config.hooks_of(&web).is_none());
+        let again: Config = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
     }
 }

@@ -1,9 +1,10 @@
 //! Why a cycle failed, and what to do about it.
 
 use std::io;
+use std::time::{Duration, UNIX_EPOCH};
 
 use backstay_driver::control::ClientError;
-use backstay_format::FormatError;
+use backstay_format::{CycleNo, FormatError};
 use backstay_vault::{Class, VaultError};
 
 /// Why a cycle failed. Its sectors are dirty again and ship with the next one.
@@ -29,15 +30,30 @@ pub enum CycleError {
     /// The driver could not keep the disk of the cut.
     #[error("the cycle lost its point in time: {0}; the next cycle ships these sectors")]
     Lost(String),
-    /// A disk of this name is in the vault, and it is another one.
+    /// Nothing proves that the disk is newer than the vault; see [`crate::cycle`]'s flow.
     #[error(
-        "the vault has another disk named {name}; mount this one under another name, or use \
-         another vault"
+        "the vault has recovery points of disk {name} that this disk does not know as its own \
+         (newest: {newest}, cut {}; the disk counts from {}). It may be older than they are, as \
+         after coming back from a backup, or another disk. Nothing was shipped. If the disk is \
+         right and what it holds shall follow these points, say so: backstay resync {name} \
+         --the-disk-is-right. If the vault is right, restore the disk from it. If it is another \
+         disk, give it another name",
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(*cut_unix_ns)),
+        known.map_or("no point".into(), |cycle| format!("point {cycle}"))
     )]
-    NameTaken {
-        /// The name.
+    WhichSide {
+        /// The disk.
         name: String,
+        /// The vault's newest point.
+        newest: CycleNo,
+        /// Its cut, nanoseconds since 1970.
+        cut_unix_ns: u64,
+        /// The point that the disk counts from.
+        known: Option<CycleNo>,
     },
+    /// The point would not have been application-consistent, and the settings want no other.
+    #[error("no application-consistent point could be made (hooks.require is set): {0}")]
+    Hooks(String),
     /// The cycle was told to stop.
     #[error("the cycle was stopped")]
     Stopped,
@@ -55,7 +71,7 @@ impl CycleError {
     pub fn class(&self) -> Class {
         match self {
             Self::Vault(e) => e.class(),
-            Self::NameTaken { .. } => Class::PersonMustAct,
+            Self::WhichSide { .. } => Class::PersonMustAct,
             _ => Class::Recoverable,
         }
     }

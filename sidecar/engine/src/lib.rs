@@ -4,22 +4,42 @@
 //! - [`source`]: reading a disk: the backing, the shared bitmaps, the preserved blocks
 //! - [`pipeline`]: read → find zeroes, checksum, compress → segments → upload
 //! - [`cycle`]: one cycle from lease to release
+//! - [`windows`]: blackout windows and timetables
+//! - [`throttle`]: one limit for all uploads
+//! - [`hooks`]: application-consistent points
+//! - [`reload`]: the configuration, as it changes
+//! - [`schedule`]: what runs next, without a clock of its own
+//! - [`phase`]: where a disk is in its replication
+//! - [`jobs`]: what takes long enough to be watched
+//! - [`prerequisites`]: what must hold before a disk is protected
+//! - [`protection`]: what `backstay protect` was told
+//! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`group`]: disks of one host and of several, cut at one instant
-//! - [`schedule`]: when the next cycle runs, as a pure function
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
+//! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
 pub mod cycle;
 pub mod error;
 pub mod group;
+pub mod hooks;
+pub mod jobs;
+pub mod phase;
 pub mod pipeline;
+pub mod prerequisites;
+pub mod protection;
 pub mod record;
+pub mod reload;
+pub mod requests;
 pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod status;
+pub mod throttle;
+pub mod upkeep;
+pub mod windows;
 
 pub use config::Config;
 pub use error::CycleError;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
 use crate::error::CycleError;
+use crate::phase::{Event, Phase};
 
 const FILE: &str = "sidecar.json";
 
@@ -26,6 +27,12 @@ pub struct Record {
     pub failures: u32,
     /// The last of them.
     pub failure: Option<Failure>,
+    /// Where the disk is in its replication.
+    pub phase: Phase,
+    /// Since when, nanoseconds since 1970.
+    pub phase_since_unix_ns: u64,
+    /// When the next cycle is due, if one is.
+    pub next_unix_ns: Option<u64>,
 }
 
 /// A failed cycle.
@@ -37,6 +44,8 @@ pub struct Failure {
     pub person_must_act: bool,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
+    /// When the first of these failures in a row was, nanoseconds since 1970.
+    pub since_unix_ns: u64,
 }
 
 impl Record {
@@ -56,15 +65,29 @@ impl Record {
     /// # Errors
     /// If the state directory cannot be written.
     pub fn save(&self, state_dir: &Path) -> io::Result<()> {
+        self.replace(state_dir, true)
+    }
+
+    /// Replaces the record without waiting for the disk: for what would be found out again anyway.
+    /// Trouble with it is only worth a warning.
+    pub fn show(&self, state_dir: &Path) {
+        if let Err(e) = self.replace(state_dir, false) {
+            tracing::warn!("{}: {e}", state_dir.join(FILE).display());
+        }
+    }
+
+    fn replace(&self, state_dir: &Path, durable: bool) -> io::Result<()> {
         // Service and `backstay cycle` may both write one: each its own, the last one stays.
         let new = state_dir.join(format!("{FILE}.{}", std::process::id()));
         let path = state_dir.join(FILE);
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&new, &path)?;
-        File::open(state_dir)?.sync_all()
+        if durable { File::open(state_dir)?.sync_all() } else { Ok(()) }
     }
 
     /// Opens the vault of a disk. It is made only if the disk was never shipped there: when the
@@ -90,6 +113,22 @@ impl Record {
         })
     }
 
+    /// Notes that something happened to the disk. What cannot happen is said and changes nothing.
+    pub fn happened(&mut self, event: Event) {
+        match self.phase.after(event) {
+            Ok(phase) if phase != self.phase => {
+                (self.phase, self.phase_since_unix_ns) = (phase, now_unix_ns());
+            }
+            Ok(_) => {}
+            Err(e) => tracing::error!("{e}"),
+        }
+    }
+
+    /// Forgets failures: a person says that what was wrong is mended.
+    pub fn resume(&mut self) {
+        (self.failures, self.failure) = (0, None);
+    }
+
     /// Notes how a cycle went and saves that. Trouble with it is only worth a warning.
     pub fn note(&mut self, result: &Result<CycleReport, CycleError>, vault: &str, dir: &Path) {
         match result {
@@ -100,13 +139,13 @@ impl Record {
                 self.failure = None;
             }
             Err(e) => {
+                let now = now_unix_ns();
                 self.failures += 1;
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
-                    at_unix_ns: SystemTime::now()
-                        .duration_since(UNIX_EPOCH)
-                        .map_or(0, |d| d.as_nanos() as u64),
+                    at_unix_ns: now,
+                    since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });
             }
         }
@@ -114,6 +153,10 @@ impl Record {
             tracing::warn!("remembering the cycle in {}: {e}", dir.display());
         }
     }
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 #[cfg(test)]
@@ -128,13 +171,16 @@ mod tests {
             kind: CycleKind::Initial,
             cycle: CycleNo(1),
             point: PointId::from_bytes([1; 16]),
+            disk: None,
             cut_unix_ns: 5,
             committed_unix_ns: 6,
             held_ns: 7,
             moved: ByteLen(8),
             stored: ByteLen(9),
+            fetched: ByteLen(11),
             written: ByteLen(10),
             duration: Duration::from_secs(1),
+            warning: None,
         }
     }
 
@@ -144,7 +190,13 @@ mod tests {
         let mut record = Record::load(dir.path());
         assert_eq!(record, Record::default());
         record.note(&Err(CycleError::Lost("limit".into())), "/v", dir.path());
-        record.note(&Err(CycleError::NameTaken { name: "d".into() }), "/v", dir.path());
+        let critical = CycleError::WhichSide {
+            name: "d".into(),
+            newest: CycleNo(2),
+            cut_unix_ns: 0,
+            known: None,
+        };
+        record.note(&Err(critical), "/v", dir.path());
         let read = Record::load(dir.path());
         assert_eq!((read.failures, &read), (2, &record));
         assert!(read.failure.unwrap().person_must_act);

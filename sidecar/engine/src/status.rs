@@ -1,24 +1,16 @@
 //! What a person wants to know of a disk, put together from driver and record.
 
+use std::time::Duration;
+
 use backstay_format::control::{DriverStatus, FoundState};
 use backstay_format::{ByteLen, DiskName, SECTOR_BYTES};
+use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::config::Config;
+use crate::phase::Phase;
 use crate::record::Record;
-
-/// The state of a disk, R-30 as far as it goes yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// No driver serves it.
-    NotMounted,
-    /// Nothing was shipped yet.
-    NotReplicated,
-    /// A cycle is running.
-    Replicating,
-    /// Between cycles.
-    Protected,
-}
+use crate::windows::may_begin;
 
 /// How well a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -39,6 +31,12 @@ pub struct Health {
     pub level: Level,
     /// Why, in words; none if all is well.
     pub reason: Option<String>,
+    /// Since when, nanoseconds since 1970, if that is known.
+    pub since_unix_ns: Option<u64>,
+    /// When it is tried again; never, until a person acts, if it is critical.
+    pub next_retry_unix_ns: Option<u64>,
+    /// What to do about it.
+    pub advice: Option<String>,
 }
 
 /// The status of one disk.
@@ -46,8 +44,19 @@ pub struct Health {
 pub struct DiskStatus {
     /// Its name.
     pub name: DiskName,
-    /// Its state.
-    pub state: State,
+    /// Where it is in its replication; not set while no driver serves it.
+    pub state: Option<Phase>,
+    /// Since when, nanoseconds since 1970.
+    pub state_since_unix_ns: u64,
+    /// The policy it follows.
+    pub policy: Option<String>,
+    /// From one cut to the next, as its settings say.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// The blackout window that is on, in words; none begins by itself meanwhile.
+    pub blackout: Option<String>,
+    /// When its next cycle is due, nanoseconds since 1970; only a sidecar knows.
+    pub next_unix_ns: Option<u64>,
     /// Its health.
     pub health: Health,
     /// What its driver found when it started.
@@ -70,28 +79,37 @@ pub struct DiskStatus {
     pub driver: Option<DriverStatus>,
 }
 
+/// How late a point may be before that is worth a warning: so many intervals, and never less than
+/// [`LATE_MIN`].
+const LATE_INTERVALS: u32 = 3;
+const LATE_MIN: Duration = Duration::from_secs(60);
+
 /// Puts a disk's status together.
 #[must_use]
 pub fn of_disk(
     name: DiskName,
     driver: Option<DriverStatus>,
     record: Record,
+    config: &Config,
     now_unix_ns: u64,
 ) -> DiskStatus {
-    let state = match &driver {
-        None => State::NotMounted,
-        Some(driver) if driver.lease.is_some() => State::Replicating,
-        Some(driver) if driver.base.is_none() => State::NotReplicated,
-        Some(_) => State::Protected,
-    };
     let last = record.last.as_ref();
     let folding = |moved: u64, written: u64| (moved > 0).then(|| written as f64 / moved as f64);
+    let interval = config.interval_of(&name);
+    let rpo_ns = last.map(|last| now_unix_ns.saturating_sub(last.cut_unix_ns));
     DiskStatus {
-        state,
-        health: health(driver.as_ref(), &record),
+        state: driver.as_ref().map(|driver| phase(driver, &record)),
+        state_since_unix_ns: record.phase_since_unix_ns,
+        policy: config.policy_of(&name).map(str::to_owned),
+        interval,
+        blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
+            .err()
+            .map(|until| until.to_string()),
+        next_unix_ns: record.next_unix_ns.filter(|_| driver.is_some()),
+        health: health(&name, driver.as_ref(), &record, rpo_ns, interval),
         found: driver.as_ref().map(|d| d.found),
         size: driver.as_ref().map(|d| d.size),
-        rpo_ns: last.map(|last| now_unix_ns.saturating_sub(last.cut_unix_ns)),
+        rpo_ns,
         dirty: driver.as_ref().map(|d| ByteLen((d.dirty_sectors * SECTOR_BYTES).min(d.size.0))),
         churn_per_second: driver.as_ref().map(|d| {
             let seconds = now_unix_ns.saturating_sub(d.started_unix_ns) as f64 / 1e9;
@@ -105,23 +123,82 @@ pub fn of_disk(
     }
 }
 
-fn health(driver: Option<&DriverStatus>, record: &Record) -> Health {
-    let because = |level, reason: String| Health { level, reason: Some(reason) };
+/// What is written down, unless the driver knows better: a cycle that runs holds its lease, and one
+/// that was killed does not.
+fn phase(driver: &DriverStatus, record: &Record) -> Phase {
+    let resync = driver.resync.is_some() || driver.lost_point_in_time.is_some();
+    match (driver.lease.is_some(), driver.base.is_some()) {
+        (true, _) if record.phase.is_running() => record.phase,
+        (true, false) => Phase::InitialRunning,
+        (true, true) if resync => Phase::ResyncRunning,
+        (true, true) => Phase::DeltaRunning,
+        (false, _) if !record.phase.is_running() && record.phase != Phase::Stopped => record.phase,
+        (false, false) => Phase::Stopped,
+        (false, true) if resync => Phase::ResyncRequired,
+        (false, true) => Phase::Protected,
+    }
+}
+
+fn health(
+    name: &DiskName,
+    driver: Option<&DriverStatus>,
+    record: &Record,
+    rpo_ns: Option<u64>,
+    interval: Duration,
+) -> Health {
+    let because = |level, reason: String, advice: String| Health {
+        level,
+        reason: Some(reason),
+        since_unix_ns: None,
+        next_retry_unix_ns: None,
+        advice: Some(advice),
+    };
     let Some(driver) = driver else {
-        return because(Level::Warning, "no driver serves the disk: mount it".into());
+        let advice = format!("mount it: backstay mount BACKING --name {name}");
+        return because(Level::Warning, "no driver serves the disk".into(), advice);
     };
     if let Some(failure) = &record.failure {
+        let since_unix_ns = Some(failure.since_unix_ns);
         if failure.person_must_act {
-            return because(Level::Critical, failure.message.clone());
+            let advice = format!("mend what it says, then: backstay resume {name}");
+            let critical = because(Level::Critical, failure.message.clone(), advice);
+            return Health { since_unix_ns, ..critical };
         }
-        let times = record.failures;
-        return because(Level::Warning, format!("{} ({times} times)", failure.message));
+        let message = format!("{} ({} times)", failure.message, record.failures);
+        let warning = because(Level::Warning, message, "it is tried again by itself".into());
+        return Health { since_unix_ns, next_retry_unix_ns: record.next_unix_ns, ..warning };
     }
-    match &driver.warning {
-        Some(warning) => because(Level::Warning, warning.clone()),
-        None if driver.base.is_none() => {
-            because(Level::Warning, "no recovery point yet: run a cycle".into())
-        }
-        None => Health { level: Level::Ok, reason: None },
+    if let Some(warning) = &driver.warning {
+        let advice =
+            format!("it is compared in its resync window, or now by: backstay resync {name} --now");
+        return because(Level::Warning, warning.clone(), advice);
+    }
+    if let Some(warning) = record.last.as_ref().and_then(|last| last.warning.clone()) {
+        let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md".into();
+        return because(Level::Warning, warning, advice);
+    }
+    let late = LATE_MIN.max(interval * LATE_INTERVALS);
+    match rpo_ns {
+        None if driver.base.is_none() => because(
+            Level::Warning,
+            "no recovery point yet".into(),
+            format!("a sidecar makes one, or: backstay cycle {name}"),
+        ),
+        Some(rpo) if Duration::from_nanos(rpo) > late => because(
+            Level::Warning,
+            format!(
+                "the newest recovery point is {} old, {} is its interval",
+                humantime::format_duration(Duration::from_secs(rpo / 1_000_000_000)),
+                humantime::format_duration(interval)
+            ),
+            "is a sidecar running, and is no blackout window on? See backstay jobs".into(),
+        ),
+        _ => Health {
+            level: Level::Ok,
+            reason: None,
+            since_unix_ns: None,
+            next_retry_unix_ns: None,
+            advice: None,
+        },
     }
 }

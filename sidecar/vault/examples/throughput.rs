@@ -72,6 +72,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             term: Term(1),
             predecessor: None,
             kind: CycleKind::Initial,
+            layered: false,
+            point: backstay_format::PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: 1,
             written: ByteLen(0),

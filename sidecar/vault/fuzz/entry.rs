@@ -2,7 +2,11 @@
 //! checksum or digest put right, so that the fields behind it are reached.
 
 use backstay_format::{ByteLen, SectorRange};
-use backstay_vault::format::document::{DiskRecord, TermRecord, VaultRecord, decode, encode};
+use backstay_vault::format::document::{
+    DiskRecord, NameRecord, TermRecord, VaultRecord, decode, encode,
+};
+use backstay_vault::format::hold::HoldRecord;
+use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
 use backstay_vault::format::segment::{
     FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
@@ -51,10 +55,39 @@ pub fn manifest(data: &[u8]) {
     }
 }
 
+/// A ledger, and what it makes of a list.
+pub fn ledger(data: &[u8]) {
+    let _ = Ledger::decode(data);
+    let mut marked = data.to_vec();
+    if let Some(start) = marked.get_mut(..12) {
+        start.copy_from_slice(b"BSTYLEDG\x01\0\0\0");
+    }
+    // The checksum of the input, if it ends in one, is put right; else one is added.
+    for whole in [marked.len().saturating_sub(4), marked.len()] {
+        let mut bytes = marked[..whole].to_vec();
+        bytes.extend_from_slice(&[0; 4]);
+        let Ok(ledger) = Ledger::decode(&sealed(bytes)) else { continue };
+        let again = ledger.encode().and_then(|bytes| Ledger::decode(&bytes));
+        assert_eq!(again.as_ref(), Ok(&ledger));
+        for merge in &ledger.merges {
+            let (_, fit) = ledger.merged(&merge.segments);
+            assert_eq!(fit.len(), ledger.merges.len());
+        }
+    }
+}
+
 /// The JSON objects.
 pub fn document(data: &[u8]) {
+    if let Ok(hold) = decode::<HoldRecord>(data) {
+        let again = encode(&hold).and_then(|bytes| decode::<HoldRecord>(&bytes));
+        assert_eq!(again, Ok(hold));
+    }
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);
+    if let Ok(name) = decode::<NameRecord>(data) {
+        let again = encode(&name).and_then(|bytes| decode::<NameRecord>(&bytes));
+        assert_eq!(again, Ok(name));
+    }
     if let Ok(disk) = decode::<DiskRecord>(data) {
         let again = encode(&disk).and_then(|bytes| decode::<DiskRecord>(&bytes));
         assert_eq!(again, Ok(disk));

@@ -8,7 +8,7 @@
 //! writer, who can commit only at that number, loses the put; it reads the terms again and knows
 //! why (I5).
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
 
 use crate::error::VaultError;
 use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
@@ -34,8 +34,7 @@ pub struct VerifiedCycle {
     segments: Vec<SegmentRef>,
     moved_sectors: u64,
     moved_digest: [u8; 32],
-    /// The first run of the disk that did not move.
-    still: Option<SectorRange>,
+    moved: SectorSet,
 }
 
 /// What else a manifest says.
@@ -45,8 +44,13 @@ pub struct PointMeta {
     pub term: Term,
     /// The newest point, which this one follows.
     pub predecessor: Option<Manifest>,
-    /// What kind of cycle this is. A delta builds on its predecessor's segments.
+    /// What kind of cycle this is.
     pub kind: CycleKind,
+    /// Whether it lays over its predecessor's segments, or stands alone. A delta never stands
+    /// alone, an initial point always; a resync by checksums lays over.
+    pub layered: bool,
+    /// The point's identity.
+    pub point: PointId,
     /// What the point promises.
     pub consistency: Consistency,
     /// The instant of the cut, nanoseconds since 1970.
@@ -97,8 +101,18 @@ pub fn verify_cycle(
         segments.extend(pass.segments);
     }
     let (moved_sectors, moved_digest) = (moved.count(), moved.digest());
-    let still = moved.runs_within(SectorRange::whole(size), false).first().copied();
-    Ok(VerifiedCycle { disk, size, cycle, segments, moved_sectors, moved_digest, still })
+    Ok(VerifiedCycle { disk, size, cycle, segments, moved_sectors, moved_digest, moved })
+}
+
+/// I7: a range must have moved whole, because no earlier point stands in for it.
+fn must_have_moved(moved: &SectorSet, range: SectorRange) -> Result<(), VaultError> {
+    match moved.runs_within(range, false).first() {
+        None => Ok(()),
+        Some(&range) => {
+            let problem = "did not move, and no earlier point stands in for it";
+            Err(VaultError::Missed { range, problem })
+        }
+    }
 }
 
 impl Vault {
@@ -109,7 +123,7 @@ impl Vault {
     /// writer committed this cycle, [`VaultError::Missed`] if the point would not be a whole disk;
     /// or the vault cannot be written. The point does not exist then.
     pub fn commit(&self, cycle: VerifiedCycle, meta: PointMeta) -> Result<Manifest, VaultError> {
-        let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest, still } =
+        let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest, moved } =
             cycle;
         self.check_term(disk, meta.term)?;
         let before = meta.predecessor.as_ref();
@@ -119,30 +133,32 @@ impl Vault {
         if before.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
             return wrong("its cycle is not the one after its predecessor's".into());
         }
-        match (meta.kind, before) {
-            // Lays over what is there, which must be the same disk.
-            (CycleKind::Delta, Some(before)) => {
-                if (before.disk, before.size) != (disk, size) {
+        match before {
+            // Lays over what is there, which must be the same disk; it may have grown.
+            Some(before) if meta.layered => {
+                if before.disk != disk || before.size > size {
                     return wrong(format!(
                         "a delta of a disk of {size} bytes cannot follow a point of {} bytes of \
                          disk {}: a resync is needed",
                         before.size, before.disk
                     ));
                 }
-                segments = before.segments.iter().copied().chain(segments).collect();
+                if before.size < size {
+                    // The last sector of before may have been partial: it counts as new.
+                    let end = SectorRange::whole(size).end.0;
+                    let new = SectorRange::new(before.size.0 / SECTOR_BYTES, end);
+                    must_have_moved(&moved, new)?;
+                }
+                let inherited = self.inherited(before)?;
+                segments = inherited.into_iter().chain(segments).collect();
             }
             // Stands alone: what did not move now could never be restored.
-            _ => {
-                if let Some(range) = still {
-                    let problem = "did not move, and no earlier point stands in for it";
-                    return Err(VaultError::Missed { range, problem });
-                }
-            }
+            _ => must_have_moved(&moved, SectorRange::whole(size))?,
         }
         let manifest = Manifest {
             disk,
             size,
-            point: PointId::random(),
+            point: meta.point,
             cycle,
             term: meta.term,
             predecessor: before.map(|point| (point.cycle, point.point)),
@@ -156,11 +172,11 @@ impl Vault {
             segments,
         };
         match self.put_manifest(&manifest) {
-            Ok(()) => Ok(manifest),
+            Ok(()) => self.unless_stale(manifest),
             // A put whose answer was lost may have been done, and sent again it finds itself.
             Err(e) if self.is_ours(&manifest) => {
                 tracing::debug!("recovery point {cycle} is there: {e}");
-                Ok(manifest)
+                self.unless_stale(manifest)
             }
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..

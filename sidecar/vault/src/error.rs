@@ -1,6 +1,6 @@
 //! Why a vault did not do what was asked, by what the caller can do about it.
 
-use backstay_format::{CycleNo, FormatError, SectorRange, Term};
+use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
 
 /// What to do about an error: row R-22 of the requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +90,54 @@ pub enum VaultError {
     /// I5: somebody else committed this cycle.
     #[error("recovery point {0} was committed by another writer; this cycle was not committed")]
     LostRace(CycleNo),
+    /// A put was told to stop before all of it was let through.
+    #[error("vault: {object}: stopped before it was put")]
+    Stopped {
+        /// The key.
+        object: String,
+    },
+    /// Retention has deleted this point, or is about to.
+    #[error(
+        "recovery point {0} was deleted by the rules of retention a moment ago; pick another one \
+         (see backstay points), and pin what must stay"
+    )]
+    Retired(CycleNo),
+    /// A hold of this name is there and is somebody else's.
+    #[error("a hold named {name} is there already: {what}; use another name, or remove it first")]
+    HoldTaken {
+        /// The name.
+        name: String,
+        /// What it holds.
+        what: String,
+    },
+    /// Others maintain this disk at the same time and were always faster.
+    #[error(
+        "disk {disk} is being maintained by somebody else at the same time; nothing was lost, try \
+         again later"
+    )]
+    Contended {
+        /// The disk.
+        disk: backstay_format::DiskId,
+    },
+    /// Maintenance was told to stop. What it did is done, the rest comes next time.
+    #[error("maintenance was stopped; the rest is done next time")]
+    MaintenanceStopped,
+    /// Another disk has this name.
+    #[error("vault: the name {name} belongs to disk {disk}; choose another one")]
+    NameTaken {
+        /// The name.
+        name: DiskName,
+        /// Whose it is.
+        disk: DiskId,
+    },
+    /// The disk has another name now.
+    #[error("vault: disk {name} was renamed: it is {to} now; use that name")]
+    Renamed {
+        /// The name asked for.
+        name: DiskName,
+        /// The name it has.
+        to: DiskName,
+    },
     /// The place to restore to failed.
     #[error("{what}: {source}")]
     Target {
@@ -105,15 +153,23 @@ impl VaultError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Store { .. } | Self::Full { .. } | Self::LostRace(_) | Self::Missed { .. } => {
-                Class::Recoverable
-            }
-            Self::Url { .. }
+            Self::Store { .. }
+            | Self::Full { .. }
+            | Self::LostRace(_)
+            | Self::Missed { .. }
+            | Self::Stopped { .. }
+            | Self::Contended { .. }
+            | Self::MaintenanceStopped => Class::Recoverable,
+            Self::Retired(_)
+            | Self::HoldTaken { .. }
+            | Self::Url { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }
             | Self::Inconsistent { .. }
             | Self::Fenced { .. }
+            | Self::NameTaken { .. }
+            | Self::Renamed { .. }
             | Self::Target { .. } => Class::PersonMustAct,
         }
     }

@@ -4,13 +4,14 @@
 //! the checksum of each run of the rest (I6: before compression), and compresses it into one frame.
 //! A [`SegmentBuilder`] strings frames together without copying them again.
 
-use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
+use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 
 use crate::format::segment::{
-    Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer, FrameEntry, HEADER_BYTES,
-    INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId, encode_header,
+    CHUNK_SHIFT_DEFAULT, ChunkSum, Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer,
+    FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
+    chunk_sum, encode_header,
 };
 
 /// Granularity of looking for zeroes inside a run.
@@ -65,12 +66,16 @@ pub struct SealedFrame {
     extents: Vec<(SectorRange, u32, u32)>,
     /// Runs that are zero.
     zeroes: Vec<SectorRange>,
+    chunk_shift: u32,
+    /// Checksums of the whole chunks in it.
+    sums: Vec<ChunkSum>,
 }
 
 /// Compresses chunks; one a thread, its memory is used again and again.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
+    chunk_shift: u32,
 }
 
 impl Compressor {
@@ -80,7 +85,15 @@ impl Compressor {
     /// If there is no such level.
     pub fn new(level: i32) -> std::io::Result<Self> {
         let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES_MAX));
-        Ok(Self { zstd: zstd::bulk::Compressor::new(level)?, scratch })
+        let zstd = zstd::bulk::Compressor::new(level)?;
+        Ok(Self { zstd, scratch, chunk_shift: CHUNK_SHIFT_DEFAULT })
+    }
+
+    /// The same with checksums of chunks of `1 << chunk_shift` sectors; see
+    /// [`crate::format::segment::CHUNK_SHIFTS`].
+    #[must_use]
+    pub fn with_chunks(self, chunk_shift: u32) -> Self {
+        Self { chunk_shift, ..self }
     }
 
     /// Makes a frame of a chunk, which is empty afterwards.
@@ -89,6 +102,7 @@ impl Compressor {
     /// If zstd fails, which it does only without memory.
     pub fn seal(&mut self, chunk: &mut Chunk) -> std::io::Result<SealedFrame> {
         let (mut extents, mut zeroes) = (vec![], vec![]);
+        let sums = chunk_sums(chunk, self.chunk_shift);
         // Runs move down over the zeroes before them, so the frame has no gaps.
         let (mut from, mut to) = (0usize, 0usize);
         for &run in &chunk.runs {
@@ -126,6 +140,8 @@ impl Compressor {
             codec,
             extents,
             zeroes,
+            chunk_shift: self.chunk_shift,
+            sums,
         };
         chunk.clear();
         Ok(frame)
@@ -143,6 +159,25 @@ impl Compressor {
             (Bytes::copy_from_slice(data), Codec::Raw)
         })
     }
+}
+
+/// The checksums of the whole chunks in each run. Those that are zero have none: that they are zero
+/// says all.
+fn chunk_sums(chunk: &Chunk, shift: u32) -> Vec<ChunkSum> {
+    let (sectors, mut sums, mut from) = (1u64 << shift, vec![], 0usize);
+    for run in &chunk.runs {
+        let mut start = run.start.0.next_multiple_of(sectors);
+        while start + sectors <= run.end.0 {
+            let at = from + ((start - run.start.0) * SECTOR_BYTES) as usize;
+            let bytes = &chunk.data[at..at + (sectors * SECTOR_BYTES) as usize];
+            if !is_zero(bytes) {
+                sums.push(ChunkSum { start: Sector(start), sum: chunk_sum(bytes) });
+            }
+            start += sectors;
+        }
+        from += run.bytes().0 as usize;
+    }
+    sums
 }
 
 /// Whether bytes are all zero.
@@ -234,6 +269,10 @@ impl SegmentBuilder {
             range,
             place: Some(Place { frame: number, offset, crc }),
         }));
+        if !frame.sums.is_empty() {
+            self.index.chunk_shift = frame.chunk_shift;
+            self.index.sums.extend(frame.sums);
+        }
         self.len += frame.stored.len() as u64;
         self.parts.push(frame.stored);
     }
@@ -303,6 +342,8 @@ impl SegmentBuilder {
             frames: self.index.frames.len() as u32,
             extents: self.index.extents.len() as u32,
             index_digest,
+            sums: self.index.sums.len() as u32,
+            chunk_shift: self.index.chunk_shift,
         };
         self.len += stored.len() as u64 + FOOTER_BYTES as u64;
         self.parts.push(stored);
@@ -336,6 +377,26 @@ mod tests {
         assert_eq!(places, [(run(0, 8), 0), (run(16, 32), 4096), (run(100, 101), 4096 + 8192)]);
         assert_eq!(frame.raw_len, 4096 + 8192 + 512);
         assert_eq!(frame.extents[2].2, crc32c::crc32c(&[2; 512]));
+    }
+
+    #[test]
+    fn whole_chunks_get_checksums_of_what_was_read() {
+        let mut chunk = Chunk::with_room();
+        let mut data = vec![1u8; 512 * 300];
+        data[..512].fill(9);
+        chunk.push(SectorRange::new(100, 400), &data);
+        chunk.push(SectorRange::new(512, 640), &[0; 512 * 128]);
+        let frame = Compressor::new(1).unwrap().seal(&mut chunk).unwrap();
+        // Sectors 128..256 and 256..384; 512..640 is zero.
+        let starts: Vec<_> = frame.sums.iter().map(|sum| sum.start.0).collect();
+        assert_eq!(starts, [128, 256]);
+        assert!(frame.sums.iter().all(|sum| sum.sum == chunk_sum(&[1; 512 * 128])));
+        // A zero block inside is squeezed out, and still counts in the chunk's checksum.
+        let mut data = vec![1u8; 512 * 128];
+        data[4096..8192].fill(0);
+        chunk.push(SectorRange::new(0, 128), &data);
+        let frame = Compressor::new(1).unwrap().seal(&mut chunk).unwrap();
+        assert_eq!((frame.extents.len(), frame.sums[0].sum), (2, chunk_sum(&data)));
     }
 
     #[test]

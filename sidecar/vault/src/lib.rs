@@ -4,7 +4,10 @@
 //! - [`sectors`]: sets of sectors, for what must move and what arrived
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: the objects and their names; puts that only one writer can win
+//! - [`paced`]: segments put no faster than they are let through
+//! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
+//! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
 //! - [`groups`]: points of many disks, cut at one instant
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
@@ -14,14 +17,19 @@ pub mod format;
 pub mod frame;
 pub mod groups;
 mod local;
+mod names;
+pub mod paced;
 pub mod read;
+pub mod retain;
 pub mod sectors;
 pub mod store;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
-pub use format::document::{DiskRecord, TermRecord};
+pub use format::document::{DiskRecord, NameRecord, TermRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
+pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
+pub use paced::Pace;
 pub use sectors::SectorSet;
 pub use store::Vault;

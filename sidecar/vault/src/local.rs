@@ -71,8 +71,18 @@ impl Folders {
         Ok(())
     }
 
+    /// The vault's own directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The file of an object.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
     fn folder(&self, key: &str) -> PathBuf {
-        let object = self.root.join(key);
+        let object = self.path(key);
         object.parent().map_or_else(|| self.root.clone(), Path::to_path_buf)
     }
 

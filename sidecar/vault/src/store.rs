@@ -8,11 +8,12 @@
 use std::io::ErrorKind;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, Term};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -26,6 +27,7 @@ use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest, SegmentRef};
 use crate::format::segment::SegmentId;
 use crate::frame::SealedSegment;
 use crate::local::{self, Folders};
+use crate::paced::{self, Pace, Unlimited};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -39,9 +41,10 @@ struct Inner {
     /// Of a vault in a local directory.
     folders: Option<Folders>,
     runtime: Runtime,
+    fetched_bytes: AtomicU64,
 }
 
-const VAULT_OBJECT: &str = "vault.json";
+pub(crate) const VAULT_OBJECT: &str = "vault.json";
 
 /// The key of a disk's record.
 fn disk_key(disk: DiskId) -> String {
@@ -98,8 +101,11 @@ impl Vault {
         let vault = Self::on_directory(url, &root)?;
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
-                let record =
-                    VaultRecord { vault: uuid::Uuid::new_v4(), created_unix_ns: now_unix_ns() };
+                let record = VaultRecord {
+                    vault: uuid::Uuid::new_v4(),
+                    created_unix_ns: now_unix_ns(),
+                    names: true,
+                };
                 match vault.put_document(VAULT_OBJECT, &record) {
                     // Somebody else made it at the same time.
                     Err(VaultError::Store {
@@ -144,7 +150,63 @@ impl Vault {
             .thread_name("vault")
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
-        Ok(Self { inner: Arc::new(Inner { url: url.into(), store, folders, runtime }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                url: url.into(),
+                store,
+                folders,
+                runtime,
+                fetched_bytes: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// Finds out whether objects can be put, read back and deleted; leaves nothing behind.
+    ///
+    /// # Errors
+    /// The first of these that cannot be done.
+    pub fn probe(&self) -> Result<(), VaultError> {
+        let key = format!("probes/{}", uuid::Uuid::new_v4());
+        self.put(&key, PutPayload::from_static(b"backstay"))?;
+        let read = self.get(&key, 64);
+        let path = Path::from(key.as_str());
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match read? {
+            read if read == Bytes::from_static(b"backstay") => {
+                deleted.map_err(|e| VaultError::of_store(&key, e))
+            }
+            _ => Err(VaultError::Inconsistent {
+                object: key,
+                reason: "something else was read back than was put".into(),
+            }),
+        }
+    }
+
+    /// Deletes everything that the vault has of a disk: its points first, its record last, so that
+    /// one that is killed half-way can be finished.
+    ///
+    /// # Errors
+    /// If the vault cannot be listed or refuses to delete.
+    pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
+        let prefix = format!("disks/{disk}");
+        let path = Path::from(prefix.as_str());
+        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let listed =
+            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(&prefix, e))?;
+        let mut keys: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
+        let record = disk_key(disk);
+        let points = format!("{prefix}/points/");
+        keys.sort_by_key(|key| {
+            (key.as_ref() == record, !key.as_ref().starts_with(&points), key.as_ref().to_owned())
+        });
+        for key in keys {
+            match self.inner.runtime.block_on(self.inner.store.delete(&key)) {
+                // Somebody else deleted it at the same time.
+                Err(object_store::Error::NotFound { .. }) | Ok(()) => {}
+                Err(e) => return Err(VaultError::of_store(key.as_ref(), e)),
+            }
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -153,14 +215,16 @@ impl Vault {
         &self.inner.url
     }
 
-    /// All disks.
-    ///
-    /// # Errors
-    /// If the vault cannot be read, or a record is damaged.
-    pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
+    /// The directory it is in, if it is in one.
+    #[must_use]
+    pub fn local_dir(&self) -> Option<&FsPath> {
+        self.inner.folders.as_ref().map(Folders::root)
+    }
+
+    /// The records of all disks, as they were made.
+    pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
         let prefix = Path::from("disks");
-        let listed =
-            self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&prefix)));
+        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
         for folder in listed.common_prefixes {
@@ -171,19 +235,15 @@ impl Vault {
                 Err(e) => return Err(e),
             }
         }
-        disks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(disks)
     }
 
-    /// The disk of a name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
-        let disks = self.disks()?;
-        disks.into_iter().find(|disk| disk.name == *name).ok_or_else(|| VaultError::NotFound {
-            object: format!("a disk named {name} in {}", self.url()),
-        })
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        &*self.inner.store
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.inner.runtime.block_on(work)
     }
 
     /// The record of a disk.
@@ -222,6 +282,17 @@ impl Vault {
         self.document(&term_key(disk, Term(1)))
     }
 
+    /// Takes the next term of a disk: from now on only `writer` commits to it.
+    ///
+    /// # Errors
+    /// If somebody else took it first, or the vault cannot be written.
+    pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
+        let ours = TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns() };
+        self.put_document(&term_key(disk, term), &ours)?;
+        Ok(ours)
+    }
+
     /// The newest term of a disk.
     ///
     /// # Errors
@@ -231,11 +302,17 @@ impl Vault {
         terms.last().map(|&term| self.document(&term_key(disk, Term(term)))).transpose()
     }
 
-    /// The cycles of all recovery points of a disk, oldest first.
+    /// The cycles of all recovery points of a disk, oldest first. Those that retention deletes while
+    /// this is read may be in it; who must have a point holds it (see [`crate::retain`]).
     ///
     /// # Errors
     /// If the vault cannot be read.
     pub fn points(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        crate::retain::existing_points(self, disk)
+    }
+
+    /// The cycles of all objects among a disk's points, whatever the ledger says of them.
+    pub(crate) fn point_objects(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
         let points = self.numbers(&format!("disks/{disk}/points"))?;
         Ok(points.into_iter().map(CycleNo).collect())
     }
@@ -259,8 +336,41 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be written.
     pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
+        self.put_segment_paced(segment, &Unlimited)
+    }
+
+    /// Puts a segment no faster than it is let through (see [`crate::paced`]). It is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// If the vault cannot be written; [`VaultError::Stopped`] if it was given up.
+    pub fn put_segment_paced(
+        &self,
+        segment: SealedSegment,
+        pace: &dyn Pace,
+    ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
-        self.put(&segment_key(id), segment.payload)?;
+        let key = segment_key(id);
+        let whole = match &self.inner.folders {
+            Some(folders) => folders
+                .prepare(&key)
+                .and_then(|()| {
+                    let parts = segment.payload.iter().map(AsRef::as_ref);
+                    paced::put(&folders.path(&key), parts, pace)
+                })
+                .map_err(|e| VaultError::of_io(&key, e))?,
+            // Such a store takes it as a whole: the average is right, the line is not even.
+            None => {
+                let whole = paced::wait_for_all(pace, segment.len);
+                if whole {
+                    self.put(&key, segment.payload)?;
+                }
+                whole
+            }
+        };
+        if !whole {
+            return Err(VaultError::Stopped { object: key });
+        }
         Ok(SegmentRef {
             cycle: id.cycle,
             attempt: id.attempt,
@@ -297,9 +407,7 @@ impl Vault {
                 continue;
             }
             let key = segment_key(segment_id(disk, segment));
-            let removed =
-                self.inner.runtime.block_on(self.inner.store.delete(&Path::from(key.as_str())));
-            if let Err(e) = removed {
+            if let Err(e) = self.delete(&key) {
                 tracing::debug!("{key}: {e}: left behind, no point names it");
             }
         }
@@ -330,7 +438,14 @@ impl Vault {
             let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
             return Err(VaultError::Inconsistent { object: key.into(), reason });
         }
+        self.inner.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(got)
+    }
+
+    /// Bytes of objects read since it was opened.
+    #[must_use]
+    pub fn fetched(&self) -> ByteLen {
+        ByteLen(self.inner.fetched_bytes.load(Ordering::Relaxed))
     }
 
     /// The length of an object.
@@ -339,7 +454,7 @@ impl Vault {
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
-    fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
+    pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
         let len = self.len(key)?;
         if len > most as u64 {
             let reason = format!("{len} bytes, {most} at most make sense");
@@ -348,7 +463,8 @@ impl Vault {
         self.get_range(key, 0, len)
     }
 
-    fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+    /// Puts an object if it is absent, durably.
+    pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         if let Some(folders) = &self.inner.folders {
             folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
         }
@@ -357,6 +473,47 @@ impl Vault {
         let put = self.inner.store.put_opts(&path, payload, options);
         self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
         Ok(())
+    }
+
+    /// Deletes an object. One that is not there is deleted already. In a local directory a power loss
+    /// may bring it back until [`Self::settle`] was called.
+    pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
+        let path = Path::from(key);
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match deleted.map_err(|e| VaultError::of_store(key, e)) {
+            Err(VaultError::NotFound { .. }) => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    /// Deletes objects, with as few requests as the store allows.
+    pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
+        let first = keys.first().cloned().unwrap_or_default();
+        let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
+        let deleted = self.inner.store.delete_stream(futures::stream::iter(paths).boxed());
+        let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
+        for one in deleted {
+            match one.map_err(|e| VaultError::of_store(&first, e)) {
+                // Somebody else deleted it.
+                Ok(_) | Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the objects directly below a prefix, and their lengths, by name.
+    pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
+        let path = Path::from(prefix);
+        let objects = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let objects =
+            self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
+        let mut names: Vec<(String, u64)> = objects
+            .iter()
+            .filter_map(|meta| Some((meta.location.filename()?.to_owned(), meta.size)))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
@@ -382,15 +539,25 @@ impl Vault {
 
     /// The objects below a prefix whose names are numbers, sorted; others are not ours.
     pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
-        let path = Path::from(prefix);
-        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
-        let listed =
-            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(prefix, e))?;
         let mut numbers: Vec<u64> =
-            listed.iter().filter_map(|meta| meta.location.filename()?.parse().ok()).collect();
+            self.listed(prefix)?.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
+}
+
+/// Which segment a name below `segments/` means; `None` for what is not ours.
+pub(crate) fn segment_named(disk: DiskId, name: &str) -> Option<SegmentId> {
+    let mut parts = name.splitn(3, '-');
+    let (cycle, attempt, number) = (parts.next()?, parts.next()?, parts.next()?);
+    let id = SegmentId {
+        disk,
+        cycle: CycleNo(cycle.parse().ok()?),
+        attempt: u64::from_str_radix(attempt, 16).ok()?,
+        number: number.parse().ok()?,
+    };
+    // Only what is written the one way we write it.
+    segment_key(id).ends_with(&format!("/{name}")).then_some(id)
 }
 
 /// Which object a segment reference means.

@@ -59,6 +59,11 @@ fn manifest() {
 }
 
 #[test]
+fn ledger() {
+    survives("ledger", entry::ledger);
+}
+
+#[test]
 fn document() {
     survives("document", entry::document);
 }

@@ -1,6 +1,7 @@
 //! Recovers a machine after a crash and looks for lost writes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use backstay_format::control::{CutMode, FoundState};
@@ -9,6 +10,7 @@ use super::rebuild::Crash;
 use super::recorder::{Recorder, Sabotage};
 use super::state::{Machine, Step};
 use super::workload::{Image, Mark, Run, SIZE, open};
+use backstay_format::{ByteLen, SECTOR_BYTES};
 
 /// What recovery made of a crash.
 pub struct Recovered {
@@ -18,6 +20,8 @@ pub struct Recovered {
     pub whole_disk: bool,
     /// The sectors it takes for dirty.
     pub dirty: BTreeSet<u64>,
+    /// The size it has.
+    pub size: ByteLen,
     /// The recording of the recovery itself, to crash it again.
     pub recorder: Recorder,
     /// Steps in that recording until the disk was open.
@@ -35,7 +39,7 @@ pub fn recover(machine: Machine) -> Result<Recovered, String> {
     let info = disk.cut(CutMode::Fuzzy).map_err(|e| format!("no cut after recovery: {e}"))?;
     let dirty = sectors_set(&recorder, &info.dirty);
     let whole_disk = info.whole_disk.is_some();
-    Ok(Recovered { found: disk.found(), whole_disk, dirty, recorder, steps })
+    Ok(Recovered { found: disk.found(), whole_disk, dirty, size: disk.size(), recorder, steps })
 }
 
 /// The sectors set in a bitmap of a recorded machine.
@@ -63,6 +67,7 @@ pub fn check(
     let marks: Vec<&Mark> = run.marks_before(log, at).collect();
     check_no_lost_write(&marks, machine, got)?;
     check_flushed(run, &marks, machine)?;
+    check_size(&marks, got)?;
     if crash == Crash::Kill {
         check_exact(run, &marks, got)?;
     }
@@ -75,18 +80,48 @@ pub fn check(
     Ok(())
 }
 
+/// The sectors that a disk has more, the last of before counted in: it may have been partial.
+fn grown(from: ByteLen, to: ByteLen) -> Range<u64> {
+    if from == to { 0..0 } else { from.0 / SECTOR_BYTES..to.0.div_ceil(SECTOR_BYTES) }
+}
+
+/// A size that the guest was told is never lost; one it was not told may be there.
+fn check_size(marks: &[&Mark], got: &Recovered) -> Result<(), String> {
+    let (mut least, mut most) = (SIZE, SIZE);
+    for mark in marks {
+        match mark {
+            Mark::Growing(_, to) => most = *to,
+            Mark::Grown(size) => (least, most) = (*size, *size),
+            _ => {}
+        }
+    }
+    if got.size == least || got.size == most {
+        return Ok(());
+    }
+    Err(format!("the disk has {} bytes; it must have {least} or {most}", got.size))
+}
+
 /// I1: dirty ⊇ every sector that differs from the last committed point.
 fn check_no_lost_write(marks: &[&Mark], machine: &Machine, got: &Recovered) -> Result<(), String> {
     if got.whole_disk {
         return Ok(());
     }
     let committed = marks.iter().rev().find_map(|mark| match mark {
-        Mark::Committed(image, _) => Some(image),
+        Mark::Committed(image, _, size) => Some((image, *size)),
         _ => None,
     });
-    let Some(image) = committed else {
+    let Some((image, size)) = committed else {
         return Err("I1: nothing was ever committed, yet not everything is dirty".into());
     };
+    // What the disk has more than the point is new to the vault, whatever it holds (I7).
+    let new = grown(size, got.size);
+    if let Some(sector) = new.clone().find(|sector| !got.dirty.contains(sector)) {
+        return Err(format!(
+            "I1: the disk grew from {size} bytes to {}, and the new sector {sector} is not dirty \
+             ({:?})",
+            got.size, got.found
+        ));
+    }
     let sectors: BTreeSet<u64> = image.keys().chain(machine.backing.keys()).copied().collect();
     match sectors.into_iter().find(|s| differs(image, machine, *s) && !got.dirty.contains(s)) {
         Some(sector) => Err(format!(
@@ -127,8 +162,16 @@ fn check_exact(run: &Run, marks: &[&Mark], got: &Recovered) -> Result<(), String
         _ => None,
     });
     let Some(since) = since.filter(|_| !got.whole_disk) else { return Ok(()) };
+    // What the disk has grown by since that cut is dirty without having been written.
+    let mut before = marks.iter().rev().skip_while(|mark| !matches!(mark, Mark::Released(_)));
+    let new = before.find_map(|mark| match mark {
+        Mark::Committed(_, _, size) => Some(grown(*size, got.size)),
+        _ => None,
+    });
+    let new = new.unwrap_or_default();
     let written = |sector: &u64| {
-        run.history.get(sector).is_some_and(|h| h.last().is_some_and(|(op, _)| *op > since))
+        new.contains(sector)
+            || run.history.get(sector).is_some_and(|h| h.last().is_some_and(|(op, _)| *op > since))
     };
     match got.dirty.iter().find(|sector| !written(sector)) {
         Some(sector) => Err(format!("sector {sector} is dirty but was not written since the cut")),

@@ -77,9 +77,15 @@ fn power_loss(start: &Machine, log: &[Step], rng: &mut Rng) -> Machine {
                 settle(&mut machine, &|_, step| matches!(step, Step::Link(..) | Step::Unlink(_)))
             }
             Step::SyncBacking => {
-                settle(&mut machine, &|_, step| matches!(step, Step::Backing(..)));
+                settle(&mut machine, &|_, step| {
+                    matches!(step, Step::Backing(..) | Step::Extend(_))
+                });
             }
-            Step::Link(..) | Step::Unlink(_) | Step::Write(..) | Step::Backing(..) => {
+            Step::Link(..)
+            | Step::Unlink(_)
+            | Step::Write(..)
+            | Step::Backing(..)
+            | Step::Extend(_) => {
                 pending.insert(i, step);
             }
             Step::NewBits(..) | Step::Or(..) | Step::DropBits(_) | Step::Mark(_) => {}
@@ -109,7 +115,7 @@ fn power_loss(start: &Machine, log: &[Step], rng: &mut Rng) -> Machine {
                 machine.files.entry(*file).or_default();
                 machine.names.insert(name.clone(), *file);
             }
-            Step::Unlink(_) if lucky() => machine.apply(step),
+            Step::Unlink(_) | Step::Extend(_) if lucky() => machine.apply(step),
             _ => {}
         }
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 use backstay_track::Backing;
 use backstay_track::env::{Env, SharedBits, StateFile};
@@ -24,6 +25,8 @@ pub enum Sabotage {
     SuperblockNotSynced,
     /// Flushes of the backing are answered but not done.
     BackingNotSynced,
+    /// The backing is answered as extended but may be as short as before.
+    ExtensionNotSynced,
     /// Bits are set in the driver's memory only, and lost with it.
     BitsNotShared,
 }
@@ -41,6 +44,10 @@ pub struct Faults {
     pub backing_write: bool,
     /// The backing cannot be flushed.
     pub backing_sync: bool,
+    /// The backing cannot be extended.
+    pub backing_grow: bool,
+    /// Which backing it says it is.
+    pub identity: Option<u8>,
     /// When the backing says it was modified.
     pub mtime_unix_ns: u64,
 }
@@ -68,17 +75,19 @@ pub struct Recording {
 pub struct Recorder {
     shared: Arc<Mutex<Recording>>,
     sabotage: Sabotage,
-    size: ByteLen,
     faults: Arc<Mutex<Faults>>,
 }
 
 impl Recorder {
-    /// Starts recording on a machine whose backing has this size.
-    pub fn new(start: Machine, size: ByteLen, sabotage: Sabotage) -> Self {
+    /// Starts recording on a machine; a new one gets a backing of this size.
+    pub fn new(mut start: Machine, size: ByteLen, sabotage: Sabotage) -> Self {
+        if start.backing_bytes == 0 {
+            start.backing_bytes = size.0;
+        }
         let next_file = start.files.keys().max().map_or(1, |id| id + 1);
         let recording =
             Recording { now: start.clone(), start, log: vec![], next_file, clock: 1_000 };
-        Self { shared: Arc::new(Mutex::new(recording)), sabotage, size, faults: Arc::default() }
+        Self { shared: Arc::new(Mutex::new(recording)), sabotage, faults: Arc::default() }
     }
 
     /// The recording.
@@ -181,9 +190,14 @@ impl Env for Recorder {
         Ok(RecordedBits { recorder: self.clone(), name: name.into() })
     }
 
-    fn open_bits(&self, name: &str, _words: u64) -> io::Result<Option<(Vec<u8>, RecordedBits)>> {
+    fn open_bits(
+        &self,
+        name: &str,
+        words: &dyn Fn(&[u8]) -> Option<u64>,
+    ) -> io::Result<Option<RecordedBits>> {
         let header = self.recording().now.bits.get(name).map(|bits| bits.header.clone());
-        Ok(header.map(|h| (h, RecordedBits { recorder: self.clone(), name: name.into() })))
+        let words = header.and_then(|header| words(&header));
+        Ok(words.map(|_| RecordedBits { recorder: self.clone(), name: name.into() }))
     }
 
     fn remove_bits(&self, name: &str) -> io::Result<()> {
@@ -309,7 +323,23 @@ impl SharedBits for RecordedBits {
 
 impl Backing for Recorder {
     fn size(&self) -> ByteLen {
-        self.size
+        ByteLen(self.recording().now.backing_bytes)
+    }
+
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        io_error(self.faults().backing_grow)?;
+        let mut recording = self.recording();
+        if recording.now.backing_bytes < to.0 {
+            recording.record(Step::Extend(to.0));
+            if self.sabotage != Sabotage::ExtensionNotSynced {
+                recording.record(Step::SyncBacking);
+            }
+        }
+        Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Option<BackingId>> {
+        Ok(self.faults().identity.map(|byte| BackingId([byte; 16])))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

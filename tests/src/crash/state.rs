@@ -31,7 +31,9 @@ pub enum Step {
     DropBits(String),
     /// Whole sectors of the backing were written.
     Backing(u64, Vec<u8>),
-    /// Every backing write before is durable.
+    /// The backing was extended.
+    Extend(u64),
+    /// Every backing write before is durable, and its size.
     SyncBacking,
     /// Something the workload wants to remember at this point; changes nothing.
     Mark(usize),
@@ -57,6 +59,8 @@ pub struct Machine {
     pub bits: BTreeMap<String, Bits>,
     /// Sectors of the backing that are not zero.
     pub backing: BTreeMap<u64, Vec<u8>>,
+    /// The backing's size in bytes.
+    pub backing_bytes: u64,
     /// Which boot this is.
     pub boot: u8,
 }
@@ -86,6 +90,7 @@ impl Machine {
                 self.bits.remove(name);
             }
             Step::Backing(sector, data) => self.write_backing(*sector, data),
+            Step::Extend(bytes) => self.backing_bytes = *bytes,
             Step::SyncFile(_)
             | Step::SyncWrite(_)
             | Step::SyncNames

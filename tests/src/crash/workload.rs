@@ -25,9 +25,13 @@ pub enum Mark {
     /// Every change up to this operation was flushed, and that was answered.
     Flushed(usize),
     /// The vault committed a point: the disk as it was at the cut, after this operation.
-    Committed(Image, usize),
+    Committed(Image, usize, ByteLen),
     /// The driver was told so, and answered.
     Released(usize),
+    /// The disk is about to grow from this size to that one.
+    Growing(ByteLen, ByteLen),
+    /// It has, and the guest was told so: this is its size.
+    Grown(ByteLen),
 }
 
 /// A recorded run and what is known of it.
@@ -54,8 +58,8 @@ struct Guest {
     rng: Rng,
     op: usize,
     cycle: u64,
-    /// The open cycle: its epoch, the disk at its cut, the operation before it.
-    cut: Option<(EpochNo, Image, usize)>,
+    /// The open cycle: its epoch, the disk at its cut, the operation before it, its size.
+    cut: Option<(EpochNo, Image, usize, ByteLen)>,
     shipped_once: bool,
     hot: Vec<u64>,
 }
@@ -79,7 +83,8 @@ impl Guest {
         self.op += 1;
         match self.rng.u32(0..100) {
             0..58 => self.write(),
-            58..64 => self.discard(),
+            58..62 => self.discard(),
+            62..64 => self.grow(),
             64..74 => {
                 self.disk.flush().expect("flush");
                 self.mark(Mark::Flushed(self.op));
@@ -100,7 +105,7 @@ impl Guest {
         let near = if self.rng.bool() {
             self.hot[self.rng.usize(0..self.hot.len())]
         } else {
-            self.rng.u64(0..SIZE.0 / SECTOR_BYTES)
+            self.rng.u64(0..self.disk.size().0 / SECTOR_BYTES)
         };
         let mut offset = near * SECTOR_BYTES;
         let mut len = self.rng.u64(1..=max_sectors) * SECTOR_BYTES;
@@ -108,8 +113,9 @@ impl Guest {
             offset += self.rng.u64(0..SECTOR_BYTES);
             len = self.rng.u64(1..=len);
         }
-        let offset = offset.min(SIZE.0 - 1);
-        (ByteOffset(offset), len.min(SIZE.0 - offset))
+        let size = self.disk.size().0;
+        let offset = offset.min(size - 1);
+        (ByteOffset(offset), len.min(size - offset))
     }
 
     fn write(&mut self) {
@@ -127,6 +133,28 @@ impl Guest {
         self.remember(offset, len);
     }
 
+    /// Grows the disk, past a block of the intent map now and then; sometimes what is not there yet
+    /// stays hot.
+    fn grow(&mut self) {
+        let from = self.disk.size();
+        if from.0 > 3 * SIZE.0 {
+            return;
+        }
+        let to = ByteLen(from.0 + self.rng.u64(1..SIZE.0 / 2));
+        if self.rng.u32(0..3) == 0 {
+            self.disk.fold_back_open().map(|()| self.cut = None).expect("fold back");
+        }
+        if self.cut.is_some() {
+            self.disk.grow(Some(to)).expect_err("a cycle is open");
+            return;
+        }
+        self.mark(Mark::Growing(from, to));
+        self.disk.grow(Some(to)).expect("grow");
+        self.mark(Mark::Grown(to));
+        let new = self.rng.u64(from.0 / SECTOR_BYTES..to.0.div_ceil(SECTOR_BYTES));
+        self.hot.push(new);
+    }
+
     /// Notes the content of every sector an operation touched.
     fn remember(&mut self, offset: ByteOffset, len: u64) {
         let recording = self.run.recorder.recording();
@@ -138,7 +166,7 @@ impl Guest {
 
     /// Goes one step further with a cycle.
     fn cycle(&mut self) {
-        let Some((epoch, image, cut_op)) = self.cut.take() else {
+        let Some((epoch, image, cut_op, size)) = self.cut.take() else {
             if self.disk.status().resync.is_some() || self.rng.u32(0..6) == 0 {
                 self.disk.cut(CutMode::Fuzzy).expect("fuzzy cut");
                 if self.rng.bool() {
@@ -166,7 +194,7 @@ impl Guest {
                 info
             };
             let image = self.run.recorder.recording().now.backing.clone();
-            self.cut = Some((info.epoch, image, self.op));
+            self.cut = Some((info.epoch, image, self.op, self.disk.size()));
             return;
         };
         match self.rng.u32(0..10) {
@@ -176,13 +204,13 @@ impl Guest {
                 if self.rng.bool() {
                     self.disk.seal(epoch).expect("seal");
                 }
-                self.cut = Some((epoch, image, cut_op));
+                self.cut = Some((epoch, image, cut_op, size));
             }
             _ => {
                 let sealed = self.disk.seal(epoch).expect("seal");
                 assert_eq!(sealed.lost, None);
                 self.cycle += 1;
-                self.mark(Mark::Committed(image, cut_op));
+                self.mark(Mark::Committed(image, cut_op, size));
                 // A sidecar that dies between commit and release is folded back.
                 if self.rng.u32(0..8) == 0 {
                     self.disk.fold_back_open().expect("fold back");

@@ -106,6 +106,12 @@ impl Host {
         self.disks.lock().unwrap().push(name.into());
         Disk { host: Arc::clone(self), name: name.into(), backing }
     }
+
+    /// A disk under another name.
+    pub fn renamed(self: &Arc<Self>, disk: &Disk, name: &str) -> Disk {
+        self.disks.lock().unwrap().push(name.into());
+        Disk { host: Arc::clone(self), name: name.into(), backing: disk.backing.clone() }
+    }
 }
 
 impl Drop for Host {

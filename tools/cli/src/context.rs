@@ -8,6 +8,7 @@ use backstay_driver::control::ControlClient;
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_sidecar::config::Config;
+use backstay_sidecar::reload::ConfigWatch;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
@@ -69,7 +70,17 @@ impl Context {
         let config = Config::load(globals.config.as_deref())?;
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
-        Ok(Self { roots: Roots::new(state, runtime), globals, config })
+        let mut context = Self { roots: Roots::new(state, runtime), globals, config };
+        let disks = context.disks();
+        context.config.add_protections(&context.roots, &disks);
+        Ok(context)
+    }
+
+    /// The configuration, as it changes.
+    pub fn watch(&self) -> ConfigWatch {
+        // It adds what `backstay protect` was told itself, as disks come and go.
+        let config = Config::load(self.globals.config.as_deref()).unwrap_or(self.config.clone());
+        ConfigWatch::new(self.globals.config.clone(), config)
     }
 
     /// Connects to the driver of a disk.

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
+use backstay_driver::offline::OfflineError;
 use backstay_sidecar::CycleError;
+use backstay_sidecar::service::ServiceError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -35,8 +37,19 @@ impl std::error::Error for Damaged {}
 /// Prints what failed and makes the exit code of it.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("backstay: {error:#}");
+    eprintln!("backstay: {}", said(&error));
     ExitCode::from(code(&error))
+}
+
+/// All an error says, once: many messages say what their cause said already.
+fn said(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        match said.is_empty() {
+            true => cause,
+            false if said.contains(&cause) => said,
+            false => format!("{said}: {cause}"),
+        }
+    })
 }
 
 fn code(error: &anyhow::Error) -> u8 {
@@ -45,7 +58,9 @@ fn code(error: &anyhow::Error) -> u8 {
         e.is::<Refused>()
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
+            || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
+            || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()

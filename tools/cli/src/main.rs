@@ -23,19 +23,33 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Protect(verbs::protect::Protect),
+    Unprotect(verbs::unprotect::Unprotect),
     Mount(verbs::mount::Mount),
     Attach(verbs::attach::Attach),
     Detach(verbs::detach::Detach),
     Umount(verbs::umount::Umount),
+    Grow(verbs::grow::Grow),
+    Rename(verbs::rename::Rename),
+    Move(verbs::relocate::Move),
     Cycle(verbs::cycle::Cycle),
     Sidecar(verbs::sidecar::Sidecar),
     Points(verbs::points::Points),
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
+    Resync(verbs::resync::Resync),
+    Pin(verbs::pin::Pin),
+    Unpin(verbs::unpin::Unpin),
+    Holds(verbs::holds::Holds),
+    Prune(verbs::prune::Prune),
     Status(verbs::status::Status),
+    Jobs(verbs::jobs::Jobs),
+    Resume(verbs::resume::Resume),
     Group(verbs::group::Group),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
+    #[command(hide = true)]
+    Guardian(verbs::guardian::Guardian),
 }
 
 fn main() -> ExitCode {
@@ -44,21 +58,37 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Verb::Guardian(verb) = cli.verb {
+        return verb.run();
+    }
     cli.globals.start_logging();
     let context = Context::new(cli.globals)?;
     match cli.verb {
+        Verb::Protect(verb) => verb.run(&context),
+        Verb::Unprotect(verb) => verb.run(&context),
         Verb::Mount(verb) => verb.run(&context),
         Verb::Attach(verb) => verb.run(&context),
         Verb::Detach(verb) => verb.run(&context),
         Verb::Umount(verb) => verb.run(&context),
+        Verb::Grow(verb) => verb.run(&context),
+        Verb::Rename(verb) => verb.run(&context),
+        Verb::Move(verb) => verb.run(&context),
         Verb::Cycle(verb) => verb.run(&context),
         Verb::Sidecar(verb) => verb.run(&context),
         Verb::Points(verb) => verb.run(&context),
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
+        Verb::Resync(verb) => verb.run(&context),
+        Verb::Pin(verb) => verb.run(&context),
+        Verb::Unpin(verb) => verb.run(&context),
+        Verb::Holds(verb) => verb.run(&context),
+        Verb::Prune(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
+        Verb::Jobs(verb) => verb.run(&context),
+        Verb::Resume(verb) => verb.run(&context),
         Verb::Group(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Guardian(verb) => verb.run(),
     }
 }

@@ -5,15 +5,17 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
-use super::Seek;
+use super::open::size_of;
+use super::{Seek, identity};
 
 /// Zeroes to write where the file system cannot punch or zero.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -21,21 +23,22 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 /// A backing read and written through the page cache.
 pub struct Buffered {
     file: Flock<File>,
-    size: ByteLen,
+    size_bytes: AtomicU64,
     device: bool,
     said_shrunk: AtomicBool,
 }
 
 impl Buffered {
     pub(super) fn new(file: Flock<File>, size: ByteLen, device: bool) -> Self {
-        Self { file, size, device, said_shrunk: AtomicBool::new(false) }
+        let size_bytes = AtomicU64::new(size.0);
+        Self { file, size_bytes, device, said_shrunk: AtomicBool::new(false) }
     }
 
     /// Finds data or a hole. Devices are all data.
     pub(super) fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
         let whence = match what {
             Seek::Data if self.device => return Ok(offset),
-            Seek::Hole if self.device => return Ok(ByteOffset(self.size.0)),
+            Seek::Hole if self.device => return Ok(ByteOffset(self.size().0)),
             Seek::Data => Whence::SeekData,
             Seek::Hole => Whence::SeekHole,
         };
@@ -82,7 +85,31 @@ impl Buffered {
 
 impl Backing for Buffered {
     fn size(&self) -> ByteLen {
-        self.size
+        ByteLen(self.size_bytes.load(Ordering::Acquire))
+    }
+
+    fn size_now(&self) -> io::Result<ByteLen> {
+        size_of(&self.file, self.device)
+    }
+
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        let there = self.size_now()?;
+        if there < to && self.device {
+            return Err(io::Error::other(format!(
+                "the device has {there} bytes, {to} were asked for: extend it first"
+            )));
+        }
+        if there < to {
+            self.file.set_len(to.0)?;
+            // The length must last before anything that counts on it.
+            self.file.sync_all()?;
+        }
+        self.size_bytes.store(to.0, Ordering::Release);
+        Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Option<BackingId>> {
+        identity::of(&self.file).map(Some)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -15,6 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES};
 use backstay_track::Backing;
 use nix::fcntl::Flock;
@@ -93,6 +94,20 @@ impl Direct {
 impl Backing for Direct {
     fn size(&self) -> ByteLen {
         self.buffered.size()
+    }
+
+    fn size_now(&self) -> io::Result<ByteLen> {
+        self.buffered.size_now()
+    }
+
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        // Alone: what a write does at the disk's end depends on where that is.
+        let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
+        self.buffered.grow(to)
+    }
+
+    fn identity(&self) -> io::Result<Option<BackingId>> {
+        self.buffered.identity()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -3,12 +3,16 @@
 //! Two engines read and write; which one is the default was measured (docs/decisions/0002).
 
 mod buffered;
+pub mod copy;
 mod direct;
+mod identity;
 mod open;
+pub mod record;
 mod ring;
 
 use std::io;
 
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
 
@@ -65,6 +69,15 @@ impl AnyBacking {
 impl Backing for AnyBacking {
     fn size(&self) -> ByteLen {
         each!(self, b => b.size())
+    }
+    fn size_now(&self) -> io::Result<ByteLen> {
+        each!(self, b => b.size_now())
+    }
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        each!(self, b => b.grow(to))
+    }
+    fn identity(&self) -> io::Result<Option<BackingId>> {
+        each!(self, b => b.identity())
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         each!(self, b => b.read_at(buf, offset))

@@ -76,6 +76,14 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether nothing is wrong but someone else uses it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::Locked(_) | Self::Looped { .. })
+    }
+}
+
 /// Opens a file or block device for this driver alone. The lock lasts as long as the backing.
 ///
 /// # Errors
@@ -103,8 +111,7 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
     if !device && let Some(loop_device) = loop_device_on(&file).map_err(failed)? {
         return Err(OpenError::Looped { file: path.into(), device: loop_device });
     }
-    let size = if device { device_bytes(&file) } else { file.metadata().map(|m| m.len()) };
-    let size = ByteLen(size.map_err(failed)?);
+    let size = size_of(&file, device).map_err(failed)?;
     Ok(match engine {
         Engine::Buffered => AnyBacking::Buffered(Buffered::new(file, size, device)),
         Engine::Direct => {
@@ -114,11 +121,12 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
     })
 }
 
-/// A device's size: where its end is.
-fn device_bytes(file: &File) -> io::Result<u64> {
+/// The size of a file or device now. A device's is where its end is.
+pub(super) fn size_of(file: &File, device: bool) -> io::Result<ByteLen> {
     use std::io::{Seek, SeekFrom};
     let mut file = file;
-    file.seek(SeekFrom::End(0))
+    let size = if device { file.seek(SeekFrom::End(0))? } else { file.metadata()?.len() };
+    Ok(ByteLen(size))
 }
 
 /// A loop device attached to this very file, if there is one.

@@ -19,7 +19,7 @@ use backstay_format::control::{
 };
 use backstay_format::{DiskName, EpochNo};
 use backstay_track::env::Env;
-use backstay_track::{Backing, CutInfo, ProtectedDisk, TrackError};
+use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};
@@ -51,10 +51,12 @@ pub struct Server<E: Env, B: Backing> {
     lease_free: Condvar,
     connections: AtomicUsize,
     stop: Box<dyn Fn() + Send + Sync>,
+    grown: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<E: Env, B: Backing> Server<E, B> {
-    /// Listens on a socket, in place of one that a dead driver left.
+    /// Listens on a socket, in place of one that a dead driver left. `stop` is called when a client
+    /// asks for it, `grown` before it is told that the disk has a new size.
     ///
     /// # Errors
     /// If the socket cannot be made.
@@ -63,6 +65,7 @@ impl<E: Env, B: Backing> Server<E, B> {
         disk: Arc<ProtectedDisk<E, B>>,
         identity: Identity,
         stop: impl Fn() + Send + Sync + 'static,
+        grown: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         match fs::remove_file(socket) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -77,6 +80,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             lease_free: Condvar::new(),
             connections: AtomicUsize::new(0),
             stop: Box::new(stop),
+            grown: Box::new(grown),
         });
         thread::Builder::new()
             .name("control".into())
@@ -125,7 +129,9 @@ impl<E: Env, B: Backing> Server<E, B> {
             open_cut: track.open_cut,
             lease: self.lease().clone(),
             base: track.base,
+            announced: track.announced,
             resync: track.resync,
+            resync_no: track.resync_no,
             lost_point_in_time: track.lost_point_in_time,
             dirty_sectors: track.dirty_sectors,
             change_log_limit: track.change_log_limit,
@@ -251,7 +257,16 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             },
             Request::Release { epoch, base } => done(disk.release(epoch, base)),
             Request::FoldBack { epoch } => done(disk.fold_back(epoch)),
+            Request::Announce { point } => done(disk.announce(point)),
             Request::RequireResync { reason } => done(disk.require_resync(reason)),
+            Request::Grow { size } => match disk.grow(size) {
+                Ok(Grown { from, to }) => {
+                    tracing::info!("the disk has {to} bytes now, {from} before");
+                    (self.server.grown)();
+                    Response::Grown { from, to }
+                }
+                Err(e) => failed(&e),
+            },
             Request::SetLimits { change_log } => {
                 disk.set_change_log_limit(change_log);
                 Response::Done

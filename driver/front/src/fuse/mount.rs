@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use backstay_track::env::Env;
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Notifier, Session, SessionACL};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as sys_mount, umount2};
+use nix::sys::statfs::statfs;
 
 use super::DiskFs;
+use super::attr::DISK;
 
 /// A mounted disk and the thread that runs its event loops.
 pub struct Mounted {
     /// Where.
     pub mount_point: PathBuf,
     session: JoinHandle<io::Result<()>>,
+    notifier: Notifier,
 }
 
 /// Mounts a disk and starts its event loops.
@@ -49,15 +53,19 @@ pub fn mount<E: Env>(
     config.acl = SessionACL::Owner;
     let served = Session::from_fd(fs, OwnedFd::from(device), SessionACL::Owner, config).and_then(
         |session| {
-            std::thread::Builder::new().name("fuse".into()).spawn(move || {
+            let notifier = session.notifier();
+            let serve = move || {
                 let ended = session.run();
                 on_end();
                 ended
-            })
+            };
+            Ok((std::thread::Builder::new().name("fuse".into()).spawn(serve)?, notifier))
         },
     );
     match served {
-        Ok(session) => Ok(Mounted { mount_point: mount_point.into(), session }),
+        Ok((session, notifier)) => {
+            Ok(Mounted { mount_point: mount_point.into(), session, notifier })
+        }
         Err(e) => {
             let _ = umount2(mount_point, MntFlags::MNT_DETACH);
             Err(e)
@@ -82,6 +90,19 @@ impl Mounted {
         Ok(umount2(&self.mount_point, MntFlags::MNT_DETACH)?)
     }
 
+    /// What tells the kernel that the disk has another size: it must ask again. It keeps what it was
+    /// told for an hour.
+    pub fn size_changed(&self) -> impl Fn() + Send + Sync + 'static + use<> {
+        let notifier = self.notifier.clone();
+        // An offset below zero means: the attributes, not the content.
+        move || match notifier.inval_inode(DISK, -1, 0) {
+            // Nobody has looked at the file yet, so the kernel knows nothing of it.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(e) => tracing::warn!("telling the kernel of the new size: {e}"),
+            Ok(()) => {}
+        }
+    }
+
     /// Waits until the event loops have ended.
     ///
     /// # Errors
@@ -100,8 +121,9 @@ fn drop_stale(mount_point: &Path) -> io::Result<()> {
         fields.next() == Some("backstay") && fields.next() == Some(here.as_ref())
     };
     for _ in mounts.lines().filter(ours) {
-        match fs::metadata(mount_point) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+        // Not stat(2): what the kernel remembers of the attributes outlives the driver.
+        match statfs(mount_point) {
+            Err(Errno::ENOTCONN) => {
                 umount2(mount_point, MntFlags::MNT_DETACH)?;
             }
             _ => {

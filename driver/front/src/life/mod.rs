@@ -5,4 +5,5 @@ mod harden;
 mod serve;
 
 pub use daemon::{Outcome, in_background};
+pub(crate) use serve::lock_disk;
 pub use serve::{DriverError, DriverOptions, run};

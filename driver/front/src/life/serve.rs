@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use backstay_format::control::FoundState;
 use backstay_format::{ByteLen, DiskName};
-use backstay_track::{FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
+use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::fcntl::Flock;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::harden::harden;
-use crate::backing::{self, Engine, OpenError};
+use crate::backing::record::{BackingRecord, Seen};
+use crate::backing::{self, AnyBacking, Engine, OpenError};
 use crate::control::{Identity, Server};
 use crate::fuse::{DiskFs, Mounted, mount};
 use crate::lock;
@@ -38,6 +39,8 @@ pub struct DriverOptions {
     pub change_log_limit: Option<ByteLen>,
     /// Off only to measure what tracking costs.
     pub tracking: bool,
+    /// Accept a backing that is larger than the disk: the disk grows.
+    pub grow: bool,
     /// Threads that read requests.
     pub event_loops: usize,
 }
@@ -51,6 +54,14 @@ pub enum DriverError {
     /// The backing cannot be used.
     #[error("backing: {0}")]
     Backing(#[from] OpenError),
+    /// The backing must not be mounted as this disk.
+    #[error("disk {name}: {reason}. Nothing was changed")]
+    WrongBacking {
+        /// The disk.
+        name: DiskName,
+        /// Which backing it is, and which to mount.
+        reason: String,
+    },
     /// The disk's state cannot be used.
     #[error("disk {name}: {source}")]
     Track {
@@ -73,8 +84,11 @@ impl DriverError {
     /// Whether nothing is wrong but someone else is at it.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        use OpenError::{Busy, Locked, Looped};
-        matches!(self, Self::Running(_) | Self::Backing(Busy(_) | Locked(_) | Looped { .. }))
+        match self {
+            Self::Running(_) | Self::WrongBacking { .. } => true,
+            Self::Backing(e) => e.is_busy(),
+            _ => false,
+        }
     }
 }
 
@@ -98,6 +112,7 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     }
     let _lock = lock_disk(name, &paths.lock_file())?;
     let backing = backing::open(&options.backing, options.engine)?;
+    let seen = identify(name, &options.backing, &backing, &paths.state)?;
     let engine = backing.engine().to_string();
     let env = FsEnv::open(&paths.state, &paths.runtime)
         .map_err(io_error(format!("opening the state of disk {name}")))?;
@@ -105,11 +120,13 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     let track = TrackOptions {
         change_log_limit: options.change_log_limit,
         tracking: options.tracking,
+        grow: options.grow,
         ..TrackOptions::default()
     };
     let disk = ProtectedDisk::open(env, backing, track)
         .map_err(|source| DriverError::Track { name: name.clone(), source })?;
     let disk = Arc::new(disk);
+    remember(seen, &paths.state);
     say_what_was_found(name, disk.found(), disk.status().dirty_sectors);
 
     let (events, happened) = bounded(8);
@@ -124,7 +141,8 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
         engine,
     };
     let stop = sender(&events, || Event::Stop);
-    Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop)
+    let grown = mounted.size_changed();
+    Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop, grown)
         .map_err(io_error("opening the control socket"))?;
     stop_on_signals(sender(&events, || Event::Stop)).map_err(io_error("waiting for signals"))?;
 
@@ -142,6 +160,35 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     closed.map_err(|source| DriverError::Track { name: name.clone(), source })?;
     tracing::info!("disk {name}: stopped cleanly");
     ended.map_err(io_error("serving"))
+}
+
+/// Which backing this is; one that a move has left or not finished is refused.
+fn identify(
+    name: &DiskName,
+    path: &Path,
+    backing: &AnyBacking,
+    state: &Path,
+) -> Result<Seen, DriverError> {
+    let identity = backing.identity();
+    let identity =
+        identity.map_err(io_error(format!("finding out which one {} is", path.display())))?;
+    let seen = Seen::new(path, identity);
+    match BackingRecord::load(state).objection(&seen) {
+        Some(reason) => Err(DriverError::WrongBacking { name: name.clone(), reason }),
+        None => Ok(seen),
+    }
+}
+
+/// Notes where the disk is served from, for those who look for its backing later.
+fn remember(seen: Seen, state: &Path) {
+    let mut record = BackingRecord::load(state);
+    if record.backing.as_ref() == Some(&seen) {
+        return;
+    }
+    record.backing = Some(seen);
+    if let Err(e) = record.save(state) {
+        tracing::warn!("noting the backing in {}: {e}", state.display());
+    }
 }
 
 /// How a disk's service ended.
@@ -202,7 +249,7 @@ fn sender(
 }
 
 /// One driver a disk: the lock lasts as long as the file.
-fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
+pub(crate) fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -54,11 +54,16 @@ pub trait Env: Send + Sync + 'static {
     /// # Errors
     /// No memory, no permission.
     fn create_bits(&self, name: &str, header: &[u8], words: u64) -> io::Result<Self::Bits>;
-    /// Opens bits made in this boot, if there are any of that name, with their header.
+    /// Opens bits made in this boot, if there are any of that name and `words` knows their header:
+    /// it says how many words follow it.
     ///
     /// # Errors
-    /// I/O error, no permission.
-    fn open_bits(&self, name: &str, words: u64) -> io::Result<Option<(Vec<u8>, Self::Bits)>>;
+    /// I/O error, no permission, fewer words than that.
+    fn open_bits(
+        &self,
+        name: &str,
+        words: &dyn Fn(&[u8]) -> Option<u64>,
+    ) -> io::Result<Option<Self::Bits>>;
     /// Removes bits, if there are any.
     ///
     /// # Errors

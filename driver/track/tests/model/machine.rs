@@ -15,7 +15,7 @@ use backstay_track::env::{Env, SharedBits, StateFile};
 use backstay_track::sync::atomic::{AtomicU64, Ordering};
 use backstay_track::sync::{Arc, Mutex, lock};
 
-/// Sectors of the disk: two regions.
+/// Sectors of the disk: two regions; the most that a small one grows to.
 pub const SECTORS: u64 = 128;
 
 /// A write of the guest.
@@ -33,12 +33,15 @@ pub struct Machine {
     keeps_intents: bool,
 }
 
+const SMALL_BYTES: u64 = 64 * 512;
+
 struct Shared {
     files: Mutex<BTreeMap<String, Arc<Mutex<Vec<u8>>>>>,
     bits: Mutex<BTreeMap<String, Arc<Words>>>,
     /// The first word of each sector.
     sectors: Vec<AtomicU64>,
     clock: AtomicU64,
+    backing_bytes: AtomicU64,
     /// Every write by its stamp.
     writes: Mutex<BTreeMap<u64, Write>>,
 }
@@ -55,9 +58,17 @@ impl Machine {
             bits: Mutex::default(),
             sectors: (0..SECTORS).map(|_| AtomicU64::new(0)).collect(),
             clock: AtomicU64::new(1),
+            backing_bytes: AtomicU64::new(SECTORS * 512),
             writes: Mutex::default(),
         };
         Self { shared: Arc::new(shared), keeps_intents: true }
+    }
+
+    /// One with a disk of one region.
+    pub fn small() -> Self {
+        let machine = Self::new();
+        machine.shared.backing_bytes.store(SMALL_BYTES, Ordering::SeqCst);
+        machine
     }
 
     /// Answers for intents without writing them.
@@ -172,9 +183,14 @@ impl Env for Machine {
         lock(&self.shared.bits).insert(name.into(), Arc::clone(&bits));
         Ok(Bits { bits, name: name.into() })
     }
-    fn open_bits(&self, name: &str, _words: u64) -> io::Result<Option<(Vec<u8>, Bits)>> {
+    fn open_bits(
+        &self,
+        name: &str,
+        words: &dyn Fn(&[u8]) -> Option<u64>,
+    ) -> io::Result<Option<Bits>> {
         let bits = lock(&self.shared.bits).get(name).cloned();
-        Ok(bits.map(|bits| (bits.header.clone(), Bits { bits, name: name.into() })))
+        let bits = bits.filter(|bits| words(&bits.header).is_some());
+        Ok(bits.map(|bits| Bits { bits, name: name.into() }))
     }
     fn remove_bits(&self, name: &str) -> io::Result<()> {
         lock(&self.shared.bits).remove(name);
@@ -252,7 +268,11 @@ impl SharedBits for Bits {
 
 impl Backing for Machine {
     fn size(&self) -> ByteLen {
-        ByteLen(SECTORS * 512)
+        ByteLen(self.shared.backing_bytes.load(Ordering::SeqCst))
+    }
+    fn grow(&self, to: ByteLen) -> io::Result<()> {
+        self.shared.backing_bytes.store(to.0, Ordering::SeqCst);
+        Ok(())
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         for (i, bytes) in buf.chunks_mut(512).enumerate() {

@@ -1,16 +1,20 @@
 //! One cycle of one disk, from lease to release.
 //!
 //! ```text
-//!   lease → (fuzzy cut → pass) → point-in-time cut → pass → verify (I7) → commit (I5) → release
+//!   lease → (fuzzy cut → pass) → point-in-time cut → pass → verify (I7) → announce → commit (I5) → release
 //! ```
 //!
-//! The fuzzy pass is only there when the whole disk has to move, or when the last cycle lost its
-//! point in time: it ships most of what has to move without holding the guest to anything, so that
-//! the pass that follows is short. Whatever fails, the driver folds the closed epochs back.
+//! The fuzzy pass is only there when the whole disk has to move or to be compared, or when the last
+//! cycle lost its point in time: it ships most of what has to move without holding the guest to
+//! anything, so that the pass that follows is short. Whatever fails, the driver folds the closed
+//! epochs back.
 
-mod base;
+mod compare;
 pub(crate) mod cutter;
+mod flow;
 mod pass;
+mod quiesced;
+pub mod resync;
 
 use std::fs::File;
 use std::path::Path;
@@ -19,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use backstay_driver::control::{ClientError, ControlClient};
 use backstay_format::control::{CutMode, CutReply, DriverStatus, Request, Response};
-use backstay_format::superblock::{Base, Resync};
-use backstay_format::{ByteLen, CycleNo, EpochNo, PointId};
+use backstay_format::superblock::Base;
+use backstay_format::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
     VaultError, verify_cycle,
@@ -28,17 +32,26 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::hooks::{Hooks, Quiesced};
+use crate::throttle::Throttle;
 pub use cutter::{AtOnce, Cutter};
-use pass::Source;
+use flow::{Flow, flow};
+use pass::{Scope, Source};
 
 /// What a cycle works with.
 pub struct CycleJob<'a> {
     /// The driver's control socket.
     pub socket: &'a Path,
+    /// The disk's state directory.
+    pub state: &'a Path,
     /// Where to ship.
     pub vault: &'a Vault,
     /// How to ship.
     pub ship: &'a Ship,
+    /// How fast; one for all disks.
+    pub throttle: &'a Throttle,
+    /// What makes its point application-consistent, if there is something.
+    pub hooks: Option<&'a Hooks>,
     /// Told how far it is.
     pub progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
     /// Set from outside to end it.
@@ -50,10 +63,25 @@ pub struct CycleJob<'a> {
 pub enum Stage {
     /// The pass over the whole disk.
     Fuzzy,
+    /// Comparing the disk with the newest point.
+    Resync,
     /// The pass over what changed.
     Delta,
     /// Comparing what arrived with what had to move.
     Verify,
+}
+
+impl Stage {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fuzzy => "whole disk",
+            Self::Resync => "comparing",
+            Self::Delta => "changes",
+            Self::Verify => "verifying",
+        }
+    }
 }
 
 /// What a cycle has done.
@@ -67,14 +95,23 @@ pub struct CycleReport {
     pub committed_unix_ns: u64,
     /// How long writes were held at the cut.
     pub held_ns: u64,
+    /// The disk's identity in the vault.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
     /// Bytes of sectors that moved.
     pub moved: ByteLen,
     /// Bytes put into the vault.
     pub stored: ByteLen,
+    /// Bytes read from the vault.
+    #[serde(default)]
+    pub fetched: ByteLen,
     /// Bytes the guest wrote in the epoch.
     pub written: ByteLen,
     #[serde(with = "humantime_serde")]
     pub duration: Duration,
+    /// Why the point is not as consistent as was wished, or what else went wrong with hooks.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// Runs one cycle.
@@ -91,23 +128,22 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
 /// # Errors
 /// As for [`run`].
 pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleReport, CycleError> {
-    let started = Instant::now();
+    let (started, fetched_before) = (Instant::now(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());
     let status = match driver.ask(&Request::Lease { client })? {
         Response::Leased { status } => *status,
         _ => return Err(ClientError::Confused.into()),
     };
-    let (term, newest) = look_at_vault(job.vault, &status)?;
-    let mut resync = status.resync;
-    if resync.is_none() && !base::fits(job.vault, &status, newest.as_ref())? {
-        resync = Some(Resync::Asked);
-        driver.ask(&Request::RequireResync { reason: Resync::Asked })?;
-    }
-    let kind = match (resync, &newest) {
-        (_, None) => CycleKind::Initial,
-        (Some(_), Some(_)) => CycleKind::Resync,
-        (None, Some(_)) => CycleKind::Delta,
+    let asked = resync::Request::load(job.state);
+    let found = look_at_vault(job.vault, &status)?;
+    let flow = flow(&status, found.newest.as_ref(), found.adopted, asked.as_ref())?;
+    let term = found.term(job.vault)?;
+    let (newest, layered) = (found.newest, matches!(flow, Flow::Delta | Flow::Resync { .. }));
+    let kind = match flow {
+        Flow::Initial => CycleKind::Initial,
+        Flow::Delta => CycleKind::Delta,
+        Flow::Resync { .. } | Flow::Full => CycleKind::Resync,
     };
     let file = File::open(&status.backing)
         .map_err(CycleError::source(format!("{}", status.backing.display())))?;
@@ -115,38 +151,49 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let mut run = Run {
         job,
         source: Source { file, disk: status.disk, size: status.size },
+        vault_disk: found.disk,
         driver,
         cycle,
         attempt: attempt(),
         closed: None,
         put: vec![],
+        put_kept: 0,
+        consistency: Consistency::Crash,
+        quiesced: None,
     };
-    let fuzzy_first = resync.is_some() || status.lost_point_in_time.is_some();
-    let shipped = run.passes(fuzzy_first, cutter).and_then(|(cut, passes)| {
+    let shipped = run.passes(flow, &status, newest.as_ref(), cutter).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
-        let verified = verify_cycle(job.vault, status.disk, status.size, cycle, passes)?;
-        Ok((cut, verified))
+        let verified = verify_cycle(job.vault, found.disk, status.size, cycle, passes)?;
+        let base = Base { vault_disk: found.disk, cycle, point: PointId::random() };
+        run.driver.ask(&Request::Announce { point: base })?;
+        Ok((cut, verified, base))
     });
-    let (cut, verified) = shipped.map_err(|e| run.undo(e, true))?;
+    let (cut, verified, base) = shipped.map_err(|e| run.undo(e, true))?;
     let meta = PointMeta {
         term: term.term,
         predecessor: newest,
         kind,
-        consistency: Consistency::Crash,
+        layered,
+        point: base.point,
+        consistency: run.consistency,
         cut_unix_ns: cut.cut_unix_ns,
         written: cut.written,
     };
     // From here on nobody but the vault knows whether the point exists: its segments stay.
     let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
-    let base = Base { vault_disk: status.disk, cycle, point: point.point };
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
-    Ok(report(&point, &cut, started.elapsed()))
+    resync::forget(job.state);
+    let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
+    let report = report(&point, &cut, fetched, started.elapsed());
+    Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
 }
 
 /// A cycle that has begun.
 struct Run<'a> {
     job: &'a CycleJob<'a>,
     source: Source,
+    /// The disk's identity in the vault.
+    vault_disk: DiskId,
     driver: ControlClient,
     cycle: CycleNo,
     attempt: u64,
@@ -154,28 +201,58 @@ struct Run<'a> {
     closed: Option<EpochNo>,
     /// Segments put so far.
     put: Vec<SegmentRef>,
+    /// How many of them the next attempt can use if this one fails.
+    put_kept: usize,
+    /// What the point-in-time cut promises.
+    consistency: Consistency,
+    /// The application that waited for it, until it has gone on.
+    quiesced: Option<Quiesced>,
 }
 
 impl Run<'_> {
     /// Ships the passes of a cycle; the point-in-time cut and what was shipped.
     fn passes(
         &mut self,
-        fuzzy_first: bool,
+        flow: Flow,
+        status: &DriverStatus,
+        newest: Option<&Manifest>,
         cutter: &mut dyn Cutter,
     ) -> Result<(CutReply, Vec<Pass>), CycleError> {
         let mut passes = vec![];
         let mut written = ByteLen(0);
-        if fuzzy_first {
-            let cut = cutter::ask(&mut self.driver, &Request::Cut { mode: CutMode::Fuzzy })?;
-            self.closed = Some(cut.epoch);
+        if flow != Flow::Delta || status.lost_point_in_time.is_some() {
+            let cut =
+                self.cut_by(|driver| cutter::ask(driver, &Request::Cut { mode: CutMode::Fuzzy }))?;
             written = cut.written;
-            passes.push(self.pass(&cut, Stage::Fuzzy)?);
+            match (flow, newest) {
+                (Flow::Resync { deep }, Some(newest)) => {
+                    passes = self.compare(&cut, newest, deep, status.resync_no)?;
+                }
+                (Flow::Delta, _) if cut.whole_disk.is_none() => {
+                    passes.push(self.pass(&cut, Scope::Dirty, Stage::Fuzzy)?);
+                }
+                _ => passes.push(self.pass(&cut, Scope::Whole, Stage::Fuzzy)?),
+            }
         }
-        let mut cut = cutter.cut(&mut self.driver)?;
-        self.closed = Some(cut.epoch);
-        passes.push(self.pass(&cut, Stage::Delta)?);
+        let mut cut = self.quiesced_cut(cutter)?;
+        if let Some(why) = cut.whole_disk {
+            return Err(CycleError::Lost(format!(
+                "the whole disk became dirty as it was cut ({why:?})"
+            )));
+        }
+        passes.push(self.pass(&cut, Scope::Dirty, Stage::Delta)?);
         cut.written.0 += written.0;
         Ok((cut, passes))
+    }
+
+    /// Has a cut made, and remembers that it is open.
+    fn cut_by(
+        &mut self,
+        make: impl FnOnce(&mut ControlClient) -> Result<CutReply, CycleError>,
+    ) -> Result<CutReply, CycleError> {
+        let cut = make(&mut self.driver)?;
+        self.closed = Some(cut.epoch);
+        Ok(cut)
     }
 
     /// Folds back, and removes the segments if no point can name them.
@@ -187,58 +264,116 @@ impl Run<'_> {
             }
         }
         if remove_segments {
-            self.job.vault.remove_segments(self.source.disk, &self.put);
+            self.job.vault.remove_segments(self.vault_disk, &self.put[self.put_kept..]);
         }
         why
     }
 }
 
-/// Finds the disk, its term and its newest point in the vault; makes what is not there yet.
-fn look_at_vault(
-    vault: &Vault,
-    status: &DriverStatus,
-) -> Result<(TermRecord, Option<Manifest>), CycleError> {
-    match vault.disk(status.disk) {
-        Ok(_) => {}
-        Err(VaultError::NotFound { .. }) => {
-            match vault.disk_named(&status.name) {
-                Err(VaultError::NotFound { .. }) => {}
-                Err(e) => return Err(e.into()),
-                Ok(_) => return Err(CycleError::NameTaken { name: status.name.to_string() }),
-            }
-            vault.create_disk(&DiskRecord {
-                disk: status.disk,
-                name: status.name.clone(),
-                size_bytes: status.size,
-                sector_bytes: 512,
-                created_unix_ns: now_unix_ns(),
-            })?;
-        }
-        Err(e) => return Err(e.into()),
-    }
-    let writer = format!("source {}", status.disk);
-    let term = vault.term_or_first(status.disk, &writer)?;
-    if term.writer != writer {
-        let ours = backstay_format::Term(term.term.0 - 1);
-        return Err(VaultError::Fenced { ours, newest: term.term, writer: term.writer }.into());
-    }
-    let newest = vault.points(status.disk)?.last().copied();
-    let newest = newest.map(|cycle| vault.manifest(status.disk, cycle)).transpose()?;
-    Ok((term, newest))
+/// The newest point that the vault has of a disk, found by its identity or, failing that, by its
+/// name.
+///
+/// # Errors
+/// If the vault cannot be read or is damaged.
+pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manifest>, CycleError> {
+    Ok(find_disk(vault, status)?.and_then(|found| found.newest))
 }
 
-fn report(point: &Manifest, cut: &CutReply, duration: Duration) -> CycleReport {
+/// The identity of a disk in a vault, if it is there; found as for [`newest_point`].
+///
+/// # Errors
+/// If the vault cannot be read or is damaged.
+pub fn vault_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<DiskId>, CycleError> {
+    Ok(find_disk(vault, status)?.map(|found| found.disk))
+}
+
+/// A disk in the vault.
+struct Found {
+    disk: DiskId,
+    /// It has the disk's name, and nothing else says that it is this disk.
+    adopted: bool,
+    /// Who writes, as terms name it.
+    writer: String,
+    newest: Option<Manifest>,
+}
+
+/// Finds the disk and its newest point in the vault; makes what is not there yet.
+fn look_at_vault(vault: &Vault, status: &DriverStatus) -> Result<Found, CycleError> {
+    if let Some(found) = find_disk(vault, status)? {
+        return Ok(found);
+    }
+    vault.claim_name(&status.name, status.disk)?;
+    vault.create_disk(&DiskRecord {
+        disk: status.disk,
+        name: status.name.clone(),
+        size_bytes: status.size,
+        sector_bytes: 512,
+        created_unix_ns: now_unix_ns(),
+    })?;
+    let writer = writer_of(status);
+    Ok(Found { disk: status.disk, adopted: false, writer, newest: None })
+}
+
+fn writer_of(status: &DriverStatus) -> String {
+    format!("source {}", status.disk)
+}
+
+fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, CycleError> {
+    let mut ids = vec![status.disk];
+    // A disk that was adopted goes by the identity it has there.
+    ids.extend(status.base.into_iter().chain(status.announced).map(|base| base.vault_disk));
+    let mut found = None;
+    for id in ids {
+        match vault.disk(id) {
+            Ok(_) => found = Some((id, false)),
+            Err(VaultError::NotFound { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if found.is_none() {
+        found = match vault.disk_named(&status.name) {
+            Ok(record) => Some((record.disk, true)),
+            // A name that its disk gave back is free.
+            Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => None,
+            Err(e) => return Err(e.into()),
+        };
+    }
+    let Some((disk, adopted)) = found else { return Ok(None) };
+    let newest = vault.points(disk)?.last().copied();
+    let newest = newest.map(|cycle| vault.manifest(disk, cycle)).transpose()?;
+    Ok(Some(Found { disk, adopted, writer: writer_of(status), newest }))
+}
+
+impl Found {
+    /// The term to write in. A disk that was adopted, which somebody asked for, takes a new one.
+    fn term(&self, vault: &Vault) -> Result<TermRecord, CycleError> {
+        let mut term = vault.term_or_first(self.disk, &self.writer)?;
+        if term.writer != self.writer && self.adopted {
+            term = vault.claim_term(self.disk, &self.writer)?;
+        }
+        if term.writer == self.writer {
+            return Ok(term);
+        }
+        let ours = backstay_format::Term(term.term.0 - 1);
+        Err(VaultError::Fenced { ours, newest: term.term, writer: term.writer }.into())
+    }
+}
+
+fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration) -> CycleReport {
     CycleReport {
         kind: point.kind,
         cycle: point.cycle,
         point: point.point,
+        disk: Some(point.disk),
         cut_unix_ns: point.cut_unix_ns,
         committed_unix_ns: point.committed_unix_ns,
         held_ns: cut.held_ns,
         moved: ByteLen(point.moved_sectors * 512),
         stored: ByteLen(point.own_segments().map(|segment| segment.object.0).sum()),
+        fetched,
         written: point.written,
         duration,
+        warning: None,
     }
 }
 

@@ -39,30 +39,43 @@ impl From<LogError> for CycleError {
     }
 }
 
+/// Which sectors a pass ships.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Every one.
+    Whole,
+    /// Those that the closed epoch's bitmap names.
+    Dirty,
+}
+
 /// Bits that decide what of a point-in-time pass may be shipped from the backing.
 struct Shared {
     preserved: SharedBitmap,
     shipped: SharedBitmap,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Ships a closed epoch.
-    pub(super) fn pass(&mut self, cut: &CutReply, stage: Stage) -> Result<Pass, CycleError> {
+    pub(super) fn pass(
+        &mut self,
+        cut: &CutReply,
+        scope: Scope,
+        stage: Stage,
+    ) -> Result<Pass, CycleError> {
         let whole = SectorRange::whole(self.source.size);
-        let must_move = self.must_move(cut, whole)?;
+        let must_move = match scope {
+            Scope::Whole => {
+                let mut set = SectorSet::new();
+                set.insert(whole);
+                set
+            }
+            Scope::Dirty => self.must_move(cut, whole)?,
+        };
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
         let reader =
             Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
         let shared = self.shared(cut, whole)?;
-        let to = Shipment {
-            vault: self.job.vault,
-            disk: self.source.disk,
-            cycle: self.cycle,
-            attempt: self.attempt,
-            first_segment: self.put.len() as u32,
-            ship: self.job.ship,
-            stop: self.job.stop,
-        };
+        let to = self.shipment();
         let mut work = Work {
             reader,
             arrived: SectorSet::new(),
@@ -72,16 +85,14 @@ impl Run<'_> {
             progress: self.job.progress,
         };
         let shipped = ship(to, |feed| {
-            match (&cut.whole_disk, &shared) {
-                (Some(_), None) => work.whole_disk(&self.source, feed)?,
-                (None, None) => work.dirty(&must_move, feed, None)?,
+            match (scope, &shared) {
+                (Scope::Whole, None) => work.whole_disk(&self.source, feed)?,
+                (Scope::Dirty, None) => work.dirty(&must_move, feed, None)?,
                 // Only dirty sectors are preserved: the rest may be newer than the cut (I2).
-                (Some(why), Some(_)) => {
-                    return Err(CycleError::Lost(format!(
-                        "the whole disk became dirty as it was cut ({why:?})"
-                    )));
+                (Scope::Whole, Some(_)) => {
+                    return Err(CycleError::Broken("a point in time of the whole disk"));
                 }
-                (None, Some(shared)) => {
+                (Scope::Dirty, Some(shared)) => {
                     work.dirty(&must_move, feed, Some(shared))?;
                     let end = seal(&mut self.driver, cut)?;
                     work.preserved(cut, &self.source, &must_move, end, feed)?;
@@ -94,13 +105,23 @@ impl Run<'_> {
         Ok(Pass { must_move, segments: shipped.segments })
     }
 
+    /// Where the next segments go.
+    pub(super) fn shipment(&self) -> Shipment<'a> {
+        Shipment {
+            vault: self.job.vault,
+            disk: self.vault_disk,
+            cycle: self.cycle,
+            attempt: self.attempt,
+            first_segment: self.put.len() as u32,
+            ship: self.job.ship,
+            throttle: self.job.throttle,
+            stop: self.job.stop,
+        }
+    }
+
     /// The sectors that a closed epoch says must move.
     fn must_move(&self, cut: &CutReply, whole: SectorRange) -> Result<SectorSet, CycleError> {
         let mut set = SectorSet::new();
-        if cut.whole_disk.is_some() {
-            set.insert(whole);
-            return Ok(set);
-        }
         let dirty = self.bitmap(&cut.dirty, cut, whole)?;
         let touched = dirty.touched().map_err(CycleError::source("the dirty bitmap"))?;
         let last = whole.end.0;

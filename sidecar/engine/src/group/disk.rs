@@ -7,16 +7,18 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use backstay_driver::control::{ClientError, ControlClient};
-use backstay_driver::paths::DiskPaths;
+use backstay_driver::paths::{DiskPaths, Roots};
 use backstay_format::control::{CutReply, Request, Response};
 use backstay_format::{DiskId, DiskName};
 use backstay_vault::GroupMember;
 
 use super::crew::{Answer, Command, Seat};
-use crate::config::Ship;
+use crate::config::Config;
 use crate::cycle::{AtOnce, Cutter, CycleJob, CycleReport, cutter, run_cut_by};
 use crate::error::CycleError;
+use crate::hooks::Hooks;
 use crate::record::Record;
+use crate::throttle::Throttle;
 
 /// A disk of this host.
 #[derive(Debug, Clone)]
@@ -32,8 +34,12 @@ pub struct LocalDisk {
 pub struct Shipping {
     /// Where to.
     pub vault: String,
-    /// How.
-    pub ship: Ship,
+    /// How, and with which hooks.
+    pub config: Arc<Config>,
+    /// Where disks are.
+    pub roots: Roots,
+    /// How fast, together with all other disks.
+    pub throttle: Arc<Throttle>,
     /// Set from outside to end it.
     pub stop: Arc<AtomicBool>,
 }
@@ -88,7 +94,7 @@ impl LocalDisk {
             seat.answer(match (&result, cutter.disk) {
                 (Ok(report), Some(disk)) => Answer::Done(vec![GroupMember {
                     host: None,
-                    disk,
+                    disk: report.disk.unwrap_or(disk),
                     name: self.name.clone(),
                     cycle: report.cycle,
                     point: report.point,
@@ -108,12 +114,16 @@ impl LocalDisk {
         cutter: &mut dyn Cutter,
     ) -> Result<CycleReport, CycleError> {
         let mut record = Record::load(&self.paths.state);
+        let hooks = Hooks::of(&shipping.config, &shipping.roots, &self.name);
         let result =
             record.open_vault(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
                 let job = CycleJob {
                     socket: &self.paths.control_socket(),
+                    state: &self.paths.state,
                     vault: &vault,
-                    ship: &shipping.ship,
+                    ship: &shipping.config.ship,
+                    throttle: &shipping.throttle,
+                    hooks: hooks.as_ref(),
                     progress: &|_, _, _| (),
                     stop: &shipping.stop,
                 };

@@ -24,11 +24,25 @@ use super::round::{GroupJob, GroupReport, LastRound, run_group};
 use super::settings::Group;
 use super::tls;
 use crate::config::Config;
+use crate::throttle::Throttle;
 
 /// How often it is looked whether a round is due.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Rounds that may be missed before the disks go on alone.
 const ROUNDS_MISSED_MAX: u32 = 3;
+
+/// What groups work with.
+#[derive(Clone, Copy)]
+pub struct With<'a> {
+    /// The settings.
+    pub config: &'a Arc<Config>,
+    /// Where disks are.
+    pub roots: &'a Roots,
+    /// How fast all disks together are shipped.
+    pub throttle: &'a Arc<Throttle>,
+    /// Set from outside to end them.
+    pub stop: &'a Arc<AtomicBool>,
+}
 
 /// The groups of this host, each in a thread of its own.
 pub struct Groups {
@@ -53,15 +67,22 @@ impl Group {
 
     /// How they are shipped.
     #[must_use]
-    pub fn shipping(&self, config: &Config, stop: Arc<AtomicBool>) -> Shipping {
-        Shipping { vault: self.vault.clone(), ship: config.ship.clone(), stop }
+    pub fn shipping(&self, with: &With<'_>) -> Shipping {
+        Shipping {
+            vault: self.vault.clone(),
+            config: Arc::clone(with.config),
+            roots: with.roots.clone(),
+            throttle: Arc::clone(with.throttle),
+            stop: Arc::clone(with.stop),
+        }
     }
 }
 
 impl Groups {
     /// Starts all groups of the configuration. One that cannot run is told in the log, and its disks
     /// are left to the ordinary schedule.
-    pub fn start(config: &Config, roots: &Roots, stop: &Arc<AtomicBool>) -> Self {
+    pub fn start(with: With<'_>) -> Self {
+        let config = with.config;
         let mut groups = vec![];
         let all: Vec<Group> = config
             .group
@@ -71,12 +92,12 @@ impl Groups {
         let hosts = listen_all(config, &all);
         for group in all {
             let started = match &group.config.member {
-                Some(_) => start_member(config, roots, group, stop),
+                Some(_) => start_member(with, group),
                 None => {
                     let listen = group.config.coordinator.as_ref().map(|c| c.listen);
                     match listen.map(|address| hosts.get(&address).cloned()) {
                         Some(None) => continue, // Told already.
-                        hosts => start_rounds(config, roots, group, hosts.flatten(), stop),
+                        hosts => start_rounds(with, group, hosts.flatten()),
                     }
                 }
             };
@@ -142,13 +163,8 @@ pub fn listen(
         .map_err(|source| GroupError::Io { doing: format!("listening on {address}"), source })
 }
 
-fn start_member(
-    config: &Config,
-    roots: &Roots,
-    group: Group,
-    stop: &Arc<AtomicBool>,
-) -> Result<Running, GroupError> {
-    let member = member_of(config, roots, &group, stop)?;
+fn start_member(with: With<'_>, group: Group) -> Result<Running, GroupError> {
+    let member = member_of(with, &group)?;
     let last_round = member.rounds();
     let (name, disks, interval) = (group.name, group.config.disks, group.interval);
     let thread = spawn(&name, move || member.serve())?;
@@ -159,34 +175,27 @@ fn start_member(
 ///
 /// # Errors
 /// If it is none, or certificates and keys cannot be used.
-pub fn member_of(
-    config: &Config,
-    roots: &Roots,
-    group: &Group,
-    stop: &Arc<AtomicBool>,
-) -> Result<Member, GroupError> {
+pub fn member_of(with: With<'_>, group: &Group) -> Result<Member, GroupError> {
     let wrong =
         |reason: &str| GroupError::Config { group: group.name.clone(), reason: reason.into() };
     let dial = group.config.member.clone().ok_or_else(|| {
         wrong("this host is not one of its members: the section [group.NAME.member] is missing")
     })?;
-    let files = config.tls.as_ref().ok_or_else(|| wrong("[tls] is missing"))?;
-    let shipping = group.shipping(config, Arc::clone(stop));
-    Ok(Member::new(group.clone(), dial, files, group.local_disks(roots), shipping)?)
+    let files = with.config.tls.as_ref().ok_or_else(|| wrong("[tls] is missing"))?;
+    let shipping = group.shipping(&with);
+    Ok(Member::new(group.clone(), dial, files, group.local_disks(with.roots), shipping)?)
 }
 
 fn start_rounds(
-    config: &Config,
-    roots: &Roots,
+    with: With<'_>,
     group: Group,
     hosts: Option<Arc<Hosts>>,
-    stop: &Arc<AtomicBool>,
 ) -> Result<Running, GroupError> {
     let last_round = LastRound::default();
     let (name, disks, interval) = (group.name.clone(), group.config.disks.clone(), group.interval);
     let rounds = Rounds {
-        disks: group.local_disks(roots),
-        shipping: group.shipping(config, Arc::clone(stop)),
+        disks: group.local_disks(with.roots),
+        shipping: group.shipping(&with),
         group,
         hosts,
         last_round: last_round.clone(),

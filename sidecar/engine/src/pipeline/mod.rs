@@ -21,11 +21,12 @@ use std::thread;
 
 use backstay_format::{CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SealedSegment, SegmentBuilder};
-use backstay_vault::{SegmentRef, Vault};
+use backstay_vault::{SegmentRef, Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::throttle::Throttle;
 
 pub use feed::Feed;
 
@@ -47,6 +48,8 @@ pub struct Shipment<'a> {
     pub first_segment: u32,
     /// How to ship.
     pub ship: &'a Ship,
+    /// How fast.
+    pub throttle: &'a Throttle,
     /// Set from outside to end it.
     pub stop: &'a AtomicBool,
 }
@@ -107,13 +110,13 @@ pub fn ship(
         for _ in 0..threads {
             let (chunks, empty, parts) = (chunks.clone(), empty.clone(), parts.clone());
             let trouble = &trouble;
-            scope.spawn(move || compress(to.ship.zstd_level, &chunks, &empty, &parts, trouble));
+            scope.spawn(move || compress(to.ship, &chunks, &empty, &parts, trouble));
         }
         scope.spawn(|| assemble(to, assembly, done, &trouble));
         for _ in 0..to.ship.upload_parallel.clamp(1, 16) {
             let uploads = uploads.clone();
             let (trouble, segments) = (&trouble, &segments);
-            scope.spawn(move || upload(to.vault, &uploads, segments, trouble));
+            scope.spawn(move || upload(to, &uploads, segments, trouble));
         }
         drop((chunks, empty, uploads));
         let mut feed = Feed::new(full, spare, parts, &trouble);
@@ -129,14 +132,15 @@ pub fn ship(
 }
 
 fn compress(
-    level: i32,
+    ship: &Ship,
     chunks: &Receiver<Chunk>,
     empty: &Sender<Chunk>,
     parts: &Sender<Part>,
     trouble: &Trouble<'_>,
 ) {
-    let mut compressor =
-        Compressor::new(level).map_err(|e| trouble.report(CycleError::Compress(e)));
+    let mut compressor = Compressor::new(ship.zstd_level)
+        .map(|compressor| compressor.with_chunks(ship.chunk_shift()))
+        .map_err(|e| trouble.report(CycleError::Compress(e)));
     for mut chunk in chunks {
         if let (Ok(compressor), false) = (&mut compressor, trouble.is_over()) {
             match compressor.seal(&mut chunk) {
@@ -187,17 +191,20 @@ fn assemble(
 }
 
 fn upload(
-    vault: &Vault,
+    to: Shipment<'_>,
     uploads: &Receiver<SealedSegment>,
     segments: &Mutex<Vec<SegmentRef>>,
     trouble: &Trouble<'_>,
 ) {
+    let go_on = || !trouble.is_over();
     for segment in uploads {
         if trouble.is_over() {
             continue;
         }
-        match vault.put_segment(segment) {
+        match to.vault.put_segment_paced(segment, &to.throttle.pace(&go_on)) {
             Ok(put) => segments.lock().unwrap_or_else(PoisonError::into_inner).push(put),
+            // Why is in the trouble already.
+            Err(VaultError::Stopped { .. }) => {}
             Err(e) => trouble.report(e.into()),
         }
     }
@@ -206,10 +213,20 @@ fn upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
 
     fn shipment<'a>(vault: &'a Vault, ship: &'a Ship, stop: &'a AtomicBool) -> Shipment<'a> {
-        let disk = DiskId::from_bytes([3; 16]);
-        Shipment { vault, disk, cycle: CycleNo(1), attempt: 1, first_segment: 0, ship, stop }
+        static UNLIMITED: LazyLock<Throttle> = LazyLock::new(Throttle::none);
+        Shipment {
+            vault,
+            disk: DiskId::from_bytes([3; 16]),
+            cycle: CycleNo(1),
+            attempt: 1,
+            first_segment: 0,
+            ship,
+            throttle: &UNLIMITED,
+            stop,
+        }
     }
 
     fn feed_noise(feed: &mut Feed<'_>, chunks: u64) -> Result<(), CycleError> {
@@ -251,6 +268,32 @@ mod tests {
         let stop = AtomicBool::new(false);
         let shipped = ship(shipment(&vault, &settings, &stop), |feed| feed_noise(feed, 10_000));
         assert!(matches!(shipped.result, Err(CycleError::Vault(_))), "{:?}", shipped.result);
+    }
+
+    /// A cycle that is stopped while its upload waits at the throttle ends at once, and leaves nothing.
+    #[test]
+    fn being_told_to_stop_ends_a_slow_upload() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
+        let stop = AtomicBool::new(false);
+        let limit = crate::throttle::Rate::bytes_per_second(1);
+        let throttle = Throttle::new(
+            crate::throttle::ThrottleSettings { limit, ..Default::default() },
+            crate::windows::Zone::default(),
+        );
+        let mut to = shipment(&vault, &ship_settings, &stop);
+        to.throttle = &throttle;
+        let shipped = ship(to, |feed| {
+            feed_noise(feed, 8)?;
+            stop.store(true, Ordering::Relaxed);
+            Ok(())
+        });
+        assert!(matches!(shipped.result, Err(CycleError::Stopped)), "{:?}", shipped.result);
+        assert!(shipped.segments.is_empty());
+        let segments = dir.path().join("disks/03030303-0303-0303-0303-030303030303/segments");
+        let left = std::fs::read_dir(segments).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "nothing half-written stays");
     }
 
     #[test]

@@ -1,163 +1,408 @@
 //! The service: finds the disks that drivers serve on this host and runs their cycles.
+//!
+//! One thread looks and decides (see [`crate::schedule`]); each cycle has a thread of its own. What a
+//! person sees of a disk (its phase, when it is due, what failed) stands in the disk's record.
 
-use std::collections::BTreeMap;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use backstay_driver::control::ControlClient;
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
-use backstay_vault::Class;
-use crossbeam_channel::{Receiver, bounded, select, tick};
+use backstay_format::control::DriverStatus;
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
+use jiff::Timestamp;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Config;
-use crate::cycle::{CycleJob, run};
-use crate::error::CycleError;
-use crate::group::service::Groups;
+use crate::cycle::resync;
+use crate::group::service::{Groups, With};
+use crate::hooks;
+use crate::jobs::JobBook;
+use crate::phase::Event;
+use crate::protection::Protection;
 use crate::record::Record;
-use crate::schedule::{Last, next};
+use crate::reload::ConfigWatch;
+use crate::requests::{Asked, take};
+use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
+use crate::throttle::Throttle;
+use crate::windows::may_begin;
+use worker::{Cycle, Ended};
 
 /// How often new disks are looked for and the schedule is read.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// A cycle that ended.
-struct Ended {
-    name: DiskName,
-    began: Duration,
-    result: Result<(), (Class, u32)>,
+/// Why the service did not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Another one is at work.
+    #[error("another sidecar is at work for {0}: one is enough for a host")]
+    Running(std::path::PathBuf),
+    /// The system refused.
+    #[error("the sidecar: {0}")]
+    Io(#[from] std::io::Error),
 }
 
-/// Runs cycles until `stop` gets a message; then ends the ones that run.
+/// Runs cycles until `stop` gets a message; then ends the ones that run. Follows the configuration
+/// as it changes: a cycle that runs keeps the settings it began with, but for the throttle.
 ///
 /// # Errors
-/// If threads cannot be started.
-pub fn serve(config: &Config, roots: &Roots, stop: &Receiver<()>) -> std::io::Result<()> {
-    let clock = Instant::now();
-    let stopping = Arc::new(AtomicBool::new(false));
-    let (ended, endings) = bounded::<Ended>(config.slots.max(1));
+/// If another sidecar is at work, or threads cannot be started.
+pub fn serve(
+    mut watch: ConfigWatch,
+    roots: &Roots,
+    stop: &Receiver<()>,
+) -> Result<(), ServiceError> {
+    let _lock = only_one(roots)?;
+    watch.look_on_hangup()?;
+    let config = Arc::clone(watch.config());
+    let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
+    let (ended, endings) = unbounded::<Ended>();
+    let jobs = JobBook::below(&roots.state);
+    jobs.tidy();
+    let mut service = Service {
+        roots,
+        schedule: Schedule::new(slots(&config)),
+        config,
+        throttle,
+        clock: Instant::now(),
+        stopping: Arc::default(),
+        ended,
+        running: BTreeMap::new(),
+        asked: BTreeMap::new(),
+        shown: BTreeMap::new(),
+        ending: BTreeSet::new(),
+        groups: None,
+        jobs,
+    };
+    service.groups = Some(Arc::new(Groups::start(With {
+        config: &service.config,
+        roots,
+        throttle: &service.throttle,
+        stop: &service.stopping,
+    })));
+    let mending = mend_hooks(roots)?;
     let ticks = tick(LOOK_EVERY);
-    let mut history: BTreeMap<DiskName, Last> = BTreeMap::new();
-    let mut running: BTreeMap<DiskName, thread::JoinHandle<()>> = BTreeMap::new();
-    let groups = Groups::start(config, roots, &stopping);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         select! {
-            recv(ticks) -> _ => {}
-            recv(endings) -> end => if let Ok(end) = end {
-                if let Some(thread) = running.remove(&end.name) {
-                    let _ = thread.join();
+            recv(ticks) -> _ => {
+                if let Some(new) = watch.look() {
+                    service.take_config(&new);
                 }
-                let now = clock.elapsed();
-                let last = match end.result {
-                    Ok(()) => Last::Done { began: end.began, ended: now },
-                    Err((class, failures)) => Last::Failed { ended: now, failures, class },
-                };
-                history.insert(end.name, last);
+                service.look();
+            }
+            recv(endings) -> end => if let Ok(end) = end {
+                service.note_end(end);
             },
             recv(stop) -> _ => break,
         }
-        for name in roots.disks_with_socket() {
-            if groups.take(&name) {
-                continue;
-            }
-            let now = clock.elapsed();
-            let mut last = history.get(&name).copied().unwrap_or(Last::None);
-            if matches!(last, Last::Failed { class: Class::PersonMustAct, .. })
-                && Record::load(&roots.disk(&name).state).failures == 0
-            {
-                // Somebody mended it and ran a cycle by hand.
-                last = Last::None;
-            }
-            let due = next(last, config.interval_of(&name), now).is_some_and(|at| at <= now);
-            if !due || running.contains_key(&name) || running.len() >= config.slots.max(1) {
-                continue;
-            }
-            let (config, roots, ended) = (config.clone(), roots.clone(), ended.clone());
-            let (stopping, disk) = (Arc::clone(&stopping), name.clone());
-            let thread = thread::Builder::new().name("cycle".into()).spawn(move || {
-                let result = one_cycle_or_panic(&config, &roots, &disk, &stopping);
-                let _ = ended.send(Ended { name: disk, began: now, result });
-            })?;
-            running.insert(name, thread);
-        }
+        service.start_all()?;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    stopping.store(true, Ordering::Relaxed);
-    drop(endings);
-    groups.join();
-    for (name, thread) in running {
-        if thread.join().is_err() {
-            tracing::error!("disk {name}: a cycle panicked");
-        }
-    }
+    service.stop();
+    let _ = mending.join();
     Ok(())
 }
 
-/// A cycle that panics must not take its disk out of the schedule for ever. The driver folds back
-/// when the connection ends, so it is as safe as any other failure.
-fn one_cycle_or_panic(
-    config: &Config,
-    roots: &Roots,
-    name: &DiskName,
-    stop: &AtomicBool,
-) -> Result<(), (Class, u32)> {
-    let cycle = || one_cycle(config, roots, name, stop);
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(cycle)).unwrap_or_else(|_| {
-        let paths = roots.disk(name);
-        let mut record = Record::load(&paths.state);
-        let broken = Err(CycleError::Broken("a thread panicked"));
-        record.note(&broken, config.vault_of(name), &paths.state);
-        tracing::error!("disk {name}: a cycle panicked");
-        Err((Class::Recoverable, record.failures))
+/// Thaws what guardians that were killed have left. Post commands may take their time.
+fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
+    let roots = roots.clone();
+    thread::Builder::new().name("mend".into()).spawn(move || {
+        for name in roots.disks_with_socket() {
+            if let Some(did) = hooks::mend(&roots.disk(&name).runtime) {
+                tracing::warn!("disk {name}: {did}");
+            }
+        }
     })
 }
 
-/// Runs a cycle and remembers how it went.
-fn one_cycle(
-    config: &Config,
-    roots: &Roots,
-    name: &DiskName,
-    stop: &AtomicBool,
-) -> Result<(), (Class, u32)> {
-    let paths = roots.disk(name);
-    let (socket, url) = (paths.control_socket(), config.vault_of(name));
-    let mut record = Record::load(&paths.state);
-    let result = record.open_vault(url).map_err(CycleError::from).and_then(|vault| {
-        let job = CycleJob {
-            socket: &socket,
-            vault: &vault,
-            ship: &config.ship,
-            progress: &|_, _, _| (),
-            stop,
+/// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
+fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
+    fs::create_dir_all(&roots.state)?;
+    let path = roots.state.join(".sidecar.lock");
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| ServiceError::Running(roots.state.clone()))
+}
+
+/// Whether a sidecar is at work for these disks.
+#[must_use]
+pub fn is_running(roots: &Roots) -> bool {
+    matches!(only_one(roots), Err(ServiceError::Running(_)))
+}
+
+fn slots(config: &Config) -> Slots {
+    Slots { all: config.slots, per_device: config.slots_per_device }
+}
+
+struct Service<'a> {
+    roots: &'a Roots,
+    /// With what `backstay protect` was told.
+    config: Arc<Config>,
+    throttle: Arc<Throttle>,
+    schedule: Schedule,
+    /// Instants of the schedule count from here.
+    clock: Instant,
+    stopping: Arc<AtomicBool>,
+    ended: Sender<Ended>,
+    running: BTreeMap<DiskName, thread::JoinHandle<()>>,
+    /// Disks for which somebody waits.
+    asked: BTreeMap<DiskName, Work>,
+    /// What was written down of disks that wait.
+    shown: BTreeMap<DiskName, Event>,
+    /// Disks whose protection is being ended.
+    ending: BTreeSet<DiskName>,
+    /// Cut and ship their disks themselves, as long as they make rounds.
+    groups: Option<Arc<Groups>>,
+    jobs: JobBook,
+}
+
+impl Service<'_> {
+    fn take_config(&mut self, new: &Arc<Config>) {
+        self.throttle.set(new.throttle.clone(), new.zone());
+        self.schedule.set_slots(slots(new));
+        let mut config = Config::clone(new);
+        config.add_protections(self.roots, &self.roots.disks_with_socket());
+        self.config = Arc::new(config);
+        for name in self.roots.disks_with_socket() {
+            if let Some(device) = self.schedule.device(&name) {
+                let settings = self.settings(&name, device);
+                self.schedule.put(&name, settings, Work::Delta, None);
+            }
+        }
+    }
+
+    /// Looks for disks that came or went, and for what is asked.
+    fn look(&mut self) {
+        let names = self.roots.disks_with_socket();
+        let new: Vec<_> = names
+            .iter()
+            .filter(|name| !self.schedule.has(name) && !self.ending.contains(*name))
+            .cloned()
+            .collect();
+        if !new.is_empty() {
+            let mut config = Config::clone(&self.config);
+            config.add_protections(self.roots, &new);
+            self.config = Arc::new(config);
+            new.iter().for_each(|name| self.add(name));
+        }
+        let ending = &self.ending;
+        self.schedule.keep(|name| names.binary_search(name).is_ok() && !ending.contains(name));
+        for asked in take(&self.roots.state) {
+            let now = self.clock.elapsed();
+            match asked {
+                Asked::Cycle(name) => {
+                    self.schedule.needs(&name, Work::OnDemand, false);
+                    self.schedule.wake(&name, now);
+                    self.asked.insert(name, Work::OnDemand);
+                }
+                Asked::Look(name) => {
+                    let protection = Protection::load(&self.roots.disk(&name).state);
+                    if protection.is_some_and(|protection| protection.ending) {
+                        self.ending.insert(name);
+                        continue;
+                    }
+                    self.ending.remove(&name);
+                    if let Some((work, begun)) = self.find_work(&name) {
+                        self.schedule.needs(&name, work, begun);
+                    }
+                    if Record::load(&self.roots.disk(&name).state).failures == 0 {
+                        self.schedule.wake(&name, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds a disk whose driver answers. It is due when its record says, so that a sidecar that
+    /// starts anew does not run all disks at once.
+    fn add(&mut self, name: &DiskName) {
+        let Some(status) = self.driver(name) else { return };
+        let paths = self.roots.disk(name);
+        if Protection::load(&paths.state).is_some_and(|protection| protection.ending) {
+            return;
+        }
+        let device = fs::metadata(&status.backing).map_or(0, |meta| meta.dev());
+        let settings = self.settings(name, device);
+        let record = Record::load(&paths.state);
+        let now = self.clock.elapsed();
+        let due = match (&record.failure, &record.last) {
+            (Some(failure), _) if failure.person_must_act => None,
+            (Some(failure), _) => {
+                Some(self.instant(failure.at_unix_ns) + settings.retry.wait(record.failures))
+            }
+            (None, Some(last)) => Some(self.instant(last.cut_unix_ns) + settings.interval),
+            (None, None) => Some(now),
         };
-        run(&job)
-    });
-    match &result {
-        // Neither is the disk's trouble: it was unmounted, or we were told to stop.
-        Err(CycleError::Stopped) => return Ok(()),
-        Err(CycleError::Driver(backstay_driver::control::ClientError::NotRunning { .. })) => {
-            return Ok(());
-        }
-        Err(e) if e.is_busy() => return Ok(()),
-        _ => record.note(&result, url, &paths.state),
+        let (work, begun) = work_of(&status, &record, self.roots, name);
+        self.schedule.put(name, settings, work, due);
+        self.schedule.needs(name, work, begun);
     }
-    match result {
-        Ok(report) => {
-            tracing::info!(
-                "disk {name}: recovery point {} ({} bytes moved, {} stored, {:?})",
-                report.cycle,
-                report.moved,
-                report.stored,
-                report.duration
-            );
-            Ok(())
-        }
-        Err(e) => {
-            tracing::error!("disk {name}: {e}");
-            Err((e.class(), record.failures))
+
+    /// An instant of the schedule for a time on the wall; one before the start is the start.
+    fn instant(&self, unix_ns: u64) -> Duration {
+        let ago = now_unix_ns().saturating_sub(unix_ns);
+        self.clock.elapsed().saturating_sub(Duration::from_nanos(ago))
+    }
+
+    fn settings(&self, name: &DiskName, device: u64) -> Settings {
+        Settings {
+            device,
+            interval: self.config.interval_of(name),
+            retry: self.config.retry_of(name).clone(),
         }
     }
+
+    fn driver(&self, name: &DiskName) -> Option<DriverStatus> {
+        let socket = self.roots.disk(name).control_socket();
+        ControlClient::connect(&socket).ok()?.status().ok()
+    }
+
+    /// What a disk's next cycle is for; `None` if its driver does not answer.
+    fn find_work(&self, name: &DiskName) -> Option<(Work, bool)> {
+        let status = self.driver(name)?;
+        if let Some(&work) = self.asked.get(name) {
+            return Some((work, false));
+        }
+        let record = Record::load(&self.roots.disk(name).state);
+        Some(work_of(&status, &record, self.roots, name))
+    }
+
+    /// Starts every cycle that may begin, and writes down who waits.
+    fn start_all(&mut self) -> std::io::Result<()> {
+        let (now, config, roots) = (self.clock.elapsed(), &Arc::clone(&self.config), self.roots);
+        let groups = self.groups.clone();
+        let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
+        loop {
+            let free = |name: &DiskName, work| !grouped(name) && may(config, roots, name, work);
+            let started = self.schedule.start(now, free);
+            let Some((name, work)) = started else { break };
+            // It may have become another kind of work since it was looked at.
+            match self.find_work(&name) {
+                Some((found, _)) if found == work => self.start(name, work)?,
+                Some((found, begun)) => {
+                    self.schedule.put_back(&name);
+                    self.schedule.needs(&name, found, begun);
+                }
+                None => self.schedule.ended(&name, now, Outcome::Passed),
+            }
+        }
+        for (name, work) in self.schedule.waiting(now) {
+            let event = match work {
+                Work::Resync if !may(config, roots, name, work) => Event::Held,
+                work => Event::Queued(work),
+            };
+            // Most of those that wait waited at the last look already.
+            if self.shown.get(name) != Some(&event) {
+                let state = roots.disk(name).state;
+                let mut record = Record::load(&state);
+                record.happened(event);
+                record.show(&state);
+                self.shown.insert(name.clone(), event);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, name: DiskName, work: Work) -> std::io::Result<()> {
+        self.asked.remove(&name);
+        self.shown.remove(&name);
+        let state = self.roots.disk(&name).state;
+        let mut record = Record::load(&state);
+        // One that was killed in a cycle left the phase as it was.
+        if record.phase.is_running() {
+            record.happened(Event::Ended { has_points: record.last.is_some() });
+        }
+        record.happened(Event::Queued(work));
+        record.happened(Event::Began(work));
+        record.show(&state);
+        let cycle = Cycle {
+            config: Arc::clone(&self.config),
+            throttle: Arc::clone(&self.throttle),
+            roots: self.roots.clone(),
+            jobs: self.jobs.clone(),
+            name: name.clone(),
+            work,
+            stop: Arc::clone(&self.stopping),
+            ended: self.ended.clone(),
+        };
+        let thread = thread::Builder::new().name("cycle".into()).spawn(move || cycle.run())?;
+        self.running.insert(name, thread);
+        Ok(())
+    }
+
+    fn note_end(&mut self, end: Ended) {
+        if let Some(thread) = self.running.remove(&end.name) {
+            let _ = thread.join();
+        }
+        self.schedule.ended(&end.name, self.clock.elapsed(), end.outcome);
+        if end.outcome != Outcome::Done
+            && let Some((work, begun)) = self.find_work(&end.name)
+        {
+            self.schedule.needs(&end.name, work, begun);
+        }
+        let state = self.roots.disk(&end.name).state;
+        let mut record = Record::load(&state);
+        record.next_unix_ns = self.schedule.due(&end.name).map(|due| {
+            let wait = due.saturating_sub(self.clock.elapsed());
+            now_unix_ns() + wait.as_nanos() as u64
+        });
+        record.show(&state);
+    }
+
+    fn stop(self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(groups) = self.groups.and_then(Arc::into_inner) {
+            groups.join();
+        }
+        for (name, thread) in self.running {
+            if thread.join().is_err() {
+                tracing::error!("disk {name}: a cycle panicked");
+            }
+        }
+    }
+}
+
+/// What a disk's next cycle is for, and whether it goes on with work that was begun.
+fn work_of(status: &DriverStatus, record: &Record, roots: &Roots, name: &DiskName) -> (Work, bool) {
+    let state = roots.disk(name).state;
+    let resyncs = status.resync.is_some() || status.lost_point_in_time.is_some();
+    if status.base.is_none() && record.last.is_none() {
+        (Work::Initial, record.failures > 0)
+    } else if resyncs || resync::Request::load(&state).is_some() {
+        (Work::Resync, resync::has_progress(&state))
+    } else {
+        (Work::Delta, false)
+    }
+}
+
+/// Whether a disk's windows let a cycle begin now.
+fn may(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
+    if work == Work::OnDemand {
+        return true;
+    }
+    let (zone, now) = (config.zone(), Timestamp::now());
+    if may_begin(config.blackout_of(name), &zone, now).is_err() {
+        return false;
+    }
+    let window = config.resync_window_of(name);
+    work != Work::Resync
+        || window.is_empty()
+        || window.is_inside(now, &zone.time_zone())
+        || resync::Request::load(&roots.disk(name).state).is_some_and(|asked| asked.now)
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// A channel that gets a message on SIGTERM and SIGINT.

@@ -25,6 +25,25 @@ pub struct VaultRecord {
     pub vault: uuid::Uuid,
     /// When it was made, nanoseconds since 1970.
     pub created_unix_ns: u64,
+    /// Every disk in it has documents of its name. Not in vaults made before there were any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names: bool,
+}
+
+/// `names/<name>/<n>`: whose a name is, from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// The name.
+    pub name: DiskName,
+    /// Whose it is, or was.
+    pub disk: DiskId,
+    /// How many names the disk had before.
+    pub change: u64,
+    /// If set, the disk gave the name back and has this one; anyone may take the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_to: Option<DiskName>,
+    /// Since when, nanoseconds since 1970.
+    pub since_unix_ns: u64,
 }
 
 /// `disks/<id>/disk.json`: one disk.
@@ -32,9 +51,9 @@ pub struct VaultRecord {
 pub struct DiskRecord {
     /// The disk's identity.
     pub disk: DiskId,
-    /// Its name.
+    /// The name it was made with; see [`NameRecord`].
     pub name: DiskName,
-    /// Its size.
+    /// Its size then. A point's manifest says the size at its cut.
     pub size_bytes: ByteLen,
     /// Bytes in a sector: 512.
     pub sector_bytes: u32,
@@ -55,6 +74,9 @@ pub struct TermRecord {
 
 impl Document for VaultRecord {
     const FORMAT: &'static str = "backstay-vault";
+}
+impl Document for NameRecord {
+    const FORMAT: &'static str = "backstay-name";
 }
 impl Document for DiskRecord {
     const FORMAT: &'static str = "backstay-disk";
@@ -136,6 +158,24 @@ mod tests {
         let bytes = encode(&sample()).unwrap();
         assert_eq!(decode::<DiskRecord>(&bytes).unwrap(), sample());
         assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/disk.json"));
+    }
+
+    #[test]
+    fn names_round_trip_and_golden() {
+        let renamed = NameRecord {
+            name: "db1".parse().unwrap(),
+            disk: DiskId::from_bytes([7; 16]),
+            change: 2,
+            renamed_to: Some("db.main".parse().unwrap()),
+            since_unix_ns: 1_700_000_000_000_000_000,
+        };
+        let bytes = encode(&renamed).unwrap();
+        assert_eq!(decode::<NameRecord>(&bytes).unwrap(), renamed);
+        assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/name.json"));
+        let held = NameRecord { renamed_to: None, ..renamed };
+        let bytes = encode(&held).unwrap();
+        assert!(!String::from_utf8_lossy(&bytes).contains("renamed_to"));
+        assert_eq!(decode::<NameRecord>(&bytes).unwrap(), held);
     }
 
     #[test]

@@ -12,7 +12,7 @@ const WHAT: &str = "recovery point";
 const MAGIC: &[u8; 8] = b"BSTYPONT";
 const VERSION: u32 = 1;
 /// Bytes of one segment's entry.
-const SEGMENT_BYTES: usize = 80;
+pub(super) const SEGMENT_BYTES: usize = 80;
 /// Bytes before the entries.
 const HEAD_BYTES: usize = 196;
 /// Most segments in a manifest.
@@ -43,7 +43,7 @@ pub enum Consistency {
 }
 
 /// A segment as a manifest names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SegmentRef {
     /// The cycle that made it.
     pub cycle: CycleNo,
@@ -59,6 +59,38 @@ pub struct SegmentRef {
     pub zero_sectors: u64,
     /// BLAKE3 of its index.
     pub index_digest: [u8; 32],
+}
+
+impl SegmentRef {
+    /// Appends its entry.
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.cycle.0.to_le_bytes());
+        out.extend_from_slice(&self.attempt.to_le_bytes());
+        out.extend_from_slice(&self.object.0.to_le_bytes());
+        out.extend_from_slice(&self.data_sectors.to_le_bytes());
+        out.extend_from_slice(&self.zero_sectors.to_le_bytes());
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.index_digest);
+    }
+
+    /// Reads an entry of something made by cycle `last` at the latest.
+    pub(super) fn read(
+        r: &mut Reader<'_>,
+        what: &'static str,
+        last: CycleNo,
+    ) -> Result<Self, FormatError> {
+        let (cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
+        let object = ByteLen(r.u64()?);
+        let (data_sectors, zero_sectors) = (r.u64()?, r.u64()?);
+        let number = r.u32()?;
+        r.take(4)?;
+        let index_digest = r.array()?;
+        if cycle.0 == 0 || cycle > last {
+            return Err(FormatError::Bounds { what, field: "segment's cycle", value: cycle.0 });
+        }
+        Ok(Self { cycle, attempt, number, object, data_sectors, zero_sectors, index_digest })
+    }
 }
 
 /// A recovery point.
@@ -127,16 +159,7 @@ impl Manifest {
         out.extend_from_slice(&self.moved_digest);
         out.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
         out.resize(HEAD_BYTES, 0);
-        for segment in &self.segments {
-            out.extend_from_slice(&segment.cycle.0.to_le_bytes());
-            out.extend_from_slice(&segment.attempt.to_le_bytes());
-            out.extend_from_slice(&segment.object.0.to_le_bytes());
-            out.extend_from_slice(&segment.data_sectors.to_le_bytes());
-            out.extend_from_slice(&segment.zero_sectors.to_le_bytes());
-            out.extend_from_slice(&segment.number.to_le_bytes());
-            out.extend_from_slice(&[0; 4]);
-            out.extend_from_slice(&segment.index_digest);
-        }
+        self.segments.iter().for_each(|segment| segment.encode_into(&mut out));
         seal(out)
     }
 
@@ -190,24 +213,7 @@ impl Manifest {
         }
         let mut segments = Vec::with_capacity(count);
         for _ in 0..count {
-            let (of_cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
-            let object = ByteLen(r.u64()?);
-            let (data_sectors, zero_sectors) = (r.u64()?, r.u64()?);
-            let number = r.u32()?;
-            r.take(4)?;
-            let index_digest = r.array()?;
-            if of_cycle.0 == 0 || of_cycle > cycle {
-                return Err(bounds("segment's cycle", of_cycle.0));
-            }
-            segments.push(SegmentRef {
-                cycle: of_cycle,
-                attempt,
-                number,
-                object,
-                data_sectors,
-                zero_sectors,
-                index_digest,
-            });
+            segments.push(SegmentRef::read(&mut r, WHAT, cycle)?);
         }
         Ok(Self {
             disk,

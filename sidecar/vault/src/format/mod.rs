@@ -3,6 +3,8 @@
 
 pub mod document;
 pub mod group;
+pub mod hold;
+pub mod ledger;
 pub mod manifest;
 pub mod segment;
 

@@ -4,7 +4,7 @@
 //! needed. The index's digest stands in the manifest, so an index cannot be swapped; each piece's
 //! checksum stands in the index, so no sector can be.
 
-use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, SectorRange};
+use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, Sector, SectorRange};
 
 use super::{Reader, checked, seal};
 
@@ -28,6 +28,11 @@ const FRAME_ENTRY_BYTES: usize = 24;
 const EXTENT_ENTRY_BYTES: usize = 24;
 /// In place of a frame's number: the extent is zero.
 const ZERO: u32 = u32::MAX;
+const SUM_ENTRY_BYTES: usize = 24;
+/// log2 of the sectors in a checksum chunk: 4 KiB at least, one frame at most.
+pub const CHUNK_SHIFTS: std::ops::RangeInclusive<u32> = 3..=9;
+/// 64 KiB.
+pub const CHUNK_SHIFT_DEFAULT: u32 = 7;
 
 /// Which segment a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,25 @@ pub struct Place {
     pub crc: u32,
 }
 
+/// The strong checksum of a whole chunk, as a resync compares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkSum {
+    /// First sector of the chunk.
+    pub start: Sector,
+    /// See [`chunk_sum`].
+    pub sum: [u8; 16],
+}
+
+/// The strong checksum of a chunk's bytes: the first half of their BLAKE3. Whoever writes the disk
+/// (a guest, its users) must not be able to make two chunks of one checksum, so a plain fast hash
+/// will not do.
+#[must_use]
+pub fn chunk_sum(bytes: &[u8]) -> [u8; 16] {
+    let mut sum = [0; 16];
+    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    sum
+}
+
 /// What a segment holds.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Index {
@@ -103,6 +127,10 @@ pub struct Index {
     pub frames: Vec<FrameEntry>,
     /// Its runs, in the order they were read.
     pub extents: Vec<Extent>,
+    /// log2 of the sectors in a chunk; 0 if there are no sums.
+    pub chunk_shift: u32,
+    /// Checksums of the chunks that it holds whole and that are not all zero.
+    pub sums: Vec<ChunkSum>,
 }
 
 /// The end of a segment: where its index is.
@@ -124,6 +152,10 @@ pub struct Footer {
     pub extents: u32,
     /// BLAKE3 of the index itself.
     pub index_digest: [u8; 32],
+    /// Chunk checksums in the index.
+    pub sums: u32,
+    /// log2 of the sectors in a chunk; 0 if there are no sums.
+    pub chunk_shift: u32,
 }
 
 /// The first bytes of a segment.
@@ -185,12 +217,33 @@ fn check_disjoint(extents: &[Extent]) -> Result<(), FormatError> {
     }
 }
 
+/// Whole chunks inside the disk. That the segment holds their sectors is for the reader to see.
+fn read_sums(
+    r: &mut Reader<'_>,
+    footer: &Footer,
+    disk: SectorRange,
+) -> Result<Vec<ChunkSum>, FormatError> {
+    let mut sums = Vec::with_capacity(footer.sums as usize);
+    for _ in 0..footer.sums {
+        let (start, sum) = (r.u64()?, r.array()?);
+        let sectors = 1u64 << footer.chunk_shift;
+        let inside = start < disk.end.0 && disk.end.0 - start >= sectors;
+        if !inside || !start.is_multiple_of(sectors) {
+            return Err(FormatError::Bounds { what: WHAT, field: "chunk's start", value: start });
+        }
+        sums.push(ChunkSum { start: Sector(start), sum });
+    }
+    Ok(sums)
+}
+
 impl Index {
     /// The index's bytes, before they are compressed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(
-            self.frames.len() * FRAME_ENTRY_BYTES + self.extents.len() * EXTENT_ENTRY_BYTES,
+            self.frames.len() * FRAME_ENTRY_BYTES
+                + self.extents.len() * EXTENT_ENTRY_BYTES
+                + self.sums.len() * SUM_ENTRY_BYTES,
         );
         for frame in &self.frames {
             out.extend_from_slice(&frame.offset.to_le_bytes());
@@ -204,6 +257,10 @@ impl Index {
             for number in [extent.range.sectors() as u32, place.frame, place.offset, place.crc] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
+        }
+        for chunk in &self.sums {
+            out.extend_from_slice(&chunk.start.0.to_le_bytes());
+            out.extend_from_slice(&chunk.sum);
         }
         out
     }
@@ -221,7 +278,8 @@ impl Index {
             });
         }
         let need = footer.frames as usize * FRAME_ENTRY_BYTES
-            + footer.extents as usize * EXTENT_ENTRY_BYTES;
+            + footer.extents as usize * EXTENT_ENTRY_BYTES
+            + footer.sums as usize * SUM_ENTRY_BYTES;
         if bytes.len() != need {
             return Err(FormatError::Short { what: WHAT, have: bytes.len(), need });
         }
@@ -272,7 +330,14 @@ impl Index {
             extents.push(Extent { range: SectorRange::new(start, start + sectors), place });
         }
         check_disjoint(&extents)?;
-        Ok(Self { frames, extents })
+        let sums = read_sums(&mut r, footer, disk)?;
+        Ok(Self { frames, extents, chunk_shift: footer.chunk_shift, sums })
+    }
+
+    /// The sectors of a chunk with a checksum.
+    #[must_use]
+    pub fn chunk(&self, sum: &ChunkSum) -> SectorRange {
+        SectorRange::new(sum.start.0, sum.start.0 + (1 << self.chunk_shift))
     }
 
     /// Sectors held as data, and sectors said to be zero.
@@ -307,6 +372,8 @@ impl Footer {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&self.index_digest);
+        out.extend_from_slice(&self.sums.to_le_bytes());
+        out.extend_from_slice(&self.chunk_shift.to_le_bytes());
         out.resize(FOOTER_BYTES - 4, 0);
         seal(out)
     }
@@ -332,6 +399,10 @@ impl Footer {
         let index_codec = Codec::of(r.u32()?)?;
         let (frames, extents) = (r.u32()?, r.u32()?);
         let index_digest = r.array()?;
+        let (sums, chunk_shift) = (r.u32()?, r.u32()?);
+        if (sums, chunk_shift) != (0, 0) && !CHUNK_SHIFTS.contains(&chunk_shift) {
+            return Err(bounds("chunk's size", chunk_shift.into()));
+        }
         let end = index_offset.checked_add(u64::from(index_stored_len) + FOOTER_BYTES as u64);
         if object.0 > SEGMENT_BYTES_MAX {
             return Err(bounds("object's length", object.0));
@@ -354,6 +425,8 @@ impl Footer {
             frames,
             extents,
             index_digest,
+            sums,
+            chunk_shift,
         })
     }
 }
@@ -381,6 +454,8 @@ mod tests {
                 Extent { range: SectorRange::new(8, 15), place },
                 Extent { range: SectorRange::new(100, 5_000), place: None },
             ],
+            chunk_shift: 3,
+            sums: vec![ChunkSum { start: Sector(104), sum: [6; 16] }],
         };
         let raw = index.encode();
         let footer = Footer {
@@ -397,6 +472,8 @@ mod tests {
             frames: 1,
             extents: 2,
             index_digest: *blake3::hash(&raw).as_bytes(),
+            sums: 1,
+            chunk_shift: 3,
         };
         let object = ByteLen(964 + raw.len() as u64 + FOOTER_BYTES as u64);
         (index, footer, object)
@@ -411,6 +488,10 @@ mod tests {
         let mut all = encode_header(footer.id);
         all.extend(index.encode());
         all.extend(footer.encode());
+        if std::env::var_os("BACKSTAY_GOLDEN_WRITE").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/segment.bin"), &all)
+                .unwrap();
+        }
         assert_eq!(all, include_bytes!("../../tests/golden/segment.bin"));
     }
 
@@ -463,6 +544,23 @@ mod tests {
     }
 
     #[test]
+    fn sums_are_of_whole_chunks_inside_the_disk() {
+        for start in [1, 99_999, 100_000, u64::MAX - 7] {
+            let (mut index, mut footer, _) = sample();
+            index.sums[0].start = Sector(start);
+            let raw = index.encode();
+            footer.index_digest = *blake3::hash(&raw).as_bytes();
+            assert!(matches!(
+                Index::decode(&raw, &footer, DISK),
+                Err(FormatError::Bounds { field: "chunk's start", .. })
+            ));
+        }
+        let (_, mut footer, object) = sample();
+        footer.chunk_shift = 64;
+        assert!(Footer::decode(&footer.encode(), object).is_err());
+    }
+
+    #[test]
     fn extents_outside_the_disk_are_refused() {
         let (index, footer, _) = sample();
         let small = SectorRange::new(0, 4_999);
@@ -488,7 +586,9 @@ mod tests {
         fn any_bytes_are_an_index_or_an_error(bytes: Vec<u8>, frames in 0u32..8) {
             let (_, mut footer, _) = sample();
             footer.frames = frames;
-            footer.extents = (bytes.len() as u32 / 24).saturating_sub(frames);
+            let entries = (bytes.len() as u32 / 24).saturating_sub(frames);
+            footer.sums = entries / 2;
+            footer.extents = entries - footer.sums;
             footer.index_digest = *blake3::hash(&bytes).as_bytes();
             let _ = Index::decode(&bytes, &footer, DISK);
         }

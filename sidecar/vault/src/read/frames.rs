@@ -14,7 +14,7 @@ const REQUEST_BYTES_MAX: u64 = 4 << 20;
 const GAP_BYTES_MAX: u64 = 128 << 10;
 
 /// Groups frames (sorted numbers) so that each group is one request.
-pub(super) fn requests(index: &Index, frames: &[u32]) -> Vec<Range<usize>> {
+pub(crate) fn requests(index: &Index, frames: &[u32]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = vec![];
     for (i, &frame) in frames.iter().enumerate() {
         let entry = &index.frames[frame as usize];
@@ -37,7 +37,7 @@ pub(super) fn requests(index: &Index, frames: &[u32]) -> Vec<Range<usize>> {
 }
 
 /// Reads the stored bytes of a group of frames.
-pub(super) fn fetch(
+pub(crate) fn fetch(
     vault: &Vault,
     key: &str,
     index: &Index,
@@ -56,7 +56,7 @@ pub(super) fn fetch(
 }
 
 /// Decompresses frames; one a thread.
-pub(super) struct Decompressor {
+pub(crate) struct Decompressor {
     zstd: zstd::bulk::Decompressor<'static>,
     raw: Vec<u8>,
 }
@@ -101,7 +101,7 @@ impl Decompressor {
 }
 
 /// I6: a run's bytes, if they have the checksum taken before compression.
-pub(super) fn check<'a>(
+pub(crate) fn check<'a>(
     key: &str,
     extent: &Extent,
     place: &Place,

@@ -4,7 +4,8 @@
 //! stored bytes against the checksum in the index, and each run of sectors after decompression
 //! against the checksum taken before compression (I6).
 
-mod frames;
+pub mod compare;
+pub(crate) mod frames;
 mod plan;
 mod restore;
 mod target;

@@ -22,6 +22,67 @@ pub(super) struct Layer {
     pub of_frame: HashMap<u32, Vec<usize>>,
 }
 
+/// A point's segments, newest first, each with what is needed of it.
+pub(super) struct Layers<'a> {
+    vault: &'a Vault,
+    point: &'a Manifest,
+    /// What newer segments hold.
+    done: SectorSet,
+    /// Segments not looked at yet.
+    left: usize,
+}
+
+impl<'a> Layers<'a> {
+    pub fn new(vault: &'a Vault, point: &'a Manifest) -> Self {
+        Self { vault, point, done: SectorSet::new(), left: point.segments.len() }
+    }
+
+    /// Segments looked at so far.
+    pub fn seen(&self) -> usize {
+        self.point.segments.len() - self.left
+    }
+
+    /// What is needed of the next segment; `None` after the oldest.
+    pub fn next(&mut self) -> Result<Option<(&'a SegmentRef, Layer)>, VaultError> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        let segment = &self.point.segments[left];
+        let key = segment_key(segment_id(self.point.disk, segment));
+        let index = read_index(self.vault, self.point.disk, self.point.size, segment)?;
+        let mut needed = vec![];
+        for (number, extent) in index.extents.iter().enumerate() {
+            let runs = self.done.runs_within(extent.range, false);
+            if !runs.is_empty() {
+                needed.push((number, runs));
+            }
+        }
+        // Extents of one segment do not overlap, so they may all be added afterwards.
+        for extent in &index.extents {
+            self.done.insert(extent.range);
+        }
+        self.left = left;
+        let mut of_frame: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (at, (number, _)) in needed.iter().enumerate() {
+            if let Some(place) = index.extents[*number].place {
+                of_frame.entry(place.frame).or_default().push(at);
+            }
+        }
+        Ok(Some((segment, Layer { key, index, needed, of_frame })))
+    }
+
+    /// Checks, after the oldest, that together they are the whole disk.
+    pub fn finish(self) -> Result<(), VaultError> {
+        let mut whole = SectorSet::new();
+        whole.insert(SectorRange::whole(self.point.size));
+        match whole.first_difference(&self.done) {
+            None => Ok(()),
+            Some((range, _)) => Err(VaultError::Inconsistent {
+                object: format!("recovery point {} of disk {}", self.point.cycle, self.point.disk),
+                reason: format!("none of its segments holds {range}"),
+            }),
+        }
+    }
+}
+
 /// Goes through a point's segments, newest first, and calls with what is needed of each; then
 /// checks that together they are the whole disk.
 pub(super) fn for_each_layer(
@@ -29,36 +90,9 @@ pub(super) fn for_each_layer(
     point: &Manifest,
     mut each: impl FnMut(&SegmentRef, Layer) -> Result<(), VaultError>,
 ) -> Result<(), VaultError> {
-    let mut done = SectorSet::new();
-    for segment in point.segments.iter().rev() {
-        let key = segment_key(segment_id(point.disk, segment));
-        let index = read_index(vault, point.disk, point.size, segment)?;
-        let mut needed = vec![];
-        for (number, extent) in index.extents.iter().enumerate() {
-            let runs = done.runs_within(extent.range, false);
-            if !runs.is_empty() {
-                needed.push((number, runs));
-            }
-        }
-        // Extents of one segment do not overlap, so they may all be added afterwards.
-        for extent in &index.extents {
-            done.insert(extent.range);
-        }
-        let mut of_frame: HashMap<u32, Vec<usize>> = HashMap::new();
-        for (at, (number, _)) in needed.iter().enumerate() {
-            if let Some(place) = index.extents[*number].place {
-                of_frame.entry(place.frame).or_default().push(at);
-            }
-        }
-        each(segment, Layer { key, index, needed, of_frame })?;
+    let mut layers = Layers::new(vault, point);
+    while let Some((segment, layer)) = layers.next()? {
+        each(segment, layer)?;
     }
-    let mut whole = SectorSet::new();
-    whole.insert(SectorRange::whole(point.size));
-    match whole.first_difference(&done) {
-        None => Ok(()),
-        Some((range, _)) => Err(VaultError::Inconsistent {
-            object: format!("recovery point {} of disk {}", point.cycle, point.disk),
-            reason: format!("none of its segments holds {range}"),
-        }),
-    }
+    layers.finish()
 }

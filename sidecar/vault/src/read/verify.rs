@@ -105,7 +105,10 @@ fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
         before => before?,
     };
     let fits = before.point == id && before.term <= point.term && cycle.next() == point.cycle;
-    if fits {
+    // What a writer put that slept while the point of that cycle came and went is nobody's.
+    let nobodys = before.point != id
+        && vault.ledger(point.disk)?.is_some_and(|l| l.fate(cycle, before.point) == Some(None));
+    if fits || nobodys {
         return Ok(());
     }
     Err(VaultError::Inconsistent {

@@ -1,6 +1,9 @@
 //! A disk in memory, the way it ships into a vault, and what a restore makes of it again.
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
+pub mod history;
+pub mod steps;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,6 +15,8 @@ use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
     VaultError, verify_cycle,
 };
+
+pub use steps::{At, Steps};
 
 /// A vault in a directory of its own, with one disk in it.
 pub struct Lab {
@@ -57,6 +62,20 @@ impl Lab {
         self.vault.commit(verified, meta(before))
     }
 
+    /// A whole cycle shipped in frames of up to 512 sectors, as the sidecar ships long runs.
+    pub fn cycle_in_frames(
+        &self,
+        before: Option<&Manifest>,
+        content: &[u8],
+        runs: &[SectorRange],
+    ) -> Manifest {
+        let cycle = before.map_or(CycleNo(1), |point| point.cycle.next());
+        let segments = ship_in(&self.vault, self.disk, cycle, content, runs, 512).unwrap();
+        let pass = Pass { must_move: set(runs), segments };
+        let verified = verify_cycle(&self.vault, self.disk, self.size, cycle, vec![pass]).unwrap();
+        self.vault.commit(verified, meta(before)).unwrap()
+    }
+
     pub fn restored(&self, cycle: CycleNo) -> Result<Vec<u8>, VaultError> {
         let point = self.vault.manifest(self.disk, cycle)?;
         let target = Memory::new(point.size);
@@ -95,6 +114,8 @@ pub fn meta(before: Option<&Manifest>) -> PointMeta {
         term: backstay_format::Term(1),
         predecessor: before.cloned(),
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
+        layered: before.is_some(),
+        point: backstay_format::PointId::random(),
         consistency: Consistency::Crash,
         cut_unix_ns: before.map_or(1_000, |point| point.cut_unix_ns + 1),
         written: ByteLen(0),
@@ -117,13 +138,25 @@ pub fn ship(
     content: &[u8],
     runs: &[SectorRange],
 ) -> Result<Vec<SegmentRef>, VaultError> {
+    ship_in(vault, disk, cycle, content, runs, 64)
+}
+
+/// The same in frames of up to `frame` sectors.
+pub fn ship_in(
+    vault: &Vault,
+    disk: DiskId,
+    cycle: CycleNo,
+    content: &[u8],
+    runs: &[SectorRange],
+    frame: u64,
+) -> Result<Vec<SegmentRef>, VaultError> {
     let attempt = fastrand::u64(..);
     let mut compressor = Compressor::new(1).unwrap();
     let mut builder = SegmentBuilder::new(disk, cycle, attempt, 0);
     let mut chunk = Chunk::with_room();
     let mut put = vec![];
     for &run in runs {
-        for piece in run.split_at_multiples(64) {
+        for piece in run.split_at_multiples(frame) {
             let mut bytes = vec![0; piece.bytes().0 as usize];
             let at = piece.start.byte_offset().0 as usize;
             let there = bytes.len().min(content.len() - at);

@@ -55,7 +55,7 @@ impl Attach {
 }
 
 /// Attaches a free loop device past the page cache: the guest's page cache is enough.
-fn losetup(served: &Path) -> anyhow::Result<String> {
+pub fn losetup(served: &Path) -> anyhow::Result<String> {
     let output = Command::new("losetup")
         .args(["--find", "--show", "--direct-io=on"])
         .arg(served)

@@ -2,10 +2,17 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_sidecar::cycle::resync::Request;
 use backstay_sidecar::cycle::{CycleJob, Stage, run};
+use backstay_sidecar::hooks::Hooks;
+use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::schedule::Work;
+use backstay_sidecar::service::is_running;
+use backstay_sidecar::throttle::Throttle;
 use clap::Args;
 
 use super::progress::Progress;
@@ -26,54 +33,78 @@ pub struct Cycle {
     /// The vault's URL; made if it is not there [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
+    /// Have the running sidecar do it, before everything else that waits
+    #[arg(long, conflicts_with = "vault")]
+    by_sidecar: bool,
 }
 
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        // Is there such a disk at all, before a vault is made for it?
-        drop(context.driver(&self.name)?);
-        let paths = context.roots.disk(&self.name);
-        let bar = Progress::new(context);
-        let progress = |stage: Stage, done: u64, all: u64| {
-            let message = match stage {
-                Stage::Fuzzy => "whole disk",
-                Stage::Delta => "changes",
-                Stage::Verify => "verifying",
-            };
-            bar.show(message, done, all);
-        };
-        let mut record = Record::load(&paths.state);
-        let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
-            run(&CycleJob {
-                socket: &paths.control_socket(),
-                vault: &vault,
-                ship: &context.config.ship,
-                progress: &progress,
-                stop: &AtomicBool::new(false),
-            })
-        });
-        bar.end();
-        if !result.as_ref().is_err_and(|e| e.is_busy()) {
-            record.note(&result, url, &paths.state);
+        if self.by_sidecar {
+            drop(context.driver(&self.name)?);
+            if !is_running(&context.roots) {
+                bail!("no sidecar is running: start one, or run the cycle without --by-sidecar");
+            }
+            return Ok(ask(&context.roots.state, &Asked::Cycle(self.name))?);
         }
-        let report = result.with_context(|| {
-            format!("disk {}: no recovery point was made; the guest is not affected", self.name)
-        })?;
-        if context.globals.json {
-            return context.print_json(&report);
-        }
-        if !context.globals.quiet {
-            println!(
-                "{}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
-                self.name,
-                report.cycle,
-                size(report.moved.0),
-                size(report.stored.0),
-                report.duration.as_secs_f64(),
-                report.held_ns as f64 / 1e6,
-            );
-        }
-        Ok(())
+        run_once(context, &self.name, self.vault.as_deref())
     }
+}
+
+/// Runs one cycle in the foreground and says how it went.
+pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyhow::Result<()> {
+    let url = vault.unwrap_or_else(|| context.config.vault_of(name));
+    // Is there such a disk at all, before a vault is made for it?
+    drop(context.driver(name)?);
+    let paths = context.roots.disk(name);
+    let bar = Progress::new(context);
+    let mut record = Record::load(&paths.state);
+    let work = match (Request::load(&paths.state), &record.last) {
+        (Some(_), _) => Work::Resync,
+        (None, None) => Work::Initial,
+        (None, Some(_)) => Work::OnDemand,
+    };
+    let jobs = JobBook::below(&context.roots.state);
+    let job = jobs.begin(name, work);
+    let progress = |stage: Stage, done: u64, all: u64| {
+        bar.show(stage.name(), done, all);
+        job.progress(stage.name(), done, all);
+    };
+    let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
+        run(&CycleJob {
+            socket: &paths.control_socket(),
+            state: &paths.state,
+            vault: &vault,
+            ship: &context.config.ship,
+            throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
+            hooks: Hooks::of(&context.config, &context.roots, name).as_ref(),
+            progress: &progress,
+            stop: &AtomicBool::new(false),
+        })
+    });
+    bar.end();
+    job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
+    if !result.as_ref().is_err_and(|e| e.is_busy()) {
+        record.note(&result, url, &paths.state);
+    }
+    let report = result.with_context(|| {
+        format!("disk {name}: no recovery point was made; the guest is not affected")
+    })?;
+    if let Some(warning) = &report.warning {
+        eprintln!("backstay: disk {name}: point {}: {warning}", report.cycle);
+    }
+    if context.globals.json {
+        return context.print_json(&report);
+    }
+    if !context.globals.quiet {
+        println!(
+            "{name}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
+            report.cycle,
+            size(report.moved.0),
+            size(report.stored.0),
+            report.duration.as_secs_f64(),
+            report.held_ns as f64 / 1e6,
+        );
+    }
+    Ok(())
 }

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use backstay_format::{CycleNo, DiskId};
-use backstay_sidecar::group::service::{listen, member_of};
+use backstay_sidecar::Config;
+use backstay_sidecar::group::service::{With, listen, member_of};
 use backstay_sidecar::group::{Group as Settings, GroupJob, GroupReport, run_group};
 use backstay_sidecar::service::stop_on_signals;
+use backstay_sidecar::throttle::Throttle;
 use backstay_vault::{GroupName, GroupPoint, Vault};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -108,7 +110,10 @@ impl Cycle {
             _ => None,
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let shipping = group.shipping(&context.config, stop);
+        let (config, throttle) = shared(context);
+        let with =
+            With { config: &config, roots: &context.roots, throttle: &throttle, stop: &stop };
+        let shipping = group.shipping(&with);
         let disks = group.local_disks(&context.roots);
         for disk in &disks {
             disk.bring_in_step(&shipping).with_context(|| format!("disk {}", disk.name))?;
@@ -170,8 +175,11 @@ impl Join {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let group = Settings::find(&context.config, &self.name)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let member = member_of(&context.config, &context.roots, &group, &stop)?;
-        let shipping = group.shipping(&context.config, Arc::clone(&stop));
+        let (config, throttle) = shared(context);
+        let with =
+            With { config: &config, roots: &context.roots, throttle: &throttle, stop: &stop };
+        let member = member_of(with, &group)?;
+        let shipping = group.shipping(&with);
         for disk in group.local_disks(&context.roots) {
             disk.bring_in_step(&shipping).with_context(|| format!("disk {}", disk.name))?;
         }
@@ -241,4 +249,11 @@ impl Points {
         }
         Ok(())
     }
+}
+
+/// What all disks of this command share.
+fn shared(context: &Context) -> (Arc<Config>, Arc<Throttle>) {
+    let config = Arc::new(context.config.clone());
+    let throttle = Throttle::new(config.throttle.clone(), config.zone());
+    (config, Arc::new(throttle))
 }

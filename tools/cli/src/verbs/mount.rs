@@ -19,6 +19,7 @@ Examples:
   backstay mount /srv/vm.img --name vm1      serve vm.img; prints where
   qemu-system-x86_64 -drive file=$(backstay mount /srv/vm.img --name vm1),format=raw
   backstay mount /dev/sdb --name db --change-log-limit 20GiB
+  backstay mount /dev/vg/db --name db --grow     after lvextend
 
 The backing must not be used in any other way while it is served.")]
 pub struct Mount {
@@ -49,9 +50,19 @@ pub struct How {
     /// Threads that serve requests
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     event_loops: u16,
+    /// Let the disk grow if its backing is larger than it was
+    #[arg(long)]
+    grow: bool,
     /// Track nothing: only to measure what tracking costs
     #[arg(long, hide = true)]
     no_tracking: bool,
+}
+
+impl How {
+    /// The most space for preserved blocks, if it was said.
+    pub fn change_log_limit(&self) -> Option<ByteSize> {
+        self.change_log_limit
+    }
 }
 
 impl Mount {
@@ -89,6 +100,7 @@ pub fn options(
         engine: how.engine,
         change_log_limit: how.change_log_limit.map(|size| ByteLen(size.as_u64())),
         tracking: !how.no_tracking,
+        grow: how.grow,
         event_loops: how.event_loops.into(),
     })
 }

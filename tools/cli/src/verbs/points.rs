@@ -1,11 +1,11 @@
 //! `backstay points`: what can be restored.
 
 use backstay_format::{CycleNo, DiskName};
-use backstay_vault::{Consistency, CycleKind, Manifest};
+use backstay_vault::{Consistency, CycleKind, HoldName, HoldRecord, Manifest, VaultError};
 use clap::Args;
 use serde::Serialize;
 
-use super::target::{InVault, size, time};
+use super::target::{InVault, size, time, word};
 use crate::context::Context;
 
 /// List the recovery points of a disk
@@ -35,10 +35,13 @@ struct Listed {
     stored_bytes: u64,
     segments: usize,
     term: u64,
+    /// Names of pins and other holds that keep it.
+    held_by: Vec<HoldName>,
 }
 
 impl Listed {
-    fn of(point: &Manifest) -> Self {
+    fn of(point: &Manifest, holds: &[HoldRecord]) -> Self {
+        let holds = holds.iter().filter(|hold| hold.covers(point.cycle));
         Self {
             cycle: point.cycle,
             point: point.point,
@@ -51,6 +54,7 @@ impl Listed {
             stored_bytes: point.own_segments().map(|segment| segment.object.0).sum(),
             segments: point.segments.len(),
             term: point.term.0,
+            held_by: holds.map(|hold| hold.name.clone()).collect(),
         }
     }
 }
@@ -65,26 +69,35 @@ impl Points {
             found => found?,
         };
         let mut points = vec![];
+        let holds = vault.holds(disk.disk)?;
         for cycle in vault.points(disk.disk)? {
-            points.push(Listed::of(&vault.manifest(disk.disk, cycle)?));
+            match vault.manifest(disk.disk, cycle) {
+                Ok(point) => points.push(Listed::of(&point, &holds)),
+                // Retention deleted it since it was listed.
+                Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         if context.globals.json {
             return context.print_json(&points);
         }
         println!(
-            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}",
+            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  HELD BY",
             "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED"
         );
         for point in points {
-            println!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}",
+            let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
+            let line = format!(
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {}",
                 point.cycle.0,
                 time(point.cut_unix_ns),
                 word(&point.kind),
                 word(&point.consistency),
                 size(point.moved_bytes),
-                size(point.stored_bytes)
+                size(point.stored_bytes),
+                held_by.join(" ")
             );
+            println!("{}", line.trim_end());
         }
         Ok(())
     }
@@ -93,12 +106,4 @@ impl Points {
 fn not_there(error: &anyhow::Error) -> bool {
     use backstay_vault::VaultError as E;
     matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::Url { .. }))
-}
-
-/// A value as its JSON word.
-fn word(value: &impl Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use backstay_format::DiskName;
 use backstay_vault::read::{FileTarget, restore};
+use backstay_vault::retain::Reading;
 use clap::Args;
 
 use super::progress::Progress;
@@ -43,8 +44,10 @@ impl Restore {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         let cycle = self.point.find(&vault, &disk)?;
-        let point = vault.manifest(disk.disk, cycle)?;
         self.refuse_to_overwrite()?;
+        let why = format!("restore to {}", self.to.display());
+        let _held = Reading::of(&vault, disk.disk, (cycle, cycle), &why)?;
+        let point = vault.manifest(disk.disk, cycle)?;
         let target = FileTarget::open(&self.to, point.size).map_err(|e| {
             match e.raw_os_error() {
                 // O_EXCL on a device that is mounted or claimed.

@@ -11,13 +11,14 @@ use crate::context::Context;
 Example:
   backstay sidecar --verbose
 
-Disks are found by themselves as they are mounted. Stops on SIGTERM and SIGINT: a cycle that runs
+Disks are found by themselves as they are mounted. The configuration is read again when its file
+changes and on SIGHUP; one that makes no sense is reported, and the old one holds. Stops on SIGTERM and SIGINT: a cycle that runs
 is given up, its sectors ship with the next.")]
 pub struct Sidecar {}
 
 impl Sidecar {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let stop = backstay_sidecar::service::stop_on_signals()?;
-        Ok(serve(&context.config, &context.roots, &stop)?)
+        Ok(serve(context.watch(), &context.roots, &stop)?)
     }
 }

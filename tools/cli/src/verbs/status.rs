@@ -9,7 +9,7 @@ use backstay_sidecar::record::Record;
 use backstay_sidecar::status::{DiskStatus, Level, of_disk};
 use clap::Args;
 
-use super::target::{size, time};
+use super::target::{size, time, word};
 use crate::context::Context;
 
 /// Show state, recovery point objective, dirty bytes and health of disks
@@ -66,7 +66,7 @@ impl Status {
                 );
             }
             let driver = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
-            all.push(of_disk(name, driver, Record::load(&paths.state), now));
+            all.push(of_disk(name, driver, Record::load(&paths.state), &context.config, now));
         }
         Ok(all)
     }
@@ -78,10 +78,31 @@ fn print(status: &DiskStatus) {
         Level::Warning => "WARNING",
         Level::Critical => "CRITICAL",
     };
-    let state = serde_json::to_value(status.state).unwrap_or_default();
-    println!("{}: {}, {health}", status.name, state.as_str().unwrap_or_default());
+    let state = match status.state {
+        Some(state) => word(&state),
+        None => "not-mounted".into(),
+    };
+    let policy = status.policy.as_ref().map_or_else(String::new, |p| format!(", policy {p}"));
+    println!("{}: {state}, {health}{policy}", status.name);
     if let Some(reason) = &status.health.reason {
         println!("  reason      {reason}");
+    }
+    if let Some(since) = status.health.since_unix_ns {
+        println!("  since       {}", time(since));
+    }
+    match (status.health.level, status.health.next_retry_unix_ns) {
+        (Level::Critical, _) => println!("  next try    not before a person acts"),
+        (_, Some(at)) => println!("  next try    {}", time(at)),
+        _ => {}
+    }
+    if let Some(advice) = &status.health.advice {
+        println!("  to do       {advice}");
+    }
+    if let Some(next) = status.next_unix_ns.filter(|_| status.health.level == Level::Ok) {
+        println!("  next cycle  {}", time(next));
+    }
+    if let Some(blackout) = &status.blackout {
+        println!("  blackout    {blackout}");
     }
     if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());

@@ -1,0 +1,272 @@
+//! Copying a whole backing to another one: sparse, durable, and read back.
+//!
+//! What is copied is checksummed as it is read; when all of it is durable on the other side, that is
+//! read again, past what the page cache remembers of the copy, and compared. Where the source has
+//! holes the copy must read as zeroes.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use backstay_format::{ByteLen, ByteOffset};
+use backstay_track::Backing;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use super::{AnyBacking, Seek};
+
+/// Bytes copied and checksummed as one.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// What a copy is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Copying.
+    Copying,
+    /// Reading the copy back.
+    Comparing,
+}
+
+/// Told how far a copy is: the step, bytes of the disk done, bytes of the disk.
+pub type Progress<'a> = &'a dyn Fn(Step, u64, u64);
+
+/// Why a copy is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// A side could not be read or written.
+    #[error("{doing} at byte {at}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Where.
+        at: u64,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// What was read back is not what was written.
+    #[error(
+        "the copy differs from its source between bytes {at} and {end}; do not use it, and look at \
+         the device it is on"
+    )]
+    Differs {
+        /// Where the piece that differs begins.
+        at: u64,
+        /// Where it ends.
+        end: u64,
+    },
+}
+
+/// A piece that holds data, and its checksum.
+struct Piece {
+    at: u64,
+    len: u32,
+    digest: [u8; 16],
+}
+
+/// Copies the first `size` bytes of one backing to another and reads them back. `is_empty`: the copy
+/// reads as zeroes everywhere, so holes need no writing. Returns the bytes of data copied.
+///
+/// # Errors
+/// If a side fails, or what was read back differs.
+pub fn copy(
+    from: &AnyBacking,
+    to: (&AnyBacking, &Path),
+    size: ByteLen,
+    is_empty: bool,
+    progress: Progress<'_>,
+) -> Result<u64, CopyError> {
+    let (to, path) = to;
+    let mut pieces = vec![];
+    let mut buffer = vec![0; PIECE_BYTES as usize];
+    let mut copied = 0;
+    each_extent(from, size, |at, end, data| {
+        if !data {
+            if !is_empty {
+                to.zero(ByteOffset(at), ByteLen(end - at))
+                    .map_err(failed("zeroing the copy", at))?;
+            }
+            progress(Step::Copying, end, size.0);
+            return Ok(());
+        }
+        for at in (at..end).step_by(PIECE_BYTES as usize) {
+            let len = (end - at).min(PIECE_BYTES) as usize;
+            let piece = &mut buffer[..len];
+            from.read_at(piece, ByteOffset(at)).map_err(failed("reading the backing", at))?;
+            pieces.push(Piece { at, len: len as u32, digest: digest(piece) });
+            to.write_at(piece, ByteOffset(at)).map_err(failed("writing the copy", at))?;
+            copied += len as u64;
+            progress(Step::Copying, at + len as u64, size.0);
+        }
+        Ok(())
+    })?;
+    to.sync().map_err(failed("making the copy durable", 0))?;
+    forget_cached(path);
+    compare(to, size, &pieces, &mut buffer, progress)?;
+    Ok(copied)
+}
+
+fn compare(
+    copy: &AnyBacking,
+    size: ByteLen,
+    pieces: &[Piece],
+    buffer: &mut [u8],
+    progress: Progress<'_>,
+) -> Result<(), CopyError> {
+    let mut at = 0;
+    for piece in pieces {
+        must_be_zero(copy, at, piece.at, buffer, progress, size)?;
+        let read = &mut buffer[..piece.len as usize];
+        copy.read_at(read, ByteOffset(piece.at))
+            .map_err(failed("reading the copy back", piece.at))?;
+        at = piece.at + u64::from(piece.len);
+        if digest(read) != piece.digest {
+            return Err(CopyError::Differs { at: piece.at, end: at });
+        }
+        progress(Step::Comparing, at, size.0);
+    }
+    must_be_zero(copy, at, size.0, buffer, progress, size)
+}
+
+/// A range of the copy that is a hole of the source.
+fn must_be_zero(
+    copy: &AnyBacking,
+    from: u64,
+    to: u64,
+    buffer: &mut [u8],
+    progress: Progress<'_>,
+    size: ByteLen,
+) -> Result<(), CopyError> {
+    let mut at = from;
+    while at < to {
+        let data = match copy.seek(ByteOffset(at), Seek::Data) {
+            Ok(data) => data.0.min(to),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => to,
+            Err(e) => return Err(failed("looking for holes of the copy", at)(e)),
+        };
+        at = data;
+        if at < to {
+            let len = (to - at).min(PIECE_BYTES);
+            let read = &mut buffer[..len as usize];
+            copy.read_at(read, ByteOffset(at)).map_err(failed("reading the copy back", at))?;
+            if read.iter().any(|&byte| byte != 0) {
+                return Err(CopyError::Differs { at, end: at + len });
+            }
+            at += len;
+        }
+        progress(Step::Comparing, at, size.0);
+    }
+    Ok(())
+}
+
+/// Calls with every stretch of data or hole, in order.
+fn each_extent(
+    of: &AnyBacking,
+    size: ByteLen,
+    mut each: impl FnMut(u64, u64, bool) -> Result<(), CopyError>,
+) -> Result<(), CopyError> {
+    let mut at = 0;
+    while at < size.0 {
+        let find = |from: u64, what| match of.seek(ByteOffset(from), what) {
+            Ok(found) => Ok(found.0.min(size.0)),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(size.0),
+            Err(e) => Err(failed("looking for holes of the backing", from)(e)),
+        };
+        let data = find(at, Seek::Data)?;
+        if data > at {
+            each(at, data, false)?;
+        }
+        if data < size.0 {
+            let hole = find(data, Seek::Hole)?;
+            each(data, hole, true)?;
+            at = hole;
+        } else {
+            at = data;
+        }
+    }
+    Ok(())
+}
+
+fn digest(bytes: &[u8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    out
+}
+
+/// Asks the kernel to read from the disk what is read next. If it will not, the comparison still
+/// compares, only with what memory says.
+fn forget_cached(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+fn failed(doing: &'static str, at: u64) -> impl FnOnce(io::Error) -> CopyError {
+    move |source| CopyError::Io { doing, at, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Engine, open};
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    const SIZE: u64 = (20 << 20) + 100;
+
+    fn source(dir: &Path) -> AnyBacking {
+        let file = File::create(dir.join("from")).unwrap();
+        file.set_len(SIZE).unwrap();
+        let mut noise = vec![0; 3 << 20];
+        fastrand::Rng::with_seed(3).fill(&mut noise);
+        file.write_all_at(&noise, 5 << 20).unwrap();
+        file.write_all_at(&noise[..50], SIZE - 50).unwrap();
+        open(&dir.join("from"), Engine::Buffered).unwrap()
+    }
+
+    #[test]
+    fn a_copy_is_equal_and_as_sparse() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = source(dir.path());
+        let path = dir.path().join("to");
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let to = open(&path, Engine::Buffered).unwrap();
+        let copied = copy(&from, (&to, &path), ByteLen(SIZE), true, &|_, _, _| ()).unwrap();
+        assert!(copied < 4 << 20, "{copied}");
+        assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 5 << 20);
+        let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+        assert!(content("from") == content("to"));
+    }
+
+    #[test]
+    fn what_was_there_before_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = source(dir.path());
+        let path = dir.path().join("to");
+        std::fs::write(&path, vec![0xEE; SIZE as usize]).unwrap();
+        let to = open(&path, Engine::Buffered).unwrap();
+        copy(&from, (&to, &path), ByteLen(SIZE), false, &|_, _, _| ()).unwrap();
+        let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+        assert!(content("from") == content("to"));
+    }
+
+    /// A copy that is spoiled between writing and reading back, in data or in a hole, is seen.
+    #[test]
+    fn a_copy_that_differs_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = source(dir.path());
+        for spoiled in [6 << 20, 10 << 20, SIZE - 1] {
+            let path = dir.path().join(format!("to{spoiled}"));
+            File::create(&path).unwrap().set_len(SIZE).unwrap();
+            let to = open(&path, Engine::Buffered).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            let spoil = |step, done, _| {
+                // The last thing before the comparison.
+                if step == Step::Copying && done == SIZE {
+                    file.write_all_at(&[0x55], spoiled).unwrap();
+                }
+            };
+            let error = copy(&from, (&to, &path), ByteLen(SIZE), true, &spoil).unwrap_err();
+            assert!(
+                matches!(error, CopyError::Differs { at, end } if at <= spoiled && spoiled < end)
+            );
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Growth: a disk takes a larger size while it is used.
+//!
+//! The order, each step durable before the next:
+//!
+//! 1. the superblock says what is about to happen, so that a crash is finished by the next start
+//!    and not taken for a wrong backing;
+//! 2. the backing is extended;
+//! 3. an epoch of the new size is made, the new sectors dirty in it, with intents;
+//! 4. the superblock takes the new size and names that epoch beside the current one;
+//! 5. the current epoch is exchanged (the gate, two pointers), and only then may a write reach the
+//!    new sectors;
+//! 6. what the old epoch tracked is folded in, and the superblock forgets it.
+//!
+//! At every instant the superblock names every epoch that may hold dirty sectors (I1). Epochs of the
+//! old size are read with the size that is in their own headers.
+//!
+//! The last sector of the old size counts as new too: it may have been partial.
+
+use backstay_format::superblock::{Geometry, Resync};
+use backstay_format::{ByteLen, EpochNo, SECTOR_BYTES, SectorRange};
+
+use crate::bitmap::RegionBits;
+use crate::cut::Admin;
+use crate::env::Env;
+use crate::epoch::{Epoch, NotReady, remove_files};
+use crate::error::Doing;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, alone, lock};
+use crate::{Backing, ProtectedDisk, TrackError};
+
+/// What a growth did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grown {
+    /// The size before.
+    pub from: ByteLen,
+    /// The size now; the same if there was nothing to do.
+    pub to: ByteLen,
+}
+
+/// The sectors that a growth makes dirty; none if the size is the same.
+pub(crate) fn grown_sectors(from: Geometry, to: Geometry) -> SectorRange {
+    let end = to.sectors();
+    if from.size == to.size {
+        return SectorRange::new(end, end);
+    }
+    SectorRange::new(from.size.0 / SECTOR_BYTES, end)
+}
+
+impl<E: Env, B: Backing> ProtectedDisk<E, B> {
+    /// Gives the disk a larger size: the one asked for, to which a backing file is extended, or the
+    /// one the backing has by now. Growing to the size the disk has does nothing.
+    ///
+    /// # Errors
+    /// If a cycle is open, the size is not a larger one, the backing cannot have it, or the state
+    /// could not be written; the disk then has its old size ([`TrackError::Unfinished`]: and its
+    /// backing perhaps the new one).
+    pub fn grow(&self, size: Option<ByteLen>) -> Result<Grown, TrackError> {
+        let mut admin = lock(&self.admin);
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(TrackError::Order("the disk is stopped"));
+        }
+        if self.newest_closed(&admin).is_some() {
+            return Err(TrackError::Order("a cycle is open: it must end before the disk grows"));
+        }
+        let old = self.geometry();
+        let examined = |source| TrackError::Backing { doing: "finding out its size", source };
+        let there = self.backing.size_now().map_err(examined)?;
+        let to = size.unwrap_or(there);
+        let done = Grown { from: old.size, to };
+        if to == old.size {
+            return Ok(done);
+        }
+        if to < old.size || to < there {
+            return Err(TrackError::GrowTo { size: old.size, there, asked: to });
+        }
+        let new = old.with_size(to).map_err(|_| TrackError::Unfit(to))?;
+        admin.record(|sb| sb.growing_to = Some(to)).doing("writing the superblock")?;
+        if let Err(source) = self.backing.grow(to) {
+            if self.backing.size_now().is_ok_and(|there| there == old.size)
+                && let Err(e) = admin.record(|sb| sb.growing_to = None)
+            {
+                tracing::warn!("the superblock still says that the disk grows: {e}");
+            }
+            return Err(TrackError::Backing { doing: "extending it", source });
+        }
+        self.take_size(&mut admin, old, new)
+            .map_err(|source| TrackError::Unfinished { source: Box::new(source) })?;
+        Ok(done)
+    }
+
+    /// The backing has the new size.
+    fn take_size(
+        &self,
+        admin: &mut Admin<E>,
+        old: Geometry,
+        new: Geometry,
+    ) -> Result<(), TrackError> {
+        let before = Arc::clone(&self.live().current);
+        let no = before.no.next();
+        let grown = grown_sectors(old, new);
+        let declared = RegionBits::new(new.regions());
+        let tracked = before.dirty.reserved().runs().flatten();
+        tracked.chain(grown.regions(new.region_shift)).for_each(|region| declared.set(region));
+        let next = Epoch::create(&self.env, self.id, no, new, &declared)
+            .doing("making the epoch of the new size")?;
+        next.add_dirty(grown);
+        let next = Arc::new(next);
+        admin
+            .record(|sb| {
+                sb.geometry = new;
+                sb.growing_to = None;
+                // No cycle is open: what else is named was folded in and could not be forgotten.
+                sb.live = vec![before.no, no];
+            })
+            .doing("writing the superblock")?;
+        {
+            let mut live = alone(&self.gate);
+            live.current = Arc::clone(&next);
+        }
+        // From here on nobody marks the old epoch, and a write that sees the new size finds the new
+        // one: the gate was left before.
+        self.size_bytes.store(new.size.0, Ordering::Release);
+        let default_limit = old.size.0 / 2;
+        let _ = self.change_log_limit.compare_exchange(
+            default_limit,
+            new.size.0 / 2,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        self.sums.intent_commits.fetch_add(before.intents.commits(), Ordering::Relaxed);
+        self.forget_outgrown(admin, &before, &next);
+        Ok(())
+    }
+
+    /// Folds the epoch of the old size into that of the new one. The disk has grown, whatever
+    /// happens here: trouble costs a resync, or leaves an epoch that is read once more.
+    fn forget_outgrown(&self, admin: &mut Admin<E>, before: &Epoch<E>, next: &Epoch<E>) {
+        if let Err(trouble) = next.fold_in(before) {
+            let reason = match trouble {
+                NotReady::Intent(_) => Resync::StateUnwritable,
+                NotReady::Memory(_) => Resync::NoMemory,
+            };
+            tracing::error!("disk {}: folding in epoch {}: {trouble:?}", self.id, before.no);
+            admin.resync_current = admin.resync_current.or(Some(reason));
+        }
+        let only: Vec<EpochNo> = vec![next.no];
+        match admin.record(|sb| sb.live = only) {
+            Ok(()) => remove_files(&self.env, before.no),
+            Err(e) => tracing::warn!("epoch {} stays named until the next cut: {e}", before.no),
+        }
+    }
+}

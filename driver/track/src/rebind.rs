@@ -1,0 +1,111 @@
+//! A disk that was moved: its state goes with another backing of the same content.
+//!
+//! Only after a clean stop: then the saved bitmap is exact and says nothing that only the old
+//! backing could explain. One superblock makes the new backing the disk's; until it is durable the old
+//! one is, and a backing that is not the disk's leads to a resync.
+
+use backstay_format::ByteLen;
+use backstay_format::superblock::{CleanStop, Superblock};
+
+use crate::env::Env;
+use crate::error::Doing;
+use crate::meta::Meta;
+use crate::{Backing, TrackError};
+
+/// The state of a disk that no driver serves.
+pub struct Offline<E: Env> {
+    meta: Meta<E::File>,
+}
+
+/// What a backing is to a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// The one its state belongs to, as it was left.
+    Bound,
+    /// Another one, or changed since.
+    Other,
+}
+
+impl<E: Env> Offline<E> {
+    /// Opens the state of a disk.
+    ///
+    /// # Errors
+    /// If there is none, it cannot be read, or the disk was not stopped cleanly.
+    pub fn open(env: &E) -> Result<Self, TrackError> {
+        let Some(meta) = Meta::open(env)? else {
+            return Err(TrackError::Order("it was never mounted"));
+        };
+        let offline = Self { meta };
+        if offline.superblock().clean.is_none() {
+            return Err(TrackError::Order(
+                "it was not stopped cleanly: mount it, then umount it, and try again",
+            ));
+        }
+        Ok(offline)
+    }
+
+    /// The superblock as it stands.
+    pub fn superblock(&self) -> &Superblock {
+        self.meta.get()
+    }
+
+    /// What a backing is to the disk. One that cannot be told from others is told by its size and
+    /// the time of its last change.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    pub fn binding<B: Backing>(&self, backing: &B) -> Result<Binding, TrackError> {
+        let sb = self.superblock();
+        let identity = backing.identity().map_err(examined)?;
+        let same = match (sb.backing, identity) {
+            (Some(was), Some(is)) => was == is,
+            _ => true,
+        };
+        let Some(stop) = sb.clean else { return Ok(Binding::Other) };
+        let sizes = [Some(sb.geometry.size), sb.growing_to];
+        let untouched = backing.mtime_unix_ns().map_err(examined)? == stop.backing_mtime_ns;
+        let fits = sizes.contains(&Some(backing.size()));
+        Ok(if same && untouched && fits { Binding::Bound } else { Binding::Other })
+    }
+
+    /// Says durably which backing the disk has, for states of before that was noted.
+    ///
+    /// # Errors
+    /// If it cannot be examined or the superblock not be written.
+    pub fn note<B: Backing>(&mut self, backing: &B) -> Result<(), TrackError> {
+        let identity = backing.identity().map_err(examined)?;
+        if self.superblock().backing == identity {
+            return Ok(());
+        }
+        self.meta.change(|sb| sb.backing = identity).doing("writing the superblock")
+    }
+
+    /// From now on `backing`, which holds the same bytes and is durable, is the disk's. If it is
+    /// larger, the disk grows when it is mounted next.
+    ///
+    /// # Errors
+    /// If it cannot be examined, is too small or too large, or the superblock could not be written;
+    /// the old backing is the disk's then.
+    pub fn bind<B: Backing>(&mut self, backing: &B) -> Result<(), TrackError> {
+        let geometry = self.superblock().geometry;
+        let (expected, found) = (geometry.size, backing.size());
+        if found < expected {
+            return Err(TrackError::Size { expected, found });
+        }
+        geometry.with_size(found).map_err(|_| TrackError::Unfit(found))?;
+        let growing_to: Option<ByteLen> = (found > expected).then_some(found);
+        let identity = backing.identity().map_err(examined)?;
+        let backing_mtime_ns = backing.mtime_unix_ns().map_err(examined)?;
+        self.meta
+            .change(|sb| {
+                sb.backing = identity;
+                sb.growing_to = growing_to;
+                sb.clean = sb.clean.map(|stop| CleanStop { backing_mtime_ns, ..stop });
+            })
+            .doing("writing the superblock")
+    }
+}
+
+fn examined(source: std::io::Error) -> TrackError {
+    TrackError::Backing { doing: "finding out which one it is", source }
+}

@@ -1,0 +1,204 @@
+//! The pass of a resync: compare the disk with the newest point, ship what differs.
+//!
+//! It runs after a fuzzy cut, on the live disk. What a write changes after its sectors were compared
+//! is dirty in the next epoch and ships with the point-in-time pass, whatever was found here.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use backstay_format::control::CutReply;
+use backstay_format::{ByteLen, SectorRange};
+use backstay_vault::read::compare::{Comparison, Disk};
+use backstay_vault::read::read_index;
+use backstay_vault::{Manifest, Pass, SectorSet, VaultError};
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use super::pass::Scope;
+use super::resync::{Progress, Stretch, forget_progress};
+use super::{Run, Stage};
+use crate::error::CycleError;
+use crate::pipeline::{Feed, ship};
+use crate::source::extents::{self, Run as DiskRun};
+
+/// Sectors after which what was done is written down (8 GiB).
+const STRETCH_SECTORS: u64 = 16 << 20;
+/// The same for tests, which have small disks.
+const STRETCH_VARIABLE: &str = "BACKSTAY_TEST_STRETCH";
+
+impl Run<'_> {
+    /// Compares with the newest point and ships what differs; goes on where an attempt before this
+    /// one was ended.
+    pub(super) fn compare(
+        &mut self,
+        cut: &CutReply,
+        newest: &Manifest,
+        deep: bool,
+        resync_no: u64,
+    ) -> Result<Vec<Pass>, CycleError> {
+        let mut progress = Progress {
+            vault_disk: self.vault_disk,
+            disk: self.source.disk,
+            cycle: self.cycle,
+            newest: newest.point,
+            resync_no,
+            deep,
+            seen: 0,
+            stretches: vec![],
+        };
+        let mut passes = vec![];
+        match self.resumed(&progress) {
+            Some((found, done)) => {
+                tracing::info!(
+                    "disk {}: the resync goes on after {} of {} segments",
+                    self.source.disk,
+                    found.seen,
+                    newest.segments.len()
+                );
+                progress = found;
+                passes = done;
+                // What was written since it began; the compared rest still holds.
+                passes.push(self.pass(cut, Scope::Dirty, Stage::Resync)?);
+            }
+            None => forget_progress(self.job.state),
+        }
+        let size = self.source.size;
+        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
+        // After the cut: what becomes data later is dirty.
+        let data = extents::runs(&file, size)
+            .map_err(CycleError::source("where the backing holds data"))?
+            .into_iter()
+            .filter_map(|run| if let DiskRun::Data(run) = run { Some(run) } else { None })
+            .collect();
+        let mut comparison = Comparison::new(self.job.vault, newest, progress.seen, deep)?;
+        let compared = AtomicU64::new(0);
+        let stretch = std::env::var(STRETCH_VARIABLE).ok().and_then(|sectors| sectors.parse().ok());
+        let stretch = stretch.unwrap_or(STRETCH_SECTORS);
+        loop {
+            let differs = Mutex::new(SectorSet::new());
+            let mut more = false;
+            let threads = self.job.ship.compress_threads();
+            let to = self.shipment();
+            let (stage, report) = (Stage::Resync, self.job.progress);
+            let shipped = ship(to, |feed| {
+                let side = Side {
+                    file: &file,
+                    size,
+                    data: &data,
+                    feed,
+                    differs: &differs,
+                    compared: &compared,
+                    report: &|sectors| report(stage, sectors * 512, size.0),
+                    stop: self.job.stop,
+                };
+                more = comparison.step(&side, threads, stretch)?;
+                Ok(())
+            });
+            self.put.extend_from_slice(&shipped.segments);
+            shipped.result?;
+            let must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);
+            progress.seen = comparison.seen();
+            let digest = must_move.digest();
+            progress.stretches.push(Stretch { digest, segments: shipped.segments.clone() });
+            if more {
+                let saved = progress.save(self.job.state);
+                saved.map_err(CycleError::source("the progress of the resync"))?;
+                // From here on they are needed by the next attempt.
+                self.put_kept = self.put.len();
+            }
+            passes.push(Pass { must_move, segments: shipped.segments });
+            if !more {
+                comparison.finish()?;
+                return Ok(passes);
+            }
+        }
+    }
+
+    /// What an attempt before this one did, if it still holds, as passes.
+    fn resumed(&mut self, now: &Progress) -> Option<(Progress, Vec<Pass>)> {
+        let found = Progress::load(self.job.state)?;
+        let same = Progress { seen: 0, stretches: vec![], ..found.clone() };
+        if same != *now {
+            return None;
+        }
+        let passes: Result<Vec<Pass>, VaultError> = found
+            .stretches
+            .iter()
+            .map(|stretch| {
+                let mut must_move = SectorSet::new();
+                for segment in &stretch.segments {
+                    let (disk, size) = (self.vault_disk, self.source.size);
+                    for extent in read_index(self.job.vault, disk, size, segment)?.extents {
+                        must_move.insert(extent.range);
+                    }
+                }
+                // I7: what the vault has is what had to move then.
+                if must_move.digest() == stretch.digest {
+                    return Ok(Pass { must_move, segments: stretch.segments.clone() });
+                }
+                Err(VaultError::Inconsistent {
+                    object: format!("a resync of disk {}", self.vault_disk),
+                    reason: "its segments hold other sectors than were shipped".into(),
+                })
+            })
+            .collect();
+        match passes {
+            Ok(passes) => Some((found, passes)),
+            Err(e) => {
+                tracing::warn!("disk {}: the resync begins anew: {e}", self.source.disk);
+                None
+            }
+        }
+    }
+}
+
+/// The disk's side of a comparison; what differs goes into the pipeline.
+struct Side<'a> {
+    file: &'a File,
+    size: ByteLen,
+    /// Where the backing held data, in order.
+    data: &'a Vec<SectorRange>,
+    feed: &'a Feed<'a>,
+    differs: &'a Mutex<SectorSet>,
+    compared: &'a AtomicU64,
+    report: &'a (dyn Fn(u64) + Sync),
+    stop: &'a AtomicBool,
+}
+
+impl Disk<CycleError> for Side<'_> {
+    fn read(&self, range: SectorRange, buffer: &mut [u8]) -> io::Result<()> {
+        let start = range.start.byte_offset().0;
+        let there = range.bytes().0.min(self.size.0 - start) as usize;
+        buffer[there..].fill(0);
+        self.file.read_exact_at(&mut buffer[..there], start)
+    }
+
+    fn will_read(&self, range: SectorRange) {
+        let (start, len) = (range.start.byte_offset().0 as i64, range.bytes().0 as i64);
+        // Only makes it faster.
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        let _ = posix_fadvise(self.file, start, len, advice);
+    }
+
+    fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {
+        let first = self.data.partition_point(|run| run.end <= range.start);
+        let inside = self.data[first..].iter().take_while(|run| run.start < range.end);
+        inside.map(|run| run.intersect(range)).collect()
+    }
+
+    fn differs(&self, range: SectorRange, bytes: &[u8]) -> Result<(), CycleError> {
+        let mut chunk = self.feed.chunk()?;
+        chunk.push(range, bytes);
+        self.differs.lock().unwrap_or_else(PoisonError::into_inner).insert(range);
+        self.feed.send(chunk)
+    }
+
+    fn compared(&self, sectors: u64) -> Result<(), CycleError> {
+        let all = self.compared.fetch_add(sectors, Ordering::Relaxed) + sectors;
+        (self.report)(all);
+        if self.stop.load(Ordering::Relaxed) { Err(CycleError::Stopped) } else { Ok(()) }
+    }
+}

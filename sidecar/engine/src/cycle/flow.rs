@@ -1,0 +1,175 @@
+//! Which way the data flows: whether what a cycle ships may follow the vault's newest point.
+//!
+//! Both sides must prove that they belong together. A point's identity is random and known only to
+//! the vault and to the disk that made it, so the proof is that the vault's newest point is the one
+//! that the disk counts from, or the one that it was about to commit when its sidecar died. Nothing
+//! else proves it: not names, not sizes, not clocks, not cycle numbers. A disk that came back from a
+//! backup counts from an older point; a delta of it on the newest one would be a disk that never
+//! was, and a resync would put the older data over the newer. Then a person must say which side is
+//! right, in plain words.
+
+use backstay_format::control::DriverStatus;
+use backstay_vault::Manifest;
+
+use super::resync::Request;
+use crate::error::CycleError;
+
+/// What a cycle has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Ship the whole disk: the vault has nothing of it.
+    Initial,
+    /// Ship what changed since the newest point.
+    Delta,
+    /// Compare with the newest point, ship what differs.
+    Resync {
+        /// Read the vault's data instead of relying on its checksums.
+        deep: bool,
+    },
+    /// Ship the whole disk, although the vault has points of it.
+    Full,
+}
+
+/// Decides.
+///
+/// # Errors
+/// [`CycleError::WhichSide`] if nothing proves that the disk is the newer side.
+pub fn flow(
+    status: &DriverStatus,
+    newest: Option<&Manifest>,
+    adopted: bool,
+    asked: Option<&Request>,
+) -> Result<Flow, CycleError> {
+    let Some(newest) = newest else { return Ok(Flow::Initial) };
+    let is_newest = |point: Option<backstay_format::superblock::Base>| {
+        point.is_some_and(|p| (p.cycle, p.point) == (newest.cycle, newest.point))
+    };
+    let proven = !adopted && (is_newest(status.base) || is_newest(status.announced));
+    let told = asked.is_some_and(|asked| asked.disk_is_right == Some(newest.point));
+    if !proven && !told {
+        return Err(CycleError::WhichSide {
+            name: status.name.to_string(),
+            newest: newest.cycle,
+            cut_unix_ns: newest.cut_unix_ns,
+            known: status.base.map(|base| base.cycle),
+        });
+    }
+    let (deep, full) = asked.map_or((false, false), |asked| (asked.deep, asked.full));
+    Ok(match (proven && asked.is_none(), status.resync) {
+        (true, None) => Flow::Delta,
+        _ if full || newest.size != status.size => Flow::Full,
+        _ => Flow::Resync { deep },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_format::control::{Counters, FoundState};
+    use backstay_format::superblock::{Base, Resync};
+    use backstay_format::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Term};
+    use backstay_vault::{Consistency, CycleKind};
+
+    const DISK: [u8; 16] = [1; 16];
+
+    fn base(cycle: u64) -> Base {
+        let disk = DiskId::from_bytes(DISK);
+        let point = PointId::from_bytes([cycle as u8; 16]);
+        Base { vault_disk: disk, cycle: CycleNo(cycle), point }
+    }
+
+    fn status(at: Option<Base>, announced: Option<Base>, resync: Option<Resync>) -> DriverStatus {
+        DriverStatus {
+            name: "db".parse().unwrap(),
+            disk: DiskId::from_bytes(DISK),
+            pid: 1,
+            backing: "/b".into(),
+            served: "/s".into(),
+            size: ByteLen(1 << 20),
+            found: FoundState::Clean,
+            started_unix_ns: 0,
+            engine: "buffered".into(),
+            epoch: EpochNo(1),
+            open_cut: None,
+            lease: None,
+            base: at,
+            announced,
+            resync,
+            resync_no: 0,
+            lost_point_in_time: None,
+            dirty_sectors: 0,
+            change_log_limit: ByteLen(0),
+            change_log_used: ByteLen(0),
+            counters: Counters::default(),
+            warning: None,
+        }
+    }
+
+    fn point(cycle: u64) -> Manifest {
+        Manifest {
+            disk: DiskId::from_bytes(DISK),
+            size: ByteLen(1 << 20),
+            point: base(cycle).point,
+            cycle: CycleNo(cycle),
+            term: Term(1),
+            predecessor: None,
+            kind: CycleKind::Delta,
+            consistency: Consistency::Crash,
+            cut_unix_ns: 0,
+            committed_unix_ns: 0,
+            written: ByteLen(0),
+            moved_sectors: 0,
+            moved_digest: [0; 32],
+            segments: vec![],
+        }
+    }
+
+    fn asked(point: Option<u64>) -> Request {
+        Request {
+            disk_is_right: point.map(|cycle| base(cycle).point),
+            deep: true,
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn a_proven_disk_flows_by_itself() {
+        let go = |status, newest: u64| flow(&status, Some(&point(newest)), false, None).unwrap();
+        assert_eq!(flow(&status(None, None, None), None, false, None).unwrap(), Flow::Initial);
+        assert_eq!(go(status(Some(base(5)), None, None), 5), Flow::Delta);
+        assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 5), Flow::Delta);
+        assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 6), Flow::Delta);
+        let damaged = Some(Resync::ChangeLogDamaged);
+        assert_eq!(go(status(Some(base(5)), None, damaged), 5), Flow::Resync { deep: false });
+    }
+
+    #[test]
+    fn everything_else_needs_a_word() {
+        let odd = Base { point: PointId::from_bytes([99; 16]), ..base(5) };
+        for (at, announced) in
+            [(None, None), (Some(base(4)), None), (Some(base(7)), None), (Some(odd), Some(base(4)))]
+        {
+            for resync in [None, Some(Resync::NeverShipped)] {
+                let disk = status(at, announced, resync);
+                for ask in [None, Some(asked(None)), Some(asked(Some(4)))] {
+                    let refused = flow(&disk, Some(&point(5)), false, ask.as_ref());
+                    assert!(matches!(refused, Err(CycleError::WhichSide { .. })), "{at:?}");
+                }
+                let told = flow(&disk, Some(&point(5)), false, Some(&asked(Some(5))));
+                assert_eq!(told.unwrap(), Flow::Resync { deep: true });
+            }
+        }
+        // A disk found by its name alone proves nothing.
+        let disk = status(Some(base(5)), None, None);
+        assert!(flow(&disk, Some(&point(5)), true, None).is_err());
+    }
+
+    #[test]
+    fn another_size_cannot_be_compared() {
+        let disk = DriverStatus {
+            size: ByteLen(2 << 20),
+            ..status(Some(base(5)), None, Some(Resync::BackingChanged))
+        };
+        assert_eq!(flow(&disk, Some(&point(5)), false, None).unwrap(), Flow::Full);
+    }
+}

@@ -1,0 +1,384 @@
+//! Jobs: what the sidecar and people's commands do that takes long enough to be watched.
+//!
+//! One small JSON file a job in `<state>/.jobs/`, replaced as a whole. Initial copies, resyncs and
+//! on-demand cycles are jobs from their beginning; a delta becomes one when it takes longer than a
+//! second, or fails: with cycles every second the rest would only be noise. A job whose process
+//! is gone without an end is shown, and written down by the next sidecar, as interrupted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use backstay_format::{CycleNo, DiskName};
+use serde::{Deserialize, Serialize};
+
+use crate::schedule::Work;
+
+/// Ended jobs that are kept.
+const KEPT: usize = 500;
+/// How often a running job's progress is written down.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+
+/// A job, as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number on this host.
+    pub id: u64,
+    /// The disk.
+    pub disk: DiskName,
+    /// What it does.
+    pub work: Work,
+    /// How it is.
+    pub state: JobState,
+    /// What it is doing.
+    pub stage: String,
+    /// Bytes done in this stage.
+    pub done_bytes: u64,
+    /// Bytes of this stage in all.
+    pub all_bytes: u64,
+    /// When it began, nanoseconds since 1970.
+    pub began_unix_ns: u64,
+    /// When this stage began.
+    pub stage_began_unix_ns: u64,
+    /// When it was last heard of, or ended.
+    pub updated_unix_ns: u64,
+    /// The recovery point it made.
+    pub point: Option<CycleNo>,
+    /// What went wrong.
+    pub message: Option<String>,
+    /// The process that does it.
+    pub process: Process,
+}
+
+/// How a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// It runs.
+    Running,
+    /// It did what it was for.
+    Done,
+    /// It failed; its message says why.
+    Failed,
+    /// Its process ended without saying how it went.
+    Interrupted,
+}
+
+/// A process that cannot be mixed up with a later one of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in the kernel's ticks since the boot.
+    pub started_ticks: u64,
+}
+
+impl Process {
+    /// This process.
+    #[must_use]
+    pub fn me() -> Self {
+        let pid = std::process::id();
+        Self { pid, started_ticks: started(pid).unwrap_or(0) }
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        started(self.pid) == Some(self.started_ticks)
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`; the name before it may hold anything, so count from its end.
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+impl Job {
+    /// How long it will still take, as far as its stage says.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let took = self.updated_unix_ns.saturating_sub(self.stage_began_unix_ns);
+        let left = self.all_bytes.saturating_sub(self.done_bytes);
+        (self.state == JobState::Running && self.done_bytes > 0).then(|| {
+            Duration::from_nanos(
+                (u128::from(took) * u128::from(left) / u128::from(self.done_bytes)) as u64,
+            )
+        })
+    }
+}
+
+/// The jobs of a host.
+#[derive(Debug, Clone)]
+pub struct JobBook {
+    dir: PathBuf,
+}
+
+impl JobBook {
+    /// The jobs below a state root.
+    #[must_use]
+    pub fn below(state_root: &Path) -> Self {
+        Self { dir: state_root.join(".jobs") }
+    }
+
+    /// All jobs, newest first. One whose process is gone is interrupted, whatever it says.
+    #[must_use]
+    pub fn list(&self) -> Vec<Job> {
+        let mut jobs: Vec<Job> = self
+            .numbers()
+            .into_iter()
+            .filter_map(|id| serde_json::from_slice(&fs::read(self.path(id)).ok()?).ok())
+            .map(|mut job: Job| {
+                if job.state == JobState::Running && !job.process.is_alive() {
+                    job.state = JobState::Interrupted;
+                }
+                job
+            })
+            .collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
+        jobs
+    }
+
+    /// Writes down which jobs were interrupted, and forgets the oldest that ended.
+    pub fn tidy(&self) {
+        let mut ended = 0;
+        for job in self.list() {
+            if job.state == JobState::Interrupted {
+                self.write(&job);
+            }
+            ended += usize::from(job.state != JobState::Running);
+            if ended > KEPT {
+                let _ = fs::remove_file(self.path(job.id));
+            }
+        }
+    }
+
+    /// A job that begins now.
+    #[must_use]
+    pub fn begin(&self, disk: &DiskName, work: Work) -> JobHandle<'_> {
+        let now = now_unix_ns();
+        let job = Job {
+            id: 0,
+            disk: disk.clone(),
+            work,
+            state: JobState::Running,
+            stage: String::new(),
+            done_bytes: 0,
+            all_bytes: 0,
+            began_unix_ns: now,
+            stage_began_unix_ns: now,
+            updated_unix_ns: now,
+            point: None,
+            message: None,
+            process: Process::me(),
+        };
+        let handle = JobHandle {
+            book: self,
+            began: Instant::now(),
+            state: Mutex::new(Watched { job, written: None }),
+        };
+        if work != Work::Delta {
+            let mut state = handle.state();
+            handle.write(&mut state);
+            drop(state);
+        }
+        handle
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return vec![] };
+        let number = |entry: fs::DirEntry| {
+            entry.file_name().to_str()?.strip_suffix(".json")?.parse::<u64>().ok()
+        };
+        entries.flatten().filter_map(number).collect()
+    }
+
+    fn path(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
+    /// Takes the next free number.
+    fn take_number(&self) -> io::Result<u64> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let mut id = self.numbers().into_iter().max().unwrap_or(0) + 1;
+        loop {
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(id)) {
+                Ok(_) => return Ok(id),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => id += 1,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Only for people to see: what cannot be written is not worth failing for.
+    fn write(&self, job: &Job) {
+        let new = self.dir.join(format!("{}.{}", job.id, job.process.pid));
+        let written = serde_json::to_vec(job).map_err(io::Error::other).and_then(|text| {
+            let mut file: File = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&text)?;
+            fs::rename(&new, self.path(job.id))
+        });
+        if let Err(e) = written {
+            tracing::warn!("job {} in {}: {e}", job.id, self.dir.display());
+        }
+    }
+}
+
+/// A running job.
+#[derive(Debug)]
+pub struct JobHandle<'a> {
+    book: &'a JobBook,
+    began: Instant,
+    state: Mutex<Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    job: Job,
+    written: Option<Instant>,
+}
+
+impl JobHandle<'_> {
+    /// Notes how far it is.
+    pub fn progress(&self, stage: &str, done_bytes: u64, all_bytes: u64) {
+        let mut state = self.state();
+        let job = &mut state.job;
+        let now = now_unix_ns();
+        let new_stage = job.stage != stage;
+        if new_stage {
+            (job.stage, job.stage_began_unix_ns) = (stage.into(), now);
+        }
+        (job.done_bytes, job.all_bytes, job.updated_unix_ns) = (done_bytes, all_bytes, now);
+        let since = state.written.unwrap_or(self.began).elapsed();
+        if since >= WRITE_EVERY || (new_stage && state.written.is_some()) {
+            self.write(&mut state);
+        }
+    }
+
+    /// Notes how it ended; its number, if it has one.
+    pub fn end(self, result: Result<CycleNo, String>) -> Option<u64> {
+        let mut state = self.state();
+        state.job.updated_unix_ns = now_unix_ns();
+        let failed = result.is_err();
+        match result {
+            Ok(point) => (state.job.state, state.job.point) = (JobState::Done, Some(point)),
+            Err(message) => {
+                (state.job.state, state.job.message) = (JobState::Failed, Some(message));
+            }
+        }
+        if failed || state.written.is_some() {
+            self.write(&mut state);
+        }
+        (state.job.id != 0).then_some(state.job.id)
+    }
+
+    fn write(&self, state: &mut Watched) {
+        if state.job.id == 0 {
+            match self.book.take_number() {
+                Ok(id) => state.job.id = id,
+                Err(e) => {
+                    tracing::warn!("jobs in {}: {e}", self.book.dir.display());
+                    return;
+                }
+            }
+        }
+        state.written = Some(Instant::now());
+        self.book.write(&state.job);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> DiskName {
+        "db".parse().unwrap()
+    }
+
+    #[test]
+    fn long_work_is_a_job_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        let job = book.begin(&name(), Work::Initial);
+        job.progress("whole disk", 10, 100);
+        let seen = book.list().remove(0);
+        assert_eq!((seen.id, seen.state, seen.work), (1, JobState::Running, Work::Initial));
+        job.end(Ok(CycleNo(4)));
+        let seen = book.list().remove(0);
+        assert_eq!(
+            (seen.state, seen.point, seen.done_bytes),
+            (JobState::Done, Some(CycleNo(4)), 10)
+        );
+        assert_eq!(book.begin(&name(), Work::Resync).end(Err("no".into())), Some(2));
+        assert_eq!(book.list()[0].message.as_deref(), Some("no"));
+    }
+
+    #[test]
+    fn short_deltas_are_none_unless_they_fail() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        let job = book.begin(&name(), Work::Delta);
+        job.progress("changes", 1, 2);
+        assert_eq!(job.end(Ok(CycleNo(1))), None);
+        assert!(book.list().is_empty());
+        book.begin(&name(), Work::Delta).end(Err("full".into()));
+        assert_eq!(book.list().len(), 1);
+    }
+
+    #[test]
+    fn a_job_whose_process_is_gone_was_interrupted() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        let job = book.begin(&name(), Work::Initial);
+        // Another process had our number before.
+        job.state().job.process.started_ticks += 1;
+        let mut state = job.state();
+        job.write(&mut state);
+        assert_eq!(book.list()[0].state, JobState::Interrupted);
+        book.tidy();
+        let text = fs::read_to_string(book.path(1)).unwrap();
+        assert!(text.contains("interrupted"), "{text}");
+        assert!(Process::me().is_alive());
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        for _ in 0..KEPT + 20 {
+            book.begin(&name(), Work::Initial).end(Ok(CycleNo(1)));
+        }
+        book.tidy();
+        let jobs = book.list();
+        assert_eq!((jobs.len(), jobs[0].id), (KEPT, KEPT as u64 + 20));
+    }
+
+    #[test]
+    fn what_is_left_follows_from_what_was_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        let handle = book.begin(&name(), Work::Initial);
+        let mut job = handle.state().job.clone();
+        (job.done_bytes, job.all_bytes) = (25, 100);
+        job.updated_unix_ns = job.stage_began_unix_ns + 10_000_000_000;
+        assert_eq!(job.left(), Some(Duration::from_secs(30)));
+        job.done_bytes = 0;
+        assert_eq!(job.left(), None);
+    }
+}

@@ -1,0 +1,268 @@
+//! What must hold before a disk is protected (R-16): looked at first, and each thing explained.
+
+use std::fmt::Display;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use backstay_driver::backing::{self, Engine};
+use backstay_driver::paths::Roots;
+use backstay_format::{ByteLen, DiskName};
+use backstay_track::Backing;
+use backstay_vault::{Vault, VaultError};
+use nix::sys::statvfs::statvfs;
+use serde::Serialize;
+
+/// The oldest kernel: the first long-term one with all that is used (io_uring with registered files,
+/// FUSE with parallel direct writes).
+const KERNEL_MIN: (u32, u32) = (6, 1);
+/// No clock before this is right: 2026-01-01.
+const CLOCK_MIN: Duration = Duration::from_secs(1_767_225_600);
+/// Least room for a disk's state besides preserved blocks.
+const STATE_MIN: u64 = 64 << 20;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What.
+    pub what: &'static str,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found, and what to do if it is not good.
+    pub found: String,
+}
+
+/// How a thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It will work, and should be looked at.
+    Warning,
+    /// It will not work.
+    Failed,
+}
+
+/// Looks at everything; nothing is changed but that a vault which is not there is made.
+#[must_use]
+pub fn check(
+    roots: &Roots,
+    name: &DiskName,
+    disk: &Path,
+    vault: &str,
+    change_log_limit: Option<ByteLen>,
+) -> Vec<Check> {
+    let size = backing_size(disk);
+    let log = change_log_limit.unwrap_or(ByteLen(size.unwrap_or_default() / 2));
+    vec![
+        looked("rights", rights()),
+        looked("kernel", kernel()),
+        looked("/dev/fuse", fuse()),
+        looked("backing", usable(disk)),
+        looked("name", free_name(roots, name, disk)),
+        looked("change log", room_for_log(&roots.state, log)),
+        looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
+        looked("vault", writable_vault(vault)),
+        looked("clock", clock()),
+    ]
+    .into_iter()
+    .map(|(what, found)| match found {
+        Found::Good(found) => Check { what, verdict: Verdict::Ok, found },
+        Found::Odd(found) => Check { what, verdict: Verdict::Warning, found },
+        Found::Bad(found) => Check { what, verdict: Verdict::Failed, found },
+    })
+    .collect()
+}
+
+enum Found {
+    Good(String),
+    Odd(String),
+    Bad(String),
+}
+use Found::{Bad, Good, Odd};
+
+/// A thing that could not even be looked at is bad.
+fn looked(what: &'static str, found: Result<Found, impl Display>) -> (&'static str, Found) {
+    (what, found.unwrap_or_else(|e| Bad(e.to_string())))
+}
+
+fn rights() -> Result<Found, std::io::Error> {
+    Ok(if nix::unistd::geteuid().is_root() {
+        Good("root".into())
+    } else {
+        Bad("not root: mounting and attaching need it; use sudo".into())
+    })
+}
+
+fn kernel() -> Result<Found, nix::errno::Errno> {
+    let name = nix::sys::utsname::uname()?;
+    let release = name.release().to_string_lossy().into_owned();
+    Ok(match version(&release) {
+        Some(found) if found >= KERNEL_MIN => Good(release),
+        Some(_) => {
+            let (major, minor) = KERNEL_MIN;
+            Bad(format!("{release} is too old: {major}.{minor} or newer is needed"))
+        }
+        None => Odd(format!("{release}: not a version that can be read")),
+    })
+}
+
+/// Major and minor of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn fuse() -> Result<Found, String> {
+    let path = "/dev/fuse";
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Ok(Good("can be opened".into())),
+        Err(e) => Err(format!("{path}: {e}; load the module: modprobe fuse")),
+    }
+}
+
+fn backing_size(path: &Path) -> Option<u64> {
+    let mut file = fs::File::open(path).ok()?;
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).ok()
+}
+
+fn usable(path: &Path) -> Result<Found, String> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().any(|line| line.split_whitespace().next() == path.to_str()) {
+        return Ok(Bad(format!("{} is swap space; swapoff it first", path.display())));
+    }
+    // Opened as a driver would, and closed again.
+    let opened = backing::open(path, Engine::default()).map_err(|e| e.to_string())?;
+    Ok(match opened.size().0 {
+        0 => Bad(format!("{} is empty: a disk has a size", path.display())),
+        size => Good(format!("{} ({size} bytes) is nobody else's", path.display())),
+    })
+}
+
+fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::io::Error> {
+    let paths = roots.disk(name);
+    if backstay_driver::control::ControlClient::connect(&paths.control_socket()).is_ok() {
+        return Ok(Bad(format!(
+            "a disk {name} is served already; unprotect it, or use another name"
+        )));
+    }
+    let before = crate::protection::Protection::load(&paths.state);
+    Ok(match before {
+        Some(before) if before.backing != disk => Bad(format!(
+            "{name} is the name of the disk on {}; use another one",
+            before.backing.display()
+        )),
+        _ if paths.state.join("super").exists() => {
+            Odd(format!("{name} was served before: its state is used again"))
+        }
+        _ => Good(format!("{name} is free")),
+    })
+}
+
+/// The nearest folder that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"))
+}
+
+fn room(path: &Path) -> Result<u64, nix::errno::Errno> {
+    let fs = statvfs(existing(path))?;
+    Ok(fs.blocks_available() * fs.fragment_size())
+}
+
+fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::errno::Errno> {
+    let (room, at) = (room(state)?, state.display());
+    let (have, want) = (size(room), size(limit.0));
+    Ok(if room < STATE_MIN {
+        Bad(format!("{have} free in {at}: {} are needed at least", size(STATE_MIN)))
+    } else if room < limit.0 {
+        Odd(format!(
+            "{have} free in {at}, the change log may take {want}: when it is full, a cycle loses its \
+             point in time. Set --change-log-limit or make room"
+        ))
+    } else {
+        Good(format!("{have} free in {at}, {want} may be needed"))
+    })
+}
+
+fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::errno::Errno> {
+    let (room, at) = (room(runtime)?, runtime.display());
+    // One bit a sector; during a cycle there are up to five such maps.
+    let most = disk / 4096 * 5;
+    let (have, want) = (size(room), size(most));
+    Ok(if room < most {
+        Odd(format!(
+            "{have} free in {at}, {want} if the whole disk is written during a cycle: without room \
+             the disk is resynced"
+        ))
+    } else {
+        Good(format!("{have} free in {at}, {want} at most"))
+    })
+}
+
+fn writable_vault(url: &str) -> Result<Found, VaultError> {
+    let vault = Vault::create_or_open(url)?;
+    vault.probe()?;
+    Ok(Good(format!("{url} can be written and read back")))
+}
+
+fn clock() -> Result<Found, std::io::Error> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if now < CLOCK_MIN {
+        return Ok(Bad("the clock is years behind: points would carry wrong times; set it".into()));
+    }
+    Ok(if is_synchronised() {
+        Good("synchronised".into())
+    } else {
+        Odd("the kernel does not know it as synchronised; points carry its time. Run an NTP client"
+            .into())
+    })
+}
+
+/// Whether the kernel's clock is kept right by somebody.
+fn is_synchronised() -> bool {
+    // SAFETY: all-zero bytes are a valid timex: it is numbers only.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a timex of ours; with no modes set nothing is changed.
+    let state = unsafe { libc::adjtimex(&raw mut clock) };
+    state >= 0 && state != libc::TIME_ERROR
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).display().iec().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_kernels() {
+        assert_eq!(version("6.18.44-cloud"), Some((6, 18)));
+        assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
+        assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn each_failure_is_explained() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::new(Some(dir.path().join("s")), Some(dir.path().join("r")));
+        let name: DiskName = "d".parse().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let found = |disk: &Path, vault: &str| {
+            let all = check(&roots, &name, disk, vault, None);
+            let failed = all.into_iter().filter(|c| c.verdict == Verdict::Failed);
+            failed.map(|c| (c.what, c.found)).collect::<Vec<_>>()
+        };
+        let url = dir.path().join("v");
+        let missing = found(&dir.path().join("none"), url.to_str().unwrap());
+        assert!(missing.iter().any(|(what, _)| *what == "backing"), "{missing:?}");
+        let empty = found(&file, url.to_str().unwrap());
+        assert!(empty.iter().any(|(what, why)| *what == "backing" && why.contains("empty")));
+        let vault = found(&file, "ftp://nowhere");
+        assert!(vault.iter().any(|(what, _)| *what == "vault"), "{vault:?}");
+        let file_as_vault = found(&file, file.join("x").to_str().unwrap());
+        assert!(file_as_vault.iter().any(|(what, _)| *what == "vault"), "{file_as_vault:?}");
+    }
+}

@@ -1,0 +1,116 @@
+//! One cycle of the service, on a thread of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use backstay_driver::control::ClientError;
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use crossbeam_channel::Sender;
+
+use crate::config::Config;
+use crate::cycle::{CycleJob, CycleReport, run};
+use crate::error::CycleError;
+use crate::hooks::Hooks;
+use crate::jobs::JobBook;
+use crate::phase::Event;
+use crate::record::Record;
+use crate::schedule::{Outcome, Work};
+use crate::throttle::Throttle;
+use crate::upkeep;
+
+/// A cycle that ended.
+pub(super) struct Ended {
+    pub name: DiskName,
+    pub outcome: Outcome,
+}
+
+/// A cycle to be run.
+pub(super) struct Cycle {
+    pub config: Arc<Config>,
+    pub throttle: Arc<Throttle>,
+    pub roots: Roots,
+    pub jobs: JobBook,
+    pub name: DiskName,
+    pub work: Work,
+    pub stop: Arc<AtomicBool>,
+    pub ended: Sender<Ended>,
+}
+
+impl Cycle {
+    /// Runs it and says how it ended. One that panics must not take its disk out of the schedule for
+    /// ever; the driver folds back when the connection ends, so it is as safe as any other failure.
+    pub fn run(self) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.cycle()))
+            .unwrap_or(Err(CycleError::Broken("a thread panicked")));
+        let outcome = self.note(&result);
+        let _ = self.ended.send(Ended { name: self.name, outcome });
+    }
+
+    fn cycle(&self) -> Result<CycleReport, CycleError> {
+        let paths = self.roots.disk(&self.name);
+        let vault = Record::load(&paths.state).open_vault(self.config.vault_of(&self.name))?;
+        let job = self.jobs.begin(&self.name, self.work);
+        let result = run(&CycleJob {
+            socket: &paths.control_socket(),
+            state: &paths.state,
+            vault: &vault,
+            ship: &self.config.ship,
+            throttle: &self.throttle,
+            hooks: Hooks::of(&self.config, &self.roots, &self.name).as_ref(),
+            progress: &|stage, done, all| job.progress(stage.name(), done, all),
+            stop: &self.stop,
+        });
+        match &result {
+            Ok(report) => drop(job.end(Ok(report.cycle))),
+            Err(e) => drop(job.end(Err(e.to_string()))),
+        }
+        result
+    }
+
+    fn note(&self, result: &Result<CycleReport, CycleError>) -> Outcome {
+        let (name, state) = (&self.name, self.roots.disk(&self.name).state);
+        let mut record = Record::load(&state);
+        let ended = Event::Ended { has_points: record.last.is_some() };
+        match result {
+            // Neither is the disk's trouble: it was unmounted, or we were told to stop, or a person
+            // runs a cycle by hand.
+            Err(e) if is_nobodys_fault(e) => {
+                record.happened(ended);
+                record.show(&state);
+                return Outcome::Passed;
+            }
+            Ok(report) => {
+                record.happened(Event::Committed);
+                tracing::info!(
+                    "disk {name}: recovery point {} ({} bytes moved, {} stored, {:?})",
+                    report.cycle,
+                    report.moved,
+                    report.stored,
+                    report.duration
+                );
+                if let Some(warning) = &report.warning {
+                    tracing::warn!("disk {name}: recovery point {}: {warning}", report.cycle);
+                }
+            }
+            Err(e) => {
+                record.happened(ended);
+                tracing::error!("disk {name}: {e}");
+            }
+        }
+        record.note(result, self.config.vault_of(name), &state);
+        match result {
+            Ok(_) => {
+                upkeep::after_cycle(&self.config, name, self.config.vault_of(name));
+                Outcome::Done
+            }
+            Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },
+        }
+    }
+}
+
+fn is_nobodys_fault(error: &CycleError) -> bool {
+    error.is_busy()
+        || matches!(error, CycleError::Stopped | CycleError::Driver(ClientError::NotRunning { .. }))
+}

@@ -1,0 +1,109 @@
+//! Upkeep of vaults after cycles: retention, merging, collection.
+//!
+//! One thread does it for all disks, beside their cycles and never in their way: maintenance is safe
+//! beside anything. It is never waited for; when the process ends it is cut off wherever it is,
+//! which is as good as a kill, and that is safe too.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use backstay_format::{DiskId, DiskName};
+use backstay_vault::retain::{Policy, Report, maintain};
+use backstay_vault::{Vault, VaultError};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::config::Config;
+
+/// From one upkeep of a disk to the next, at least.
+const EVERY: Duration = Duration::from_secs(60);
+/// Disks that may wait for theirs; one more is told at its next cycle.
+const WAITING_MAX: usize = 4096;
+
+/// A disk that made a point.
+struct Due {
+    name: DiskName,
+    url: String,
+    policy: Policy,
+}
+
+/// How a disk is maintained.
+#[must_use]
+pub fn policy(config: &Config, name: &DiskName, thorough: bool) -> Policy {
+    Policy {
+        keep: config.keep_of(name).cloned(),
+        thorough,
+        segment_bytes: config.ship.segment_size.as_u64(),
+        zstd_level: config.ship.zstd_level,
+    }
+}
+
+/// Tells that a disk made a point: its vault is looked after soon, at most once a minute.
+pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
+    static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
+    static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
+    let Some(worker) = WORKER.get_or_init(start) else { return };
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.get(name).is_some_and(|at| at.elapsed() < EVERY) {
+        return;
+    }
+    let policy = policy(config, name, false);
+    if worker.try_send(Due { name: name.clone(), url: url.into(), policy }).is_ok() {
+        last.insert(name.clone(), Instant::now());
+    }
+}
+
+fn start() -> Option<Sender<Due>> {
+    let (worker, jobs) = bounded(WAITING_MAX);
+    match thread::Builder::new().name("upkeep".into()).spawn(move || work(&jobs)) {
+        Ok(_) => Some(worker),
+        Err(e) => {
+            tracing::error!("points are not thinned out and segments not merged: {e}");
+            None
+        }
+    }
+}
+
+fn work(jobs: &Receiver<Due>) {
+    // Finding a disk by its name reads every disk's record.
+    let mut known: BTreeMap<(String, DiskName), DiskId> = BTreeMap::new();
+    for Due { name, url, policy } in jobs {
+        let key = (url, name);
+        let done = Vault::open(&key.0).and_then(|vault| {
+            let disk = match known.get(&key) {
+                Some(&disk) => disk,
+                None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
+            };
+            maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
+        });
+        tell(&key.1, &done);
+    }
+}
+
+fn tell(name: &DiskName, done: &Result<Report, VaultError>) {
+    match done {
+        Ok(report) if report.retired.deleted + report.merged.replaced == 0 => {
+            tracing::debug!("disk {name}: nothing to retire or merge");
+        }
+        Ok(Report { retired, merged, collected }) => tracing::info!(
+            "disk {name}: {} recovery points retired, {} kept; {} segments merged into {}; {} \
+             segments deleted ({} bytes)",
+            retired.retired.len(),
+            retired.kept,
+            merged.replaced,
+            merged.segments,
+            collected.deleted,
+            collected.deleted_bytes
+        ),
+        Err(e) => tracing::error!(
+            "disk {name}: looking after its vault: {e}. Cycles go on; run backstay prune {name} to \
+             see whether this lasts"
+        ),
+    }
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}

@@ -1,0 +1,164 @@
+//! A hold: points that must not be deleted, who says so, and until when.
+
+use std::fmt;
+use std::str::FromStr;
+
+use backstay_format::{CycleNo, FormatError};
+use serde::{Deserialize, Serialize};
+
+use super::document::Document;
+
+/// The name of a hold: 1 to 64 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HoldName(String);
+
+impl HoldName {
+    /// Longest name, in bytes.
+    pub const LEN_MAX: usize = 64;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HoldName {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let fine = text.len() <= Self::LEN_MAX
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(good);
+        if fine {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(FormatError::Text {
+            what: "name of a hold",
+            reason: format!(
+                "{text:?} is not one: use 1 to 64 letters, digits, '.', '_' or '-', starting with \
+                 a letter or digit"
+            ),
+        })
+    }
+}
+
+impl TryFrom<String> for HoldName {
+    type Error = FormatError;
+    fn try_from(text: String) -> Result<Self, FormatError> {
+        text.parse()
+    }
+}
+
+impl From<HoldName> for String {
+    fn from(name: HoldName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for HoldName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What holds points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldKind {
+    /// A person.
+    Pin,
+    /// A point that is mounted.
+    Mount,
+    /// A replica that follows the points.
+    Replica,
+    /// A failover that runs from a point.
+    Failover,
+    /// A resync that compares with a point.
+    Resync,
+    /// A restore or verification.
+    Read,
+}
+
+impl fmt::Display for HoldKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pin => "pin",
+            Self::Mount => "mount",
+            Self::Replica => "replica",
+            Self::Failover => "failover",
+            Self::Resync => "resync",
+            Self::Read => "read",
+        })
+    }
+}
+
+/// `disks/<id>/holds/<version>-<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRecord {
+    /// Its name, unique on its disk.
+    pub name: HoldName,
+    /// Which version of it this is, from 1.
+    pub version: u64,
+    /// What holds.
+    pub kind: HoldKind,
+    /// Who: host, process, user. For people.
+    pub holder: String,
+    /// Why. For people.
+    pub reason: String,
+    /// The first cycle whose point is held.
+    pub first_cycle: CycleNo,
+    /// The last one.
+    pub last_cycle: CycleNo,
+    /// When this version was put, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+    /// When it ends unless it is renewed, nanoseconds since 1970; `None`: never.
+    pub until_unix_ns: Option<u64>,
+}
+
+impl Document for HoldRecord {
+    const FORMAT: &'static str = "backstay-hold";
+}
+
+impl HoldRecord {
+    /// Whether it covers the point of a cycle.
+    #[must_use]
+    pub fn covers(&self, cycle: CycleNo) -> bool {
+        (self.first_cycle..=self.last_cycle).contains(&cycle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::document::{decode, encode};
+
+    #[test]
+    fn round_trip_and_golden() {
+        let record = HoldRecord {
+            name: "before-upgrade".parse().unwrap(),
+            version: 2,
+            kind: HoldKind::Pin,
+            holder: "root on db-host".into(),
+            reason: "until the upgrade is proven".into(),
+            first_cycle: CycleNo(17),
+            last_cycle: CycleNo(17),
+            since_unix_ns: 1_700_000_000_000_000_000,
+            until_unix_ns: None,
+        };
+        let bytes = encode(&record).unwrap();
+        assert_eq!(decode::<HoldRecord>(&bytes).unwrap(), record);
+        assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/hold.json"));
+        assert!(record.covers(CycleNo(17)) && !record.covers(CycleNo(18)));
+    }
+
+    #[test]
+    fn names_cannot_leave_their_folder() {
+        for bad in ["", ".", "..", "a/b", "-x", ".x", "a b", "ü", &"x".repeat(65)] {
+            assert!(bad.parse::<HoldName>().is_err(), "{bad:?}");
+        }
+        assert!("pin-17".parse::<HoldName>().is_ok());
+    }
+}

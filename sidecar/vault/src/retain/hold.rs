@@ -1,0 +1,248 @@
+//! Pins and holds: points that must not be deleted.
+//!
+//! A hold is a small object with a name. Whoever was killed finds its hold again by that name and
+//! renews it. First the hold is put, then its taker looks whether the points are still there; that
+//! order, and the maintainer's (first retire, then look for holds), is what makes it safe.
+
+use backstay_format::{CycleNo, DiskId};
+
+use crate::error::VaultError;
+use crate::format::hold::{HoldKind, HoldName, HoldRecord};
+use crate::store::{Vault, now_unix_ns};
+
+/// How long maintainers wait after a hold's end, in nanoseconds: clocks of hosts may differ by this.
+pub const GRACE_NS: u64 = 15 * 60 * 1_000_000_000;
+/// Others that may renew the same hold at the same instant.
+const ROUNDS_MAX: usize = 8;
+
+/// What to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldRequest {
+    /// The hold's name. One that is there is renewed, or moved to these points.
+    pub name: HoldName,
+    /// What holds.
+    pub kind: HoldKind,
+    /// Who, for people.
+    pub holder: String,
+    /// Why, for people.
+    pub reason: String,
+    /// The first cycle whose point is held.
+    pub first_cycle: CycleNo,
+    /// The last one.
+    pub last_cycle: CycleNo,
+    /// When it ends unless it is renewed, nanoseconds since 1970; `None`: never.
+    pub until_unix_ns: Option<u64>,
+}
+
+fn prefix(disk: DiskId) -> String {
+    format!("disks/{disk}/holds")
+}
+
+fn key(disk: DiskId, version: u64, name: &HoldName) -> String {
+    format!("{}/{version:020}-{name}", prefix(disk))
+}
+
+/// Version and name of an object below `holds/`; `None` for what is not ours.
+fn parse(object: &str) -> Option<(u64, HoldName)> {
+    let (version, name) = object.split_once('-')?;
+    if version.len() != 20 || !version.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((version.parse().ok()?, name.parse().ok()?))
+}
+
+/// Those cycles that a hold covers.
+pub(super) fn covered(cycles: &[CycleNo], holds: &[HoldRecord]) -> Vec<CycleNo> {
+    let held = |cycle: &CycleNo| holds.iter().any(|hold| hold.covers(*cycle));
+    cycles.iter().copied().filter(held).collect()
+}
+
+impl HoldRecord {
+    /// Whether maintainers must heed it.
+    #[must_use]
+    pub fn is_live(&self, now_unix_ns: u64) -> bool {
+        self.until_unix_ns.is_none_or(|until| until.saturating_add(GRACE_NS) > now_unix_ns)
+    }
+}
+
+impl Vault {
+    /// Holds points: until the hold ends or is released, none of them is deleted. Returns the hold
+    /// and the cycles of the points it covers.
+    ///
+    /// # Errors
+    /// [`VaultError::Retired`] if retention was faster, [`VaultError::NotFound`] if there is no such
+    /// point, [`VaultError::HoldTaken`] if the name is somebody else's; or the vault cannot be
+    /// written. Nothing is held then that was not before.
+    pub fn hold(
+        &self,
+        disk: DiskId,
+        request: &HoldRequest,
+    ) -> Result<(HoldRecord, Vec<CycleNo>), VaultError> {
+        for _ in 0..ROUNDS_MAX {
+            let versions = self.versions_of(disk, &request.name)?;
+            let before = match versions.last() {
+                Some(&version) => match self.document(&key(disk, version, &request.name)) {
+                    Err(VaultError::NotFound { .. }) => None,
+                    record => Some(record?),
+                },
+                None => None,
+            };
+            before.as_ref().map_or(Ok(()), |before| fits(before, request))?;
+            let record = HoldRecord {
+                name: request.name.clone(),
+                version: versions.last().map_or(1, |version| version + 1),
+                kind: request.kind,
+                holder: request.holder.clone(),
+                reason: request.reason.clone(),
+                first_cycle: request.first_cycle,
+                last_cycle: request.last_cycle,
+                since_unix_ns: now_unix_ns(),
+                until_unix_ns: request.until_unix_ns,
+            };
+            let key_of = |version| key(disk, version, &request.name);
+            match self.put_document(&key_of(record.version), &record) {
+                Err(VaultError::Store {
+                    source: object_store::Error::AlreadyExists { .. },
+                    ..
+                }) => continue,
+                put => put?,
+            }
+            let points = self.covered_by(disk, &record, before.as_ref());
+            if !points.as_ref().is_ok_and(|points| !points.is_empty()) {
+                self.delete(&key_of(record.version))?;
+                self.settle(&key_of(record.version))?;
+            }
+            let points = points?;
+            if points.is_empty() {
+                let first = request.first_cycle;
+                let known = self.ledger(disk)?.is_some_and(|ledger| first <= ledger.horizon);
+                return Err(match known && first.0 > 0 {
+                    true => VaultError::Retired(first),
+                    false => VaultError::NotFound {
+                        object: format!("recovery point {first} of disk {disk}"),
+                    },
+                });
+            }
+            // The one before stays: a list that is made just now may see neither this nor that.
+            for old in versions.into_iter().filter(|&old| old + 1 < record.version) {
+                self.delete(&key_of(old))?;
+            }
+            return Ok((record, points));
+        }
+        Err(VaultError::Contended { disk })
+    }
+
+    /// Releases a hold; false if there was none.
+    ///
+    /// # Errors
+    /// If the vault cannot be written.
+    pub fn release(&self, disk: DiskId, name: &HoldName) -> Result<bool, VaultError> {
+        let versions = self.versions_of(disk, name)?;
+        for &version in &versions {
+            self.delete(&key(disk, version, name))?;
+        }
+        if let Some(&last) = versions.last() {
+            // A pin that came back after a power loss would keep its point for ever.
+            self.settle(&key(disk, last, name))?;
+        }
+        Ok(!versions.is_empty())
+    }
+
+    /// All holds on a disk, each in its newest version, by name.
+    ///
+    /// # Errors
+    /// If the vault cannot be read, or a hold is damaged.
+    pub fn holds(&self, disk: DiskId) -> Result<Vec<HoldRecord>, VaultError> {
+        let mut holds = self.hold_versions(disk)?;
+        holds.sort_by(|a, b| (&a.name, b.version).cmp(&(&b.name, a.version)));
+        holds.dedup_by(|later, first| later.name == first.name);
+        Ok(holds)
+    }
+
+    /// All versions of all holds: each of them holds. A damaged one is an error, for nobody knows
+    /// what it holds.
+    pub(crate) fn hold_versions(&self, disk: DiskId) -> Result<Vec<HoldRecord>, VaultError> {
+        let mut holds = vec![];
+        for (object, _) in self.listed(&prefix(disk))? {
+            let Some((version, name)) = parse(&object) else { continue };
+            let key = key(disk, version, &name);
+            let record: HoldRecord = match self.document(&key) {
+                // Released or renewed since it was listed.
+                Err(VaultError::NotFound { .. }) => continue,
+                record => record?,
+            };
+            if (&record.name, record.version) != (&name, version) {
+                let reason = format!("it is version {} of {}", record.version, record.name);
+                return Err(VaultError::Inconsistent { object: key, reason });
+            }
+            holds.push(record);
+        }
+        Ok(holds)
+    }
+
+    /// Deletes holds that ended so long ago that nobody can believe in them any more.
+    pub(super) fn delete_ended_holds(&self, disk: DiskId, now: u64) -> Result<u64, VaultError> {
+        let mut ended = 0;
+        for hold in self.hold_versions(disk)? {
+            if !hold.is_live(now) {
+                self.delete(&key(disk, hold.version, &hold.name))?;
+                ended += 1;
+            }
+        }
+        Ok(ended)
+    }
+
+    fn versions_of(&self, disk: DiskId, name: &HoldName) -> Result<Vec<u64>, VaultError> {
+        let objects = self.listed(&prefix(disk))?;
+        let ours =
+            |object: &str| parse(object).filter(|(_, of)| of == name).map(|(version, _)| version);
+        Ok(objects.iter().filter_map(|(object, _)| ours(object)).collect())
+    }
+
+    /// The points that a hold, which was put already, makes sure of: those that were not retired
+    /// when it was there, and those that its version before held without a break.
+    fn covered_by(
+        &self,
+        disk: DiskId,
+        hold: &HoldRecord,
+        before: Option<&HoldRecord>,
+    ) -> Result<Vec<CycleNo>, VaultError> {
+        use crate::format::ledger::Fate;
+        let objects = self.point_objects(disk)?;
+        let ledger = self.ledger(disk)?;
+        let unbroken =
+            before.filter(|before| before.until_unix_ns.is_none_or(|t| t > now_unix_ns()));
+        let sure = |cycle: &CycleNo| {
+            let Some(ledger) = ledger.as_ref().filter(|ledger| *cycle <= ledger.horizon) else {
+                return true;
+            };
+            match ledger.point(*cycle).map(|point| point.fate) {
+                Some(Fate::Kept) => true,
+                Some(Fate::Retired) => unbroken.is_some_and(|before| before.covers(*cycle)),
+                None => false,
+            }
+        };
+        Ok(objects.into_iter().filter(|c| hold.covers(*c)).filter(sure).collect())
+    }
+}
+
+/// A name is renewed by its own kind only, and a pin stays where it is.
+fn fits(before: &HoldRecord, request: &HoldRequest) -> Result<(), VaultError> {
+    let moved =
+        (before.first_cycle, before.last_cycle) != (request.first_cycle, request.last_cycle);
+    if before.kind == request.kind && !(moved && request.kind == HoldKind::Pin) {
+        return Ok(());
+    }
+    Err(VaultError::HoldTaken {
+        name: before.name.to_string(),
+        what: match before.first_cycle == before.last_cycle {
+            true => format!("a {} of point {}", before.kind, before.first_cycle),
+            false => {
+                format!(
+                    "a {} of points {} to {}",
+                    before.kind, before.first_cycle, before.last_cycle
+                )
+            }
+        },
+    })
+}

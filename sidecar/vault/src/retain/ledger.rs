@@ -1,0 +1,162 @@
+//! Reading the ledger, and advancing it: one revision at a time, each built on the one before.
+
+use backstay_format::{CycleNo, DiskId, PointId};
+
+use super::hold::covered;
+use crate::error::{In, VaultError};
+use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
+use crate::format::manifest::{Manifest, SegmentRef};
+use crate::store::{Vault, now_unix_ns};
+
+/// Revisions that may come while one is read; each takes a maintainer's round.
+const ROUNDS_MAX: usize = 16;
+
+/// What became of a revision that was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Advanced {
+    /// It was the highest when it was there.
+    Holds,
+    /// A higher one is there. Either that was so before, and ours was never seen by anybody; or
+    /// somebody saw it and built on it at once. What it names may be needed.
+    Overtaken,
+    /// Another's was there first; ours never was.
+    Lost,
+}
+
+fn prefix(disk: DiskId) -> String {
+    format!("disks/{disk}/ledger")
+}
+
+fn key(disk: DiskId, revision: u64) -> String {
+    format!("{}/{revision:020}", prefix(disk))
+}
+
+/// The cycles of the points that exist: the objects, less what the ledger has retired and nothing
+/// holds, and less what is nobody's.
+pub(crate) fn existing_points(vault: &Vault, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+    let mut objects = vault.point_objects(disk)?;
+    let Some(ledger) = vault.ledger(disk)? else { return Ok(objects) };
+    let is = |cycle: CycleNo, fate: Fate| ledger.point(cycle).is_some_and(|p| p.fate == fate);
+    let kept = |cycle: CycleNo| cycle > ledger.horizon || is(cycle, Fate::Kept);
+    let retired: Vec<CycleNo> =
+        objects.iter().copied().filter(|&cycle| !kept(cycle) && is(cycle, Fate::Retired)).collect();
+    let held = match retired.is_empty() {
+        true => vec![],
+        false => covered(&retired, &vault.hold_versions(disk)?),
+    };
+    objects.retain(|cycle| kept(*cycle) || held.contains(cycle));
+    Ok(objects)
+}
+
+/// All objects among a disk's points, without gaps beyond the horizon. A list of a directory is
+/// not of one instant: it may show the point of a cycle and not that of the cycle before it, which
+/// came earlier; a second one, begun afterwards, shows both.
+pub(super) fn settled_objects(
+    vault: &Vault,
+    disk: DiskId,
+    base: Option<&Ledger>,
+) -> Result<Vec<CycleNo>, VaultError> {
+    let objects = vault.point_objects(disk)?;
+    let horizon = base.map_or(CycleNo(0), |ledger| ledger.horizon);
+    let beyond: Vec<u64> = objects.iter().map(|cycle| cycle.0).filter(|&c| c > horizon.0).collect();
+    let (Some(first), Some(&last)) = (beyond.first(), beyond.last()) else { return Ok(objects) };
+    let from = if base.is_some() { horizon.0 + 1 } else { *first };
+    if beyond.len() as u64 == last - from + 1 {
+        return Ok(objects);
+    }
+    let again = vault.point_objects(disk)?;
+    Ok(again.into_iter().filter(|cycle| cycle.0 <= last).collect())
+}
+
+impl Vault {
+    /// What maintenance decided about a disk; `None` if it was never maintained.
+    ///
+    /// # Errors
+    /// If the vault cannot be read, or the ledger is damaged.
+    pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
+        for _ in 0..ROUNDS_MAX {
+            let Some(&revision) = self.numbers(&prefix(disk))?.last() else { return Ok(None) };
+            let key = key(disk, revision);
+            let bytes = match self.get(&key, LEDGER_BYTES_MAX) {
+                // Replaced since it was listed.
+                Err(VaultError::NotFound { .. }) => continue,
+                bytes => bytes?,
+            };
+            let ledger = Ledger::decode(&bytes).within(&key)?;
+            if (ledger.disk, ledger.revision) != (disk, revision) {
+                let reason = format!("it is revision {} of {}", ledger.revision, ledger.disk);
+                return Err(VaultError::Inconsistent { object: key, reason });
+            }
+            return Ok(Some(ledger));
+        }
+        Err(VaultError::Contended { disk })
+    }
+
+    /// Puts the revision after `next.revision`, with what `next` says.
+    ///
+    /// # Errors
+    /// If the vault cannot say. Then it may hold or not.
+    pub(super) fn advance(&self, mut next: Ledger) -> Result<Advanced, VaultError> {
+        next.revision += 1;
+        next.written_unix_ns = now_unix_ns();
+        next.writer = PointId::random().to_bytes();
+        let (disk, revision) = (next.disk, next.revision);
+        let key = key(disk, revision);
+        if let Err(failed) = self.put(&key, next.encode().within(&key)?.into()) {
+            let exists = matches!(&failed, VaultError::Store { source, .. }
+                if matches!(source, object_store::Error::AlreadyExists { .. }));
+            // A put whose answer was lost may have been done, and sent again it finds itself.
+            let there = match self.get(&key, LEDGER_BYTES_MAX) {
+                // Ours or another's, it was replaced and deleted since.
+                Err(VaultError::NotFound { .. }) if exists => return Ok(Advanced::Overtaken),
+                Err(VaultError::NotFound { .. }) => return Err(failed),
+                there => Ledger::decode(&there?).within(&key)?,
+            };
+            if there != next {
+                return Ok(Advanced::Lost);
+            }
+            self.settle(&key)?;
+        }
+        let revisions = self.numbers(&prefix(disk))?;
+        if revisions.last() != Some(&revision) {
+            return Ok(Advanced::Overtaken);
+        }
+        // The one before stays: a list that is made just now may see neither this nor that.
+        for old in revisions.into_iter().filter(|&old| old + 1 < revision) {
+            if let Err(e) = self.delete(&self::key(disk, old)) {
+                tracing::debug!("{e}: deleted by the next maintenance");
+            }
+        }
+        Ok(Advanced::Holds)
+    }
+
+    /// What a delta inherits from the point before it: its segments, the merges applied.
+    pub(crate) fn inherited(&self, before: &Manifest) -> Result<Vec<SegmentRef>, VaultError> {
+        Ok(match self.ledger(before.disk)? {
+            Some(ledger) => ledger.merged(&before.segments).0,
+            None => before.segments.clone(),
+        })
+    }
+
+    /// A point that was just put, unless another writer's point of this cycle came and went while
+    /// this writer slept.
+    pub(crate) fn unless_stale(&self, point: Manifest) -> Result<Manifest, VaultError> {
+        match self.ledger(point.disk)?.and_then(|ledger| ledger.fate(point.cycle, point.point)) {
+            None | Some(Some(Fate::Kept)) => Ok(point),
+            Some(_) => Err(VaultError::LostRace(point.cycle)),
+        }
+    }
+}
+
+/// The ledger before the first revision: it knows no points, so all there are exist.
+pub(super) fn blank(disk: DiskId) -> Ledger {
+    Ledger {
+        disk,
+        revision: 0,
+        horizon: CycleNo(0),
+        written_unix_ns: 0,
+        writer: [0; 16],
+        points: vec![],
+        merges: vec![],
+    }
+}

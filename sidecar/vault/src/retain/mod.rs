@@ -1,0 +1,132 @@
+//! Keeping, merging and deleting: what a vault needs so that it does not grow for ever.
+//!
+//! - [`keep`]: the rules people write, and what they mean
+//! - [`hold`]: pins, and holds of whoever needs a point; [`reading`]: such a hold while one reads
+//! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
+//! - [`retire`]: points that no rule keeps go
+//! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
+//! - [`collect`]: segments that nothing names go
+//!
+//! [`maintain`] does all of it, on any host, as often as one likes, and can be killed anywhere.
+//! docs/FORMAT-VAULT.md says why no point ever loses what it needs.
+
+pub mod collect;
+pub mod compact;
+pub mod hold;
+pub mod keep;
+mod ledger;
+mod reading;
+pub mod retire;
+pub mod tiers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use backstay_format::{CycleNo, DiskId};
+
+use crate::error::VaultError;
+use crate::format::hold::HoldRecord;
+use crate::store::Vault;
+
+pub use collect::Collected;
+pub use compact::Merged;
+pub use hold::HoldRequest;
+pub use keep::{Keep, KeepError};
+pub(crate) use ledger::existing_points;
+pub use reading::{Reading, holder};
+pub use retire::{Retired, Verdict};
+
+/// Others that may maintain the same disk at the same time before we leave it to them.
+const ROUNDS_MAX: usize = 8;
+
+/// How to maintain a disk.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Which points stay; `None`: all.
+    pub keep: Option<Keep>,
+    /// Everything there is to do; otherwise only what is worth its reads: points go in batches, and
+    /// segments are collected after points went.
+    pub thorough: bool,
+    /// About how large a merged segment becomes, in bytes.
+    pub segment_bytes: u64,
+    /// zstd level of merged segments.
+    pub zstd_level: i32,
+}
+
+/// What maintenance did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// Points.
+    pub retired: Retired,
+    /// Segments that were merged.
+    pub merged: Merged,
+    /// Segments that were deleted.
+    pub collected: Collected,
+}
+
+/// What a run of maintenance works with.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub vault: &'a Vault,
+    pub disk: DiskId,
+    pub policy: &'a Policy,
+    pub now_unix_ns: u64,
+    pub stop: &'a AtomicBool,
+}
+
+impl Job<'_> {
+    /// An error if we were told to stop.
+    fn go_on(&self) -> Result<(), VaultError> {
+        if self.stop.load(Ordering::Relaxed) { Err(VaultError::MaintenanceStopped) } else { Ok(()) }
+    }
+
+    /// Holds that count now.
+    fn live_holds(&self) -> Result<Vec<HoldRecord>, VaultError> {
+        let mut holds = self.vault.hold_versions(self.disk)?;
+        holds.retain(|hold| hold.is_live(self.now_unix_ns));
+        Ok(holds)
+    }
+}
+
+/// Retires points, merges segments, collects garbage: all that `policy` asks for.
+///
+/// Safe beside cycles, readers and other maintainers, and whenever it is killed.
+///
+/// # Errors
+/// If the vault cannot be read or written, an object is damaged, or it was told to `stop`. What was
+/// done until then is done; the rest is done by the next run.
+pub fn maintain(
+    vault: &Vault,
+    disk: DiskId,
+    policy: &Policy,
+    now_unix_ns: u64,
+    stop: &AtomicBool,
+) -> Result<Report, VaultError> {
+    let job = Job { vault, disk, policy, now_unix_ns, stop };
+    let retired = retire::retire(&job)?;
+    let merged = compact::compact(&job)?;
+    let collected = match policy.thorough || retired.deleted > 0 {
+        true => collect::collect(&job)?,
+        false => Collected::default(),
+    };
+    Ok(Report { retired, merged, collected })
+}
+
+/// What [`maintain`] would do, and what would become of each point. Changes nothing.
+///
+/// # Errors
+/// If the vault cannot be read, or an object is damaged.
+pub fn preview(
+    vault: &Vault,
+    disk: DiskId,
+    policy: &Policy,
+    now_unix_ns: u64,
+) -> Result<(Report, Vec<Verdict>), VaultError> {
+    let policy = Policy { thorough: true, ..policy.clone() };
+    let job = Job { vault, disk, policy: &policy, now_unix_ns, stop: &AtomicBool::new(false) };
+    let (retired, verdicts) = retire::preview(&job)?;
+    let merged = compact::preview(&job)?;
+    let gone: Vec<CycleNo> =
+        verdicts.iter().filter(|verdict| !verdict.stays).map(|verdict| verdict.cycle).collect();
+    let collected = collect::preview(&job, &gone)?;
+    Ok((Report { retired, merged, collected }, verdicts))
+}

@@ -1,0 +1,208 @@
+//! Names of disks: unique, found, given back; by many writers at once, and after a kill at any step.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use backstay_format::{ByteLen, DiskId, DiskName};
+use backstay_vault::{Vault, VaultError};
+use common::record;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, memory::InMemory,
+};
+
+fn name(text: &str) -> DiskName {
+    text.parse().unwrap()
+}
+
+/// A new disk as a first cycle makes it.
+fn add(vault: &Vault, text: &str) -> DiskId {
+    let disk = DiskId::random();
+    vault.claim_name(&name(text), disk).unwrap();
+    vault
+        .create_disk(&backstay_vault::DiskRecord { name: name(text), ..record(disk, ByteLen(1)) })
+        .unwrap();
+    disk
+}
+
+fn vault() -> (tempfile::TempDir, Vault) {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+    (dir, vault)
+}
+
+fn names(vault: &Vault) -> Vec<(String, DiskId)> {
+    vault.disks().unwrap().into_iter().map(|disk| (disk.name.into(), disk.disk)).collect()
+}
+
+#[test]
+fn a_renamed_disk_is_found_by_its_new_name() {
+    let (_dir, vault) = vault();
+    let (a, b) = (add(&vault, "a"), add(&vault, "b"));
+    assert_eq!(vault.disk_named(&name("a")).unwrap().disk, a);
+    assert!(matches!(vault.rename_disk(a, &name("b")), Err(VaultError::NameTaken { .. })));
+    for to in ["c", "d", "c"] {
+        vault.rename_disk(a, &name(to)).unwrap();
+        vault.rename_disk(a, &name(to)).unwrap();
+        let found = vault.disk_named(&name(to)).unwrap();
+        assert_eq!((found.disk, found.name), (a, name(to)));
+        assert_eq!(names(&vault), [("b".into(), b), (to.into(), a)]);
+    }
+    // Old names say where the disk has gone to, over all steps.
+    for old in ["a", "d"] {
+        match vault.disk_named(&name(old)).unwrap_err() {
+            VaultError::Renamed { to, .. } => assert_eq!(to, name("c"), "{old}"),
+            other => panic!("{other}"),
+        }
+    }
+    assert!(matches!(vault.disk_named(&name("never")), Err(VaultError::NotFound { .. })));
+    // A name that was given back may be taken: by another disk, or by its own again.
+    vault.rename_disk(b, &name("a")).unwrap();
+    assert_eq!(vault.disk_named(&name("a")).unwrap().disk, b);
+    assert!(matches!(vault.rename_disk(a, &name("a")), Err(VaultError::NameTaken { .. })));
+    assert_eq!(names(&vault), [("a".into(), b), ("c".into(), a)]);
+}
+
+#[test]
+fn of_many_who_want_a_name_one_gets_it() {
+    let (_dir, vault) = vault();
+    let disks: Vec<DiskId> = (0..6).map(|n| add(&vault, &format!("disk{n}"))).collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let rename = |disk: DiskId| vault.rename_disk(disk, &name("db"));
+        let all: Vec<_> = disks.iter().map(|&disk| scope.spawn(move || rename(disk))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let won: Vec<_> = (0..6).filter(|&n| results[n].is_ok()).collect();
+    assert_eq!(won.len(), 1, "{results:?}");
+    assert_eq!(vault.disk_named(&name("db")).unwrap().disk, disks[won[0]]);
+    for (n, result) in results.iter().enumerate().filter(|(n, _)| *n != won[0]) {
+        assert!(matches!(result, Err(VaultError::NameTaken { .. })), "{result:?}");
+        assert_eq!(vault.disk_named(&name(&format!("disk{n}"))).unwrap().disk, disks[n]);
+    }
+}
+
+/// A first cycle that was killed after it took the name and before it made the disk's record.
+#[test]
+fn a_name_without_a_disk_is_free() {
+    let (_dir, vault) = vault();
+    let killed = DiskId::random();
+    vault.claim_name(&name("a"), killed).unwrap();
+    vault.claim_name(&name("a"), killed).unwrap();
+    assert!(vault.disk_named(&name("a")).is_err());
+    let other = add(&vault, "a");
+    assert_eq!(vault.disk_named(&name("a")).unwrap().disk, other);
+    assert!(matches!(vault.claim_name(&name("a"), killed), Err(VaultError::NameTaken { .. })));
+}
+
+/// Disks of a vault that was made before there were documents of names.
+#[test]
+fn older_vaults_are_looked_through() {
+    let vault = Vault::on_store("memory", Arc::new(InMemory::new())).unwrap();
+    let disk = DiskId::random();
+    let old = backstay_vault::DiskRecord { name: name("old"), ..record(disk, ByteLen(1)) };
+    vault.create_disk(&old).unwrap();
+    assert_eq!(vault.disk_named(&name("old")).unwrap(), old);
+    let taken = vault.claim_name(&name("old"), DiskId::random());
+    assert!(matches!(taken, Err(VaultError::NameTaken { .. })));
+    vault.claim_name(&name("old"), disk).unwrap();
+    let other = add(&vault, "other");
+    vault.rename_disk(disk, &name("new")).unwrap();
+    assert_eq!(vault.disk_named(&name("new")).unwrap().disk, disk);
+    assert!(matches!(vault.disk_named(&name("old")), Err(VaultError::Renamed { .. })));
+    assert_eq!(names(&vault), [("new".into(), disk), ("other".into(), other)]);
+    vault.rename_disk(other, &name("old")).unwrap();
+    assert_eq!(vault.disk_named(&name("old")).unwrap().disk, other);
+}
+
+/// A store that is gone after so many puts, as a killed process leaves it.
+#[derive(Debug)]
+struct Killed {
+    store: Arc<InMemory>,
+    puts_left: AtomicUsize,
+}
+
+impl std::fmt::Display for Killed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("killed")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Killed {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        let left = self.puts_left.load(Ordering::SeqCst);
+        if left == 0 {
+            let source = "the process is gone".into();
+            return Err(object_store::Error::Generic { store: "killed", source });
+        }
+        self.puts_left.store(left - 1, Ordering::SeqCst);
+        self.store.put_opts(at, payload, options).await
+    }
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(at, options).await
+    }
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.store.get_opts(at, options).await
+    }
+    fn delete_stream(
+        &self,
+        at: futures::stream::BoxStream<'static, object_store::Result<Path>>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<Path>> {
+        self.store.delete_stream(at)
+    }
+    fn list(
+        &self,
+        prefix: Option<&Path>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.store.list(prefix)
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
+        self.store.copy_opts(from, to, options).await
+    }
+}
+
+/// Killed after each put: one of the two names finds the disk, no other disk gets one of them by
+/// mistake, and the same rename finishes.
+#[test]
+fn a_rename_that_is_killed_can_be_run_again() {
+    for puts in 0..2 {
+        let store = Arc::new(InMemory::new());
+        let whole = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+        let (a, b) = (add(&whole, "a"), add(&whole, "b"));
+        let killed = Killed { store: Arc::clone(&store), puts_left: AtomicUsize::new(puts) };
+        let dying = Vault::on_store("killed", Arc::new(killed)).unwrap();
+        dying.rename_disk(a, &name("c")).expect_err("killed");
+        let found: Vec<_> = ["a", "c"]
+            .iter()
+            .filter_map(|text| whole.disk_named(&name(text)).ok())
+            .map(|disk| disk.disk)
+            .collect();
+        assert!(!found.is_empty() && found.iter().all(|disk| *disk == a), "after {puts} puts");
+        let half: Vec<_> = names(&whole).into_iter().filter(|(_, disk)| *disk == a).collect();
+        assert_eq!(half.len(), 1, "listed once");
+        assert!(whole.rename_disk(b, &name(&half[0].0)).is_err());
+        whole.rename_disk(a, &name("c")).unwrap();
+        assert_eq!(names(&whole), [("b".into(), b), ("c".into(), a)]);
+        assert!(matches!(whole.disk_named(&name("a")), Err(VaultError::Renamed { .. })));
+    }
+}

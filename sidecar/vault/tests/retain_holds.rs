@@ -1,0 +1,220 @@
+//! Pins and holds: granted only for what is there, found again by name, over when they are over.
+
+mod common;
+
+use std::sync::atomic::AtomicBool;
+
+use backstay_format::CycleNo;
+use backstay_vault::retain::{Reading, maintain, preview};
+use backstay_vault::{HoldKind, Vault, VaultError};
+use common::history::{HOUR, History, hold, objects, policy, room, run};
+
+const NOW: u64 = 1 << 60;
+
+fn with_points(vault: &Vault, count: u64) -> History {
+    let mut rng = fastrand::Rng::with_seed(2);
+    let mut history = History::new(vault, 1 << 20, 1);
+    for _ in 0..count {
+        history.cycle(vault, &mut rng).unwrap();
+    }
+    history
+}
+
+fn cycles(vault: &Vault, history: &History) -> Vec<u64> {
+    vault.points(history.disk).unwrap().into_iter().map(|cycle| cycle.0).collect()
+}
+
+#[test]
+fn a_pin_stays_until_it_is_unpinned() {
+    let (dir, vault) = room();
+    let history = with_points(&vault, 6);
+    let disk = history.disk;
+    vault.hold(disk, &hold("p", HoldKind::Pin, (2, 2), None)).unwrap();
+    run(&vault, disk, "last 1").unwrap();
+    assert_eq!(cycles(&vault, &history), [2, 6]);
+    history.check(&vault, "pinned");
+    assert!(vault.release(disk, &"p".parse().unwrap()).unwrap());
+    assert!(!vault.release(disk, &"p".parse().unwrap()).unwrap());
+    run(&vault, disk, "last 1").unwrap();
+    assert_eq!(cycles(&vault, &history), [6]);
+    history.check_clean(&vault, dir.path(), "unpinned");
+}
+
+#[test]
+fn nothing_is_held_that_is_not_there() {
+    let (_dir, vault) = room();
+    let history = with_points(&vault, 6);
+    let disk = history.disk;
+    run(&vault, disk, "last 2").unwrap();
+    let gone = vault.hold(disk, &hold("p", HoldKind::Pin, (2, 2), None)).unwrap_err();
+    assert!(matches!(gone, VaultError::Retired(CycleNo(2))), "{gone}");
+    let never = vault.hold(disk, &hold("p", HoldKind::Pin, (9, 9), None)).unwrap_err();
+    assert!(matches!(never, VaultError::NotFound { .. }), "{never}");
+    assert_eq!(vault.holds(disk).unwrap(), []);
+    let gone = Reading::of(&vault, disk, (CycleNo(1), CycleNo(1)), "").unwrap_err();
+    assert!(matches!(gone, VaultError::Retired(_)), "{gone}");
+}
+
+#[test]
+fn a_name_belongs_to_its_kind_and_a_pin_does_not_move() {
+    let (_dir, vault) = room();
+    let history = with_points(&vault, 3);
+    let disk = history.disk;
+    vault.hold(disk, &hold("x", HoldKind::Pin, (1, 1), None)).unwrap();
+    vault.hold(disk, &hold("x", HoldKind::Pin, (1, 1), None)).unwrap();
+    for other in [hold("x", HoldKind::Pin, (2, 2), None), hold("x", HoldKind::Mount, (1, 1), None)]
+    {
+        let taken = vault.hold(disk, &other).unwrap_err();
+        assert!(taken.to_string().contains("a pin of point 1"), "{taken}");
+    }
+    assert_eq!(vault.holds(disk).unwrap().len(), 1);
+}
+
+/// A replica that was killed finds its hold again, though its point was retired meanwhile.
+#[test]
+fn a_holder_that_was_killed_finds_its_hold_again() {
+    let (dir, vault) = room();
+    let mut history = with_points(&vault, 6);
+    let disk = history.disk;
+    // By the clock of this machine, which tells whether the hold was broken.
+    let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let real = real.as_nanos() as u64;
+    let replica = |cycle, hours: u64| {
+        hold("replica-west", HoldKind::Replica, (cycle, cycle), Some(real + hours * HOUR))
+    };
+    let at = |hours: u64| {
+        let now = real + hours * HOUR;
+        maintain(&vault, disk, &policy("last 1"), now, &AtomicBool::new(false)).unwrap();
+    };
+    vault.hold(disk, &replica(3, 2)).unwrap();
+    at(1);
+    assert_eq!(cycles(&vault, &history), [3, 6]);
+    // Killed, and back: the same name, the same point, longer. Nothing else could hold that point.
+    let (record, points) = vault.hold(disk, &replica(3, 5)).unwrap();
+    assert_eq!((record.version, points), (2, vec![CycleNo(3)]));
+    at(4);
+    assert_eq!(cycles(&vault, &history), [3, 6]);
+    history.check(&vault, "after it came back");
+    // It moves on; the version before still holds, in case a list is made just now.
+    vault.hold(disk, &replica(6, 6)).unwrap();
+    at(4);
+    assert_eq!(cycles(&vault, &history), [3, 6]);
+    vault.hold(disk, &replica(6, 7)).unwrap();
+    at(4);
+    assert_eq!(cycles(&vault, &history), [6]);
+    // Its hold ends, and a quarter of an hour later nobody heeds it.
+    history.cycle(&vault, &mut fastrand::Rng::with_seed(1)).unwrap();
+    at(7);
+    assert_eq!(cycles(&vault, &history), [6, 7]);
+    at(8);
+    assert_eq!(cycles(&vault, &history), [7]);
+    let gone = vault.hold(disk, &replica(6, 9)).unwrap_err();
+    assert!(matches!(gone, VaultError::Retired(CycleNo(6))), "{gone}");
+    assert_eq!(objects(&history.folder(dir.path()).join("holds")), Vec::<String>::new());
+    history.check_clean(&vault, dir.path(), "in the end");
+}
+
+/// What was retired before somebody held it and could not be deleted is let go when it is released.
+#[test]
+fn a_retired_point_that_is_held_is_there_until_it_is_released() {
+    let (dir, vault) = room();
+    let history = with_points(&vault, 5);
+    let disk = history.disk;
+    vault.hold(disk, &hold("m", HoldKind::Mount, (1, 3), Some(NOW + HOUR))).unwrap();
+    let report = run(&vault, disk, "last 1").unwrap();
+    assert_eq!(report.retired.retired, [CycleNo(4)]);
+    assert_eq!(cycles(&vault, &history), [1, 2, 3, 5]);
+    history.check(&vault, "held");
+    vault.release(disk, &"m".parse().unwrap()).unwrap();
+    run(&vault, disk, "last 1").unwrap();
+    assert_eq!(cycles(&vault, &history), [5]);
+    history.check_clean(&vault, dir.path(), "released");
+}
+
+/// Nobody knows what a damaged hold holds: nothing is deleted until a person has looked.
+#[test]
+fn a_damaged_hold_stops_deletion() {
+    let (dir, vault) = room();
+    let history = with_points(&vault, 4);
+    vault.hold(history.disk, &hold("p", HoldKind::Pin, (1, 1), None)).unwrap();
+    let folder = history.folder(dir.path()).join("holds");
+    let path = folder.join(&objects(&folder)[0]);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"first_cycle\": 1", "\"first_cycle\": 2")).unwrap();
+    let damaged = run(&vault, history.disk, "last 1").unwrap_err();
+    assert!(damaged.is_damage() && damaged.to_string().contains("holds/"), "{damaged}");
+    assert_eq!(cycles(&vault, &history), [1, 2, 3, 4]);
+    std::fs::remove_file(&path).unwrap();
+    run(&vault, history.disk, "last 1").unwrap();
+    assert_eq!(cycles(&vault, &history), [4]);
+}
+
+/// Nobody knows what a damaged point names: nothing is collected.
+#[test]
+fn a_damaged_point_stops_collection() {
+    let (dir, vault) = room();
+    let history = with_points(&vault, 4);
+    let point = history.folder(dir.path()).join(format!("points/{:020}", 3));
+    let mut bytes = std::fs::read(&point).unwrap();
+    bytes[300] ^= 1;
+    std::fs::write(&point, bytes).unwrap();
+    let before = objects(&history.folder(dir.path()).join("segments"));
+    let damaged = run(&vault, history.disk, "").unwrap_err();
+    assert!(damaged.is_damage(), "{damaged}");
+    assert_eq!(objects(&history.folder(dir.path()).join("segments")), before);
+}
+
+#[test]
+fn a_preview_changes_nothing_and_comes_true() {
+    let (dir, vault) = room();
+    let mut history = with_points(&vault, 14);
+    let disk = history.disk;
+    run(&vault, disk, "").unwrap();
+    for seed in 0..10 {
+        history.cycle(&vault, &mut fastrand::Rng::with_seed(seed)).unwrap();
+    }
+    vault.hold(disk, &hold("p", HoldKind::Pin, (2, 2), None)).unwrap();
+    let all = || {
+        let folder = history.folder(dir.path());
+        ["points", "segments", "ledger", "holds"].map(|name| objects(&folder.join(name)))
+    };
+    let before = all();
+    let (expected, verdicts) = preview(&vault, disk, &policy("last 3"), NOW).unwrap();
+    assert_eq!(all(), before);
+    let stay: Vec<u64> = verdicts.iter().filter(|v| v.stays).map(|v| v.cycle.0).collect();
+    assert_eq!(stay, [2, 22, 23, 24]);
+    assert_eq!(verdicts[1].held_by, ["p"]);
+    let report = run(&vault, disk, "last 3").unwrap();
+    assert_eq!(cycles(&vault, &history), stay);
+    assert_eq!(report.retired, expected.retired);
+    assert_eq!(report.collected.deleted, expected.collected.deleted);
+    assert_eq!(report.collected.deleted_bytes, expected.collected.deleted_bytes);
+    assert_eq!(report.merged.replaced, expected.merged.replaced);
+    assert!(report.collected.deleted > 0 && report.merged.replaced > 0);
+}
+
+/// Where nothing can be written, reading goes on without a hold.
+#[test]
+fn a_vault_that_cannot_be_written_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("mnt");
+    std::fs::create_dir(&small).unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new("mount").args(args).arg(&small).status().unwrap();
+        assert!(done.success(), "this test mounts a file system: run it as root");
+    };
+    mount(&["-t", "tmpfs", "-o", "size=16m", "backstay-test"]);
+    struct Mounted<'a>(&'a std::path::Path);
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0).status();
+        }
+    }
+    let _mounted = Mounted(&small);
+    let vault = Vault::create_or_open(small.join("vault").to_str().unwrap()).unwrap();
+    let history = with_points(&vault, 2);
+    mount(&["-o", "remount,ro"]);
+    let held = Reading::of(&vault, history.disk, (CycleNo(1), CycleNo(2)), "restore").unwrap();
+    history.check(&vault, "read-only");
+    drop(held);
+}

@@ -1,0 +1,125 @@
+//! `backstay grow`: give a served disk a larger size.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use backstay_driver::control::{ClientError, ControlClient};
+use backstay_format::control::{Request, Response};
+use backstay_format::{ByteLen, DiskName};
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::attach::loop_devices;
+use super::target::size;
+use crate::context::Context;
+use crate::exit::Refused;
+
+/// How often the kernel is asked for the size it was told of; it may be busy with writes, whose
+/// answers carry the old one.
+const LOOKS: usize = 1000;
+
+/// Give a disk a larger size while it is used
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay grow db --size 20GiB              the backing is a file: it is extended, too
+  lvextend -L 20G /dev/vg/db && backstay grow db     a device: extend it first
+  backstay grow db --size 20GiB && resize2fs /dev/loop0
+
+Loop devices attached to the disk follow by themselves; QEMU is told with block_resize, the file system
+on the disk with resize2fs or xfs_growfs. Recovery points made before keep their size. A disk never
+shrinks. It does not grow in the middle of a cycle: this waits for it.
+
+A disk that is not mounted grows when it is: backstay mount --grow, after its backing was extended.
+Doing it here is better: the changed file then needs no resync.")]
+pub struct Grow {
+    /// The disk's name
+    name: DiskName,
+    /// The size it gets [default: what its backing has by now]
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteSize>,
+}
+
+impl Grow {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (name, wanted) = (&self.name, self.size.map(|size| ByteLen(size.as_u64())));
+        let mut driver = context.driver(name).with_context(|| {
+            format!("disk {name} can only grow while it is mounted (or see mount --grow)")
+        })?;
+        take_lease(&mut driver)?;
+        let served = driver.status()?.served;
+        let (from, to) = match driver.ask(&Request::Grow { size: wanted })? {
+            Response::Grown { from, to } => (from, to),
+            _ => return Err(ClientError::Confused.into()),
+        };
+        // The cycles may go on.
+        drop(driver);
+        see_size(&served, to)?;
+        let devices = loop_devices(&served)?;
+        for device in &devices {
+            tell_loop_device(device)?;
+        }
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({
+                "name": name, "from_bytes": from, "size_bytes": to, "devices": devices,
+            }));
+        }
+        if !context.globals.quiet {
+            let what = if from == to { "has its size already:" } else { "has grown to" };
+            println!("disk {name} {what} {} (before: {})", size(to.0), size(from.0));
+            for device in devices {
+                println!("{device} has the new size");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until no cycle runs: whoever has the lease may cut, and only one has it.
+fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
+    let client = format!("backstay grow, process {}", std::process::id());
+    loop {
+        // The driver itself waits a while before it says that it is busy.
+        match driver.ask(&Request::Lease { client: client.clone() }) {
+            Err(e) if e.is_busy() => tracing::info!("a cycle is running; waiting for its end"),
+            Ok(Response::Leased { .. }) => return Ok(()),
+            Ok(_) => return Err(ClientError::Confused.into()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Makes the kernel look at the served file until it has seen its size: a loop device asks no further.
+fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
+    let mut seen = 0;
+    for _ in 0..LOOKS {
+        seen = std::fs::metadata(served)
+            .with_context(|| format!("looking at {}", served.display()))?
+            .size();
+        if seen == to.0 {
+            return Ok(());
+        }
+    }
+    bail!(
+        "the disk has grown, but the kernel still says that {} has {seen} bytes; run this again",
+        served.display()
+    )
+}
+
+fn tell_loop_device(device: &str) -> anyhow::Result<()> {
+    let told = Command::new("losetup")
+        .args(["--set-capacity", device])
+        .output()
+        .context("losetup could not be started (package util-linux)")?;
+    if told.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&told.stderr);
+    Err(Refused(format!(
+        "the disk has grown, but {device} was not told: {}; run losetup --set-capacity {device}",
+        said.trim()
+    ))
+    .into())
+}

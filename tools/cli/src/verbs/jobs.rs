@@ -1,0 +1,85 @@
+//! `backstay jobs`: what runs, and how what ran ended.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use backstay_format::DiskName;
+use backstay_sidecar::jobs::{Job, JobBook, JobState};
+use clap::Args;
+
+use super::target::{size, time, word};
+use crate::context::Context;
+
+/// Show jobs: initial copies, resyncs, on-demand cycles, and deltas that took long or failed
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay jobs                  those that run, and the last twenty that ended
+  backstay jobs db --all
+  backstay jobs --watch
+  backstay --json jobs | jq '.[] | select(.state == \"failed\")'")]
+pub struct Jobs {
+    /// Only this disk's
+    name: Option<DiskName>,
+    /// Also older ones
+    #[arg(long)]
+    all: bool,
+    /// Show them again every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Ended jobs that are shown without `--all`.
+const SHOWN: usize = 20;
+
+impl Jobs {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        loop {
+            let mut jobs = JobBook::below(&context.roots.state).list();
+            jobs.retain(|job| self.name.as_ref().is_none_or(|name| *name == job.disk));
+            let mut ended = 0;
+            jobs.retain(|job| {
+                ended += usize::from(job.state != JobState::Running);
+                self.all || ended <= SHOWN
+            });
+            if context.globals.json {
+                context.print_json(&jobs)?;
+            } else {
+                if self.watch && std::io::stdout().is_terminal() {
+                    print!("\x1b[2J\x1b[H");
+                }
+                print(&jobs);
+            }
+            if !self.watch {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    }
+}
+
+fn print(jobs: &[Job]) {
+    println!("{:>5}  {:16}  {:9}  {:11}  {:20}  PROGRESS", "JOB", "DISK", "WORK", "STATE", "BEGAN");
+    for job in jobs {
+        let progress = match (job.state, &job.message) {
+            (JobState::Running, _) => {
+                let left = job.left().map_or_else(String::new, |left| {
+                    let left = Duration::from_secs(left.as_secs());
+                    format!(", {} left", humantime::format_duration(left))
+                });
+                let (done, all) = (size(job.done_bytes), size(job.all_bytes));
+                format!("{}: {done} of {all}{left}", job.stage)
+            }
+            (_, Some(message)) => message.clone(),
+            (_, None) => job.point.map_or_else(String::new, |point| format!("point {point}")),
+        };
+        println!(
+            "{:>5}  {:16}  {:9}  {:11}  {:20}  {progress}",
+            job.id,
+            job.disk.as_str(),
+            word(&job.work),
+            word(&job.state),
+            time(job.began_unix_ns)
+        );
+    }
+}

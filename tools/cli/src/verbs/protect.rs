@@ -1,0 +1,120 @@
+//! `backstay protect`: check, mount, ship, keep shipping.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use backstay_format::{ByteLen, DiskName};
+use backstay_sidecar::prerequisites::{Check, Verdict, check};
+use backstay_sidecar::protection::Protection;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::service::is_running;
+use clap::Args;
+
+use super::attach::losetup;
+use super::cycle::run_once;
+use super::mount::{How, options, start};
+use crate::context::Context;
+
+/// Protect a disk: check what it needs, serve it, and ship it from then on
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay protect /srv/db.img --name db --vault file:///mnt/backup/vault --policy gold
+  backstay protect /dev/sdb --name data --vault file:///mnt/backup/vault --attach
+  backstay protect /srv/db.img --name db --vault file:///mnt/backup/vault --check
+
+Everything it needs is looked at first; if something is missing, it is explained and nothing is
+changed. With a running sidecar the first copy is one of its jobs (backstay jobs); without one it runs
+here, in the foreground. The vault and the policy are remembered.")]
+pub struct Protect {
+    /// The file or block device that holds the disk
+    backing: PathBuf,
+    /// The disk's name
+    #[arg(long)]
+    name: DiskName,
+    /// Where its recovery points go [default: the configuration's vault]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// The policy it follows, from the configuration
+    #[arg(long)]
+    policy: Option<String>,
+    /// Only look whether it can be protected
+    #[arg(long)]
+    check: bool,
+    /// Attach a loop device, too, and print it
+    #[arg(long)]
+    attach: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+impl Protect {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (roots, name) = (&context.roots, &self.name);
+        let backing = self.backing.canonicalize().unwrap_or(std::path::absolute(&self.backing)?);
+        let vault = self.vault.clone().unwrap_or_else(|| context.config.vault_of(name).into());
+        if let Some(policy) = &self.policy
+            && !context.config.policy.contains_key(policy)
+        {
+            let there: Vec<&str> = context.config.policy.keys().map(String::as_str).collect();
+            bail!(
+                "there is no policy {policy:?} in the configuration (there are: {}); add \
+                 [policy.{policy}]",
+                if there.is_empty() { "none".into() } else { there.join(", ") }
+            );
+        }
+        let limit = self.how.change_log_limit().map(|limit| ByteLen(limit.as_u64()));
+        let checks = check(roots, name, &backing, &vault, limit);
+        let failed = checks.iter().filter(|c| c.verdict == Verdict::Failed).count();
+        if self.check && context.globals.json {
+            context.print_json(&checks)?;
+        } else if self.check || failed > 0 || !context.globals.quiet {
+            checks.iter().filter(|c| self.check || c.verdict != Verdict::Ok).for_each(print);
+        }
+        if failed > 0 {
+            bail!("disk {name} is not protected: {failed} things are missing. Nothing was changed");
+        }
+        if self.check {
+            return Ok(());
+        }
+        let options = options(context, &backing, name, &self.how)?;
+        let state = options.paths.state.clone();
+        let served = start(options)?;
+        let protection = Protection {
+            backing,
+            vault: vault.clone(),
+            policy: self.policy.clone(),
+            ending: false,
+        };
+        protection.save(&state).with_context(|| format!("disk {name}"))?;
+        let device = if self.attach { Some(losetup(&served)?) } else { None };
+        let by_sidecar = is_running(roots);
+        if context.globals.json {
+            context.print_json(&serde_json::json!({
+                "name": name, "served": served, "device": device, "by_sidecar": by_sidecar,
+            }))?;
+        } else {
+            println!("{}", device.unwrap_or_else(|| served.display().to_string()));
+        }
+        if by_sidecar {
+            ask(&roots.state, &Asked::Look(name.clone()))?;
+            if !context.globals.quiet {
+                eprintln!("{name}: the sidecar makes the first copy; see backstay jobs {name}");
+            }
+            return Ok(());
+        }
+        if !context.globals.quiet {
+            eprintln!("{name}: no sidecar is running: the first copy is made here; then start one");
+        }
+        run_once(context, name, Some(&vault))
+    }
+}
+
+fn print(check: &Check) {
+    let verdict = match check.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Failed => "FAILED",
+    };
+    eprintln!("{verdict:8} {:18} {}", check.what, check.found);
+}

@@ -1,0 +1,112 @@
+//! `backstay prune`: retention, merging and collection, now.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use backstay_format::DiskName;
+use backstay_sidecar::upkeep::policy;
+use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
+use clap::Args;
+
+use super::target::{InVault, size, time};
+use crate::context::Context;
+
+/// Delete the recovery points that no rule keeps, merge segments, free the vault's space
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay prune db --dry-run
+  backstay prune db --keep \"all 2h, hourly 2d, daily 30d\" --dry-run
+  backstay prune db
+
+Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC).
+A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here
+or in the configuration (keep = ...), no point is deleted. The service does the same after cycles.
+It may be interrupted at any time.")]
+pub struct Prune {
+    /// The disk's name
+    name: DiskName,
+    /// Which points stay [default: the disk's rules, from the configuration]
+    #[arg(long, value_name = "RULES")]
+    keep: Option<Keep>,
+    /// Only show what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    vault: InVault,
+}
+
+impl Prune {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (vault, disk) = self.vault.find(context, &self.name)?;
+        let mut policy = policy(&context.config, &self.name, true);
+        policy.keep = self.keep.or(policy.keep);
+        let rules = policy.keep.as_ref().map(ToString::to_string);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let (report, verdicts) = match self.dry_run {
+            true => {
+                let (report, verdicts) = preview(&vault, disk.disk, &policy, now)?;
+                (report, Some(verdicts))
+            }
+            false => (maintain(&vault, disk.disk, &policy, now, &AtomicBool::new(false))?, None),
+        };
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({
+                "name": self.name, "keep": rules, "dry_run": self.dry_run,
+                "report": report, "points": verdicts,
+            }));
+        }
+        if context.globals.quiet {
+            return Ok(());
+        }
+        if rules.is_none() {
+            println!("{}: no rules (keep = ...): all recovery points stay", self.name);
+        }
+        verdicts.iter().flatten().for_each(show);
+        say(&self.name, &report, self.dry_run);
+        Ok(())
+    }
+}
+
+fn show(verdict: &Verdict) {
+    let what = if verdict.stays { "stays" } else { "goes" };
+    let line = format!(
+        "{:>6}  {:20}  {what:5}  {}",
+        verdict.cycle.0,
+        time(verdict.cut_unix_ns),
+        verdict.held_by.join(" ")
+    );
+    println!("{}", line.trim_end());
+}
+
+fn say(name: &DiskName, report: &Report, dry_run: bool) {
+    let Report { retired, merged, collected } = report;
+    let (would, ed) = if dry_run { ("would be ", "would stay") } else { ("", "stay") };
+    let held = match retired.held_back {
+        0 => String::new(),
+        held => format!(", and {held} retired ones until nothing holds them any more"),
+    };
+    println!(
+        "{name}: {} recovery points {would}deleted, {} {ed}{held}",
+        retired.deleted, retired.kept
+    );
+    if merged.replaced > 0 {
+        let into = match dry_run {
+            true => String::new(),
+            false => format!(" into {} ({})", merged.segments, size(merged.bytes)),
+        };
+        println!(
+            "{name}: {} segments ({}) {would}merged{into}; the next points need {} fewer",
+            merged.replaced,
+            size(merged.replaced_bytes),
+            merged.replaced.saturating_sub(merged.segments)
+        );
+    }
+    println!(
+        "{name}: {} segments ({}) {would}deleted, {} ({}) {ed}",
+        collected.deleted,
+        size(collected.deleted_bytes),
+        collected.kept,
+        size(collected.kept_bytes)
+    );
+}

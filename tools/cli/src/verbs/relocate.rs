@@ -1,0 +1,94 @@
+//! `backstay move`: move a disk to another backing.
+
+use std::path::PathBuf;
+
+use backstay_driver::backing::copy::Step;
+use backstay_driver::offline::{Relocation, relocate};
+use backstay_format::DiskName;
+use clap::Args;
+
+use super::progress::Progress;
+use super::target::size;
+use crate::context::Context;
+
+/// Move a disk that is not mounted to another file or device, without a resync
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay umount db
+  backstay move db --to /fast/db.img
+  backstay mount /fast/db.img --name db
+  backstay move db --to /dev/vg/db --force --grow   take all of a larger device
+
+The disk must have been stopped cleanly. It is copied with its holes, made durable, read back and
+compared; only then does it change over, in one step. Until then, also if this is killed, the old
+backing is the disk's, and the new one cannot be mounted by mistake; run it again to finish. What was
+dirty stays dirty, nothing more; recovery points stay what they are. The old backing is left as it is.")]
+pub struct Move {
+    /// The disk's name
+    name: DiskName,
+    /// The file or block device to move to
+    #[arg(long, value_name = "FILE|DEVICE")]
+    to: PathBuf,
+    /// Where it is now [default: where it was mounted from last]
+    #[arg(long, value_name = "FILE|DEVICE")]
+    from: Option<PathBuf>,
+    /// Overwrite what the new file or device holds
+    #[arg(long)]
+    force: bool,
+    /// Take all of a larger device: the disk grows when it is mounted next
+    #[arg(long)]
+    grow: bool,
+}
+
+impl Move {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let order = Relocation {
+            name: self.name.clone(),
+            paths: context.roots.disk(&self.name),
+            from: self.from.map(std::path::absolute).transpose()?,
+            to: std::path::absolute(self.to)?,
+            overwrite: self.force,
+            grow: self.grow,
+        };
+        let bar = Progress::new(context);
+        let moved = relocate(&order, &|step, done, all| {
+            let doing = match step {
+                Step::Copying => "copying",
+                Step::Comparing => "comparing",
+            };
+            bar.show(doing, done, all);
+        });
+        bar.end();
+        let moved = moved?;
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({
+                "name": self.name,
+                "from": moved.from,
+                "to": moved.to,
+                "size_bytes": moved.size,
+                "growing_to_bytes": moved.growing_to,
+                "copied_bytes": moved.copied_bytes,
+            }));
+        }
+        if !context.globals.quiet {
+            println!(
+                "disk {}: moved to {} ({}, {} of data copied)",
+                self.name,
+                moved.to.display(),
+                size(moved.size.0),
+                size(moved.copied_bytes)
+            );
+            if let Some(to) = moved.growing_to {
+                println!("it grows to {} when it is mounted", size(to.0));
+            }
+            println!(
+                "next: backstay mount {} --name {}; {} is not used any more",
+                moved.to.display(),
+                self.name,
+                moved.from.display()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! `backstay resync`: compare a disk with its newest recovery point and ship what differs.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_sidecar::cycle::newest_point;
+use backstay_sidecar::cycle::resync::Request;
+use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use clap::Args;
+
+use super::cycle::run_once;
+use super::target::time;
+use crate::context::Context;
+
+/// Compare a disk with its newest recovery point by checksums and ship only what differs
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay resync db --now                   now, in the foreground
+  backstay resync db                         by the sidecar, in its resync window
+  backstay resync db --now --deep            read the vault's data too, rely on no checksum
+  backstay resync db --now --the-disk-is-right
+
+Checksums stand for chunks of 64 KiB (ship.chunk_size). Writes go on; what they change is shipped
+too. A resync that was interrupted goes on where it was.
+
+If nothing proves that the disk is newer than the vault (it came back from a backup, its state was
+lost), Backstay ships nothing until --the-disk-is-right says so; the points that are in the vault
+stay there.")]
+pub struct Resync {
+    /// The disk's name
+    name: DiskName,
+    /// Do it now, in the foreground
+    #[arg(long)]
+    now: bool,
+    /// Read the vault's data back instead of relying on its checksums
+    #[arg(long)]
+    deep: bool,
+    /// Ship everything, compare nothing
+    #[arg(long, conflicts_with = "deep")]
+    full: bool,
+    /// What the disk holds shall follow the vault's newest point, although nothing proves that it
+    /// is newer
+    #[arg(long)]
+    the_disk_is_right: bool,
+    /// The vault's URL [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+}
+
+impl Resync {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let status = context.driver(&self.name)?.status()?;
+        let paths = context.roots.disk(&self.name);
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
+        let vault = Record::load(&paths.state).open_vault(url)?;
+        let Some(newest) = newest_point(&vault, &status)? else {
+            bail!(
+                "disk {} has no recovery point in {url}: there is nothing to compare with. Run \
+                 backstay cycle {}",
+                self.name,
+                self.name
+            );
+        };
+        let request = Request {
+            disk_is_right: self.the_disk_is_right.then_some(newest.point),
+            deep: self.deep,
+            full: self.full,
+            now: self.now,
+            asked_unix_ns: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos() as u64),
+        };
+        request.save(&paths.state).with_context(|| format!("disk {}", self.name))?;
+        if self.now {
+            return run_once(context, &self.name, self.vault.as_deref());
+        }
+        ask(&context.roots.state, &Asked::Look(self.name.clone()))?;
+        if !context.globals.quiet {
+            println!(
+                "{}: the sidecar will compare it with recovery point {} (cut {}) in its resync \
+                 window",
+                self.name,
+                newest.cycle,
+                time(newest.cut_unix_ns)
+            );
+        }
+        Ok(())
+    }
+}

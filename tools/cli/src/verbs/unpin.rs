@@ -1,0 +1,58 @@
+//! `backstay unpin`: let go of a pin, or of a hold whose holder is gone.
+
+use anyhow::bail;
+use backstay_format::DiskName;
+use backstay_vault::{HoldKind, HoldName};
+use clap::Args;
+
+use super::target::InVault;
+use crate::context::Context;
+use crate::exit::Refused;
+
+/// Let go of a pinned recovery point; the rules decide about it again
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay unpin db before-upgrade
+  backstay unpin db pin-17
+  backstay unpin db replica-west --force   a hold whose holder is gone for good")]
+pub struct Unpin {
+    /// The disk's name
+    name: DiskName,
+    /// The pin's name, as backstay holds shows it
+    pin: HoldName,
+    /// Even if it is not a pin but held by a mount, replica, failover, resync or read
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    vault: InVault,
+}
+
+impl Unpin {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let (vault, disk) = self.vault.find(context, &self.name)?;
+        let holds = vault.holds(disk.disk)?;
+        let Some(hold) = holds.into_iter().find(|hold| hold.name == self.pin) else {
+            bail!("disk {} has no pin {}; see backstay holds {}", self.name, self.pin, self.name);
+        };
+        if hold.kind != HoldKind::Pin && !self.force {
+            return Err(Refused(format!(
+                "{} is a {} of {}: its points may be in use. Use --force if its holder is gone for \
+                 good",
+                self.pin, hold.kind, hold.holder
+            ))
+            .into());
+        }
+        vault.release(disk.disk, &self.pin)?;
+        if context.globals.json {
+            return context.print_json(&hold);
+        }
+        if !context.globals.quiet {
+            println!(
+                "{}: {} holds recovery point {} no more",
+                self.name, self.pin, hold.last_cycle
+            );
+        }
+        Ok(())
+    }
+}

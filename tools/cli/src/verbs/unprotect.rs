@@ -1,0 +1,150 @@
+//! `backstay unprotect`: end a disk's protection.
+
+use std::io::{IsTerminal, Write};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_format::control::{DriverStatus, Request};
+use backstay_sidecar::cycle::vault_disk;
+use backstay_sidecar::phase::Event;
+use backstay_sidecar::protection::Protection;
+use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_vault::Vault;
+use clap::Args;
+
+use super::attach::loop_devices;
+use super::umount::stop;
+use crate::context::Context;
+use crate::exit::Refused;
+
+/// End a disk's protection after the cycle that runs; keep or delete its recovery points
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay unprotect db --keep-points
+  backstay unprotect db --delete-points --yes
+
+The backing stays as it is. The disk's state on this host is removed; its recovery points stay in the
+vault, where they can be restored from, or are deleted, as told. Without either flag it asks.")]
+pub struct Unprotect {
+    /// The disk's name
+    name: DiskName,
+    /// Keep its recovery points
+    #[arg(long, conflicts_with = "delete_points")]
+    keep_points: bool,
+    /// Delete its recovery points from the vault
+    #[arg(long)]
+    delete_points: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// The vault's URL [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+}
+
+impl Unprotect {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = &self.name;
+        let paths = context.roots.disk(name);
+        if !paths.state.exists() {
+            bail!("there is no disk {name} in {}", context.roots.state.display());
+        }
+        let delete = self.points_go(context)?;
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
+        // Found before anything is changed.
+        let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
+        let in_vault = if delete { find(url, name, status.as_ref())? } else { None };
+        if let Some(status) = &status {
+            let devices = loop_devices(&status.served)?;
+            if !devices.is_empty() {
+                let message = format!(
+                    "disk {name} is attached to {}; unmount and detach it first: backstay detach \
+                     {name}. Nothing was changed",
+                    devices.join(", ")
+                );
+                return Err(Refused(message).into());
+            }
+        }
+        let mut protection = Protection::load(&paths.state).unwrap_or_else(|| Protection {
+            backing: status.as_ref().map_or_else(Default::default, |s| s.backing.clone()),
+            vault: url.into(),
+            policy: None,
+            ending: true,
+        });
+        protection.ending = true;
+        protection.save(&paths.state).with_context(|| format!("disk {name}"))?;
+        ask(&context.roots.state, &Asked::Look(name.clone()))?;
+        if status.is_some() {
+            let mut driver = context.driver(name)?;
+            // The lease is free when the cycle that runs has ended; then none can begin.
+            while let Err(e) = driver.ask(&Request::Lease { client: "unprotect".into() }) {
+                if !e.is_busy() {
+                    return Err(e).with_context(|| format!("disk {name}"));
+                }
+                thread::sleep(Duration::from_millis(200));
+                driver = context.driver(name)?;
+            }
+            stop(name, driver)?;
+        }
+        let mut record = Record::load(&paths.state);
+        record.happened(Event::Stopped);
+        record.show(&paths.state);
+        if let Some((vault, disk)) = in_vault {
+            vault.remove_disk(disk)?;
+        }
+        std::fs::remove_dir_all(&paths.state)
+            .with_context(|| format!("removing {}", paths.state.display()))?;
+        let _ = std::fs::remove_dir_all(&paths.runtime);
+        if !context.globals.quiet {
+            let points = if delete { "deleted" } else { "kept" };
+            println!("{name}: no longer protected; its recovery points were {points}");
+        }
+        Ok(())
+    }
+
+    /// Whether the points are to be deleted; asks if it was not said.
+    fn points_go(&self, context: &Context) -> anyhow::Result<bool> {
+        let name = &self.name;
+        if self.keep_points || (self.delete_points && self.yes) {
+            return Ok(self.delete_points);
+        }
+        if context.globals.json || !std::io::stdin().is_terminal() {
+            let message = format!(
+                "disk {name}: say --keep-points, or --delete-points --yes. Nothing was changed"
+            );
+            return Err(Refused(message).into());
+        }
+        if self.delete_points {
+            eprint!("Delete every recovery point of {name} from the vault? Type its name: ");
+        } else {
+            eprint!("Keep the recovery points of {name}? [keep/delete] ");
+        }
+        std::io::stderr().flush()?;
+        let mut said = String::new();
+        std::io::stdin().read_line(&mut said)?;
+        match (self.delete_points, said.trim()) {
+            (true, said) if said == name.as_str() => Ok(true),
+            (false, "keep") => Ok(false),
+            (false, "delete") => Ok(true),
+            _ => Err(Refused("not confirmed; nothing was changed".into()).into()),
+        }
+    }
+}
+
+/// The disk in its vault; none if it was never shipped.
+fn find(
+    url: &str,
+    name: &DiskName,
+    status: Option<&DriverStatus>,
+) -> anyhow::Result<Option<(Vault, backstay_format::DiskId)>> {
+    let vault = Vault::open(url)?;
+    let disk = match status {
+        Some(status) => vault_disk(&vault, status)?,
+        None => Some(vault.disk_named(name)?.disk),
+    };
+    Ok(disk.map(|disk| (vault, disk)))
+}
