@@ -67,6 +67,8 @@ impl Lab {
     fn held(&self, round: u64, hold: Duration) -> Link {
         let mut link = self.welcome();
         link.send(&Ask::Prepare { round }, LONG).unwrap();
+        self.until(&mut link, &Tell::Here { round });
+        link.send(&Ask::Quiesce { round }, LONG).unwrap();
         self.until(&mut link, &Tell::Ready { round });
         link.send(&Ask::Cut { round, hold_ns: hold.as_nanos() as u64 }, LONG).unwrap();
         self.until(&mut link, &Tell::Cut { round });
@@ -188,7 +190,7 @@ fn without_a_coordinator_the_service_ships_alone() {
             }
         };
         match told {
-            Tell::Ready { .. } => break,
+            Tell::Here { .. } => break,
             // Its disk is in a cycle of its own.
             Tell::Failed { .. } => round += 1,
             other => panic!("{other:?}"),

@@ -41,7 +41,7 @@ struct Held {
 }
 
 /// A mate with a real hold: it ends when told to, when its time is over, or with its orders.
-fn mate(seat: Seat, deeds: [Deed; 3], clock: Instant, held: Arc<Held>) -> thread::JoinHandle<()> {
+fn mate(seat: Seat, deeds: [Deed; 4], clock: Instant, held: Arc<Held>) -> thread::JoinHandle<()> {
     let now = move || clock.elapsed().as_micros() as u64 + 1;
     thread::spawn(move || {
         let act = |deed: Deed, answer: Answer| match deed {
@@ -61,7 +61,10 @@ fn mate(seat: Seat, deeds: [Deed; 3], clock: Instant, held: Arc<Held>) -> thread
             Deed::Silent => true,
             Deed::Gone => false,
         };
-        if !act(deeds[0], Answer::Ready) {
+        if !act(deeds[0], Answer::Here) {
+            return;
+        }
+        if seat.commands.recv() != Ok(Command::Quiesce) || !act(deeds[3], Answer::Ready) {
             return;
         }
         let Ok(Command::Cut(hold)) = seat.commands.recv() else { return };
@@ -86,7 +89,7 @@ proptest! {
 
     #[test]
     fn what_counts_was_held_at_one_instant(
-        mates in prop::collection::vec(prop::array::uniform3(deed()), 1..5),
+        mates in prop::collection::vec(prop::array::uniform4(deed()), 1..5),
     ) {
         let clock = Instant::now();
         let mut crew = Crew::new(Arc::new(AtomicBool::new(false)));
@@ -100,7 +103,11 @@ proptest! {
             })
             .collect();
         let began = Instant::now();
-        let frozen = crew.ready(READY).and_then(|()| crew.cut(HOLD));
+        let frozen = crew.here(READY).and_then(|()| {
+            crew.quiesce();
+            crew.ready(READY)?;
+            crew.cut(HOLD)
+        });
         let waited = began.elapsed();
         // The answer to a thaw is waited for longer, but nobody is held then.
         let valid = frozen.is_ok()
@@ -112,14 +119,14 @@ proptest! {
             thread.join().unwrap();
             spans.push((held.from.load(Ordering::SeqCst), held.until.load(Ordering::SeqCst)));
         }
-        prop_assert!(waited < READY + HOLD + Duration::from_millis(500), "{waited:?}");
+        prop_assert!(waited < READY * 2 + HOLD + Duration::from_millis(500), "{waited:?}");
         if valid {
             let last_cut = spans.iter().map(|span| span.0).max().unwrap();
             let first_thaw = spans.iter().map(|span| span.1).min().unwrap();
             prop_assert!(spans.iter().all(|span| span.0 > 0), "one was never cut: {spans:?}");
             prop_assert!(last_cut <= first_thaw, "held at no common instant: {spans:?}");
         }
-        let fine = |deeds: &[Deed; 3]| deeds.iter().all(|deed| *deed == Deed::Does);
+        let fine = |deeds: &[Deed; 4]| deeds.iter().all(|deed| *deed == Deed::Does);
         if mates.iter().any(|deeds| matches!(deeds[0], Deed::Fails | Deed::Silent | Deed::Gone)) {
             prop_assert!(!valid, "one was not even ready");
         }
@@ -135,12 +142,13 @@ fn a_mate_that_ships_while_another_thaws_is_in_order() {
     let mut crew = Crew::new(Arc::new(AtomicBool::new(false)));
     let (quick, slow) = (crew.enlist("quick"), crew.enlist("slow"));
     let thawed = Answer::Thawed { in_force: true, held: HOLD };
-    for answer in [Answer::Ready, Answer::Cut, thawed.clone(), Answer::Done(vec![])] {
+    for answer in [Answer::Here, Answer::Ready, Answer::Cut, thawed.clone(), Answer::Done(vec![])] {
         quick.answer(answer);
     }
-    for answer in [Answer::Ready, Answer::Cut, thawed] {
+    for answer in [Answer::Here, Answer::Ready, Answer::Cut, thawed] {
         slow.answer(answer);
     }
+    crew.here(READY).unwrap();
     crew.ready(READY).unwrap();
     crew.cut(HOLD).unwrap();
     crew.thaw().unwrap();

@@ -138,7 +138,8 @@ fn a_point() -> Point {
 /// What a host answers that does all it should.
 fn good(ask: &Ask) -> Vec<Tell> {
     match *ask {
-        Ask::Prepare { round } => vec![Tell::Working { round }, Tell::Ready { round }],
+        Ask::Prepare { round } => vec![Tell::Working { round }, Tell::Here { round }],
+        Ask::Quiesce { round } => vec![Tell::Working { round }, Tell::Ready { round }],
         Ask::Cut { round, .. } => vec![Tell::Cut { round }],
         Ask::Thaw { round } => vec![Tell::Thawed { round, in_force: true, held_ns: 5 }],
         Ask::Finish { round } => {
@@ -150,6 +151,8 @@ fn good(ask: &Ask) -> Vec<Tell> {
 }
 
 fn round(crew: &mut Crew) -> Result<Vec<GroupMember>, Trouble> {
+    crew.here(LONG)?;
+    crew.quiesce();
     crew.ready(LONG)?;
     crew.cut(HOLD)?;
     crew.thaw()?;
@@ -235,13 +238,14 @@ fn step_of(ask: &Ask) -> usize {
         Ask::Cut { .. } => 1,
         Ask::Thaw { .. } => 2,
         Ask::Finish { .. } => 3,
+        Ask::Quiesce { .. } => 4,
         _ => usize::MAX,
     }
 }
 
 #[test]
 fn a_host_that_hangs_up_at_any_step_costs_the_group_point() {
-    for spoiled in 0..4 {
+    for spoiled in 0..5 {
         let lab = Lab::new();
         let member = lab.member(move |ask| (step_of(ask) != spoiled).then(|| good(ask)));
         let trouble = round(&mut lab.crew()).unwrap_err();
@@ -258,6 +262,8 @@ fn a_host_that_is_silent_holds_nobody_longer_than_the_deadline() {
     let lab = Lab::new();
     let _member = lab.member(|ask| Some(if step_of(ask) == 1 { vec![] } else { good(ask) }));
     let mut crew = lab.crew();
+    crew.here(LONG).unwrap();
+    crew.quiesce();
     crew.ready(LONG).unwrap();
     let began = Instant::now();
     let late = crew.cut(HOLD).unwrap_err();
@@ -330,7 +336,7 @@ fn an_abort_reaches_a_host_that_waits_for_the_others() {
                 break crew;
             }
         };
-        crew.ready(LONG).unwrap();
+        crew.here(LONG).unwrap();
         if gives_up {
             crew.abort();
         }

@@ -22,7 +22,7 @@ pub mod wire;
 
 use backstay_vault::{Class, GroupName, VaultError};
 
-pub use disk::{LocalDisk, Shipping};
+pub use disk::{Current, LocalDisk, Shipping};
 pub use round::{GroupJob, GroupReport, MemberReport, run_group};
 pub use settings::{CoordinatorConfig, Group, GroupConfig, MemberConfig, PORT_DEFAULT, TlsConfig};
 

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use backstay_format::{CycleNo, DiskId};
-use backstay_sidecar::Config;
 use backstay_sidecar::group::service::{With, listen, member_of};
-use backstay_sidecar::group::{Group as Settings, GroupJob, GroupReport, run_group};
+use backstay_sidecar::group::{Current, Group as Settings, GroupJob, GroupReport, run_group};
 use backstay_sidecar::service::stop_on_signals;
 use backstay_sidecar::throttle::Throttle;
 use backstay_vault::{GroupName, GroupPoint, Vault};
@@ -252,8 +251,8 @@ impl Points {
 }
 
 /// What all disks of this command share.
-fn shared(context: &Context) -> (Arc<Config>, Arc<Throttle>) {
-    let config = Arc::new(context.config.clone());
+fn shared(context: &Context) -> (Current, Arc<Throttle>) {
+    let config = &context.config;
     let throttle = Throttle::new(config.throttle.clone(), config.zone());
-    (config, Arc::new(throttle))
+    (Current::new(Arc::new(config.clone())), Arc::new(throttle))
 }
