@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Config;
 use crate::cycle::resync;
+use crate::group::Current;
 use crate::group::service::{Groups, With};
 use crate::hooks;
 use crate::jobs::JobBook;
@@ -85,7 +86,7 @@ pub fn serve(
         jobs,
     };
     service.groups = Some(Arc::new(Groups::start(With {
-        config: &service.config,
+        config: &Current::new(Arc::clone(&service.config)),
         roots,
         throttle: &service.throttle,
         stop: &service.stopping,
@@ -175,6 +176,9 @@ impl Service<'_> {
         let mut config = Config::clone(new);
         config.add_protections(self.roots, &self.roots.disks_with_socket());
         self.config = Arc::new(config);
+        if let Some(groups) = &self.groups {
+            groups.follow(&self.config);
+        }
         for name in self.roots.disks_with_socket() {
             if let Some(device) = self.schedule.device(&name) {
                 let settings = self.settings(&name, device);
@@ -195,6 +199,9 @@ impl Service<'_> {
             let mut config = Config::clone(&self.config);
             config.add_protections(self.roots, &new);
             self.config = Arc::new(config);
+            if let Some(groups) = &self.groups {
+                groups.follow(&self.config);
+            }
             new.iter().for_each(|name| self.add(name));
         }
         let ending = &self.ending;
@@ -285,7 +292,10 @@ impl Service<'_> {
         let groups = self.groups.clone();
         let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
         loop {
-            let free = |name: &DiskName, work| !grouped(name) && may(config, roots, name, work);
+            // Somebody waits for what is on demand: that is not left to the group's next round.
+            let free = |name: &DiskName, work| {
+                (work == Work::OnDemand || !grouped(name)) && may(config, roots, name, work)
+            };
             let started = self.schedule.start(now, free);
             let Some((name, work)) = started else { break };
             // It may have become another kind of work since it was looked at.
@@ -299,6 +309,10 @@ impl Service<'_> {
             }
         }
         for (name, work) in self.schedule.waiting(now) {
+            if work != Work::OnDemand && grouped(name) {
+                self.shown.remove(name);
+                continue;
+            }
             let event = match work {
                 Work::Resync if !may(config, roots, name, work) => Event::Held,
                 work => Event::Queued(work),

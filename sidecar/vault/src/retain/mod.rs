@@ -3,7 +3,7 @@
 //! - [`keep`]: the rules people write, and what they mean
 //! - [`hold`]: pins, and holds of whoever needs a point; [`reading`]: such a hold while one reads
 //! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
-//! - [`retire`]: points that no rule keeps go
+//! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
 //! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
 //! - [`collect`]: segments that nothing names go
 //!
@@ -12,6 +12,7 @@
 
 pub mod collect;
 pub mod compact;
+mod groups;
 pub mod hold;
 pub mod keep;
 mod ledger;
