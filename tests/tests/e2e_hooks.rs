@@ -130,11 +130,12 @@ fn is_frozen(at: &Path) -> bool {
     }
 }
 
-fn thaw(at: &Path) {
+/// Thaws; whether it was frozen.
+fn thaw(at: &Path) -> bool {
     let root = File::open(at).unwrap();
     let mut unused = 0;
     // SAFETY: the descriptor is open; the kernel does not use the argument.
-    let _ = unsafe { ioctl::fi_thaw(root.as_raw_fd(), &raw mut unused) };
+    unsafe { ioctl::fi_thaw(root.as_raw_fd(), &raw mut unused) }.is_ok()
 }
 
 /// Whether an ext4 is in use or was left without being unmounted or frozen.
@@ -403,6 +404,28 @@ fn kill_9_of_both_is_mended_by_the_next_cycle_or_start() {
         }
         assert!(fs::read_to_string(told).unwrap().starts_with("post\n"));
     }
+}
+
+/// The disk is gone under a frozen file system: nobody waits for it, and post runs.
+#[test]
+fn kill_9_of_the_driver_under_a_frozen_file_system_ends_the_cycle() {
+    let lab = Lab::new("killunder");
+    let told = lab.path("told");
+    lab.hooks(&format!(
+        "{}{}post = [\"echo post > {}\"]\nfreeze_timeout = \"10m\"\n",
+        lab.freeze(),
+        stop_the_sidecar(&lab),
+        told.display()
+    ));
+    let mut sidecar = lab.host.start(&["cycle", "db"]);
+    wait_for("the hook", || lab.path("guardian").exists());
+    lab.wait_until_frozen();
+    lab.disk.kill_driver();
+    kill("-CONT", sidecar.id());
+    assert_eq!(sidecar.wait().unwrap().code(), Some(1));
+    wait_gone(guardian_pid(&lab));
+    assert_eq!(fs::read_to_string(told).unwrap(), "post\n");
+    assert!(!thaw(&lab.mounted.at), "it was frozen still");
 }
 
 /// SIGTERM and SIGINT to all of a unit or terminal: the guardian must not die of them.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use backstay_format::{CycleNo, SectorRange};
 use backstay_vault::retain::tiers::{runs, runs_max, tier};
-use backstay_vault::retain::{Policy, Reading, maintain};
+use backstay_vault::retain::{Held, Policy, maintain};
 use backstay_vault::{SectorSet, VaultError};
 use common::history::{History, policy, room, run};
 
@@ -195,7 +195,7 @@ fn everybody_at_once() {
                 while !stop.load(Ordering::SeqCst) {
                     let points = mine.points(disk).unwrap();
                     let cycle = points[rng.usize(..points.len())];
-                    let held = match Reading::of(&mine, disk, (cycle, cycle), "test") {
+                    let held = match Held::reading(&mine, disk, (cycle, cycle), "test") {
                         Ok(held) => held,
                         Err(VaultError::Retired(_)) => continue,
                         Err(e) => panic!("holding {cycle}: {e}"),

@@ -118,7 +118,15 @@ impl Vault {
         next.writer = PointId::random().to_bytes();
         let (disk, revision) = (next.disk, next.revision);
         let key = key(disk, revision);
-        if let Err(failed) = self.put(&key, next.encode().within(&key)?.into()) {
+        let bytes = bytes::Bytes::from(next.encode().within(&key)?);
+        let mut put = self.put(&key, bytes.clone().into());
+        if matches!(put, Err(VaultError::Full { .. })) {
+            // Space comes back through the ledger, so it must have some: that of the revision before
+            // the one that holds, which nobody reads any more.
+            self.delete_revisions_before(disk, revision - 1)?;
+            put = self.put(&key, bytes.into());
+        }
+        if let Err(failed) = put {
             let exists = matches!(&failed, VaultError::Store { source, .. }
                 if matches!(source, object_store::Error::AlreadyExists { .. }));
             // A put whose answer was lost may have been done, and sent again it finds itself.
@@ -138,12 +146,16 @@ impl Vault {
             return Ok(Advanced::Overtaken);
         }
         // The one before stays: a list that is made just now may see neither this nor that.
-        for old in revisions.into_iter().filter(|&old| old + 1 < revision) {
-            if let Err(e) = self.delete(&self::key(disk, old)) {
-                tracing::debug!("{e}: deleted by the next maintenance");
-            }
+        if let Err(e) = self.delete_revisions_before(disk, revision - 1) {
+            tracing::debug!("{e}: deleted by the next maintenance");
         }
         Ok(Advanced::Holds)
+    }
+
+    fn delete_revisions_before(&self, disk: DiskId, revision: u64) -> Result<(), VaultError> {
+        let revisions = self.numbers(&prefix(disk))?;
+        let mut before = revisions.into_iter().filter(|&old| old < revision);
+        before.try_for_each(|old| self.delete(&key(disk, old)))
     }
 
     /// What a delta inherits from the point before it: its segments, the merges applied.

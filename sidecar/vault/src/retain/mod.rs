@@ -1,7 +1,7 @@
 //! Keeping, merging and deleting: what a vault needs so that it does not grow for ever.
 //!
 //! - [`keep`]: the rules people write, and what they mean
-//! - [`hold`]: pins, and holds of whoever needs a point; [`reading`]: such a hold while one reads
+//! - [`hold`]: pins, and holds of whoever needs a point; [`held`]: such a hold, renewed while it lasts
 //! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
 //! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
 //! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
@@ -13,10 +13,10 @@
 pub mod collect;
 pub mod compact;
 mod groups;
+pub mod held;
 pub mod hold;
 pub mod keep;
 mod ledger;
-mod reading;
 pub mod retire;
 pub mod tiers;
 
@@ -30,10 +30,11 @@ use crate::store::Vault;
 
 pub use collect::Collected;
 pub use compact::Merged;
+pub use held::{Held, holder};
 pub use hold::HoldRequest;
 pub use keep::{Keep, KeepError};
 pub(crate) use ledger::existing_points;
-pub use reading::{Reading, holder};
+
 pub use retire::{Retired, Verdict};
 
 /// Others that may maintain the same disk at the same time before we leave it to them.
