@@ -137,6 +137,15 @@ fn a_hold_ends_with_the_next_request() {
     assert_eq!(refused(client.ask(&Request::Thaw { epoch: cut.epoch })), ErrorCode::Order);
 }
 
+fn receive(stream: &mut UnixStream) -> Response {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).unwrap();
+    let (len, crc) = decode_header(&header).unwrap();
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).unwrap();
+    decode_body::<Response>(&body, crc).unwrap()
+}
+
 /// One whose message comes byte by byte, or not to its end, holds nobody longer for it.
 #[test]
 fn a_message_that_drips_ends_with_the_hold() {
@@ -144,12 +153,7 @@ fn a_message_that_drips_ends_with_the_hold() {
     let mut stream = UnixStream::connect(disk.control_socket()).unwrap();
     let mut ask = |request: &Request| {
         stream.write_all(&encode(request).unwrap()).unwrap();
-        let mut header = [0; HEADER_BYTES];
-        stream.read_exact(&mut header).unwrap();
-        let (len, crc) = decode_header(&header).unwrap();
-        let mut body = vec![0; len];
-        stream.read_exact(&mut body).unwrap();
-        decode_body::<Response>(&body, crc).unwrap()
+        receive(&mut stream)
     };
     ask(&Request::Lease { client: "the test".into() });
     let began = Instant::now();
@@ -161,10 +165,13 @@ fn a_message_that_drips_ends_with_the_hold() {
     stream.write_all(&thaw[..thaw.len() / 2]).unwrap();
     write(&disk.served(), 2).recv_timeout(A_WHILE + MARGIN).unwrap();
     assert!(began.elapsed() >= A_WHILE / 2, "it was not held at all");
-    // The rest would not be understood: the driver has hung up, and folded back.
-    let mut rest = vec![];
-    let _ = stream.read_to_end(&mut rest);
-    assert!(rest.is_empty());
+    // The rest comes too late, and is told so.
+    stream.write_all(&thaw[thaw.len() / 2..]).unwrap();
+    let answer = receive(&mut stream);
+    assert!(matches!(answer, Response::Thawed { in_force: false, .. }), "{answer:?}");
+    // A message that breaks off in the middle folds back like any end.
+    stream.write_all(&thaw[..3]).unwrap();
+    drop(stream);
     disk.cycle();
 }
 

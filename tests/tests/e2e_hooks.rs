@@ -130,11 +130,12 @@ fn is_frozen(at: &Path) -> bool {
     }
 }
 
-fn thaw(at: &Path) {
+/// Thaws; whether it was frozen.
+fn thaw(at: &Path) -> bool {
     let root = File::open(at).unwrap();
     let mut unused = 0;
     // SAFETY: the descriptor is open; the kernel does not use the argument.
-    let _ = unsafe { ioctl::fi_thaw(root.as_raw_fd(), &raw mut unused) };
+    unsafe { ioctl::fi_thaw(root.as_raw_fd(), &raw mut unused) }.is_ok()
 }
 
 /// Whether an ext4 is in use or was left without being unmounted or frozen.
@@ -187,7 +188,12 @@ fn a_frozen_file_system_makes_an_application_consistent_point() {
         assert_eq!(lab.cycle(), ("application".into(), String::new()));
         lab.is_not_frozen();
     }
-    assert_eq!(fs::read_to_string(&told).unwrap(), "pre db\npost\n".repeat(3));
+    let tried = lab.host.json(&["hooks", "db"]);
+    println!("{tried}");
+    assert_eq!((&tried["consistency"], &tried["warning"]), (&"application".into(), &().into()));
+    assert_eq!(lab.disk.points().len(), 4, "no point of it");
+    lab.is_not_frozen();
+    assert_eq!(fs::read_to_string(&told).unwrap(), "pre db\npost\n".repeat(4));
     for point in lab.disk.points() {
         let image = lab.disk.restore(point.cycle, "restored.img");
         // The first was made of a mounted file system without any hooks.
@@ -265,6 +271,9 @@ fn a_hook_that_hangs_or_fails_leaves_a_crash_consistent_point_and_nothing_frozen
         warning.contains("exit status: 5") && warning.contains("no such database"),
         "{warning}"
     );
+    let tried = lab.host.try_backstay(&["hooks", "db"]);
+    assert_eq!(tried.status.code(), Some(1), "{}", said(&tried));
+    assert!(said(&tried).contains("no such database"), "{}", said(&tried));
     lab.is_not_frozen();
 
     // Not a mount point: its folder lies on another file system, which must not be frozen.
@@ -282,7 +291,7 @@ fn a_hook_that_hangs_or_fails_leaves_a_crash_consistent_point_and_nothing_frozen
     let (consistency, warning) = lab.cycle();
     assert_eq!(consistency, "application");
     assert!(warning.contains("exit status: 6"), "{warning}");
-    assert_eq!(fs::read_to_string(&told).unwrap(), "post\n".repeat(4), "post always runs");
+    assert_eq!(fs::read_to_string(&told).unwrap(), "post\n".repeat(5), "post always runs");
 
     let points = lab.disk.points().len();
     lab.hooks(&format!("{}{post}pre = [\"exit 5\"]\nrequire = true\n", lab.freeze()));
@@ -395,6 +404,28 @@ fn kill_9_of_both_is_mended_by_the_next_cycle_or_start() {
         }
         assert!(fs::read_to_string(told).unwrap().starts_with("post\n"));
     }
+}
+
+/// The disk is gone under a frozen file system: nobody waits for it, and post runs.
+#[test]
+fn kill_9_of_the_driver_under_a_frozen_file_system_ends_the_cycle() {
+    let lab = Lab::new("killunder");
+    let told = lab.path("told");
+    lab.hooks(&format!(
+        "{}{}post = [\"echo post > {}\"]\nfreeze_timeout = \"10m\"\n",
+        lab.freeze(),
+        stop_the_sidecar(&lab),
+        told.display()
+    ));
+    let mut sidecar = lab.host.start(&["cycle", "db"]);
+    wait_for("the hook", || lab.path("guardian").exists());
+    lab.wait_until_frozen();
+    lab.disk.kill_driver();
+    kill("-CONT", sidecar.id());
+    assert_eq!(sidecar.wait().unwrap().code(), Some(1));
+    wait_gone(guardian_pid(&lab));
+    assert_eq!(fs::read_to_string(told).unwrap(), "post\n");
+    assert!(!thaw(&lab.mounted.at), "it was frozen still");
 }
 
 /// SIGTERM and SIGINT to all of a unit or terminal: the guardian must not die of them.

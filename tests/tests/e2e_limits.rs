@@ -4,75 +4,13 @@
 //! Needs root, /dev/fuse.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_tests::harness::host::wait_gone;
-use backstay_tests::harness::{Disk, Host, must};
+use backstay_tests::harness::service::{Service, wait_for, write_config};
+use backstay_tests::harness::{Disk, Host};
 
 const MIB: u64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(60);
-
-/// A running service and what it says; stopped when dropped.
-struct Service {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Service {
-    fn start(host: &Host) -> Self {
-        let mut command = host.command();
-        command.args(["--verbose", "sidecar"]).stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let said = BufReader::new(child.stderr.take().unwrap());
-        let (line, lines) = channel();
-        thread::spawn(move || {
-            for said in said.lines().map_while(Result::ok) {
-                println!("sidecar: {said}");
-                let _ = line.send(said);
-            }
-        });
-        Self { child, lines }
-    }
-
-    /// Waits until it says something; the line.
-    #[track_caller]
-    fn says(&self, what: &str) -> String {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) if line.contains(what) => return line,
-                Ok(_) => {}
-                Err(e) => panic!("it did not say {what:?}: {e}"),
-            }
-        }
-    }
-
-    fn signal(&self, signal: &str) {
-        must("kill", [signal, &self.child.id().to_string()]);
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.signal("-TERM");
-        wait_gone(self.child.id() as i32);
-        let _ = self.child.wait();
-    }
-}
-
-fn write_config(host: &Host, settings: &str) {
-    // As an editor or a tool replaces it: never half a file.
-    let text = format!("vault = \"{}\"\n{settings}", host.vault());
-    fs::write(host.path("new.toml"), text).unwrap();
-    fs::rename(host.path("new.toml"), host.path("backstay.toml")).unwrap();
-}
-
 /// A mounted disk with so many MiB on it that do not compress.
 fn disk(host: &Arc<Host>, name: &str, mib: u64) -> Disk {
     let disk = host.disk(name, 64 * MIB);
@@ -83,15 +21,6 @@ fn disk(host: &Arc<Host>, name: &str, mib: u64) -> Disk {
     backing.write_all_at(&noise, 0).unwrap();
     disk.mount(&[]);
     disk
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !happened() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        thread::yield_now();
-    }
 }
 
 #[track_caller]
@@ -170,6 +99,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     write_config(&host, "interval = \"100ms\"\n[throttle]\nlimit = \"1KiB/s\"\n");
     let service = Service::start(&host);
     wait_for("the cycle", || is_shipping(&slow));
+    assert_eq!(slow.status()["limit"], "1KiB/s");
     write_config(
         &host,
         &format!(
@@ -177,7 +107,7 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
              [[throttle.timetable]]\nwhen = \"{ALWAYS}\"\nlimit = \"0\"\n"
         ),
     );
-    service.says("throttle: 0");
+    service.says("throttle: no limit");
     wait_for_points(&slow, 1);
     wait_for("the end of the cycle", || !is_shipping(&slow));
     assert_eq!(slow.points().len(), 1, "and no other begins");

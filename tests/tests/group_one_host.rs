@@ -82,6 +82,16 @@ fn no_disk_of_a_group_point_is_ahead() {
     let listed = listed.as_array().unwrap();
     assert_eq!(listed.len(), points.len());
     assert!(listed.iter().all(|point| point["complete"] == true), "{listed:?}");
+    // The commands it names restore it.
+    let commands = listed[0]["restore"].as_array().unwrap();
+    for command in commands.iter().map(|command| command.as_str().unwrap()) {
+        let mut words: Vec<&str> = command.split(' ').skip(1).collect();
+        let to = host.path(words.pop().unwrap()).with_extension("back");
+        words.push(to.to_str().unwrap());
+        host.backstay(&words);
+        assert_eq!(fs::metadata(&to).unwrap().len(), SIZE);
+    }
+    assert_eq!(commands.len(), 2);
     host.backstay(&["verify", "a"]);
     host.backstay(&["verify", "b"]);
 }

@@ -115,8 +115,6 @@ fn no_host_of_a_group_point_is_ahead() {
     println!("seed {seed:#x}");
     let mut rng = Rng::with_seed(seed);
     let pair = pair();
-    // The longer the cable, the longer a round holds, and the more often it is disturbed then.
-    pair.cable.stretch(10);
     // Both disks have been shipped once before the workload begins.
     for side in [0, 1] {
         pair.disks[side].cycle();

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::phase::Phase;
 use crate::record::Record;
+use crate::throttle::Rate;
 use crate::windows::may_begin;
 
 /// How well a disk is.
@@ -55,6 +56,8 @@ pub struct DiskStatus {
     pub interval: Duration,
     /// The blackout window that is on, in words; none begins by itself meanwhile.
     pub blackout: Option<String>,
+    /// What all disks together may send a second; `0`: as much as they can.
+    pub limit: Rate,
     /// When its next cycle is due, nanoseconds since 1970; only a sidecar knows.
     pub next_unix_ns: Option<u64>,
     /// Its health.
@@ -105,7 +108,11 @@ pub fn of_disk(
         blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
             .err()
             .map(|until| until.to_string()),
-        next_unix_ns: record.next_unix_ns.filter(|_| driver.is_some()),
+        limit: config.throttle.limit_at(Timestamp::now(), &config.zone()),
+        // One that is long past says that no sidecar is at work.
+        next_unix_ns: record
+            .next_unix_ns
+            .filter(|next| driver.is_some() && next + LATE_MIN.as_nanos() as u64 > now_unix_ns),
         health: health(&name, driver.as_ref(), &record, rpo_ns, interval),
         found: driver.as_ref().map(|d| d.found),
         size: driver.as_ref().map(|d| d.size),
@@ -123,19 +130,31 @@ pub fn of_disk(
     }
 }
 
-/// What is written down, unless the driver knows better: a cycle that runs holds its lease, and one
-/// that was killed does not.
+/// What is written down, unless something newer is known: a cycle that runs holds the driver's lease,
+/// one that was killed does not, and one that a person ran has not told the sidecar.
 fn phase(driver: &DriverStatus, record: &Record) -> Phase {
     let resync = driver.resync.is_some() || driver.lost_point_in_time.is_some();
-    match (driver.lease.is_some(), driver.base.is_some()) {
-        (true, _) if record.phase.is_running() => record.phase,
-        (true, false) => Phase::InitialRunning,
-        (true, true) if resync => Phase::ResyncRunning,
-        (true, true) => Phase::DeltaRunning,
-        (false, _) if !record.phase.is_running() && record.phase != Phase::Stopped => record.phase,
-        (false, false) => Phase::Stopped,
-        (false, true) if resync => Phase::ResyncRequired,
-        (false, true) => Phase::Protected,
+    let based = driver.base.is_some();
+    let written = record.phase;
+    if driver.lease.is_some() {
+        return match (written.is_running(), based, resync) {
+            (true, ..) => written,
+            (false, false, _) => Phase::InitialRunning,
+            (false, true, true) => Phase::ResyncRunning,
+            (false, true, false) => Phase::DeltaRunning,
+        };
+    }
+    let overtaken = record
+        .last
+        .as_ref()
+        .is_some_and(|last| last.committed_unix_ns > record.phase_since_unix_ns);
+    match written {
+        Phase::DeltaQueued | Phase::OnDemandQueued if based => written,
+        Phase::InitialQueued if !based => written,
+        Phase::ResyncRequired | Phase::ResyncQueued if !overtaken => written,
+        _ if !based => Phase::Stopped,
+        _ if resync => Phase::ResyncRequired,
+        _ => Phase::Protected,
     }
 }
 

@@ -1,12 +1,12 @@
 //! Upkeep of vaults after cycles: retention, merging, collection.
 //!
 //! One thread does it for all disks, beside their cycles and never in their way: maintenance is safe
-//! beside anything. It is never waited for; when the process ends it is cut off wherever it is,
+//! beside anything. What it sends goes through the throttle, too. It is never waited for; when the process ends it is cut off wherever it is,
 //! which is as good as a kill, and that is safe too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,7 @@ use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
+use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
 const EVERY: Duration = Duration::from_secs(60);
@@ -29,15 +30,24 @@ struct Due {
     policy: Policy,
 }
 
+/// What upkeep sends takes its turn here, with the disks' uploads.
+static THROTTLE: OnceLock<Arc<Throttle>> = OnceLock::new();
+
 /// How a disk is maintained.
 #[must_use]
 pub fn policy(config: &Config, name: &DiskName, thorough: bool) -> Policy {
     Policy {
         keep: config.keep_of(name).cloned(),
         thorough,
+        merge: true,
         segment_bytes: config.ship.segment_size.as_u64(),
         zstd_level: config.ship.zstd_level,
     }
+}
+
+/// The throttle that upkeep shares with the disks, from now on. The first one counts.
+pub fn share(throttle: &Arc<Throttle>) {
+    let _ = THROTTLE.set(Arc::clone(throttle));
 }
 
 /// Tells that a disk made a point: its vault is looked after soon, at most once a minute.
@@ -75,6 +85,10 @@ fn work(jobs: &Receiver<Due>) {
             let disk = match known.get(&key) {
                 Some(&disk) => disk,
                 None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
+            };
+            let vault = match THROTTLE.get() {
+                Some(throttle) => vault.paced(Arc::<Throttle>::clone(throttle)),
+                None => vault,
             };
             maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
         });

@@ -71,6 +71,10 @@ impl Vault {
     ) -> Result<GroupPoint, VaultError> {
         members.sort_by_key(|member| member.disk);
         for member in &members {
+            if !self.points(member.disk)?.contains(&member.cycle) {
+                let object = point_key(member.disk, member.cycle);
+                return Err(VaultError::NotFound { object });
+            }
             let there = self.manifest(member.disk, member.cycle)?;
             if there.point != member.point {
                 return Err(VaultError::Inconsistent {
@@ -105,6 +109,15 @@ impl Vault {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Deletes a group point; its members' points stay.
+    pub(crate) fn delete_group_point(
+        &self,
+        group: &GroupName,
+        number: GroupPointNo,
+    ) -> Result<(), VaultError> {
+        self.delete(&group_point_key(group, number))
     }
 
     fn is_our_group_point(&self, point: &GroupPoint, key: &str) -> bool {

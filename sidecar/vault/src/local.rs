@@ -7,14 +7,19 @@
 //! from it up to the vault's root is synced here, once in the life of a process.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// Directories that nobody but the vault's owner may enter.
 const MODE: u32 = 0o700;
+
+/// After this time without a write a staged file is nobody's: even a put that waits at a throttle writes
+/// every second.
+const STALE: Duration = Duration::from_secs(6 * 3600);
 
 /// Makes the vault's own directory, durably, with all that is missing above it.
 pub(crate) fn make_root(root: &Path) -> io::Result<()> {
@@ -51,6 +56,7 @@ impl Folders {
         }
         DirBuilder::new().recursive(true).mode(MODE).create(&folder)?;
         self.sync_names(&folder)?;
+        remove_stale(&folder, SystemTime::now());
         self.durable().insert(folder);
         Ok(())
     }
@@ -60,6 +66,31 @@ impl Folders {
         let folder = self.folder(key);
         sync(&folder)?;
         self.sync_names(&folder)
+    }
+
+    /// Removes what puts that were killed left in a folder of the vault: files `<name>#<number>`,
+    /// which no listing shows, untouched for longer than any put takes. Returns how many.
+    pub fn sweep(&self, folder: &str, untouched: Duration) -> io::Result<u64> {
+        let mut swept = 0;
+        let entries = match fs::read_dir(self.root.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let staged =
+                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+                });
+            // A time in the future is young.
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if staged && age().is_some_and(|age| age > untouched) {
+                fs::remove_file(entry.path())?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
     }
 
     fn sync_names(&self, folder: &Path) -> io::Result<()> {
@@ -91,6 +122,24 @@ impl Folders {
     }
 }
 
+/// Removes what killed puts have left: staged files that nobody has written to for long. They are no
+/// objects and would stay for ever. What cannot be removed does no harm.
+fn remove_stale(folder: &Path, now: SystemTime) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let staged = name
+            .to_str()
+            .and_then(|name| name.rsplit_once('#'))
+            .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|digit| digit.is_ascii_digit()));
+        let touched = || entry.metadata().and_then(|meta| meta.modified());
+        // A clock that was set back makes it young, which is safe.
+        let is_stale = |at| now.duration_since(at).is_ok_and(|age| age > STALE);
+        if staged && touched().is_ok_and(is_stale) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -99,6 +148,20 @@ fn sync(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_killed_puts_left_goes_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["1-2-3", "1-2-3#1", "1-2-4#17", "1-2-4#x", "#", "1-2-5#"] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let count = || std::fs::read_dir(dir.path()).unwrap().count();
+        remove_stale(dir.path(), SystemTime::now());
+        assert_eq!(count(), 6, "somebody may be at them");
+        remove_stale(dir.path(), SystemTime::now() + STALE * 2);
+        assert_eq!(count(), 4);
+        assert!(dir.path().join("1-2-3").exists(), "an object");
+    }
 
     #[test]
     fn folders_are_made_private_and_remembered() {
@@ -116,5 +179,21 @@ mod tests {
         }
         assert!(folders.durable().contains(&root.join("disks/d/points")));
         assert!(folders.durable().contains(&root));
+    }
+    #[test]
+    fn what_killed_puts_left_is_swept_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = Folders::below(dir.path());
+        let in_it = dir.path().join("disks/d/segments");
+        fs::create_dir_all(&in_it).unwrap();
+        let day = Duration::from_secs(86_400);
+        for (name, days) in [("1-a-0#1", 2), ("1-a-0#2", 0), ("1-a-0", 2), ("x#y", 2), ("x#", 2)] {
+            let file = File::create(in_it.join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - day * days).unwrap();
+        }
+        assert_eq!(folders.sweep("disks/d/segments", day).unwrap(), 1);
+        assert_eq!(folders.sweep("disks/d/absent", day).unwrap(), 0);
+        assert!(!in_it.join("1-a-0#1").exists() && in_it.join("1-a-0#2").exists());
+        assert_eq!(fs::read_dir(&in_it).unwrap().count(), 4);
     }
 }

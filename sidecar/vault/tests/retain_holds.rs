@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::AtomicBool;
 
 use backstay_format::CycleNo;
-use backstay_vault::retain::{Reading, maintain, preview};
+use backstay_vault::retain::{Held, Policy, maintain, preview};
 use backstay_vault::{HoldKind, Vault, VaultError};
 use common::history::{HOUR, History, hold, objects, policy, room, run};
 
@@ -51,7 +51,7 @@ fn nothing_is_held_that_is_not_there() {
     let never = vault.hold(disk, &hold("p", HoldKind::Pin, (9, 9), None)).unwrap_err();
     assert!(matches!(never, VaultError::NotFound { .. }), "{never}");
     assert_eq!(vault.holds(disk).unwrap(), []);
-    let gone = Reading::of(&vault, disk, (CycleNo(1), CycleNo(1)), "").unwrap_err();
+    let gone = Held::reading(&vault, disk, (CycleNo(1), CycleNo(1)), "").unwrap_err();
     assert!(matches!(gone, VaultError::Retired(_)), "{gone}");
 }
 
@@ -193,28 +193,79 @@ fn a_preview_changes_nothing_and_comes_true() {
     assert!(report.collected.deleted > 0 && report.merged.replaced > 0);
 }
 
+/// A tmpfs of a few MiB, unmounted in the end.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new(size: &str) -> Self {
+        let this = Self(tempfile::tempdir().unwrap());
+        this.mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "backstay-test"]);
+        this
+    }
+    fn mount(&self, args: &[&str]) {
+        let done = std::process::Command::new("mount").args(args).arg(self.0.path()).status();
+        assert!(done.unwrap().success(), "this test mounts a file system: run it as root");
+    }
+    fn vault(&self) -> Vault {
+        Vault::create_or_open(self.0.path().join("vault").to_str().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
 /// Where nothing can be written, reading goes on without a hold.
 #[test]
 fn a_vault_that_cannot_be_written_can_be_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let small = dir.path().join("mnt");
-    std::fs::create_dir(&small).unwrap();
-    let mount = |args: &[&str]| {
-        let done = std::process::Command::new("mount").args(args).arg(&small).status().unwrap();
-        assert!(done.success(), "this test mounts a file system: run it as root");
-    };
-    mount(&["-t", "tmpfs", "-o", "size=16m", "backstay-test"]);
-    struct Mounted<'a>(&'a std::path::Path);
-    impl Drop for Mounted<'_> {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0).status();
-        }
-    }
-    let _mounted = Mounted(&small);
-    let vault = Vault::create_or_open(small.join("vault").to_str().unwrap()).unwrap();
+    let small = Mounted::new("16m");
+    let vault = small.vault();
     let history = with_points(&vault, 2);
-    mount(&["-o", "remount,ro"]);
-    let held = Reading::of(&vault, history.disk, (CycleNo(1), CycleNo(2)), "restore").unwrap();
+    small.mount(&["-o", "remount,ro"]);
+    let held = Held::reading(&vault, history.disk, (CycleNo(1), CycleNo(2)), "restore").unwrap();
+    assert_eq!(held.points(), [CycleNo(1), CycleNo(2)]);
     history.check(&vault, "read-only");
     drop(held);
+}
+
+/// A vault without a single byte left can be pruned, for the ledger gives up what it does not need.
+#[test]
+fn a_full_vault_can_be_pruned() {
+    let small = Mounted::new("8m");
+    let vault = small.vault();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut history = with_points(&vault, 6);
+    run(&vault, history.disk, "last 4").unwrap();
+    history.cycle(&vault, &mut rng).unwrap();
+    run(&vault, history.disk, "last 4").unwrap();
+    let full = loop {
+        // A cycle that fails leaves its sectors to the next; here, it never was.
+        let mut next = history.clone();
+        match next.cycle(&vault, &mut rng) {
+            Ok(_) => history = next,
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(full, VaultError::Full { .. }), "{full}");
+    let filler = small.0.path().join("filler");
+    let mut filler = std::fs::File::create(filler).unwrap();
+    let why = loop {
+        if let Err(e) = std::io::Write::write_all(&mut filler, &[1; 4096]) {
+            break e;
+        }
+    };
+    assert_eq!(why.kind(), std::io::ErrorKind::StorageFull);
+    let free = Policy { merge: false, ..policy("last 2") };
+    let stop = AtomicBool::new(false);
+    let report = maintain(&vault, history.disk, &free, NOW, &stop).unwrap();
+    assert!(report.collected.deleted > 0 || report.retired.deleted > 0, "{report:?}");
+    history.check(&vault, "pruned");
+    // Merged by the next point, so that old segments become free, too.
+    history.cycle(&vault, &mut rng).unwrap();
+    run(&vault, history.disk, "last 1").unwrap();
+    history.cycle(&vault, &mut rng).unwrap();
+    run(&vault, history.disk, "last 1").unwrap();
+    assert_eq!(history.check(&vault, "in the end").len(), 1);
 }

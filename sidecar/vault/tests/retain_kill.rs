@@ -5,10 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use backstay_format::CycleNo;
+use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{HoldKind, Pass, Vault, VaultError, verify_cycle};
-use common::history::{HOUR, History, copy, hold, room, run, stepped};
+use common::history::{HOUR, History, copy, hold, policy, room, run, stepped};
 use common::{At, meta, set, ship};
 
 const SIZE: u64 = 1 << 20;
@@ -142,6 +144,16 @@ fn beside_another_maintainer() {
     });
 }
 
+/// The other one only collects: what is put for a merge and not named yet is garbage to it, and the
+/// merge must not come into force after that.
+#[test]
+fn beside_a_collector() {
+    at_each_step(|vault, history| {
+        let only = Policy { merge: false, ..policy("") };
+        maintain(vault, history.disk, &only, 1 << 60, &AtomicBool::new(false)).unwrap();
+    });
+}
+
 #[test]
 fn beside_a_cycle() {
     at_each_step(|vault, history| {
@@ -265,7 +277,12 @@ fn a_writer_that_slept_has_lost() {
         let (vault, _) = stepped(place.path(), At::Nothing);
         match committed {
             Err(VaultError::LostRace(_) | VaultError::NotFound { .. }) => {
-                theirs.check(&vault, &what);
+                let points = theirs.check(&vault, &what);
+                assert!(!points.contains(&23), "{what}: {points:?}");
+                // What the slow one put is there, and is no point.
+                let pinned = vault.hold(theirs.disk, &hold("p", HoldKind::Pin, (23, 23), None));
+                let refused = matches!(pinned, Err(VaultError::Retired(CycleNo(23))));
+                assert!(refused, "{what}: {pinned:?}");
             }
             // It had put its point before it slept; the others' history is then another one.
             Ok(_) => panic!("{what}: it says it committed"),
@@ -302,4 +319,36 @@ fn put_is_next(
     let mut ours = history.clone();
     ours.commit(&vault, before.as_ref(), runs).unwrap();
     there.load(std::sync::atomic::Ordering::SeqCst)
+}
+
+/// A list of a directory is not of one instant: it may show a point and not the one before it. Nothing
+/// is taken for nobody's because of that.
+#[test]
+fn beside_lists_that_miss_a_point() {
+    let (dir, vault) = room();
+    let mut history = prepared(&vault);
+    // Merged and taken over: the newest point needs other segments than the one before it.
+    run(&vault, history.disk, "").unwrap();
+    history.cycle(&vault, &mut fastrand::Rng::with_seed(21)).unwrap();
+    let mut at = 0;
+    loop {
+        let place = tempfile::tempdir().unwrap();
+        copy(dir.path(), place.path());
+        let missed = "/points/00000000000000000022";
+        let (vault, steps) = stepped(place.path(), At::Miss(at, missed));
+        run(&vault, history.disk, KEEP).unwrap();
+        let what = format!("list {at} misses point 22");
+        for _ in 0..2 {
+            let (vault, _) = stepped(place.path(), At::Nothing);
+            let points = history.check(&vault, &what);
+            assert!(points.is_superset(&(20..=23).collect()), "{what}: {points:?}");
+            run(&vault, history.disk, KEEP).unwrap();
+            history.check_clean(&vault, place.path(), &what);
+        }
+        if steps.lists() <= at {
+            break;
+        }
+        at += 1;
+    }
+    assert!(at > 5, "only {at} lists");
 }

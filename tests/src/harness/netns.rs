@@ -45,17 +45,6 @@ impl Cable {
         cable
     }
 
-    /// Makes the cable long: each packet takes so many milliseconds more, either way.
-    pub fn stretch(&self, ms: u32) {
-        for (space, device) in self.spaces.iter().zip(&self.device) {
-            let delay = format!("{ms}ms");
-            must(
-                "tc",
-                ["-n", space, "qdisc", "add", "dev", device, "root", "netem", "delay", &delay],
-            );
-        }
-    }
-
     /// Pulls the cable out, or puts it back.
     pub fn plug(&self, up: bool) {
         let state = if up { "up" } else { "down" };

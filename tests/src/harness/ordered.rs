@@ -168,11 +168,16 @@ impl RestoreTarget for FirstBlock {
 /// # Errors
 /// If the first block is torn.
 pub fn number_in(vault: &Vault, disk: DiskId, cycle: CycleNo) -> Result<u64, String> {
-    let mut point = vault.manifest(disk, cycle).map_err(|e| e.to_string())?;
+    let point = vault.manifest(disk, cycle).map_err(|e| e.to_string())?;
     // What lies between the first cycle and this one is only read if this one did not ship the
-    // block: reading all segments of all points would take the square of their number.
+    // block, or was merged: reading all segments of all points would take the square of their number.
     if own_holds_first_block(vault, &point)? {
-        point.segments.retain(|segment| segment.cycle.0 <= 1 || segment.cycle == cycle);
+        let mut short = point.clone();
+        short.segments.retain(|segment| segment.cycle.0 <= 1 || segment.cycle == cycle);
+        let block = FirstBlock(Mutex::new([0; BLOCK_BYTES]));
+        if restore(vault, &short, &block, 1, &|_, _| {}).is_ok() {
+            return read_stamp(0, &block.0.into_inner().unwrap());
+        }
     }
     let block = FirstBlock(Mutex::new([0; BLOCK_BYTES]));
     restore(vault, &point, &block, 1, &|_, _| {}).map_err(|e| e.to_string())?;

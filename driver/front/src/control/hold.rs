@@ -1,21 +1,15 @@
 //! A connection that holds its disk's writes.
 //!
 //! The hold is a lock on the stack of the connection's own thread, which waits for the next message
-//! no longer than the hold may last. However the thread goes on, it goes on without the hold.
+//! no longer with it than the hold may last. However the thread goes on, it goes on without the hold.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use backstay_format::EpochNo;
-use backstay_format::control::Request;
 use backstay_track::HeldCut;
 use backstay_track::env::Env;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use super::frame::{FrameError, receive};
 
 /// Writes of a disk, held since its cut.
 pub(super) struct Hold<'a, E: Env> {
@@ -51,46 +45,39 @@ impl<'a, E: Env> Hold<'a, E> {
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())
     }
+}
 
-    /// Waits for the beginning of a message: `false` if the time is over first.
-    pub fn wait_for_message(&self, stream: &UnixStream) -> io::Result<bool> {
-        loop {
-            let left = self.left();
-            if left.is_zero() {
-                return Ok(false);
-            }
-            // Rounded up: waiting for 0 ms at a time would be a spin.
-            let ms = u16::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-            let mut wait = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut wait, PollTimeout::from(ms)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(true),
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
+/// Reads a connection, and ends its hold when its time is over: before a message came, or in the
+/// middle of one whose bytes drip. The reading itself goes on.
+pub(super) struct Holding<'s, 'a, E: Env> {
+    pub stream: &'s UnixStream,
+    pub hold: &'s mut Option<Hold<'a, E>>,
+    pub thawed: &'s mut Option<Thawed>,
+}
 
-    /// Reads a message that has begun; one that does not come to its end in time is an error.
-    pub fn receive(&self, stream: &UnixStream) -> Result<Option<Request>, FrameError> {
-        let message = receive(&mut Within { stream, ends: self.ends });
-        stream.set_read_timeout(None)?;
-        message
+impl<E: Env> Holding<'_, '_, E> {
+    fn expire(&mut self) -> io::Result<()> {
+        *self.thawed = self.hold.take().map(Hold::thaw);
+        tracing::warn!("a held cut was not thawed in time: writes go on");
+        self.stream.set_read_timeout(None)
     }
 }
 
-/// A stream that is read until an instant, however slowly its bytes drip.
-struct Within<'a> {
-    stream: &'a UnixStream,
-    ends: Instant,
-}
-
-impl Read for Within<'_> {
+impl<E: Env> Read for Holding<'_, '_, E> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = self.ends.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+        while let Some(hold) = &*self.hold {
+            let left = hold.left();
+            if left.is_zero() {
+                self.expire()?;
+                break;
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(buf) {
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
         }
-        self.stream.set_read_timeout(Some(left))?;
         self.stream.read(buf)
     }
 }

@@ -23,7 +23,7 @@ use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};
-use super::hold::{Hold, Thawed};
+use super::hold::{Hold, Holding, Thawed};
 
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -158,18 +158,15 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
     fn serve(&mut self, mut stream: &UnixStream) {
         let mut hold: Option<Hold<'a, E>> = None;
         loop {
-            let received = match &hold {
-                None => receive::<Request>(&mut stream),
-                Some(held) => match held.wait_for_message(stream) {
-                    Ok(true) => held.receive(stream),
-                    Ok(false) => {
-                        self.thawed = hold.take().map(Hold::thaw);
-                        tracing::warn!("a held cut was not thawed in time: writes go on");
-                        continue;
-                    }
-                    Err(e) => Err(e.into()),
-                },
-            };
+            let received = receive::<Request>(&mut Holding {
+                stream,
+                hold: &mut hold,
+                thawed: &mut self.thawed,
+            });
+            // What follows takes its time without anybody being held, and without a limit.
+            if hold.is_some() && stream.set_read_timeout(None).is_err() {
+                return;
+            }
             let answer = match received {
                 Ok(Some(request)) => self.answer(request, &mut hold),
                 Ok(None) => return,

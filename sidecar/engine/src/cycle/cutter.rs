@@ -7,6 +7,14 @@ use crate::error::CycleError;
 
 /// Makes the point-in-time cut of a cycle, when the cycle has come so far.
 pub trait Cutter {
+    /// Waits until the cut is about to be made. Nobody waits for it yet: no application, no write.
+    ///
+    /// # Errors
+    /// If there will be no cut; then the cycle fails.
+    fn gather(&mut self, _driver: &mut ControlClient) -> Result<(), CycleError> {
+        Ok(())
+    }
+
     /// Makes the cut. What it does before and after is its own; when it returns, the driver must
     /// hold nobody any more.
     ///

@@ -9,6 +9,8 @@ impl Run<'_> {
     /// Cuts between the pre commands and freezes of the disk's hooks and their thaw and post
     /// commands. The latter run while the cut is shipped.
     pub(super) fn quiesced_cut(&mut self, cutter: &mut dyn Cutter) -> Result<CutReply, CycleError> {
+        // The application waits for its own disk's cut, not until all disks of a group have come so far.
+        cutter.gather(&mut self.driver)?;
         let Some(hooks) = self.job.hooks else {
             return self.cut_by(|driver| cutter.cut(driver));
         };

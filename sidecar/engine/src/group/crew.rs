@@ -1,7 +1,7 @@
 //! Those who cut together: each is told the same steps, and all must answer before the next one.
 //!
-//! A mate is a disk of this host or another host. It goes through `Ready → Cut → Thawed → Done`,
-//! one answer a step, and may fail at any of them. Dropping the crew tells those that are still held
+//! A mate is a disk of this host or another host. It goes through `Here → Ready → Cut → Thawed →
+//! Done`, one answer a step, and may fail at any of them. Dropping the crew tells those that are still held
 //! to go on: their channel of commands ends.
 
 use std::collections::VecDeque;
@@ -20,6 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What a mate is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
+    /// All are here: have applications wait, if there are any that shall.
+    Quiesce,
     /// Cut, and hold for so long at the most.
     Cut(Duration),
     /// All have cut: let writes go on, and say whether they were held until now.
@@ -33,7 +35,9 @@ pub enum Command {
 /// What a mate answers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
-    /// It can be cut at once.
+    /// It has come as far as the cut.
+    Here,
+    /// Its application waits, if it has one; it can be cut at once.
     Ready,
     /// It was cut and is held.
     Cut,
@@ -129,6 +133,19 @@ impl Crew {
         let place = self.mates.len();
         self.mates.push(Mate { who: who.into(), commands, inbox: VecDeque::new() });
         Seat { place, commands: orders, answers: self.sender.clone() }
+    }
+
+    /// Waits until all have come as far as the cut.
+    ///
+    /// # Errors
+    /// Who has not, within `limit`.
+    pub fn here(&mut self, limit: Duration) -> Result<(), Trouble> {
+        self.all("come to its cut", limit, |answer| matches!(answer, Answer::Here)).map(drop)
+    }
+
+    /// Has all make their applications wait; see [`Self::ready`].
+    pub fn quiesce(&self) {
+        self.tell(Command::Quiesce);
     }
 
     /// Waits until all can be cut at once.

@@ -1,7 +1,9 @@
 //! A disk of this host as a member of a crew: an ordinary cycle, whose cut waits for the crew.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -10,14 +12,19 @@ use backstay_driver::paths::{DiskPaths, Roots};
 use backstay_format::control::{CutReply, Request, Response};
 use backstay_format::{DiskId, DiskName};
 use backstay_vault::GroupMember;
+use jiff::Timestamp;
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Config;
 use crate::cycle::{AtOnce, Cutter, CycleJob, CycleReport, cutter, run_cut_by};
 use crate::error::CycleError;
 use crate::hooks::Hooks;
+use crate::phase::Event;
 use crate::record::Record;
+use crate::schedule::Work;
 use crate::throttle::Throttle;
+use crate::upkeep;
+use crate::windows::{Until, may_begin};
 
 /// A disk of this host.
 #[derive(Debug, Clone)]
@@ -33,14 +40,48 @@ pub struct LocalDisk {
 pub struct Shipping {
     /// Where to.
     pub vault: String,
-    /// How, and with which hooks.
-    pub config: Arc<Config>,
+    /// How, with which hooks, and when not.
+    pub config: Current,
     /// Where disks are.
     pub roots: Roots,
     /// How fast, together with all other disks.
     pub throttle: Arc<Throttle>,
     /// Set from outside to end it.
     pub stop: Arc<AtomicBool>,
+}
+
+/// The configuration, which may change while groups run.
+#[derive(Debug, Clone)]
+pub struct Current(Arc<RwLock<Arc<Config>>>);
+
+impl Current {
+    /// As it is at first.
+    #[must_use]
+    pub fn new(config: Arc<Config>) -> Self {
+        Self(Arc::new(RwLock::new(config)))
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn now(&self) -> Arc<Config> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It has changed.
+    pub fn set(&self, config: Arc<Config>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+}
+
+impl Shipping {
+    /// Whether a disk's windows let a cycle begin now.
+    ///
+    /// # Errors
+    /// Until when not.
+    pub fn may_begin(&self, name: &DiskName) -> Result<(), Until> {
+        let config = self.config.now();
+        may_begin(config.blackout_of(name), &config.zone(), Timestamp::now())
+    }
 }
 
 /// The thread of a disk, which ends with its cycle.
@@ -75,8 +116,13 @@ impl LocalDisk {
     /// If a thread cannot be started.
     pub(super) fn join_crew(self, shipping: Shipping, seat: Seat) -> std::io::Result<DiskThread> {
         thread::Builder::new().name("cycle".into()).spawn(move || {
-            let mut cutter = WithCrew { seat: seat.clone(), disk: None };
-            let result = self.cycle(&shipping, &mut cutter);
+            let state = &self.paths.state;
+            let mut cutter = WithCrew { seat: seat.clone(), state, disk: None, alone: false };
+            // The crew waits for its answer: a panic must not be silence.
+            let cycle = AssertUnwindSafe(|| self.cycle(&shipping, &mut cutter));
+            let result = catch_unwind(cycle)
+                .unwrap_or_else(|_| Err(CycleError::Broken("a thread panicked")));
+            self.tell(&shipping, &result);
             seat.answer(match (&result, cutter.disk) {
                 (Ok(report), Some(disk)) => Answer::Done(vec![GroupMember {
                     host: None,
@@ -93,21 +139,43 @@ impl LocalDisk {
         })
     }
 
+    /// Says how a cycle went; after a point, its vault is looked after.
+    fn tell(&self, shipping: &Shipping, result: &Result<CycleReport, CycleError>) {
+        let name = &self.name;
+        match result {
+            Ok(report) => {
+                tracing::info!(
+                    "disk {name}: recovery point {} ({} bytes moved, {:?})",
+                    report.cycle,
+                    report.moved,
+                    report.duration
+                );
+                if let Some(warning) = &report.warning {
+                    tracing::warn!("disk {name}: recovery point {}: {warning}", report.cycle);
+                }
+                upkeep::after_cycle(&shipping.config.now(), name, &shipping.vault);
+            }
+            Err(e) => tracing::error!("disk {name}: {e}"),
+        }
+    }
+
     /// Runs a cycle and remembers how it went.
     pub(super) fn cycle(
         &self,
         shipping: &Shipping,
         cutter: &mut dyn Cutter,
     ) -> Result<CycleReport, CycleError> {
-        let mut record = Record::load(&self.paths.state);
-        let hooks = Hooks::of(&shipping.config, &shipping.roots, &self.name);
-        let result =
-            record.open_vault(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
+        let config = shipping.config.now();
+        let hooks = Hooks::of(&config, &shipping.roots, &self.name);
+        let result = Record::load(&self.paths.state)
+            .open_vault(&shipping.vault)
+            .map_err(CycleError::from)
+            .and_then(|vault| {
                 let job = CycleJob {
                     socket: &self.paths.control_socket(),
                     state: &self.paths.state,
                     vault: &vault,
-                    ship: &shipping.config.ship,
+                    ship: &config.ship,
                     throttle: &shipping.throttle,
                     hooks: hooks.as_ref(),
                     progress: &|_, _, _| (),
@@ -115,6 +183,15 @@ impl LocalDisk {
                 };
                 run_cut_by(&job, cutter)
             });
+        // Its phase was written down meanwhile.
+        let mut record = Record::load(&self.paths.state);
+        if record.phase.is_running() && !result.as_ref().is_err_and(CycleError::is_busy) {
+            record.happened(match &result {
+                Ok(_) => Event::Committed,
+                Err(_) => Event::Ended { has_points: record.last.is_some() },
+            });
+            record.show(&self.paths.state);
+        }
         match &result {
             // Neither is the disk's trouble: it was unmounted, is busy, or we were told to stop.
             Err(CycleError::Stopped | CycleError::Driver(ClientError::NotRunning { .. })) => {}
@@ -126,25 +203,49 @@ impl LocalDisk {
 }
 
 /// Cuts when the crew does, and holds until it lets go; alone if there is no crew any more.
-struct WithCrew {
+struct WithCrew<'a> {
     seat: Seat,
+    state: &'a Path,
     disk: Option<DiskId>,
+    /// The crew has given up, or is gone: this point will be the disk's own.
+    alone: bool,
 }
 
-impl Cutter for WithCrew {
-    fn cut(&mut self, driver: &mut ControlClient) -> Result<CutReply, CycleError> {
+impl Cutter for WithCrew<'_> {
+    fn gather(&mut self, driver: &mut ControlClient) -> Result<(), CycleError> {
         self.disk = Some(driver.status()?.disk);
+        began(self.state);
         driver.ask(&Request::PrepareCut)?;
+        self.seat.answer(Answer::Here);
+        self.alone = self.seat.commands.recv() != Ok(Command::Quiesce);
+        Ok(())
+    }
+
+    fn cut(&mut self, driver: &mut ControlClient) -> Result<CutReply, CycleError> {
+        if self.alone {
+            return AtOnce.cut(driver);
+        }
         self.seat.answer(Answer::Ready);
         match self.seat.commands.recv() {
             Ok(Command::Cut(hold)) => self.cut_and_hold(driver, hold),
-            // The crew has given up, or is gone: this point is the disk's own.
             _ => AtOnce.cut(driver),
         }
     }
 }
 
-impl WithCrew {
+/// Shows that a cycle of the disk runs. The lease is ours, so no other one does.
+fn began(state: &Path) {
+    let mut record = Record::load(state);
+    // One that was killed in a cycle left the phase as it was.
+    if record.phase.is_running() {
+        record.happened(Event::Ended { has_points: record.last.is_some() });
+    }
+    record.happened(Event::Queued(Work::Delta));
+    record.happened(Event::Began(Work::Delta));
+    record.show(state);
+}
+
+impl WithCrew<'_> {
     fn cut_and_hold(
         &self,
         driver: &mut ControlClient,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -269,7 +270,9 @@ fn attend(
     loop {
         match rounds.recv_timeout(HEARTBEAT) {
             Ok(round) => {
-                let result = pass_on(link, host, &round);
+                // The crew waits for its answers: a panic must not be silence.
+                let result = catch_unwind(AssertUnwindSafe(|| pass_on(link, host, &round)))
+                    .unwrap_or_else(|_| Err(io::Error::other("its thread panicked").into()));
                 if let Err(e) = &result {
                     round.seat.answer(Answer::Failed(e.to_string()));
                 }
@@ -296,16 +299,19 @@ fn pass_on(link: &mut Link, host: &str, round: &Round) -> Result<(), LinkError> 
     let number = *number;
     link.send(&Ask::Prepare { round: number }, SILENCE_MAX)?;
     match answer(link, number, SILENCE_MAX)? {
+        Tell::Here { .. } => seat.answer(Answer::Here),
+        other => return failed(seat, other, "come to its cut"),
+    }
+    let Some(Command::Quiesce) = next_command(link, seat)? else {
+        return abort(link, number);
+    };
+    link.send(&Ask::Quiesce { round: number }, SILENCE_MAX)?;
+    match answer(link, number, SILENCE_MAX)? {
         Tell::Ready { .. } => seat.answer(Answer::Ready),
         other => return failed(seat, other, "get ready"),
     }
-    let hold = loop {
-        // The others may take their time to get ready.
-        match seat.commands.recv_timeout(HEARTBEAT) {
-            Ok(Command::Cut(hold)) => break hold,
-            Err(RecvTimeoutError::Timeout) => ping(link)?,
-            _ => return abort(link, number),
-        }
+    let Some(Command::Cut(hold)) = next_command(link, seat)? else {
+        return abort(link, number);
     };
     let hold_ns = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
     link.send(&Ask::Cut { round: number, hold_ns }, hold)?;
@@ -336,6 +342,17 @@ fn pass_on(link: &mut Link, host: &str, round: &Round) -> Result<(), LinkError> 
             Ok(())
         }
         other => failed(seat, other, "ship"),
+    }
+}
+
+/// Waits for the crew, whose others may take their time; `None` if it is gone.
+fn next_command(link: &mut Link, seat: &Seat) -> Result<Option<Command>, LinkError> {
+    loop {
+        match seat.commands.recv_timeout(HEARTBEAT) {
+            Ok(command) => return Ok(Some(command)),
+            Err(RecvTimeoutError::Timeout) => ping(link)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
     }
 }
 

@@ -143,11 +143,24 @@ impl Member {
                 match self.prepare(number, link)? {
                     Ok(begun) => {
                         *round = Some(begun);
-                        Tell::Ready { round: number }
+                        Tell::Here { round: number }
                     }
                     Err(reason) => Tell::Failed { round: number, reason },
                 }
             }
+            Ask::Quiesce { round: number } => match in_round(number, round) {
+                Some(mut this) => {
+                    this.crew.quiesce();
+                    match self.all_in(number, link, |limit| this.crew.ready(limit))? {
+                        Ok(()) => {
+                            *round = Some(this);
+                            Tell::Ready { round: number }
+                        }
+                        Err(e) => Tell::Failed { round: number, reason: e.to_string() },
+                    }
+                }
+                None => no_such(number),
+            },
             Ask::Cut { round: number, hold_ns } => match in_round(number, round) {
                 Some(mut this) => {
                     // How long is for this host to say in the end.
@@ -212,7 +225,10 @@ impl Member {
         }
         for disk in &self.disks {
             let reason = match disk.in_step() {
-                Ok(true) => continue,
+                Ok(true) => match self.shipping.may_begin(&disk.name) {
+                    Ok(()) => continue,
+                    Err(until) => format!("disk {}: {until}", disk.name),
+                },
                 Ok(false) => format!("disk {} has to be shipped as a whole first", disk.name),
                 Err(e) => format!("disk {}: {e}", disk.name),
             };
@@ -225,37 +241,37 @@ impl Member {
             Ok(threads) => self.threads = threads,
             Err(e) => return Ok(Err(e.to_string())),
         }
+        Ok(match self.all_in(number, link, |limit| crew.here(limit))? {
+            Ok(()) => Ok(InRound { number, crew, held: None }),
+            Err(e) => Err(e.to_string()),
+        })
+    }
+
+    /// Waits until all disks have done a step, and lets the coordinator know that they are at it.
+    fn all_in(
+        &self,
+        number: u64,
+        link: &mut Link,
+        mut step: impl FnMut(Duration) -> Result<(), Trouble>,
+    ) -> Result<Result<(), Trouble>, LinkError> {
         let ends = Instant::now() + self.group.config.ready_deadline;
         loop {
-            match crew.ready(HEARTBEAT) {
-                Ok(()) => return Ok(Ok(InRound { number, crew, held: None })),
+            match step(HEARTBEAT) {
                 Err(Trouble::Late { .. }) if Instant::now() < ends => {
                     link.send(&Tell::Working { round: number }, SILENCE_MAX)?;
                 }
-                Err(e) => return Ok(Err(e.to_string())),
+                done => return Ok(done),
             }
         }
     }
 
-    /// Looks which cycles have ended, and how; waits for all if told to.
+    /// Forgets the cycles that have ended; waits for all if told to.
     fn reap(&mut self, all: bool) {
         let (ended, running): (Vec<_>, Vec<_>) = std::mem::take(&mut self.threads)
             .into_iter()
             .partition(|(_, t)| all || t.is_finished());
         self.threads = running;
-        for report in join_all(ended) {
-            match (&report.cycle, &report.failure) {
-                (Some(cycle), _) => tracing::info!(
-                    "disk {}: recovery point {} ({} bytes moved, {:?})",
-                    report.name,
-                    cycle.cycle,
-                    cycle.moved,
-                    cycle.duration
-                ),
-                (None, Some(failure)) => tracing::error!("disk {}: {failure}", report.name),
-                (None, None) => {}
-            }
-        }
+        drop(join_all(ended));
     }
 }
 

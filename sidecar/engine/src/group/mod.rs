@@ -5,14 +5,14 @@
 //! - [`crew`]: those who cut together, what they are told and what they answer
 //! - `disk`: a disk of this host as a member of a crew: an ordinary cycle whose cut waits for the crew
 //! - [`round`]: one round, from prepare to the group point
-//! - [`wire`]: the messages between hosts; [`tls`] and `link`: their way
+//! - [`wire`]: the messages between hosts; [`tls`] and [`link`]: their way
 //! - [`hosts`]: the coordinator's side, [`member`]: the other hosts'
 //! - [`service`]: groups over and over, beside the disks that are in none
 
 pub mod crew;
 mod disk;
 pub mod hosts;
-mod link;
+pub mod link;
 pub mod member;
 pub mod round;
 pub mod service;
@@ -22,7 +22,7 @@ pub mod wire;
 
 use backstay_vault::{Class, GroupName, VaultError};
 
-pub use disk::{LocalDisk, Shipping};
+pub use disk::{Current, LocalDisk, Shipping};
 pub use round::{GroupJob, GroupReport, MemberReport, run_group};
 pub use settings::{CoordinatorConfig, Group, GroupConfig, MemberConfig, PORT_DEFAULT, TlsConfig};
 

@@ -150,7 +150,10 @@ pub fn run_group(job: GroupJob<'_>) -> Result<GroupReport, GroupError> {
 
 /// Cuts all at one instant: when this succeeds, there was one at which all were held.
 fn freeze(crew: &mut Crew, ready: Duration, hold: Duration) -> Result<Frozen, Trouble> {
-    crew.ready(ready)?;
+    let began = Instant::now();
+    crew.here(ready)?;
+    crew.quiesce();
+    crew.ready(ready.saturating_sub(began.elapsed()).max(hold))?;
     crew.cut(hold)?;
     let cut_unix_ns = now_unix_ns();
     let held = crew.thaw()?;

@@ -1,8 +1,8 @@
 //! Groups over and over, beside the disks that are in none.
 //!
 //! A group *takes* its disks from the ordinary schedule as long as it makes rounds with them. When it
-//! does not (a disk must be shipped as a whole first, or has no driver; the coordinator is out of
-//! reach; another host ships for hours) they go back to it, so that none is left alone.
+//! does not (a disk must be shipped as a whole first, or has no driver, or a blackout window; the
+//! coordinator is out of reach; another host ships for hours) they go back to it, so that none is left alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use backstay_format::DiskName;
 use backstay_vault::GroupName;
 
 use super::GroupError;
-use super::disk::{LocalDisk, Shipping};
+use super::disk::{Current, LocalDisk, Shipping};
 use super::hosts::Hosts;
 use super::link::SILENCE_MAX;
 use super::member::Member;
@@ -35,7 +35,7 @@ const ROUNDS_MISSED_MAX: u32 = 3;
 #[derive(Clone, Copy)]
 pub struct With<'a> {
     /// The settings.
-    pub config: &'a Arc<Config>,
+    pub config: &'a Current,
     /// Where disks are.
     pub roots: &'a Roots,
     /// How fast all disks together are shipped.
@@ -47,6 +47,7 @@ pub struct With<'a> {
 /// The groups of this host, each in a thread of its own.
 pub struct Groups {
     groups: Vec<Running>,
+    config: Current,
 }
 
 struct Running {
@@ -70,7 +71,7 @@ impl Group {
     pub fn shipping(&self, with: &With<'_>) -> Shipping {
         Shipping {
             vault: self.vault.clone(),
-            config: Arc::clone(with.config),
+            config: with.config.clone(),
             roots: with.roots.clone(),
             throttle: Arc::clone(with.throttle),
             stop: Arc::clone(with.stop),
@@ -82,7 +83,12 @@ impl Groups {
     /// Starts all groups of the configuration. One that cannot run is told in the log, and its disks
     /// are left to the ordinary schedule.
     pub fn start(with: With<'_>) -> Self {
-        let config = with.config;
+        let mut config = Config::clone(&with.config.now());
+        let members: Vec<DiskName> =
+            config.group.values().flat_map(|group| group.disks.clone()).collect();
+        config.add_protections(with.roots, &members);
+        let config = &Arc::new(config);
+        with.config.set(Arc::clone(config));
         let mut groups = vec![];
         let all: Vec<Group> = config
             .group
@@ -106,7 +112,17 @@ impl Groups {
                 Err(e) => tracing::error!("{e}"),
             }
         }
-        Self { groups }
+        Self { groups, config: with.config.clone() }
+    }
+
+    /// The configuration has changed: windows, hooks and the like hold from the next round on. Groups
+    /// themselves stay as they were when the service began.
+    pub fn follow(&self, config: &Arc<Config>) {
+        let old = self.config.now();
+        if old.group != config.group || old.tls != config.tls {
+            tracing::warn!("groups and [tls] have changed: start the sidecar anew for that");
+        }
+        self.config.set(Arc::clone(config));
     }
 
     /// Whether a disk is a group's to ship, at the moment.
@@ -181,7 +197,8 @@ pub fn member_of(with: With<'_>, group: &Group) -> Result<Member, GroupError> {
     let dial = group.config.member.clone().ok_or_else(|| {
         wrong("this host is not one of its members: the section [group.NAME.member] is missing")
     })?;
-    let files = with.config.tls.as_ref().ok_or_else(|| wrong("[tls] is missing"))?;
+    let config = with.config.now();
+    let files = config.tls.as_ref().ok_or_else(|| wrong("[tls] is missing"))?;
     let shipping = group.shipping(&with);
     Ok(Member::new(group.clone(), dial, files, group.local_disks(with.roots), shipping)?)
 }
@@ -229,7 +246,10 @@ impl Rounds {
                 thread::sleep(LOOK_EVERY);
                 continue;
             }
-            if !self.disks.iter().all(|disk| disk.in_step().unwrap_or(false)) {
+            let may = |disk: &LocalDisk| {
+                disk.in_step().unwrap_or(false) && self.shipping.may_begin(&disk.name).is_ok()
+            };
+            if !self.disks.iter().all(may) {
                 self.last_round.gives_up();
                 thread::sleep(LOOK_EVERY);
                 continue;
@@ -256,26 +276,19 @@ impl Rounds {
 
 fn log(name: &GroupName, result: &Result<GroupReport, GroupError>) {
     match result {
-        Ok(report) => {
-            for member in &report.members {
-                if let Some(failure) = &member.failure {
-                    tracing::error!("group {name}: disk {}: {failure}", member.name);
-                }
-            }
-            match (&report.point, &report.void) {
-                (Some(point), _) => tracing::info!(
-                    "group {name}: point {} of {} disks (writes held {:.2} ms, {:?})",
-                    point.number,
-                    point.members.len(),
-                    report.held_ns as f64 / 1e6,
-                    report.duration
-                ),
-                (None, void) => tracing::warn!(
-                    "group {name}: no group point: {}; its disks have points of their own",
-                    void.as_deref().unwrap_or_default()
-                ),
-            }
-        }
+        Ok(report) => match (&report.point, &report.void) {
+            (Some(point), _) => tracing::info!(
+                "group {name}: point {} of {} disks (writes held {:.2} ms, {:?})",
+                point.number,
+                point.members.len(),
+                report.held_ns as f64 / 1e6,
+                report.duration
+            ),
+            (None, void) => tracing::warn!(
+                "group {name}: no group point: {}; its disks have points of their own",
+                void.as_deref().unwrap_or_default()
+            ),
+        },
         Err(e) => tracing::error!("group {name}: no group point: {e}"),
     }
 }

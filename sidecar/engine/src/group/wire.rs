@@ -24,9 +24,14 @@ pub enum Ask {
     Welcome,
     /// Are you there?
     Ping,
-    /// A round begins: get ready to be cut.
+    /// A round begins: come as far as the cut.
     Prepare {
         /// Which; a random number.
+        round: u64,
+    },
+    /// All have come as far as the cut: have applications wait, if there are any that shall.
+    Quiesce {
+        /// The round.
         round: u64,
     },
     /// Cut now, and hold.
@@ -66,6 +71,11 @@ pub enum Tell {
     Pong,
     /// Still at it; an answer will come.
     Working {
+        /// The round.
+        round: u64,
+    },
+    /// All its disks have come as far as the cut.
+    Here {
         /// The round.
         round: u64,
     },
@@ -132,6 +142,7 @@ impl Tell {
         match self {
             Self::Hello { .. } | Self::Pong => None,
             Self::Working { round }
+            | Self::Here { round }
             | Self::Ready { round }
             | Self::Failed { round, .. }
             | Self::Cut { round }
@@ -219,6 +230,7 @@ mod tests {
             Ask::Welcome,
             Ask::Ping,
             Ask::Prepare { round: 7 },
+            Ask::Quiesce { round: 7 },
             Ask::Cut { round: 7, hold_ns: 200_000_000 },
             Ask::Thaw { round: 7 },
             Ask::Finish { round: 7 },
@@ -238,6 +250,7 @@ mod tests {
             Tell::Hello { group: "shop".parse().unwrap() },
             Tell::Pong,
             Tell::Working { round: 7 },
+            Tell::Here { round: 7 },
             Tell::Ready { round: 7 },
             Tell::Failed { round: 7, reason: "disk log: busy".into() },
             Tell::Cut { round: 7 },
@@ -308,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_body_is_refused(which in 0usize..9, at: prop::sample::Index, byte: u8) {
+        fn any_change_of_a_body_is_refused(which in 0usize..10, at: prop::sample::Index, byte: u8) {
             let mut bytes = encode(&tells()[which]).unwrap();
             let at = at.index(bytes.len());
             prop_assume!(bytes[at] != byte);
@@ -319,7 +332,7 @@ mod tests {
         }
 
         #[test]
-        fn a_part_of_a_message_waits_for_the_rest(which in 0usize..9, at: prop::sample::Index) {
+        fn a_part_of_a_message_waits_for_the_rest(which in 0usize..10, at: prop::sample::Index) {
             let bytes = encode(&tells()[which]).unwrap();
             let part = &bytes[..at.index(bytes.len())];
             prop_assert_eq!(decode::<Tell>(part).unwrap(), None);

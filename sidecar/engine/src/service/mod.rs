@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::Config;
 use crate::cycle::resync;
+use crate::group::Current;
 use crate::group::service::{Groups, With};
 use crate::hooks;
 use crate::jobs::JobBook;
@@ -33,6 +34,7 @@ use crate::reload::ConfigWatch;
 use crate::requests::{Asked, take};
 use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
 use crate::throttle::Throttle;
+use crate::upkeep;
 use crate::windows::may_begin;
 use worker::{Cycle, Ended};
 
@@ -60,10 +62,11 @@ pub fn serve(
     roots: &Roots,
     stop: &Receiver<()>,
 ) -> Result<(), ServiceError> {
-    let _lock = only_one(roots)?;
+    let _lock = only_one_soon(roots)?;
     watch.look_on_hangup()?;
     let config = Arc::clone(watch.config());
     let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
+    upkeep::share(&throttle);
     let (ended, endings) = unbounded::<Ended>();
     let jobs = JobBook::below(&roots.state);
     jobs.tidy();
@@ -83,7 +86,7 @@ pub fn serve(
         jobs,
     };
     service.groups = Some(Arc::new(Groups::start(With {
-        config: &service.config,
+        config: &Current::new(Arc::clone(&service.config)),
         roots,
         throttle: &service.throttle,
         stop: &service.stopping,
@@ -134,6 +137,18 @@ fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
         .map_err(|_| ServiceError::Running(roots.state.clone()))
 }
 
+/// The same, though somebody may be looking whether a sidecar is at work, which takes the lock for an
+/// instant.
+fn only_one_soon(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
+    for _ in 0..20 {
+        match only_one(roots) {
+            Err(ServiceError::Running(_)) => thread::sleep(Duration::from_millis(50)),
+            lock => return lock,
+        }
+    }
+    only_one(roots)
+}
+
 /// Whether a sidecar is at work for these disks.
 #[must_use]
 pub fn is_running(roots: &Roots) -> bool {
@@ -173,6 +188,9 @@ impl Service<'_> {
         let mut config = Config::clone(new);
         config.add_protections(self.roots, &self.roots.disks_with_socket());
         self.config = Arc::new(config);
+        if let Some(groups) = &self.groups {
+            groups.follow(&self.config);
+        }
         for name in self.roots.disks_with_socket() {
             if let Some(device) = self.schedule.device(&name) {
                 let settings = self.settings(&name, device);
@@ -193,6 +211,9 @@ impl Service<'_> {
             let mut config = Config::clone(&self.config);
             config.add_protections(self.roots, &new);
             self.config = Arc::new(config);
+            if let Some(groups) = &self.groups {
+                groups.follow(&self.config);
+            }
             new.iter().for_each(|name| self.add(name));
         }
         let ending = &self.ending;
@@ -283,7 +304,10 @@ impl Service<'_> {
         let groups = self.groups.clone();
         let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
         loop {
-            let free = |name: &DiskName, work| !grouped(name) && may(config, roots, name, work);
+            // Somebody waits for what is on demand: that is not left to the group's next round.
+            let free = |name: &DiskName, work| {
+                (work == Work::OnDemand || !grouped(name)) && may(config, roots, name, work)
+            };
             let started = self.schedule.start(now, free);
             let Some((name, work)) = started else { break };
             // It may have become another kind of work since it was looked at.
@@ -297,6 +321,10 @@ impl Service<'_> {
             }
         }
         for (name, work) in self.schedule.waiting(now) {
+            if work != Work::OnDemand && grouped(name) {
+                self.shown.remove(name);
+                continue;
+            }
             let event = match work {
                 Work::Resync if !may(config, roots, name, work) => Event::Held,
                 work => Event::Queued(work),
@@ -349,6 +377,11 @@ impl Service<'_> {
             && let Some((work, begun)) = self.find_work(&end.name)
         {
             self.schedule.needs(&end.name, work, begun);
+        }
+        // Asked for while another cycle ran.
+        if let Some(&work) = self.asked.get(&end.name) {
+            self.schedule.needs(&end.name, work, false);
+            self.schedule.wake(&end.name, self.clock.elapsed());
         }
         let state = self.roots.disk(&end.name).state;
         let mut record = Record::load(&state);

@@ -132,9 +132,19 @@ impl Line {
         self.look_at = now + LOOK_EVERY;
         let rate = self.settings.limit_at(Timestamp::now(), &self.zone);
         if rate != self.bucket.rate() {
-            tracing::info!("throttle: {rate} from now on");
+            match rate.limit() {
+                Some(_) => tracing::info!("throttle: {rate} from now on"),
+                None => tracing::info!("throttle: no limit from now on"),
+            }
             self.bucket.set_rate(rate, now);
         }
+    }
+}
+
+/// As the pace of uploads that nobody stops.
+impl Pace for Throttle {
+    fn let_through(&self, want: u64) -> Option<u64> {
+        self.take(want, &|| true)
     }
 }
 

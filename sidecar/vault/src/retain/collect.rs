@@ -111,6 +111,7 @@ pub(super) fn collect(job: &Job<'_>) -> Result<Collected, VaultError> {
             job.go_on()?;
             job.vault.delete_all(some.iter().map(|&id| segment_key(id)).collect())?;
         }
+        job.vault.sweep_unfinished(job.disk)?;
         return Ok(collected);
     }
     Err(VaultError::Contended { disk: job.disk })

@@ -227,15 +227,27 @@ impl Keep {
     #[must_use]
     pub fn choose(&self, points: &[Candidate], now_unix_ns: u64) -> BTreeSet<CycleNo> {
         let Some(newest) = points.last() else { return BTreeSet::new() };
-        let from = newest.cut_unix_ns.min(now_unix_ns);
+        let mut stay = self.by_rules(points, newest.cut_unix_ns.min(now_unix_ns), true);
+        stay.insert(newest.cycle);
+        stay
+    }
+
+    /// The cycles of the points that are held or kept by a rule; ages count from `from`, nanoseconds
+    /// since 1970, and rules that count points from the newest hold only if `counts`.
+    pub(super) fn by_rules(
+        &self,
+        points: &[Candidate],
+        from: u64,
+        counts: bool,
+    ) -> BTreeSet<CycleNo> {
         let mut stay: BTreeSet<CycleNo> =
             points.iter().filter(|point| point.held).map(|point| point.cycle).collect();
-        stay.insert(newest.cycle);
         let young = |point: &&Candidate, long: Duration| {
             u128::from(from.saturating_sub(point.cut_unix_ns)) <= long.as_nanos()
         };
         for rule in &self.rules {
             match *rule {
+                Rule::Last(_) if !counts => {}
                 Rule::Last(count) => {
                     let count = usize::try_from(count).unwrap_or(usize::MAX);
                     stay.extend(points.iter().rev().take(count).map(|point| point.cycle));

@@ -6,7 +6,7 @@ use super::hold::covered;
 use crate::error::{In, VaultError};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
 use crate::format::manifest::{Manifest, SegmentRef};
-use crate::store::{Vault, now_unix_ns};
+use crate::store::{Vault, now_unix_ns, point_key};
 
 /// Revisions that may come while one is read; each takes a maintainer's round.
 const ROUNDS_MAX: usize = 16;
@@ -48,24 +48,40 @@ pub(crate) fn existing_points(vault: &Vault, disk: DiskId) -> Result<Vec<CycleNo
     Ok(objects)
 }
 
-/// All objects among a disk's points, without gaps beyond the horizon. A list of a directory is
-/// not of one instant: it may show the point of a cycle and not that of the cycle before it, which
-/// came earlier; a second one, begun afterwards, shows both.
+/// All objects among a disk's points. No list alone is believed where that could cost a point: a
+/// list of a directory is not of one instant.
+///
+/// Beyond the horizon cycles have no gaps. A list may show the point of a cycle and not that of the
+/// cycle before it, which came earlier; a second one, begun afterwards, shows both. Up to the
+/// horizon, kept points that a list does not show are asked for by name.
 pub(super) fn settled_objects(
     vault: &Vault,
     disk: DiskId,
     base: Option<&Ledger>,
 ) -> Result<Vec<CycleNo>, VaultError> {
-    let objects = vault.point_objects(disk)?;
+    let mut objects = vault.point_objects(disk)?;
     let horizon = base.map_or(CycleNo(0), |ledger| ledger.horizon);
     let beyond: Vec<u64> = objects.iter().map(|cycle| cycle.0).filter(|&c| c > horizon.0).collect();
-    let (Some(first), Some(&last)) = (beyond.first(), beyond.last()) else { return Ok(objects) };
-    let from = if base.is_some() { horizon.0 + 1 } else { *first };
-    if beyond.len() as u64 == last - from + 1 {
-        return Ok(objects);
+    if let (Some(first), Some(&last)) = (beyond.first(), beyond.last()) {
+        let from = if base.is_some() { horizon.0 + 1 } else { *first };
+        if beyond.len() as u64 != last - from + 1 {
+            objects = vault.point_objects(disk)?;
+            objects.retain(|cycle| cycle.0 <= last);
+        }
     }
-    let again = vault.point_objects(disk)?;
-    Ok(again.into_iter().filter(|cycle| cycle.0 <= last).collect())
+    let kept = base.into_iter().flat_map(|ledger| &ledger.points);
+    let kept: Vec<CycleNo> = kept.filter(|p| p.fate == Fate::Kept).map(|p| p.cycle).collect();
+    for cycle in kept {
+        if let Err(at) = objects.binary_search(&cycle) {
+            match vault.len(&point_key(disk, cycle)) {
+                Ok(_) => objects.insert(at, cycle),
+                // A person deleted it.
+                Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(objects)
 }
 
 impl Vault {
@@ -102,7 +118,15 @@ impl Vault {
         next.writer = PointId::random().to_bytes();
         let (disk, revision) = (next.disk, next.revision);
         let key = key(disk, revision);
-        if let Err(failed) = self.put(&key, next.encode().within(&key)?.into()) {
+        let bytes = bytes::Bytes::from(next.encode().within(&key)?);
+        let mut put = self.put(&key, bytes.clone().into());
+        if matches!(put, Err(VaultError::Full { .. })) {
+            // Space comes back through the ledger, so it must have some: that of the revision before
+            // the one that holds, which nobody reads any more.
+            self.delete_revisions_before(disk, revision - 1)?;
+            put = self.put(&key, bytes.into());
+        }
+        if let Err(failed) = put {
             let exists = matches!(&failed, VaultError::Store { source, .. }
                 if matches!(source, object_store::Error::AlreadyExists { .. }));
             // A put whose answer was lost may have been done, and sent again it finds itself.
@@ -122,12 +146,16 @@ impl Vault {
             return Ok(Advanced::Overtaken);
         }
         // The one before stays: a list that is made just now may see neither this nor that.
-        for old in revisions.into_iter().filter(|&old| old + 1 < revision) {
-            if let Err(e) = self.delete(&self::key(disk, old)) {
-                tracing::debug!("{e}: deleted by the next maintenance");
-            }
+        if let Err(e) = self.delete_revisions_before(disk, revision - 1) {
+            tracing::debug!("{e}: deleted by the next maintenance");
         }
         Ok(Advanced::Holds)
+    }
+
+    fn delete_revisions_before(&self, disk: DiskId, revision: u64) -> Result<(), VaultError> {
+        let revisions = self.numbers(&prefix(disk))?;
+        let mut before = revisions.into_iter().filter(|&old| old < revision);
+        before.try_for_each(|old| self.delete(&key(disk, old)))
     }
 
     /// What a delta inherits from the point before it: its segments, the merges applied.

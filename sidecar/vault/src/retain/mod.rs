@@ -1,9 +1,9 @@
 //! Keeping, merging and deleting: what a vault needs so that it does not grow for ever.
 //!
 //! - [`keep`]: the rules people write, and what they mean
-//! - [`hold`]: pins, and holds of whoever needs a point; [`reading`]: such a hold while one reads
+//! - [`hold`]: pins, and holds of whoever needs a point; [`held`]: such a hold, renewed while it lasts
 //! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
-//! - [`retire`]: points that no rule keeps go
+//! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
 //! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
 //! - [`collect`]: segments that nothing names go
 //!
@@ -12,10 +12,11 @@
 
 pub mod collect;
 pub mod compact;
+mod groups;
+pub mod held;
 pub mod hold;
 pub mod keep;
 mod ledger;
-mod reading;
 pub mod retire;
 pub mod tiers;
 
@@ -29,10 +30,11 @@ use crate::store::Vault;
 
 pub use collect::Collected;
 pub use compact::Merged;
+pub use held::{Held, holder};
 pub use hold::HoldRequest;
 pub use keep::{Keep, KeepError};
 pub(crate) use ledger::existing_points;
-pub use reading::{Reading, holder};
+
 pub use retire::{Retired, Verdict};
 
 /// Others that may maintain the same disk at the same time before we leave it to them.
@@ -46,6 +48,8 @@ pub struct Policy {
     /// Everything there is to do; otherwise only what is worth its reads: points go in batches, and
     /// segments are collected after points went.
     pub thorough: bool,
+    /// Whether to merge segments, which reads and writes them. Without, a run only frees space.
+    pub merge: bool,
     /// About how large a merged segment becomes, in bytes.
     pub segment_bytes: u64,
     /// zstd level of merged segments.
@@ -87,7 +91,7 @@ impl Job<'_> {
     }
 }
 
-/// Retires points, merges segments, collects garbage: all that `policy` asks for.
+/// Retires points, collects garbage, merges segments: all that `policy` asks for.
 ///
 /// Safe beside cycles, readers and other maintainers, and whenever it is killed.
 ///
@@ -103,11 +107,13 @@ pub fn maintain(
 ) -> Result<Report, VaultError> {
     let job = Job { vault, disk, policy, now_unix_ns, stop };
     let retired = retire::retire(&job)?;
-    let merged = compact::compact(&job)?;
+    // Before anything is put: a full vault must become less full. Merging makes no garbage; what it
+    // stands for is named until the next delta has taken it over.
     let collected = match policy.thorough || retired.deleted > 0 {
         true => collect::collect(&job)?,
         false => Collected::default(),
     };
+    let merged = if policy.merge { compact::compact(&job)? } else { Merged::default() };
     Ok(Report { retired, merged, collected })
 }
 
@@ -124,7 +130,7 @@ pub fn preview(
     let policy = Policy { thorough: true, ..policy.clone() };
     let job = Job { vault, disk, policy: &policy, now_unix_ns, stop: &AtomicBool::new(false) };
     let (retired, verdicts) = retire::preview(&job)?;
-    let merged = compact::preview(&job)?;
+    let merged = if policy.merge { compact::preview(&job)? } else { Merged::default() };
     let gone: Vec<CycleNo> =
         verdicts.iter().filter(|verdict| !verdict.stays).map(|verdict| verdict.cycle).collect();
     let collected = collect::preview(&job, &gone)?;

@@ -11,7 +11,7 @@ use backstay_format::{CycleNo, PointId};
 use super::hold::covered;
 use super::keep::Candidate;
 use super::ledger::{Advanced, blank, settled_objects};
-use super::{Job, ROUNDS_MAX};
+use super::{Job, ROUNDS_MAX, groups};
 use crate::error::VaultError;
 use crate::format::hold::HoldRecord;
 use crate::format::ledger::{Fate, Ledger, LedgerPoint};
@@ -20,7 +20,7 @@ use crate::store::point_key;
 /// Unless asked to be thorough, points go when they are this part of all.
 const BATCH: usize = 16;
 /// Points beyond the horizon after which the ledger learns of them, so that they are not read again.
-const BEYOND_MAX: usize = 64;
+const BEYOND_MAX: usize = 16;
 
 /// What happened to points.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -57,6 +57,8 @@ struct Survey {
     holds: Vec<HoldRecord>,
     /// Cycles of kept points that no rule keeps.
     doomed: BTreeSet<CycleNo>,
+    /// What group points name of the disk.
+    parts: groups::Parts,
 }
 
 fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
@@ -96,18 +98,27 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
             held: holds.iter().any(|hold| hold.covers(point.cycle)),
         })
         .collect();
-    let mut doomed = BTreeSet::new();
-    if let Some(keep) = &job.policy.keep {
-        let stay = keep.choose(&candidates, job.now_unix_ns);
+    let (mut doomed, mut parts) = (BTreeSet::new(), groups::Parts::new());
+    if points.iter().any(|point| point.fate == Fate::Retired) || job.policy.keep.is_some() {
+        parts = groups::parts_of(vault, disk)?;
+    }
+    if let (Some(keep), Some(newest)) = (&job.policy.keep, candidates.last()) {
+        let mut stay = keep.choose(&candidates, job.now_unix_ns);
+        let from = newest.cut_unix_ns.min(job.now_unix_ns);
+        stay.extend(groups::kept(&parts, keep, &stay, from));
         doomed = candidates.iter().map(|c| c.cycle).filter(|c| !stay.contains(c)).collect();
     }
-    Ok(Survey { base, points, nobodys, holds, doomed })
+    Ok(Survey { base, points, nobodys, holds, doomed, parts })
 }
 
 pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
+    if job.policy.keep.is_none() && !job.policy.thorough {
+        // Nothing can go: the points need not be read.
+        return Ok(Retired::default());
+    }
     for _ in 0..ROUNDS_MAX {
         job.go_on()?;
-        let Survey { base, mut points, nobodys, mut doomed, .. } = survey(job)?;
+        let Survey { base, mut points, nobodys, mut doomed, parts, .. } = survey(job)?;
         let kept = points.iter().filter(|point| point.fate == Fate::Kept).count();
         if !job.policy.thorough && doomed.len() * BATCH < kept {
             doomed.clear();
@@ -138,6 +149,8 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         let cycles: Vec<CycleNo> = retired.iter().map(|&(cycle, _)| cycle).collect();
         let held = covered(&cycles, &holds);
         done.held_back = held.len() as u64;
+        let going = cycles.iter().copied().filter(|cycle| !held.contains(cycle)).collect();
+        groups::delete_naming(job.vault, &parts, &going)?;
         for cycle in cycles.into_iter().filter(|c| !held.contains(c)).chain(nobodys) {
             job.go_on()?;
             job.vault.delete(&point_key(job.disk, cycle))?;

@@ -93,7 +93,7 @@ pub fn due(runs: &[Run], disk_sectors: u64) -> Due {
     let Some(second) = runs.get(1) else { return Due::Nothing };
     // What is newer than the base: sectors of data, as if none were there twice.
     let data: u64 = runs[1..].iter().fold(0, |sum, run| sum.saturating_add(run.data_sectors));
-    if second.data_sectors > base.data_sectors / 2 {
+    if second.data_sectors > base.data_sectors / 2 || data > base.data_sectors {
         return Due::From(0);
     }
     let mut from = tiers_due(runs);
@@ -188,6 +188,8 @@ mod tests {
         // Perhaps the same sectors: first these.
         assert_eq!(due(&of(&[100, 24, 27]), disk), Due::FromOrAll(1));
         assert_eq!(due(&of(&[100, 24, 24]), disk), Due::Nothing);
+        // So much that the list would be more than twice the disk.
+        assert_eq!(due(&of(&[100, 24, 77]), disk), Due::From(0));
         // Merged, they were the same indeed: nothing to do.
         assert_eq!(due(&of(&[100, 49, 1]), disk), Due::Nothing);
         // A first cycle that shipped much of the disk twice.
@@ -229,6 +231,27 @@ mod tests {
                 prop_assert!(list.len() <= runs_max(highest), "{} runs, tier {}", list.len(), highest);
                 // Once for each tier, and a little for what is there already.
                 prop_assert!(rewritten <= came * (highest as u64 + 1) * 2, "{rewritten} of {came}");
+            }
+        }
+
+        /// However runs come and whatever of them is the same again: a list holds at most twice what
+        /// its oldest run holds.
+        #[test]
+        fn a_list_stays_below_twice_its_oldest_run(
+            disk in 100u64..10_000,
+            came in prop::collection::vec((1u64..10_000, 0u64..100), 1..200),
+        ) {
+            let mut list = vec![disk];
+            for (size, same_percent) in came {
+                list.push(size.min(disk));
+                if let Due::From(from) | Due::FromOrAll(from) = due(&of(&list), disk * 2048) {
+                    let merged: u64 = list.drain(from..).sum();
+                    // At least the largest of them, at most the disk.
+                    let once = merged - merged * same_percent / 100;
+                    list.push(if from == 0 { disk } else { once.clamp(1, disk) });
+                }
+                let newer: u64 = list[1..].iter().sum();
+                prop_assert!(newer <= list[0], "{newer} over {}", list[0]);
             }
         }
 

@@ -28,6 +28,7 @@ pub fn policy(keep: &str) -> Policy {
     Policy {
         keep: (!keep.is_empty()).then(|| keep.parse().unwrap()),
         thorough: true,
+        merge: true,
         segment_bytes: 64 << 10,
         zstd_level: 1,
     }

@@ -32,6 +32,8 @@ pub enum At {
     DieBefore(u64),
     /// This change is made, and nothing works from then on; its answer is lost.
     DieAfter(u64),
+    /// This list does not show this object, as a list of a directory may if it came meanwhile.
+    Miss(u64, &'static str),
 }
 
 #[derive(Default)]
@@ -39,6 +41,7 @@ struct Plan {
     at: Mutex<At>,
     steps: AtomicU64,
     changes: AtomicU64,
+    lists: AtomicU64,
     dead: AtomicBool,
 }
 
@@ -53,6 +56,11 @@ impl Steps {
     pub fn on(dir: &FsPath, at: At) -> Self {
         let store = Arc::new(LocalFileSystem::new_with_prefix(dir).unwrap());
         Self { store, plan: Arc::new(Plan { at: Mutex::new(at), ..Plan::default() }) }
+    }
+
+    /// Lists so far.
+    pub fn lists(&self) -> u64 {
+        self.plan.lists.load(Ordering::SeqCst)
     }
 
     /// Steps and changes so far.
@@ -191,8 +199,23 @@ impl ObjectStore for Steps {
             .boxed()
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let list = self.plan.lists.fetch_add(1, Ordering::SeqCst);
+        let missed = match *self.plan.at.lock().unwrap() {
+            At::Miss(when, object) if when == list => Some(object),
+            _ => None,
+        };
         match self.step() {
-            Ok(()) => self.store.list(prefix),
+            Ok(()) => {
+                let shown = move |object: &Result<ObjectMeta>| {
+                    !object.as_ref().is_ok_and(|object| {
+                        missed.is_some_and(|missed| object.location.as_ref().ends_with(missed))
+                    })
+                };
+                self.store
+                    .list(prefix)
+                    .filter(move |object| futures::future::ready(shown(object)))
+                    .boxed()
+            }
             Err(e) => futures::stream::iter([Err(e)]).boxed(),
         }
     }

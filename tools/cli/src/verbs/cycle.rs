@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_sidecar::cycle::resync::Request;
-use backstay_sidecar::cycle::{CycleJob, Stage, run};
+use backstay_sidecar::cycle::{CycleJob, CycleReport, Stage, run};
 use backstay_sidecar::hooks::Hooks;
 use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::record::Record;
@@ -47,12 +47,16 @@ impl Cycle {
             }
             return Ok(ask(&context.roots.state, &Asked::Cycle(self.name))?);
         }
-        run_once(context, &self.name, self.vault.as_deref())
+        say(context, &self.name, &run_once(context, &self.name, self.vault.as_deref())?)
     }
 }
 
-/// Runs one cycle in the foreground and says how it went.
-pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyhow::Result<()> {
+/// Runs one cycle in the foreground.
+pub fn run_once(
+    context: &Context,
+    name: &DiskName,
+    vault: Option<&str>,
+) -> anyhow::Result<CycleReport> {
     let url = vault.unwrap_or_else(|| context.config.vault_of(name));
     // Is there such a disk at all, before a vault is made for it?
     drop(context.driver(name)?);
@@ -93,18 +97,28 @@ pub fn run_once(context: &Context, name: &DiskName, vault: Option<&str>) -> anyh
     if let Some(warning) = &report.warning {
         eprintln!("backstay: disk {name}: point {}: {warning}", report.cycle);
     }
+    Ok(report)
+}
+
+/// Says how a cycle went.
+pub fn say(context: &Context, name: &DiskName, report: &CycleReport) -> anyhow::Result<()> {
     if context.globals.json {
-        return context.print_json(&report);
+        return context.print_json(report);
     }
     if !context.globals.quiet {
-        println!(
-            "{name}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
-            report.cycle,
-            size(report.moved.0),
-            size(report.stored.0),
-            report.duration.as_secs_f64(),
-            report.held_ns as f64 / 1e6,
-        );
+        println!("{}", line(name, report));
     }
     Ok(())
+}
+
+/// A cycle in one line.
+pub fn line(name: &DiskName, report: &CycleReport) -> String {
+    format!(
+        "{name}: recovery point {} ({} moved, {} stored, {:.2} s, writes held {:.2} ms)",
+        report.cycle,
+        size(report.moved.0),
+        size(report.stored.0),
+        report.duration.as_secs_f64(),
+        report.held_ns as f64 / 1e6,
+    )
 }

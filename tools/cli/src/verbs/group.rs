@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use backstay_format::{CycleNo, DiskId};
-use backstay_sidecar::Config;
 use backstay_sidecar::group::service::{With, listen, member_of};
-use backstay_sidecar::group::{Group as Settings, GroupJob, GroupReport, run_group};
+use backstay_sidecar::group::{Current, Group as Settings, GroupJob, GroupReport, run_group};
 use backstay_sidecar::service::stop_on_signals;
 use backstay_sidecar::throttle::Throttle;
 use backstay_vault::{GroupName, GroupPoint, Vault};
@@ -69,8 +68,7 @@ Examples:
   backstay group points shop
   backstay group points shop --vault file:///mnt/backup/vault --json
 
-To restore a group point, restore each of its members' points: backstay restore DISK --point N; --json
-names them.")]
+To restore a group point, restore each of its members' points; --json has the commands.")]
 pub struct Points {
     /// The group's name
     name: GroupName,
@@ -201,6 +199,8 @@ struct Listed {
     point: GroupPoint,
     /// Whether all its members' points are still there.
     complete: bool,
+    /// The commands that restore it; the targets are the reader's to choose.
+    restore: Vec<String>,
 }
 
 impl Points {
@@ -225,13 +225,17 @@ impl Points {
                 };
                 complete &= cycles.binary_search(&member.cycle).is_ok();
             }
-            points.push(Listed { point, complete });
+            let restore = point.members.iter().map(|member| {
+                let (name, cycle) = (&member.name, member.cycle);
+                format!("backstay restore {name} --vault {url} --point {cycle} --to {name}.img")
+            });
+            points.push(Listed { complete, restore: restore.collect(), point });
         }
         if context.globals.json {
             return context.print_json(&points);
         }
         println!("{:>6}  {:20}  MEMBERS", "POINT", "CUT");
-        for Listed { point, complete } in points {
+        for Listed { point, complete, .. } in points {
             let members: Vec<String> =
                 point.members.iter().map(|m| format!("{}@{}", m.name, m.cycle)).collect();
             println!(
@@ -247,8 +251,8 @@ impl Points {
 }
 
 /// What all disks of this command share.
-fn shared(context: &Context) -> (Arc<Config>, Arc<Throttle>) {
-    let config = Arc::new(context.config.clone());
+fn shared(context: &Context) -> (Current, Arc<Throttle>) {
+    let config = &context.config;
     let throttle = Throttle::new(config.throttle.clone(), config.zone());
-    (config, Arc::new(throttle))
+    (Current::new(Arc::new(config.clone())), Arc::new(throttle))
 }

@@ -8,6 +8,7 @@ pub mod group;
 pub mod grow;
 pub mod guardian;
 pub mod holds;
+pub mod hooks;
 pub mod jobs;
 pub mod mount;
 pub mod pin;

@@ -11,7 +11,7 @@ use backstay_sidecar::service::is_running;
 use clap::Args;
 
 use super::attach::losetup;
-use super::cycle::run_once;
+use super::cycle::{line, run_once};
 use super::mount::{How, options, start};
 use crate::context::Context;
 
@@ -106,7 +106,12 @@ impl Protect {
         if !context.globals.quiet {
             eprintln!("{name}: no sidecar is running: the first copy is made here; then start one");
         }
-        run_once(context, name, Some(&vault))
+        let report = run_once(context, name, Some(&vault))?;
+        // Standard output has the device or file alone.
+        if !context.globals.quiet {
+            eprintln!("{}", line(name, &report));
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,11 @@
 //! `backstay prune`: retention, merging and collection, now.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
+use backstay_sidecar::throttle::Throttle;
 use backstay_sidecar::upkeep::policy;
 use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
 use clap::Args;
@@ -18,6 +20,7 @@ Examples:
   backstay prune db --dry-run
   backstay prune db --keep \"all 2h, hourly 2d, daily 30d\" --dry-run
   backstay prune db
+  backstay prune db --no-merge         the vault is full: free what can be freed, quickly
 
 Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC).
 A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here
@@ -32,6 +35,9 @@ pub struct Prune {
     /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Only delete; do not merge segments, which takes longer and needs space for a while
+    #[arg(long)]
+    no_merge: bool,
     #[command(flatten)]
     vault: InVault,
 }
@@ -39,8 +45,11 @@ pub struct Prune {
 impl Prune {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        let throttle = Throttle::new(context.config.throttle.clone(), context.config.zone());
+        let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);
         policy.keep = self.keep.or(policy.keep);
+        policy.merge = !self.no_merge;
         let rules = policy.keep.as_ref().map(ToString::to_string);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let (report, verdicts) = match self.dry_run {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use backstay_format::DiskName;
 use backstay_vault::read::{FileTarget, restore};
-use backstay_vault::retain::Reading;
+use backstay_vault::retain::Held;
 use clap::Args;
 
 use super::progress::Progress;
@@ -46,7 +46,7 @@ impl Restore {
         let cycle = self.point.find(&vault, &disk)?;
         self.refuse_to_overwrite()?;
         let why = format!("restore to {}", self.to.display());
-        let _held = Reading::of(&vault, disk.disk, (cycle, cycle), &why)?;
+        let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;
         let point = vault.manifest(disk.disk, cycle)?;
         let target = FileTarget::open(&self.to, point.size).map_err(|e| {
             match e.raw_os_error() {

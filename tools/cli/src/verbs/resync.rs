@@ -10,7 +10,7 @@ use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
 use clap::Args;
 
-use super::cycle::run_once;
+use super::cycle::{run_once, say};
 use super::target::time;
 use crate::context::Context;
 
@@ -75,7 +75,8 @@ impl Resync {
         };
         request.save(&paths.state).with_context(|| format!("disk {}", self.name))?;
         if self.now {
-            return run_once(context, &self.name, self.vault.as_deref());
+            let report = run_once(context, &self.name, self.vault.as_deref())?;
+            return say(context, &self.name, &report);
         }
         ask(&context.roots.state, &Asked::Look(self.name.clone()))?;
         if !context.globals.quiet {

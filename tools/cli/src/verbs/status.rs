@@ -104,6 +104,9 @@ fn print(status: &DiskStatus) {
     if let Some(blackout) = &status.blackout {
         println!("  blackout    {blackout}");
     }
+    if status.limit.limit().is_some() {
+        println!("  limit       {} for all disks together", status.limit);
+    }
     if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
         println!("  RPO now     {}", humantime::format_duration(age));

@@ -31,8 +31,18 @@ pub struct Unpin {
 impl Unpin {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
-        let holds = vault.holds(disk.disk)?;
+        let holds = match vault.holds(disk.disk) {
+            // One that cannot be read can still be let go of, by its name.
+            Err(e) if e.is_damage() && self.force => {
+                tracing::warn!("{e}");
+                vec![]
+            }
+            holds => holds?,
+        };
         let Some(hold) = holds.into_iter().find(|hold| hold.name == self.pin) else {
+            if self.force && vault.release(disk.disk, &self.pin)? {
+                return Ok(());
+            }
             bail!("disk {} has no pin {}; see backstay holds {}", self.name, self.pin, self.name);
         };
         if hold.kind != HoldKind::Pin && !self.force {

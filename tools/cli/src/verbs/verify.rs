@@ -2,7 +2,7 @@
 
 use backstay_format::DiskName;
 use backstay_vault::read::verify_points;
-use backstay_vault::retain::Reading;
+use backstay_vault::retain::Held;
 use clap::Args;
 
 use super::progress::Progress;
@@ -36,13 +36,12 @@ impl Verify {
         };
         // All of them are held while they are read; what went before that is not looked at.
         let range = cycles.first().copied().zip(cycles.last().copied());
-        let _held =
-            range.map(|range| Reading::of(&vault, disk.disk, range, "verify")).transpose()?;
-        let there = vault.points(disk.disk)?;
-        let cycles: Vec<_> = cycles.into_iter().filter(|cycle| there.contains(cycle)).collect();
+        let held = range.map(|range| Held::reading(&vault, disk.disk, range, "verify"));
+        let held = held.transpose()?;
+        let cycles = held.as_ref().map_or(&[][..], Held::points);
         let bar = Progress::new(context);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let verified = verify_points(&vault, disk.disk, &cycles, threads, &|done, all| {
+        let verified = verify_points(&vault, disk.disk, cycles, threads, &|done, all| {
             bar.show("verifying", done, all);
         });
         bar.end();

@@ -1,0 +1,123 @@
+//! Keep rules, pins and prune as people use them, and the service that follows the rules by itself.
+//!
+//! Needs root, /dev/fuse.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use backstay_tests::harness::command::said;
+use backstay_tests::harness::host::hash;
+use backstay_tests::harness::{Disk, Host};
+
+const SIZE: u64 = 8 << 20;
+
+/// A disk with points, each of another content; the hash of each.
+fn with_points(host: &Arc<Host>, count: u64) -> (Disk, Vec<String>) {
+    let disk = host.disk("db", SIZE);
+    let served = disk.mount(&[]);
+    let file = fs::OpenOptions::new().read(true).write(true).open(&served).unwrap();
+    let mut hashes = vec![];
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..count {
+        for _ in 0..8 {
+            let mut block = vec![0; 40_960];
+            rng.fill(&mut block);
+            file.write_all_at(&block, rng.u64(..SIZE / 65_536) * 65_536).unwrap();
+        }
+        file.sync_all().unwrap();
+        disk.cycle();
+        hashes.push(hash(&served));
+    }
+    (disk, hashes)
+}
+
+fn cycles(disk: &Disk) -> Vec<u64> {
+    disk.points().iter().map(|point| point.cycle).collect()
+}
+
+fn check(disk: &Disk, hashes: &[String]) {
+    for cycle in cycles(disk) {
+        let Some(expected) = hashes.get(cycle as usize - 1) else { continue };
+        let image = disk.restore(cycle, &format!("{cycle}.img"));
+        assert_eq!(&hash(&image), expected, "point {cycle}");
+        fs::remove_file(image).unwrap();
+    }
+    disk.host.backstay(&["verify", &disk.name]);
+}
+
+#[test]
+fn rules_pins_and_prune() {
+    let host = Host::new("retain");
+    let (disk, hashes) = with_points(&host, 12);
+    let all: Vec<u64> = (1..=12).collect();
+    // Without rules, nothing goes.
+    assert!(host.backstay(&["prune", "db", "--dry-run"]).contains("all recovery points stay"));
+    let merged = host.json(&["prune", "db"]);
+    assert!(merged["report"]["merged"]["replaced"].as_u64().unwrap() > 0, "{merged}");
+    assert_eq!(cycles(&disk), all);
+    let pin = host.json(&["pin", "db", "2", "--name", "before", "--reason", "an upgrade"]);
+    assert_eq!((&pin["name"], &pin["kind"]), (&"before".into(), &"pin".into()));
+    // The same pin once more is the same; another point under its name is not.
+    host.backstay(&["pin", "db", "2", "--name", "before"]);
+    let taken = host.try_backstay(&["pin", "db", "3", "--name", "before"]);
+    assert!(said(&taken).contains("a pin of point 2"), "{}", said(&taken));
+
+    let dry = host.json(&["prune", "db", "--keep", "last 2", "--dry-run"]);
+    let stay: Vec<u64> = dry["points"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|point| point["stays"].as_bool().unwrap())
+        .map(|point| point["cycle"].as_u64().unwrap())
+        .collect();
+    assert_eq!(stay, [2, 11, 12]);
+    assert_eq!(cycles(&disk), all, "a dry run deletes nothing");
+    host.backstay(&["prune", "db", "--keep", "last 2", "--dry-run"]);
+
+    let done = host.json(&["prune", "db", "--keep", "last 2"]);
+    assert_eq!(done["report"]["retired"]["deleted"], 9);
+    assert_eq!(cycles(&disk), stay);
+    check(&disk, &hashes);
+    let points = host.json(&["points", "db"]);
+    assert_eq!(points[0]["held_by"][0], "before");
+    assert!(host.backstay(&["points", "db"]).contains("before"));
+    assert!(host.backstay(&["holds", "db"]).contains("before"));
+
+    // The next point takes over what was merged, and the old segments go with their points.
+    disk.cycle();
+    let segments = |of: usize| host.json(&["points", "db"])[of]["segments"].as_u64().unwrap();
+    assert!(segments(3) < segments(2), "{} and {}", segments(3), segments(2));
+    host.backstay(&["unpin", "db", "before"]);
+    let gone = host.json(&["prune", "db", "--keep", "last 1"]);
+    assert!(gone["report"]["collected"]["deleted"].as_u64().unwrap() > 0, "{gone}");
+    assert_eq!(cycles(&disk), [13]);
+    host.backstay(&["verify", "db"]);
+    let none = host.try_backstay(&["restore", "db", "--point", "2", "--to", "/dev/null"]);
+    assert!(said(&none).contains("no recovery point 2"), "{}", said(&none));
+    let none = host.try_backstay(&["unpin", "db", "before"]);
+    assert_eq!(none.status.code(), Some(1), "{}", said(&none));
+    let wrong = host.try_backstay(&["prune", "db", "--keep", "all 2h, dayly 3d"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("character 9"), "{}", said(&wrong));
+}
+
+#[test]
+fn the_service_follows_the_rules() {
+    let host = Host::new("upkeep");
+    let (disk, _) = with_points(&host, 6);
+    let config = host.path("backstay.toml");
+    fs::write(&config, format!("vault = \"{}\"\nkeep = \"last 2\"\n", host.vault())).unwrap();
+    let mut sidecar = host.start(&["sidecar"]);
+    // Its first cycle makes point 7; the upkeep that follows leaves two.
+    while cycles(&disk) != [6, 7] {
+        assert_eq!(sidecar.try_wait().unwrap(), None, "the service ended");
+        std::thread::yield_now();
+    }
+    sidecar.kill().unwrap();
+    sidecar.wait().unwrap();
+    host.backstay(&["verify", "db"]);
+    disk.cycle();
+    host.backstay(&["prune", "db"]);
+    assert_eq!(cycles(&disk), [7, 8]);
+}

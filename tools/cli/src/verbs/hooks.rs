@@ -1,0 +1,68 @@
+//! `backstay hooks`: try what makes a disk's points application-consistent.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_sidecar::hooks;
+use backstay_vault::Vault;
+use clap::Args;
+
+use crate::context::Context;
+
+/// Try a disk's hooks without a cycle: pre, freeze, thaw, post
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay hooks db
+  backstay --json hooks db | jq .quiet_after_ms
+
+Does what a cycle does around its cut, but makes no recovery point. The application waits for an
+instant. Fails if a point would not have been application-consistent; what would be undone after a
+cycle is undone. See docs/HOOKS.md for the settings ([disk.NAME.hooks]).")]
+pub struct Hooks {
+    /// The disk's name
+    name: DiskName,
+}
+
+impl Hooks {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let Self { name } = self;
+        let backing = context.driver(&name)?.status()?.backing;
+        let Some(hooks) = hooks::Hooks::of(&context.config, &context.roots, &name) else {
+            bail!("disk {name} has no hooks: set [disk.{name}.hooks] in the configuration");
+        };
+        let vault = Vault::open(context.config.vault_of(&name)).ok();
+        let avoid = vault.as_ref().and_then(Vault::local_dir).map(Into::into);
+        let began = Instant::now();
+        let mut quiesced =
+            hooks.quiesce(avoid.into_iter().chain([backing]), &AtomicBool::new(false))?;
+        let quiet = Instant::now();
+        let consistency = quiesced.cut_is_over(true)?;
+        let quiet_for = quiet.elapsed();
+        let warning = quiesced.finish();
+        let all = began.elapsed();
+        if context.globals.json {
+            context.print_json(&serde_json::json!({
+                "name": name, "consistency": consistency, "warning": warning,
+                "quiet_after_ms": (quiet - began).as_secs_f64() * 1e3,
+                "quiet_for_ms": quiet_for.as_secs_f64() * 1e3,
+                "all_ms": all.as_secs_f64() * 1e3,
+            }))?;
+        }
+        if let Some(warning) = warning {
+            return Err(anyhow::anyhow!(warning)).with_context(|| format!("disk {name}"));
+        }
+        if !context.globals.json && !context.globals.quiet {
+            println!(
+                "{name}: a point would be application-consistent (pre commands and freeze {:.0} ms, \
+                 then quiet for {:.1} ms, all done after {:.0} ms)",
+                (quiet - began).as_secs_f64() * 1e3,
+                quiet_for.as_secs_f64() * 1e3,
+                all.as_secs_f64() * 1e3
+            );
+        }
+        Ok(())
+    }
+}
