@@ -357,6 +357,31 @@ fn a_disk_never_shrinks_and_never_uses_a_part_of_its_backing() {
     assert_eq!(disk.size(), SIZE);
 }
 
+/// What a group's cut has made ahead is of the old size: it is made anew, and takes nothing with it.
+#[test]
+fn a_cut_made_ahead_does_not_outlive_a_growth() {
+    let to = ByteLen(2 * SIZE.0);
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    disk.prepare_cut().unwrap();
+    disk.grow(Some(to)).unwrap();
+    write(&disk, 11);
+    disk.prepare_cut().unwrap();
+    disk.write(ByteOffset(to.0 - 512), &[1; 512]).unwrap();
+    let all: BTreeSet<u64> = sectors(SIZE.0, to.0).chain([9, 11]).collect();
+    assert_eq!(dirty(&recorder, &disk), all);
+    disk.flush().unwrap();
+    drop(disk);
+    recorder.reboot();
+    let disk = open(&recorder).unwrap();
+    assert_eq!(
+        (disk.size(), disk.found(), disk.status().resync),
+        (to, FoundState::OtherBoot, None)
+    );
+    assert!(dirty(&recorder, &disk).is_superset(&all));
+}
+
 /// An extended backing is accepted when somebody says so, whatever kind of stop was before.
 #[test]
 fn an_extended_backing_is_taken_when_told_to() {

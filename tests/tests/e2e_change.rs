@@ -153,6 +153,31 @@ fn a_file_system_grows_with_its_disk(fs_type: &str, mkfs: &[&str], fsck: &[&str]
     must(fsck[0], fsck[1..].iter().copied().chain([path.as_ref()]));
 }
 
+/// What a sparse disk grew by is a hole: it ships as zeroes, without being read, but for what was
+/// written there since.
+#[test]
+fn a_sparse_disk_grows_by_much() {
+    let host = Host::new("growmuch");
+    let (disk, first) = stopped(&host, "data", 64 * MIB);
+    let served = disk.mount(&[]);
+    let size = 4096 * MIB;
+    host.backstay(&["grow", &disk.name, "--size", "4GiB"]);
+    let file = OpenOptions::new().write(true).open(&served).unwrap();
+    for at in [64 * MIB - 512, 1000 * MIB, size - 4096] {
+        file.write_all_at(&[at as u8 | 1; 4096], at.min(size - 4096)).unwrap();
+    }
+    file.sync_all().unwrap();
+    let content = hash(&disk.backing);
+    disk.cycle();
+    let newest = disk.points().last().unwrap().cycle;
+    let listed = point(&disk, newest);
+    assert_eq!(listed["kind"], "delta");
+    assert!(listed["moved_bytes"].as_u64().unwrap() >= size - 64 * MIB, "{listed}");
+    assert!(listed["stored_bytes"].as_u64().unwrap() < MIB, "{listed}");
+    assert!(fs::metadata(&disk.backing).unwrap().blocks() * 512 < 6 * MIB);
+    must_restore(&disk, &[first, (newest, content)]);
+}
+
 /// A driver that is killed right after a growth comes back with the new size.
 #[test]
 fn a_growth_outlives_the_driver() {

@@ -74,6 +74,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(TrackError::GrowTo { size: old.size, there, asked: to });
         }
         let new = old.with_size(to).map_err(|_| TrackError::Unfit(to))?;
+        // What a cut has made ahead has the old size, and the number of the epoch to come.
+        self.forget_prepared(&mut admin);
         admin.record(|sb| sb.growing_to = Some(to)).doing("writing the superblock")?;
         if let Err(source) = self.backing.grow(to) {
             if self.backing.size_now().is_ok_and(|there| there == old.size)

@@ -3,7 +3,8 @@
 //! - [`format`]: what the objects hold, byte by byte (docs/FORMAT-VAULT.md); no I/O
 //! - [`sectors`]: sets of sectors, for what must move and what arrived
 //! - [`frame`]: runs of sectors, checksummed and compressed
-//! - [`store`]: the objects and their names; puts that only one writer can win
+//! - [`store`]: a vault and the names of its objects; `disks`, `segments`: what it holds; `objects`: puts
+//!   that only one writer can win, reads, lists
 //! - [`paced`]: segments put no faster than they are let through
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
@@ -12,16 +13,19 @@
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
+mod disks;
 pub mod error;
 pub mod format;
 pub mod frame;
 pub mod groups;
 mod local;
 mod names;
+mod objects;
 pub mod paced;
 pub mod read;
 pub mod retain;
 pub mod sectors;
+mod segments;
 pub mod store;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};

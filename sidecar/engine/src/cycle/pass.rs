@@ -177,6 +177,9 @@ fn seal(
     }
 }
 
+/// Dirty runs from this length on are looked up as holes before they are read (1 MiB).
+const HOLE_SECTORS_MIN: u64 = 2048;
+
 /// The reading end of a pass.
 struct Work<'a> {
     reader: Reader,
@@ -225,6 +228,12 @@ impl Work<'_> {
     ) -> Result<(), CycleError> {
         let mut batch = Batch::default();
         for run in must_move.runs() {
+            if run.sectors() >= HOLE_SECTORS_MIN
+                && self.reader.is_hole(run).map_err(CycleError::source("the backing"))?
+            {
+                self.send_hole(run, feed, shared)?;
+                continue;
+            }
             for piece in run.split_at_multiples(FRAME_SECTORS_MAX) {
                 if batch.sectors + piece.sectors() > FRAME_SECTORS_MAX
                     || batch.wanted.len() == DEPTH
@@ -236,6 +245,31 @@ impl Work<'_> {
             }
         }
         self.read_and_send(&batch, feed, shared)
+    }
+
+    /// Dirty sectors that the backing has nothing of: a disk that grew, or a large discard. That it was
+    /// seen to be a hole is a read like any other.
+    fn send_hole(
+        &mut self,
+        run: SectorRange,
+        feed: &Feed<'_>,
+        shared: Option<&Shared>,
+    ) -> Result<(), CycleError> {
+        // I2: as for a read.
+        fence(Ordering::SeqCst);
+        let parts = match shared {
+            None => vec![run],
+            Some(shared) => shared.preserved.parts(run, false),
+        };
+        for part in parts {
+            if let Some(shared) = shared {
+                shared.shipped.set(part);
+                self.arrived.insert(part);
+            }
+            feed.zero(part)?;
+            self.count(part);
+        }
+        Ok(())
     }
 
     fn read_and_send(

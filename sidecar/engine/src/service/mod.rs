@@ -62,7 +62,7 @@ pub fn serve(
     roots: &Roots,
     stop: &Receiver<()>,
 ) -> Result<(), ServiceError> {
-    let _lock = only_one(roots)?;
+    let _lock = only_one_soon(roots)?;
     watch.look_on_hangup()?;
     let config = Arc::clone(watch.config());
     let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
@@ -135,6 +135,18 @@ fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| ServiceError::Running(roots.state.clone()))
+}
+
+/// The same, though somebody may be looking whether a sidecar is at work, which takes the lock for an
+/// instant.
+fn only_one_soon(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
+    for _ in 0..20 {
+        match only_one(roots) {
+            Err(ServiceError::Running(_)) => thread::sleep(Duration::from_millis(50)),
+            lock => return lock,
+        }
+    }
+    only_one(roots)
 }
 
 /// Whether a sidecar is at work for these disks.

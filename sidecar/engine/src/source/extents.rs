@@ -60,6 +60,22 @@ pub fn runs(file: &File, size: ByteLen) -> io::Result<Vec<Run>> {
     Ok(runs)
 }
 
+/// Whether a run of sectors reads as zeroes at this moment because it lies in one hole. A file system or
+/// device that cannot tell has none.
+///
+/// # Errors
+/// I/O error.
+pub fn is_hole(file: &File, size: ByteLen, run: SectorRange) -> io::Result<bool> {
+    let (start, end) = (run.start.byte_offset().0, run.end.byte_offset().0.min(size.0));
+    match lseek(file, start as i64, Whence::SeekData) {
+        Ok(data) if (data as u64) < end => Ok(false),
+        // What a shortened backing lacks is no hole; reading it says what is wrong.
+        Ok(_) | Err(Errno::ENXIO) => Ok(io::Seek::seek(&mut &*file, io::SeekFrom::End(0))? >= end),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +86,21 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         assert!(runs(&file, ByteLen(8192)).unwrap_err().to_string().contains("shortened"));
+    }
+
+    #[test]
+    fn holes_are_found_and_what_is_missing_is_none() {
+        let file = tempfile::tempfile().unwrap();
+        let size = ByteLen((8 << 20) + 100);
+        file.set_len(size.0).unwrap();
+        file.write_all_at(&[1; 4096], 4 << 20).unwrap();
+        let hole = |from: u64, to: u64| is_hole(&file, size, SectorRange::new(from, to)).unwrap();
+        let whole = SectorRange::whole(size);
+        assert!(hole(0, 8192) && hole(8200, whole.end.0));
+        assert!(!hole(0, 8193) && !hole(8192, 8200) && !hole(0, whole.end.0));
+        file.set_len(6 << 20).unwrap();
+        assert!(hole(8200, 6 << 11), "up to the new end");
+        assert!(!hole(8200, whole.end.0), "the rest was cut off");
     }
 
     #[test]

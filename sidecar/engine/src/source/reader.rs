@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 use backstay_format::{ByteLen, SectorRange};
 use io_uring::{IoUring, opcode, types};
 
+use super::extents;
+
 /// Reads in flight.
 pub const DEPTH: usize = 64;
 
@@ -102,6 +104,14 @@ impl Reader {
             std::os::unix::fs::FileExt::read_exact_at(&self.file, part, offset)?;
         }
         Ok(())
+    }
+
+    /// Whether a run reads as zeroes at this moment because it lies in one hole.
+    ///
+    /// # Errors
+    /// I/O error.
+    pub fn is_hole(&self, run: SectorRange) -> io::Result<bool> {
+        extents::is_hole(&self.file, self.size, run)
     }
 
     fn there(&self, want: &Wanted) -> usize {

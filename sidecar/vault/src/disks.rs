@@ -1,0 +1,164 @@
+//! What a vault has of a disk: its record, terms, points.
+
+use backstay_format::{CycleNo, DiskId, Term};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+
+use crate::error::{In, VaultError};
+use crate::format::document::{DiskRecord, TermRecord};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::store::{Vault, disk_key, now_unix_ns, point_key, term_key};
+
+impl Vault {
+    /// The records of all disks, as they were made.
+    pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
+        let prefix = Path::from("disks");
+        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
+        let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
+        let mut disks = vec![];
+        for folder in listed.common_prefixes {
+            match self.document::<DiskRecord>(&format!("{folder}/disk.json")) {
+                Ok(record) => disks.push(record),
+                // A folder whose record was never finished.
+                Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(disks)
+    }
+
+    /// The record of a disk.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn disk(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
+        self.document(&disk_key(disk))
+    }
+
+    /// Puts the record of a new disk.
+    ///
+    /// # Errors
+    /// If it is there already, or the vault cannot be written.
+    pub fn create_disk(&self, record: &DiskRecord) -> Result<(), VaultError> {
+        self.put_document(&disk_key(record.disk), record)
+    }
+
+    /// The newest term of a disk; the first one is taken by `writer` if there is none.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or written.
+    pub fn term_or_first(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        if let Some(newest) = self.newest_term(disk)? {
+            return Ok(newest);
+        }
+        let first =
+            TermRecord { term: Term(1), writer: writer.into(), since_unix_ns: now_unix_ns() };
+        match self.put_document(&term_key(disk, first.term), &first) {
+            // Somebody else was first: theirs holds.
+            Err(VaultError::Store {
+                source: object_store::Error::AlreadyExists { .. }, ..
+            }) => {}
+            put => put?,
+        }
+        self.document(&term_key(disk, Term(1)))
+    }
+
+    /// Takes the next term of a disk: from now on only `writer` commits to it.
+    ///
+    /// # Errors
+    /// If somebody else took it first, or the vault cannot be written.
+    pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
+        let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
+        let ours = TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns() };
+        self.put_document(&term_key(disk, term), &ours)?;
+        Ok(ours)
+    }
+
+    /// The newest term of a disk.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn newest_term(&self, disk: DiskId) -> Result<Option<TermRecord>, VaultError> {
+        let terms = self.numbers(&format!("disks/{disk}/terms"))?;
+        terms.last().map(|&term| self.document(&term_key(disk, Term(term)))).transpose()
+    }
+
+    /// The cycles of all recovery points of a disk, oldest first. Those that retention deletes while
+    /// this is read may be in it; who must have a point holds it (see [`crate::retain`]).
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn points(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        crate::retain::existing_points(self, disk)
+    }
+
+    /// The cycles of all objects among a disk's points, whatever the ledger says of them.
+    pub(crate) fn point_objects(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        let points = self.numbers(&format!("disks/{disk}/points"))?;
+        Ok(points.into_iter().map(CycleNo).collect())
+    }
+
+    /// A recovery point.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged or not what its name says.
+    pub fn manifest(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
+        let key = point_key(disk, cycle);
+        let manifest = Manifest::decode(&self.get(&key, MANIFEST_BYTES_MAX)?).within(&key)?;
+        if (manifest.disk, manifest.cycle) != (disk, cycle) {
+            let reason = format!("it is point {} of disk {}", manifest.cycle, manifest.disk);
+            return Err(VaultError::Inconsistent { object: key, reason });
+        }
+        Ok(manifest)
+    }
+
+    /// Finds out whether objects can be put, read back and deleted; leaves nothing behind.
+    ///
+    /// # Errors
+    /// The first of these that cannot be done.
+    pub fn probe(&self) -> Result<(), VaultError> {
+        let key = format!("probes/{}", uuid::Uuid::new_v4());
+        self.put(&key, PutPayload::from_static(b"backstay"))?;
+        let read = self.get(&key, 64);
+        let path = Path::from(key.as_str());
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match read? {
+            read if read == Bytes::from_static(b"backstay") => {
+                deleted.map_err(|e| VaultError::of_store(&key, e))
+            }
+            _ => Err(VaultError::Inconsistent {
+                object: key,
+                reason: "something else was read back than was put".into(),
+            }),
+        }
+    }
+
+    /// Deletes everything that the vault has of a disk: its points first, its record last, so that
+    /// one that is killed half-way can be finished.
+    ///
+    /// # Errors
+    /// If the vault cannot be listed or refuses to delete.
+    pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
+        let prefix = format!("disks/{disk}");
+        let path = Path::from(prefix.as_str());
+        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let listed =
+            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(&prefix, e))?;
+        let mut keys: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
+        let record = disk_key(disk);
+        let points = format!("{prefix}/points/");
+        keys.sort_by_key(|key| {
+            (key.as_ref() == record, !key.as_ref().starts_with(&points), key.as_ref().to_owned())
+        });
+        for key in keys {
+            match self.inner.runtime.block_on(self.inner.store.delete(&key)) {
+                // Somebody else deleted it at the same time.
+                Err(object_store::Error::NotFound { .. }) | Ok(()) => {}
+                Err(e) => return Err(VaultError::of_store(key.as_ref(), e)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! Objects: getting, putting, listing, deleting, over any store.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backstay_format::{ByteLen, DiskId};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+
+use crate::error::{In, VaultError};
+use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
+use crate::store::Vault;
+
+impl Vault {
+    /// Makes durable the name of an object that is there though its put failed.
+    pub(crate) fn settle(&self, key: &str) -> Result<(), VaultError> {
+        match &self.inner.folders {
+            Some(folders) => folders.settle(key).map_err(|e| VaultError::of_io(key, e)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads a range of an object.
+    pub(crate) fn get_range(&self, key: &str, at: u64, len: u64) -> Result<Bytes, VaultError> {
+        // Stores refuse to read nothing.
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let path = Path::from(key);
+        let got = self.inner.runtime.block_on(self.inner.store.get_range(&path, at..at + len));
+        let got = got.map_err(|e| VaultError::of_store(key, e))?;
+        if got.len() as u64 != len {
+            let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
+        }
+        self.inner.fetched_bytes.fetch_add(len, Ordering::Relaxed);
+        Ok(got)
+    }
+
+    /// Bytes of objects read since it was opened.
+    #[must_use]
+    pub fn fetched(&self) -> ByteLen {
+        ByteLen(self.inner.fetched_bytes.load(Ordering::Relaxed))
+    }
+
+    /// The length of an object.
+    pub(crate) fn len(&self, key: &str) -> Result<u64, VaultError> {
+        let head = self.inner.runtime.block_on(self.inner.store.head(&Path::from(key)));
+        Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
+    }
+
+    pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
+        let len = self.len(key)?;
+        if len > most as u64 {
+            let reason = format!("{len} bytes, {most} at most make sense");
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
+        }
+        self.get_range(key, 0, len)
+    }
+
+    /// Puts an object if it is absent, durably.
+    pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+        if let Some(folders) = &self.inner.folders {
+            folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
+        }
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let path = Path::from(key);
+        let put = self.inner.store.put_opts(&path, payload, options);
+        self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
+        Ok(())
+    }
+
+    /// Deletes an object. One that is not there is deleted already. In a local directory a power loss
+    /// may bring it back until [`Self::settle`] was called.
+    pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
+        let path = Path::from(key);
+        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        match deleted.map_err(|e| VaultError::of_store(key, e)) {
+            Err(VaultError::NotFound { .. }) => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    /// Deletes objects, with as few requests as the store allows.
+    pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
+        let first = keys.first().cloned().unwrap_or_default();
+        let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
+        let deleted = self.inner.store.delete_stream(futures::stream::iter(paths).boxed());
+        let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
+        for one in deleted {
+            match one.map_err(|e| VaultError::of_store(&first, e)) {
+                // Somebody else deleted it.
+                Ok(_) | Err(VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what killed puts left in a local directory, where no listing shows it.
+    pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let Some(folders) = &self.inner.folders else { return Ok(()) };
+        for folder in ["segments", "points", "ledger", "holds", "terms"] {
+            let folder = format!("disks/{disk}/{folder}");
+            let swept = folders.sweep(&folder, DAY).map_err(|e| VaultError::of_io(&folder, e))?;
+            if swept > 0 {
+                tracing::info!("{folder}: {swept} unfinished objects removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the objects directly below a prefix, and their lengths, by name.
+    pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
+        let path = Path::from(prefix);
+        let objects = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let objects =
+            self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
+        let mut names: Vec<(String, u64)> = objects
+            .iter()
+            .filter_map(|meta| Some((meta.location.filename()?.to_owned(), meta.size)))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+        decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
+    }
+
+    pub(crate) fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+    ) -> Result<(), VaultError> {
+        self.put(key, encode(document).within(key)?.into())
+    }
+
+    /// The names of the folders right below a prefix.
+    pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        let path = Path::from(prefix);
+        let listed = self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&path)));
+        let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
+        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// The objects below a prefix whose names are numbers, sorted; others are not ours.
+    pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
+        let mut numbers: Vec<u64> =
+            self.listed(prefix)?.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}

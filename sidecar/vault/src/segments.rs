@@ -1,0 +1,100 @@
+//! Segments and points: put once, and what a failed attempt leaves.
+
+use backstay_format::{ByteLen, CycleNo, DiskId};
+
+use crate::error::VaultError;
+use crate::format::manifest::{Manifest, SegmentRef};
+use crate::frame::SealedSegment;
+use crate::paced::{self, Pace, Unlimited};
+use crate::store::{Vault, point_key, segment_id, segment_key};
+
+impl Vault {
+    /// Puts a segment. It is durable when this returns.
+    ///
+    /// # Errors
+    /// If the vault cannot be written.
+    pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
+        match &self.pace {
+            Some(pace) => self.put_segment_paced(segment, &**pace),
+            None => self.put_segment_paced(segment, &Unlimited),
+        }
+    }
+
+    /// Puts a segment no faster than it is let through (see [`crate::paced`]). It is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// If the vault cannot be written; [`VaultError::Stopped`] if it was given up.
+    pub fn put_segment_paced(
+        &self,
+        segment: SealedSegment,
+        pace: &dyn Pace,
+    ) -> Result<SegmentRef, VaultError> {
+        let id = segment.id;
+        let key = segment_key(id);
+        let whole = match &self.inner.folders {
+            Some(folders) => folders
+                .prepare(&key)
+                .and_then(|()| {
+                    let parts = segment.payload.iter().map(AsRef::as_ref);
+                    paced::put(&folders.path(&key), parts, pace)
+                })
+                .map_err(|e| VaultError::of_io(&key, e))?,
+            // Such a store takes it as a whole: the average is right, the line is not even.
+            None => {
+                let whole = paced::wait_for_all(pace, segment.len);
+                if whole {
+                    self.put(&key, segment.payload)?;
+                }
+                whole
+            }
+        };
+        if !whole {
+            return Err(VaultError::Stopped { object: key });
+        }
+        Ok(SegmentRef {
+            cycle: id.cycle,
+            attempt: id.attempt,
+            number: id.number,
+            object: ByteLen(segment.len),
+            data_sectors: segment.sectors.0,
+            zero_sectors: segment.sectors.1,
+            index_digest: segment.index_digest,
+        })
+    }
+
+    /// Removes the segments of an attempt that failed, as far as that is possible.
+    ///
+    /// Those that the point of their cycle names stay: a writer whose commit failed cannot know
+    /// that there is no point. They stay, too, when the vault cannot say.
+    pub fn remove_segments(&self, disk: DiskId, segments: &[SegmentRef]) {
+        let mut looked_at: Option<(CycleNo, Option<Vec<SegmentRef>>)> = None;
+        for segment in segments {
+            let named = match &looked_at {
+                Some((cycle, named)) if *cycle == segment.cycle => named,
+                _ => {
+                    let named = match self.manifest(disk, segment.cycle) {
+                        Ok(point) => Some(point.segments),
+                        Err(VaultError::NotFound { .. }) => Some(vec![]),
+                        Err(_) => None,
+                    };
+                    &looked_at.insert((segment.cycle, named)).1
+                }
+            };
+            let is_this = |of_point: &SegmentRef| {
+                (of_point.attempt, of_point.number) == (segment.attempt, segment.number)
+            };
+            if named.as_ref().is_none_or(|named| named.iter().any(is_this)) {
+                continue;
+            }
+            let key = segment_key(segment_id(disk, segment));
+            if let Err(e) = self.delete(&key) {
+                tracing::debug!("{key}: {e}: left behind, no point names it");
+            }
+        }
+    }
+
+    pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<(), VaultError> {
+        self.put(&point_key(manifest.disk, manifest.cycle), manifest.encode().into())
+    }
+}
