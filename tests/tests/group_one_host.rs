@@ -163,3 +163,68 @@ fn busy(disk: &Disk) -> backstay_driver::control::ControlClient {
     client.ask(&Request::Lease { client: "the test".into() }).unwrap();
     client
 }
+
+/// Applications wait for their own disk's cut: their hooks run once all disks have come to it, and the
+/// point of the disk that has them is application-consistent.
+#[test]
+fn hooks_run_around_the_cut_of_a_group() {
+    let (host, a, b) = host_with_group("hooks", "");
+    let (pre, post) = (host.path("pre"), host.path("post"));
+    let config = fs::read_to_string(host.path("backstay.toml")).unwrap();
+    let hooks = format!(
+        "[disk.a.hooks]\npre = [\"echo x >> {}\"]\npost = [\"echo x >> {}\"]\n",
+        pre.display(),
+        post.display()
+    );
+    fs::write(host.path("backstay.toml"), config + &hooks).unwrap();
+    host.backstay(&["group", "cycle", "shop"]);
+    let vault = Vault::open(&host.vault()).unwrap();
+    let point = group_points(&vault).pop().expect("a group point");
+    for (disk, consistency) in [(&a, "application"), (&b, "crash")] {
+        let member = point.members.iter().find(|m| m.name.as_str() == disk.name).unwrap();
+        let listed = host.json(&["points", &disk.name]);
+        let listed = listed.as_array().unwrap().iter().find(|p| p["cycle"] == member.cycle.0);
+        assert_eq!(listed.unwrap()["consistency"], consistency, "disk {}", disk.name);
+    }
+    let runs = |path: &std::path::Path| fs::read_to_string(path).unwrap().lines().count();
+    assert_eq!(runs(&pre), runs(&post), "whoever was told to wait is told to go on");
+}
+
+/// The service makes rounds; what somebody waits for is not left to the next one, and a group whose
+/// disk is in a blackout window makes none.
+#[test]
+fn the_service_makes_rounds_and_cycles_on_demand() {
+    let (host, a, b) = host_with_group("service", "interval = \"1h\"\n");
+    a.cycle();
+    b.cycle();
+    let mut service = host.start(&["sidecar"]);
+    let ends = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let wait_until = |what: &str, done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(std::time::Instant::now() < ends, "waiting for {what}");
+        }
+    };
+    let vault = Vault::open(&host.vault()).unwrap();
+    wait_until("the first round", &|| !group_points(&vault).is_empty());
+    let before = a.points().len();
+    host.backstay(&["cycle", "a", "--by-sidecar"]);
+    wait_until("the cycle on demand", &|| a.points().len() > before);
+    assert_eq!(b.points().len(), before, "B is left to the group's next round, in an hour");
+    assert_eq!(group_points(&vault).len(), 1);
+    service.kill().unwrap();
+    service.wait().unwrap();
+
+    // A's blackout lasts the whole week: no rounds, and B goes on alone.
+    let config = format!(
+        "vault = \"{}\"\ninterval = \"1s\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n\
+         [disk.a]\nblackout = \"Sunday;0:00;7d\"\n",
+        host.vault()
+    );
+    fs::write(host.path("backstay.toml"), config).unwrap();
+    let (of_a, of_b) = (a.points().len(), b.points().len());
+    let mut service = host.start(&["sidecar"]);
+    wait_until("B's own points", &|| b.points().len() > of_b + 1);
+    assert_eq!((a.points().len(), group_points(&vault).len()), (of_a, 1));
+    service.kill().unwrap();
+    service.wait().unwrap();
+}

@@ -129,9 +129,9 @@ fn no_host_of_a_group_point_is_ahead() {
     let mut there = 0;
     while there < wanted {
         // Undisturbed until some more points were made.
-        let enough = (there + rng.usize(1..30)).min(wanted);
+        let enough = (there + rng.usize(1..if long { 16 } else { 8 })).min(wanted);
         while there < enough {
-            work.wait_for(20);
+            work.wait_for(5);
             there = vault.group_points(&shop).unwrap().len();
         }
         work.wait_for(rng.u64(0..100));
@@ -140,12 +140,12 @@ fn no_host_of_a_group_point_is_ahead() {
         match what {
             0 => {
                 pair.cable.plug(false);
-                work.wait_for(rng.u64(1..500));
+                work.wait_for(rng.u64(1..300));
                 pair.cable.plug(true);
             }
             1 => {
                 member.signal("-STOP");
-                work.wait_for(rng.u64(1..500));
+                work.wait_for(rng.u64(1..300));
                 member.signal("-CONT");
             }
             _ => {

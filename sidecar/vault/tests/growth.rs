@@ -95,6 +95,7 @@ fn a_disk_never_shrinks_in_a_delta() {
     let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(2), vec![pass]).unwrap();
     let mut resync = meta(Some(&first));
     resync.kind = CycleKind::Resync;
+    resync.layered = false;
     lab.vault.commit(verified, resync).unwrap();
     assert!(lab.restored(CycleNo(1)).unwrap() == now);
     assert!(lab.restored(CycleNo(2)).unwrap() == now[..SMALL as usize]);

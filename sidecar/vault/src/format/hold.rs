@@ -100,7 +100,7 @@ impl fmt::Display for HoldKind {
 pub struct HoldRecord {
     /// Its name, unique on its disk.
     pub name: HoldName,
-    /// Which version of it this is, from 1.
+    /// Which version of it this is; each is used once, and the highest is the newest.
     pub version: u64,
     /// What holds.
     pub kind: HoldKind,

@@ -88,15 +88,18 @@ impl Vault {
                 None => None,
             };
             before.as_ref().map_or(Ok(()), |before| fits(before, request))?;
+            // No version is ever used twice, also after the hold was released: a maintainer that
+            // slept may still want to delete the one that had ended.
+            let now = now_unix_ns();
             let record = HoldRecord {
                 name: request.name.clone(),
-                version: versions.last().map_or(1, |version| version + 1),
+                version: versions.last().map_or(1, |version| version + 1).max(now),
                 kind: request.kind,
                 holder: request.holder.clone(),
                 reason: request.reason.clone(),
                 first_cycle: request.first_cycle,
                 last_cycle: request.last_cycle,
-                since_unix_ns: now_unix_ns(),
+                since_unix_ns: now,
                 until_unix_ns: request.until_unix_ns,
             };
             let key_of = |version| key(disk, version, &request.name);
@@ -124,7 +127,7 @@ impl Vault {
                 });
             }
             // The one before stays: a list that is made just now may see neither this nor that.
-            for old in versions.into_iter().filter(|&old| old + 1 < record.version) {
+            for old in versions.into_iter().rev().skip(1) {
                 self.delete(&key_of(old))?;
             }
             return Ok((record, points));
