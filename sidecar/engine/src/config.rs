@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_format::{ByteLen, DiskName};
 use backstay_vault::GroupName;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
 use backstay_vault::retain::Keep;
@@ -81,6 +81,10 @@ pub struct Config {
     pub retry: Retry,
     /// Which points stay: `all 2h, hourly 2d, daily 30d`; all of them if it says nothing.
     pub keep: Option<Keep>,
+    /// Most space for blocks preserved during a cycle; half of each disk if it says nothing.
+    pub change_log_limit: Option<ByteSize>,
+    /// What points have to be; whatever the disk's hooks can do if it says nothing.
+    pub consistency: Option<Consistency>,
     /// Settings for many disks, by name.
     pub policy: BTreeMap<String, Policy>,
     /// Whose clock windows follow; the host's if none is named.
@@ -97,6 +101,16 @@ pub struct Config {
     pub group: BTreeMap<GroupName, GroupConfig>,
     /// How hosts know each other.
     pub tls: Option<TlsConfig>,
+}
+
+/// What points have to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// As after a power loss: hooks are not run.
+    Crash,
+    /// Quiet: without its hooks there is no point.
+    Application,
 }
 
 /// How to ship.
@@ -130,6 +144,10 @@ pub struct Policy {
     pub retry: Option<Retry>,
     /// Which points stay.
     pub keep: Option<Keep>,
+    /// Most space for blocks preserved during a cycle.
+    pub change_log_limit: Option<ByteSize>,
+    /// What points have to be.
+    pub consistency: Option<Consistency>,
 }
 
 /// Settings of one disk, where they differ from its policy's.
@@ -151,6 +169,10 @@ pub struct DiskConfig {
     pub retry: Option<Retry>,
     /// Which points stay.
     pub keep: Option<Keep>,
+    /// Most space for blocks preserved during a cycle.
+    pub change_log_limit: Option<ByteSize>,
+    /// What points have to be.
+    pub consistency: Option<Consistency>,
     /// What makes its points application-consistent.
     pub hooks: HookSettings,
 }
@@ -167,6 +189,8 @@ impl Default for Config {
             resync_window: WeeklyWindows::outside_business_hours(),
             retry: Retry::default(),
             keep: None,
+            change_log_limit: None,
+            consistency: None,
             policy: BTreeMap::new(),
             time_zone: None,
             blackout: WeeklyWindows::default(),
@@ -312,10 +336,23 @@ impl Config {
         }
     }
 
-    /// What makes a disk's points application-consistent.
+    /// What makes a disk's points application-consistent. Where they have to be, a hook that fails
+    /// costs the point; where crash-consistent ones are wanted, none is run.
     #[must_use]
     pub fn hooks_of(&self, name: &DiskName) -> HookSettings {
-        self.disk.get(name).map(|disk| disk.hooks.clone()).unwrap_or_default()
+        let hooks = self.disk.get(name).map(|disk| disk.hooks.clone()).unwrap_or_default();
+        match setting!(self, name, consistency).or(self.consistency.as_ref()) {
+            None => hooks,
+            Some(Consistency::Crash) => HookSettings::default(),
+            Some(Consistency::Application) => HookSettings { require: true, ..hooks },
+        }
+    }
+
+    /// Most space for a disk's preserved blocks, if it is set here.
+    #[must_use]
+    pub fn change_log_limit_of(&self, name: &DiskName) -> Option<ByteLen> {
+        let limit = setting!(self, name, change_log_limit).or(self.change_log_limit.as_ref());
+        limit.map(|limit| ByteLen(limit.as_u64()))
     }
 
     /// From one cut of a disk to the next.
@@ -376,6 +413,13 @@ mod tests {
         let a = "a".parse().unwrap();
         assert_eq!(config.keep_of(&a).unwrap().to_string(), "all 1h");
         assert_eq!(config.retry_of(&a).wait(9).as_secs(), 60);
+        let text = "[policy.p]\nconsistency = \"application\"\nchange_log_limit = \"1GiB\"\n\
+                    [disk.a]\npolicy = \"p\"\nhooks.pre = [\"x\"]\n\
+                    [disk.b]\npolicy = \"p\"\nconsistency = \"crash\"\nhooks.pre = [\"x\"]\n";
+        let config: Config = toml::from_str(text).unwrap();
+        let b = "b".parse().unwrap();
+        assert_eq!(config.change_log_limit_of(&a), Some(ByteLen(1 << 30)));
+        assert!(config.hooks_of(&a).require && config.hooks_of(&b).is_none());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, "[disk.a]\npolicy = \"silver\"\n").unwrap();

@@ -46,6 +46,8 @@ pub struct CycleJob<'a> {
     pub state: &'a Path,
     /// Where to ship.
     pub vault: &'a Vault,
+    /// Most bytes of preserved blocks, if the settings say so.
+    pub change_log_limit: Option<ByteLen>,
     /// How to ship.
     pub ship: &'a Ship,
     /// How fast; one for all disks.
@@ -135,6 +137,9 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         Response::Leased { status } => *status,
         _ => return Err(ClientError::Confused.into()),
     };
+    if let Some(change_log) = job.change_log_limit.filter(|&at| at != status.change_log_limit) {
+        driver.ask(&Request::SetLimits { change_log })?;
+    }
     let asked = resync::Request::load(job.state);
     let found = look_at_vault(job.vault, &status)?;
     let flow = flow(&status, found.newest.as_ref(), found.adopted, asked.as_ref())?;

@@ -175,6 +175,7 @@ impl LocalDisk {
                     socket: &self.paths.control_socket(),
                     state: &self.paths.state,
                     vault: &vault,
+                    change_log_limit: config.change_log_limit_of(&self.name),
                     ship: &config.ship,
                     throttle: &shipping.throttle,
                     hooks: hooks.as_ref(),

@@ -56,6 +56,7 @@ impl Cycle {
             socket: &paths.control_socket(),
             state: &paths.state,
             vault: &vault,
+            change_log_limit: self.config.change_log_limit_of(&self.name),
             ship: &self.config.ship,
             throttle: &self.throttle,
             hooks: Hooks::of(&self.config, &self.roots, &self.name).as_ref(),

@@ -79,6 +79,7 @@ pub fn run_once(
             socket: &paths.control_socket(),
             state: &paths.state,
             vault: &vault,
+            change_log_limit: context.config.change_log_limit_of(name),
             ship: &context.config.ship,
             throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
             hooks: Hooks::of(&context.config, &context.roots, name).as_ref(),
