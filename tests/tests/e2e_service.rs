@@ -115,6 +115,12 @@ fn protect_ships_follows_its_policy_and_is_ended_as_told() {
     assert!(refused.contains("--the-disk-is-right"), "{refused}");
     host.backstay(&["resync", "d", "--now", "--the-disk-is-right"]);
     assert_eq!(points(&disk), kept + 1);
+    // What is pinned is not deleted by the way.
+    host.backstay(&["pin", "d", "latest", "--name", "audit"]);
+    let held = host.try_backstay(&["unprotect", "d", "--delete-points", "--yes"]);
+    assert!(held.status.code() == Some(3) && said(&held).contains("audit"), "{}", said(&held));
+    assert_eq!(points(&disk), kept + 1);
+    host.backstay(&["unpin", "d", "audit"]);
     host.backstay(&["unprotect", "d", "--delete-points", "--yes"]);
     assert_eq!(host.json(&["points", "d", "--vault", &other]), Value::Array(vec![]));
     let left = fs::read_dir(host.path("other-vault").join("disks"))

@@ -38,6 +38,9 @@ pub struct Unprotect {
     /// Delete its recovery points from the vault
     #[arg(long)]
     delete_points: bool,
+    /// Delete them although some are pinned, or somebody reads or uses them
+    #[arg(long, requires = "delete_points")]
+    even_if_held: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -58,6 +61,22 @@ impl Unprotect {
         // Found before anything is changed.
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
         let in_vault = if delete { find(url, name, status.as_ref())? } else { None };
+        if let Some((vault, disk)) = in_vault.as_ref().filter(|_| !self.even_if_held) {
+            let held: Vec<String> = vault
+                .holds(*disk)?
+                .into_iter()
+                .filter(|hold| hold.is_live(now_unix_ns()))
+                .map(|hold| format!("{} ({}: {})", hold.name, hold.holder, hold.reason))
+                .collect();
+            if !held.is_empty() {
+                let message = format!(
+                    "disk {name}: somebody still needs its points: {}. See backstay holds {name}; \
+                     unpin them, or say --even-if-held. Nothing was changed",
+                    held.join(", ")
+                );
+                return Err(Refused(message).into());
+            }
+        }
         if let Some(status) = &status {
             let devices = loop_devices(&status.served)?;
             if !devices.is_empty() {
@@ -147,4 +166,9 @@ fn find(
         None => Some(vault.disk_named(name)?.disk),
     };
     Ok(disk.map(|disk| (vault, disk)))
+}
+
+fn now_unix_ns() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_nanos() as u64)
 }
