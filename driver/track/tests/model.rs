@@ -120,10 +120,13 @@ fn lost_point_in_time() {
 }
 
 /// A disk of one region grows to two while both are written to; what is beyond its end is refused
-/// until then and never after.
-fn growth_under_load() {
+/// until then and never after. A cut that was prepared before is of the old size: it is not made.
+fn growth_under_load(prepared: bool) {
     let machine = Machine::small();
     let disk = shipped_once(&machine);
+    if prepared {
+        disk.prepare_cut().expect("prepare");
+    }
     let to = ByteLen(SECTORS * 512);
     let writers: Vec<_> = (0..2u64)
         .map(|writer| {
@@ -145,6 +148,15 @@ fn growth_under_load() {
         })
         .collect();
     disk.grow(Some(to)).expect("grow");
+    if prepared {
+        disk.prepare_cut().expect("prepare");
+        let stamp = machine.begin(100);
+        let mut data = vec![0u8; 1024];
+        data[..8].copy_from_slice(&stamp.to_le_bytes());
+        data[512..520].copy_from_slice(&stamp.to_le_bytes());
+        disk.write(ByteOffset(100 * 512), &data).expect("the guest's write");
+        machine.acknowledge(stamp);
+    }
     let mut sidecar = Sidecar::new(machine.clone(), Order::Right);
     sidecar.cycle(&disk, base(2));
     for writer in writers {
@@ -179,12 +191,17 @@ fn losing_the_point_in_time_costs_the_guest_nothing() {
 
 #[test]
 fn a_disk_grows_under_load() {
-    shuttle::check_random(growth_under_load, iterations());
+    shuttle::check_random(|| growth_under_load(false), iterations());
 }
 
 #[test]
 fn a_disk_grows_under_load_with_few_preemptions() {
-    shuttle::check_pct(growth_under_load, iterations(), 3);
+    shuttle::check_pct(|| growth_under_load(false), iterations(), 3);
+}
+
+#[test]
+fn a_disk_grows_whose_cut_was_prepared() {
+    shuttle::check_random(|| growth_under_load(true), iterations() / 4);
 }
 
 /// The sidecar must read first and look at the preserved bits afterwards.
