@@ -166,7 +166,7 @@ fn points_of_a_busy_server_start_with_every_row_committed_before_the_cut() {
             while committed.load(Ordering::Relaxed) < from + 200 {
                 thread::yield_now();
             }
-            let began = lab.server.sql("SELECT extract(epoch FROM now())::bigint");
+            let began = lab.server.sql("SELECT floor(extract(epoch FROM now()))::bigint");
             before.push((committed.load(Ordering::Relaxed), began.parse::<i64>().unwrap()));
             lab.disk.cycle();
             assert_eq!(lab.server.sessions(), 0, "the hook's session is over");
