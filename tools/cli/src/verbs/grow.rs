@@ -80,10 +80,15 @@ impl Grow {
 /// Waits until no cycle runs: whoever has the lease may cut, and only one has it.
 fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
     let client = format!("backstay grow, process {}", std::process::id());
+    let mut said = false;
     loop {
         // The driver itself waits a while before it says that it is busy.
         match driver.ask(&Request::Lease { client: client.clone() }) {
-            Err(e) if e.is_busy() => tracing::info!("a cycle is running; waiting for its end"),
+            Err(e) if e.is_busy() => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!("waiting for the end of a cycle: {e}");
+                }
+            }
             Ok(Response::Leased { .. }) => return Ok(()),
             Ok(_) => return Err(ClientError::Confused.into()),
             Err(e) => return Err(e.into()),
