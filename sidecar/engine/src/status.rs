@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backstay_format::control::{DriverStatus, FoundState};
 use backstay_format::{ByteLen, DiskName, SECTOR_BYTES};
+use backstay_vault::GroupName;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub struct DiskStatus {
     pub state_since_unix_ns: u64,
     /// The policy it follows.
     pub policy: Option<String>,
+    /// The groups it is in.
+    pub groups: Vec<GroupName>,
     /// From one cut to the next, as its settings say.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
@@ -104,6 +107,12 @@ pub fn of_disk(
         state: driver.as_ref().map(|driver| phase(driver, &record)),
         state_since_unix_ns: record.phase_since_unix_ns,
         policy: config.policy_of(&name).map(str::to_owned),
+        groups: config
+            .group
+            .iter()
+            .filter(|(_, group)| group.disks.contains(&name))
+            .map(|(group, _)| group.clone())
+            .collect(),
         interval,
         blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
             .err()

@@ -83,7 +83,12 @@ fn print(status: &DiskStatus) {
         None => "not-mounted".into(),
     };
     let policy = status.policy.as_ref().map_or_else(String::new, |p| format!(", policy {p}"));
-    println!("{}: {state}, {health}{policy}", status.name);
+    let groups: Vec<&str> = status.groups.iter().map(|group| group.as_str()).collect();
+    let groups = match groups.as_slice() {
+        [] => String::new(),
+        names => format!(", group {}", names.join(", ")),
+    };
+    println!("{}: {state}, {health}{policy}{groups}", status.name);
     if let Some(reason) = &status.health.reason {
         println!("  reason      {reason}");
     }
