@@ -39,8 +39,9 @@ def main():
     about = common.machine()
     with common.Work() as work:
         text = COMPARISONS[options.what](work, options)
-    rounds = ("one short round: no figures to quote" if options.quick else
-              "one run" if options.what == "fleet" else "medians of 5 rounds")
+    rounds = {"fleet": "one run", "resync": f"medians of {resync.ROUNDS} rounds"}
+    rounds = rounds.get(options.what, "medians of 5 rounds")
+    rounds = "one short round: no figures to quote" if options.quick else rounds
     text = f"{datetime.date.today()}, {about}; {rounds}.\n\n{text}"
     print("\n" + text)
     if options.write:

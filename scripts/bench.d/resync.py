@@ -13,6 +13,7 @@ import random
 from common import (GIB, MIB, Timed, drop_caches, fill, median, run, sha256, table, verdict)
 
 CHUNK = 64 * 1024
+ROUNDS = 3
 
 
 def change(image, size, seed):
@@ -29,7 +30,7 @@ def change(image, size, seed):
 
 def compare(work, options):
     size = (512 * MIB) if options.quick else 4 * GIB
-    rounds = 1 if options.quick else 5
+    rounds = 1 if options.quick else ROUNDS
     image, copy, vault = work.dir / "disk.img", work.dir / "copy.img", work.dir / "vault"
     fill(image, size)
     run("cp", "--reflink=never", image, copy)
@@ -63,13 +64,14 @@ def compare(work, options):
         work.backstay("mount", image, "--name", "disk", "--engine", options.engine)
         resync("changed")
         measure("rsync changed", *rsync)
-        if sha256(copy) != sha256(image):
-            raise SystemExit("rsync's copy is another disk")
-        run("rm", "-f", work.dir / "restored.img")
-        work.backstay("restore", "disk", "--point", "latest", "--to", work.dir / "restored.img",
-                      "--vault", vault)
-        if sha256(work.dir / "restored.img") != sha256(image):
-            raise SystemExit("the restored point is another disk")
+    # Every round builds on the one before, so the last one answers for all.
+    if sha256(copy) != sha256(image):
+        raise SystemExit("rsync's copy is another disk")
+    run("rm", "-f", work.dir / "restored.img")
+    work.backstay("restore", "disk", "--point", "latest", "--to", work.dir / "restored.img",
+                  "--vault", vault)
+    if sha256(work.dir / "restored.img") != sha256(image):
+        raise SystemExit("the restored point is another disk")
     return report(found, size)
 
 
@@ -102,5 +104,5 @@ def report(found, size):
     ])
     notes = (f"A disk of {size / GIB:.1f} GiB full of noise, page cache dropped before each"
              " measurement. Bytes moved are those read from the vault and those put there. After"
-             " each round both copies were compared with the disk.")
+             " the last round both copies were compared with the disk.")
     return "\n\n".join([aims, times, notes])
