@@ -339,7 +339,8 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
     }
 
     /// Asks for each piece of a range whether it differs (by its first sector, counted from the
-    /// range's start) and reports those that do, joined up to a frame.
+    /// range's start) and reports those that do, joined up to a frame. Pieces end at multiples of
+    /// their size on the disk, so that a difference reports no more than the piece it is in.
     fn report(
         &self,
         range: SectorRange,
@@ -351,7 +352,7 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
         let mut open: Option<SectorRange> = None;
         let mut at = range.start.0;
         while at < range.end.0 {
-            let part = SectorRange::new(at, (at + piece).min(range.end.0));
+            let part = SectorRange::new(at, ((at / piece + 1) * piece).min(range.end.0));
             at = part.end.0;
             let differs =
                 differ(part.start.0 - range.start.0, &bytes[byte(part.start.0)..byte(at)]);
