@@ -1,0 +1,1 @@
+//! Failover to another host and back.

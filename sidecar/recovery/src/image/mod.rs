@@ -1,0 +1,1 @@
+//! Points as images, and images as disks of a vault.

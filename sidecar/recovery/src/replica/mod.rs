@@ -1,0 +1,1 @@
+//! Hot standby: a file or device that follows the vault.
