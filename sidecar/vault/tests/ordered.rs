@@ -54,10 +54,10 @@ fn history(size: u64, seed: u64) -> (Lab, Vec<Manifest>, Vec<Vec<u8>>) {
 
 #[test]
 fn every_point_in_order_whatever_fits_into_the_map() {
-    for (seed, size) in [(1, 24 << 20), (2, (9 << 20) + 777), (3, 513), (4, 1)] {
+    for (seed, size) in [(1, 5 << 20), (2, (9 << 20) + 777), (3, 513), (4, 1)] {
         let (lab, points, then) = history(size, seed);
         for (point, then) in points.iter().zip(&then) {
-            for runs_max in [1, 2, 7, 1 << 20] {
+            for runs_max in [2, 7, 1 << 20] {
                 let taken = taken(&lab.vault, point, runs_max).unwrap();
                 assert!(taken == *then, "point {}, seed {seed}, {runs_max} runs", point.cycle);
             }
