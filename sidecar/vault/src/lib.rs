@@ -10,10 +10,12 @@
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
 //! - [`groups`]: points of many disks, cut at one instant
+//! - `drills`: verdicts on points that were tried
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
 mod disks;
+mod drills;
 pub mod error;
 pub mod format;
 pub mod frame;
@@ -31,6 +33,7 @@ pub mod store;
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
 pub use format::document::{DiskRecord, NameRecord, TermRecord};
+pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
