@@ -64,9 +64,8 @@ impl Document for DrillRecord {
 impl DrillRecord {
     /// Whether it is about a point of a disk, and fits its limits.
     pub(crate) fn check(&self, disk: DiskId, cycle: CycleNo) -> Result<(), FormatError> {
-        let wrong = |reason: &str| {
-            Err(FormatError::Text { what: Self::FORMAT, reason: reason.to_owned() })
-        };
+        let wrong =
+            |reason: &str| Err(FormatError::Text { what: Self::FORMAT, reason: reason.to_owned() });
         if (self.disk, self.cycle) != (disk, cycle) {
             return wrong("it is about another point");
         }
@@ -108,7 +107,10 @@ mod tests {
         };
         let bytes = encode(&record).unwrap();
         assert_eq!(decode::<DrillRecord>(&bytes).unwrap(), record);
-        assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/drill.json"));
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            include_str!("../../tests/golden/drill.json")
+        );
         assert!(record.check(record.disk, CycleNo(17)).is_ok());
         assert!(record.check(record.disk, CycleNo(18)).is_err());
         let long = DrillRecord { message: "ü".repeat(4096), ..record };
