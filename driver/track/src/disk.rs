@@ -8,7 +8,7 @@
 use std::io;
 
 use backstay_format::control::{Counters, FoundState};
-use backstay_format::superblock::{Geometry, Resync};
+use backstay_format::superblock::{Base, Geometry, Resync};
 use backstay_format::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
 
 use crate::closed::{Closed, Stripes};
@@ -34,6 +34,9 @@ pub struct OpenOptions {
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
+    /// Only for a new disk: the recovery point that the backing holds, byte for byte. Nothing is dirty
+    /// then; without, everything is.
+    pub base: Option<Base>,
 }
 
 impl Default for OpenOptions {
@@ -43,6 +46,7 @@ impl Default for OpenOptions {
             change_log_limit: None,
             tracking: true,
             grow: false,
+            base: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use backstay_format::superblock::{CleanStop, Superblock};
 use crate::env::Env;
 use crate::error::Doing;
 use crate::meta::Meta;
-use crate::{Backing, TrackError};
+use crate::{Backing, TrackError, clean};
 
 /// The state of a disk that no driver serves.
 pub struct Offline<E: Env> {
@@ -47,6 +47,19 @@ impl<E: Env> Offline<E> {
     /// The superblock as it stands.
     pub fn superblock(&self) -> &Superblock {
         self.meta.get()
+    }
+
+    /// The dirty sectors as the clean stop saved them, word by word: the word's number, its bits.
+    /// `false` if the saved bitmap is damaged: what was told until then says nothing.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn saved(&self, env: &E, each: impl FnMut(u64, u64)) -> Result<bool, TrackError> {
+        let sb = self.superblock();
+        match sb.clean {
+            Some(stop) => clean::load(env, sb.disk, sb.geometry, stop, each),
+            None => Ok(false),
+        }
     }
 
     /// What a backing is to the disk. One that cannot be told from others is told by its size and

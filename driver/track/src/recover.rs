@@ -2,7 +2,7 @@
 //!
 //! | what is found | what is dirty |
 //! |---|---|
-//! | no superblock | everything (never shipped) |
+//! | no superblock | everything (never shipped), or nothing if the backing is said to hold a point |
 //! | a clean stop | the saved bitmap |
 //! | same boot | the bitmaps of all live epochs: exact |
 //! | other boot | the regions with intents in all live epochs |
@@ -79,6 +79,7 @@ fn create<E: Env, B: Backing>(
     clean_up(env, None);
     let none = RegionBits::new(geometry.regions());
     let current = Epoch::create(env, disk, no, geometry, &none).doing("making the first epoch")?;
+    let resync = options.base.is_none().then_some(Resync::NeverShipped);
     let first = Superblock {
         generation: 1,
         disk,
@@ -86,10 +87,10 @@ fn create<E: Env, B: Backing>(
         boot_id: env.boot_id(),
         clean: None,
         live: vec![no],
-        resync: Some(Resync::NeverShipped),
-        base: None,
+        resync,
+        base: options.base,
         announced: None,
-        resync_no: 1,
+        resync_no: resync.iter().count() as u64,
         growing_to: None,
         backing: identity(backing)?,
     };

@@ -5,5 +5,4 @@ mod harden;
 mod serve;
 
 pub use daemon::{Outcome, in_background};
-pub(crate) use serve::lock_disk;
-pub use serve::{DriverError, DriverOptions, run};
+pub use serve::{DriverError, DriverOptions, lock_disk, run};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backstay_format::control::FoundState;
+use backstay_format::superblock::Base;
 use backstay_format::{ByteLen, DiskName};
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -41,6 +42,8 @@ pub struct DriverOptions {
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
+    /// Only for a new disk: the recovery point that the backing holds, so that nothing is dirty.
+    pub base: Option<Base>,
     /// Threads that read requests.
     pub event_loops: usize,
 }
@@ -121,6 +124,7 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
         change_log_limit: options.change_log_limit,
         tracking: options.tracking,
         grow: options.grow,
+        base: options.base,
         ..TrackOptions::default()
     };
     let disk = ProtectedDisk::open(env, backing, track)
@@ -248,8 +252,12 @@ fn sender(
     }
 }
 
-/// One driver a disk: the lock lasts as long as the file.
-pub(crate) fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
+/// Locks the state of a disk: one driver, or whoever else must be alone with it. The lock lasts as
+/// long as the file.
+///
+/// # Errors
+/// [`DriverError::Running`] if somebody else has it.
+pub fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -4,8 +4,11 @@
 //! stored bytes against the checksum in the index, and each run of sectors after decompression
 //! against the checksum taken before compression (I6).
 
+mod ahead;
+mod cache;
 pub mod compare;
 pub(crate) mod frames;
+pub mod ordered;
 mod plan;
 mod restore;
 mod target;

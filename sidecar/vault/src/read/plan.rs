@@ -8,7 +8,7 @@ use backstay_format::SectorRange;
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::Index;
-use crate::read::read_index;
+use crate::read::ahead::Indexes;
 use crate::sectors::SectorSet;
 use crate::store::{Vault, segment_id, segment_key};
 
@@ -24,8 +24,8 @@ pub(super) struct Layer {
 
 /// A point's segments, newest first, each with what is needed of it.
 pub(super) struct Layers<'a> {
-    vault: &'a Vault,
     point: &'a Manifest,
+    indexes: Indexes,
     /// What newer segments hold.
     done: SectorSet,
     /// Segments not looked at yet.
@@ -33,8 +33,9 @@ pub(super) struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    pub fn new(vault: &'a Vault, point: &'a Manifest) -> Self {
-        Self { vault, point, done: SectorSet::new(), left: point.segments.len() }
+    pub fn new(vault: &Vault, point: &'a Manifest) -> Self {
+        let indexes = Indexes::new(vault, point);
+        Self { point, indexes, done: SectorSet::new(), left: point.segments.len() }
     }
 
     /// Segments looked at so far.
@@ -47,7 +48,8 @@ impl<'a> Layers<'a> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         let segment = &self.point.segments[left];
         let key = segment_key(segment_id(self.point.disk, segment));
-        let index = read_index(self.vault, self.point.disk, self.point.size, segment)?;
+        let Some(index) = self.indexes.next() else { return Ok(None) };
+        let index = index?;
         let mut needed = vec![];
         for (number, extent) in index.extents.iter().enumerate() {
             let runs = self.done.runs_within(extent.range, false);

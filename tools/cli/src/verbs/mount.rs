@@ -101,6 +101,7 @@ pub fn options(
         change_log_limit: how.change_log_limit.map(|size| ByteLen(size.as_u64())),
         tracking: !how.no_tracking,
         grow: how.grow,
+        base: None,
         event_loops: how.event_loops.into(),
     })
 }
