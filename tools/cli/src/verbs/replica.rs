@@ -197,10 +197,8 @@ impl ReplicaVerb {
         let taken = match Replica::taken_over(paths)? {
             Some(taken) => taken,
             None => {
-                let stopped = stop_runner(paths)?;
-                let replica = Replica::open(paths, &self.name, self.limits());
-                let replica = replica.inspect_err(|_| drop(stopped))?;
-                replica.take_over()?
+                stop_runner(paths)?;
+                Replica::open(paths, &self.name, self.limits())?.take_over()?
             }
         };
         let served = super::mount::start(DriverOptions {
