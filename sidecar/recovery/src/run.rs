@@ -38,9 +38,8 @@ impl Ended {
         matches!(self, Self::With(status) if status.success())
     }
 
-    /// Its exit code, if it has one.
-    #[must_use]
-    pub fn code(self) -> Option<i32> {
+    #[cfg(test)]
+    fn code(self) -> Option<i32> {
         match self {
             Self::With(status) => status.code(),
             _ => None,

@@ -1,6 +1,7 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod context;
+mod drilling;
 mod exit;
 mod verbs;
 
@@ -39,6 +40,7 @@ enum Verb {
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
     Replica(verbs::replica::ReplicaVerb),
+    Drill(verbs::drill::Drill),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
@@ -84,6 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
+        Verb::Drill(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),

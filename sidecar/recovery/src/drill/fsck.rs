@@ -186,7 +186,7 @@ fn has_a_twin(device: &str, stop: &(dyn Fn() -> bool + Sync)) -> bool {
 /// Partitions with their first byte and length; none if there is no table.
 fn partitions(served: &Path, stop: &(dyn Fn() -> bool + Sync)) -> Vec<(u32, (u64, u64))> {
     let file = served.to_string_lossy();
-    let args = ["--show", "--raw", "--noheadings", "--output", "NR,START,SECTORS", &file];
+    let args = ["--raw", "--noheadings", "--output", "NR,START,SECTORS", &file];
     let table = tool("partx", &args, LOOK_MAX, stop).unwrap_or_default();
     let parse = |line: &str| {
         let mut fields = line.split_whitespace().map(str::parse::<u64>);

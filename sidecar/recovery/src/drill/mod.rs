@@ -1,5 +1,6 @@
 //! Points that were tried: mounted, checked, and the verdict put beside them in the vault.
 //!
+//! - `mounted`: a drill from its beginning to its end
 //! - `fsck`: file systems are mounted and checked
 //! - [`boot`]: a machine is started
 //!
@@ -7,16 +8,20 @@
 
 pub mod boot;
 mod fsck;
+mod mounted;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use backstay_format::DiskName;
 use backstay_vault::{DrillCheck, VaultError};
 
+use crate::lazy::LazyError;
 use crate::run::{run, scratch, shell};
 pub use boot::Boot;
+pub use mounted::{Drill, drill, records};
 
 /// How a point is tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,12 @@ pub enum DrillError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The point was not mounted.
+    #[error(transparent)]
+    Mount(#[from] LazyError),
+    /// Another one is at it.
+    #[error("another drill of disk {0} is running on this host")]
+    Busy(DiskName),
     /// Something of this host.
     #[error("{0}")]
     Io(io::Error),
@@ -65,6 +76,18 @@ pub enum DrillError {
     /// It was told to stop.
     #[error("the drill was stopped; it says nothing of the point")]
     Stopped,
+}
+
+impl DrillError {
+    /// Whether nothing is wrong but it would not be safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Busy(_) => true,
+            Self::Mount(e) => e.is_refusal(),
+            _ => false,
+        }
+    }
 }
 
 /// Tries a disk that is served as a file. Whatever it attached is gone when this returns.
