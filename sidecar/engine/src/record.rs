@@ -42,6 +42,9 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
+    /// The disk was failed over: another host writes it now (I5).
+    #[serde(default)]
+    pub fenced: bool,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -144,6 +147,7 @@ impl Record {
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
+                    fenced: e.is_fenced(),
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });

@@ -3,11 +3,12 @@
 
 use backstay_format::{ByteLen, SectorRange};
 use backstay_vault::format::document::{
-    DiskRecord, NameRecord, TermRecord, VaultRecord, decode, encode,
+    DiskRecord, NameRecord, VaultRecord, decode, encode,
 };
 use backstay_vault::format::hold::HoldRecord;
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
+use backstay_vault::format::term::{HandoverRecord, TermRecord};
 use backstay_vault::format::segment::{
     FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
 };
@@ -84,6 +85,7 @@ pub fn document(data: &[u8]) {
     }
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);
+    let _ = decode::<HandoverRecord>(data);
     if let Ok(name) = decode::<NameRecord>(data) {
         let again = encode(&name).and_then(|bytes| decode::<NameRecord>(&bytes));
         assert_eq!(again, Ok(name));
