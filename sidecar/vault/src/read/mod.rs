@@ -5,8 +5,10 @@
 //! against the checksum taken before compression (I6).
 
 mod ahead;
+mod cache;
 pub mod compare;
 pub(crate) mod frames;
+pub mod ordered;
 mod plan;
 mod restore;
 mod target;
