@@ -51,6 +51,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     let now = now_unix_ns();
     let before: Option<Failure> = load_json(&path);
     let failure = Failure {
+        fenced: false,
         message: e.to_string(),
         person_must_act: e.class() == Class::PersonMustAct,
         at_unix_ns: now,

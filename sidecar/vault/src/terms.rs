@@ -106,12 +106,8 @@ impl Vault {
     /// If somebody else took it first, or the vault cannot be written.
     pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
         let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
-        let ours = TermRecord {
-            term,
-            writer: writer.into(),
-            since_unix_ns: now_unix_ns(),
-            from: None,
-        };
+        let ours =
+            TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns(), from: None };
         self.put_document(&term_key(disk, term), &ours)?;
         Ok(ours)
     }
@@ -224,7 +220,8 @@ impl Vault {
         let key = handover_key(disk, term);
         let Err(failed) = self.put_document(&key, &ours) else { return Ok(ours) };
         let Ok(there) = self.document::<HandoverRecord>(&key) else { return Err(failed) };
-        if (there.disk, &there.writer, there.cycle, there.point) == (disk, &ours.writer, cycle, point)
+        if (there.disk, &there.writer, there.cycle, there.point)
+            == (disk, &ours.writer, cycle, point)
         {
             self.settle(&key)?;
             return Ok(there);
@@ -327,7 +324,8 @@ mod tests {
     fn the_line_goes_where_terms_went_on_from() {
         let points: Vec<_> = (1..11).map(|c| (1, c)).chain([(2, 11), (2, 12), (3, 13)]).collect();
         let (one, two, three) = (term(1, None), term(2, Some((5, 1))), term(3, Some((8, 1))));
-        let of = |terms: &[&TermRecord]| Line::of(&terms.iter().copied().cloned().collect::<Vec<_>>());
+        let of =
+            |terms: &[&TermRecord]| Line::of(&terms.iter().copied().cloned().collect::<Vec<_>>());
         assert_eq!(on(&of(&[&one]), &points[..10]), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(on(&of(&[&one, &two]), &points[..12]), [1, 2, 3, 4, 5, 11, 12]);
         let line = of(&[&one, &two, &three]);
