@@ -21,7 +21,7 @@ use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index};
 use crate::store::{Vault, segment_id, segment_key};
 
-pub use restore::restore;
+pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
 pub use verify::{Verified, verify_point, verify_points};
 
