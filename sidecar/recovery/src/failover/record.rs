@@ -134,7 +134,7 @@ impl From<&Manifest> for PointRef {
 impl PointRef {
     /// As a term's record names it.
     #[must_use]
-    pub fn from(self) -> TermFrom {
+    pub fn as_from(self) -> TermFrom {
         TermFrom { cycle: self.cycle, point: self.point, term: self.term }
     }
 
