@@ -141,7 +141,9 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
         State::HandingOver | State::HandedOver | State::TakingBack => format!(
             "it was handed over{}: another host may serve it. To have it back before that: backstay failover \
              cancel {name}; after that: backstay failback {name} --to BACKING",
-            record.point.map_or(String::new(), |point| format!(" at recovery point {}", point.cycle)),
+            record
+                .point
+                .map_or(String::new(), |point| format!(" at recovery point {}", point.cycle)),
         ),
         State::Seeding | State::TakingOver => format!(
             "it is being brought back: run backstay failback {name} again, which goes on where it was"

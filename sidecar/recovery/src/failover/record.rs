@@ -284,8 +284,7 @@ impl FailoverRecord {
 
     fn save(&self, state_root: &Path) -> Result<(), FailoverError> {
         let path = path(state_root, &self.name);
-        self.replace(state_root, &path)
-            .map_err(|source| FailoverError::State { path, source })
+        self.replace(state_root, &path).map_err(|source| FailoverError::State { path, source })
     }
 
     fn replace(&self, state_root: &Path, path: &Path) -> io::Result<()> {

@@ -18,7 +18,10 @@ fn mounted(paths: &[PathBuf]) -> Vec<String> {
     let of = |line: &str| {
         let mut words = line.split(' ');
         let (what, at) = (words.next()?, words.next()?);
-        paths.iter().any(|path| path == Path::new(what)).then(|| format!("{what} is mounted on {at}"))
+        paths
+            .iter()
+            .any(|path| path == Path::new(what))
+            .then(|| format!("{what} is mounted on {at}"))
     };
     mounts.lines().filter_map(of).collect()
 }
@@ -48,7 +51,8 @@ fn processes(paths: &[PathBuf], spared: u32) -> Vec<String> {
             continue;
         }
         let open = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let uses = open.filter_map(|fd| fs::read_link(fd.path()).ok()).find(|at| paths.contains(at));
+        let uses =
+            open.filter_map(|fd| fs::read_link(fd.path()).ok()).find(|at| paths.contains(at));
         if let Some(at) = uses {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             found.push(format!("process {pid} ({}) has {} open", name.trim(), at.display()));

@@ -18,9 +18,9 @@ pub struct Found {
 
 /// The newest term of a disk.
 fn newest_term(vault: &Vault, disk: DiskId) -> Result<TermRecord, FailoverError> {
-    vault.newest_term(disk)?.ok_or_else(|| {
-        VaultError::NotFound { object: format!("a term of disk {disk}") }.into()
-    })
+    vault
+        .newest_term(disk)?
+        .ok_or_else(|| VaultError::NotFound { object: format!("a term of disk {disk}") }.into())
 }
 
 /// Looks at a point of a disk that is to be failed over to. One that is not on the line that goes on must be

@@ -33,7 +33,8 @@ pub fn disk_of(context: &Context, name: &DiskName) -> Option<DiskName> {
 pub fn again(context: &Context, args: &[&str]) -> anyhow::Result<String> {
     let mut command = context.again()?;
     command.args(args).stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().with_context(|| format!("running backstay {}", args.join(" ")))?;
+    let output =
+        command.output().with_context(|| format!("running backstay {}", args.join(" ")))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }

@@ -1,8 +1,8 @@
 //! `backstay failover`: to another host, and what belongs to it. The states and what each kill leaves are in
 //! docs/recovery/failover.md.
 
-mod local;
-mod source;
+pub mod local;
+pub mod source;
 mod status;
 pub mod target;
 
@@ -12,9 +12,9 @@ use backstay_recovery::failover::{FailoverRecord, Kind, State};
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
 
-use backstay_recovery::lazy::PointChoice;
 use crate::context::Context;
 use crate::exit::Refused;
+use backstay_recovery::lazy::PointChoice;
 
 /// Fail a disk over to this host: try it, do it, undo it, commit it
 #[derive(Args)]
@@ -243,23 +243,31 @@ impl Failover {
 impl Test {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         if let Some(group) = &self.group {
-            return target::test_group(context, group, self.group_point.map(GroupPointNo), &self.up);
+            return target::test_group(
+                context,
+                group,
+                self.group_point.map(GroupPointNo),
+                &self.up,
+            );
         }
         let name = self.name.context("which disk?")?;
         let local = match self.local {
             Some(local) => local,
             None => format!("{name}.test").parse().context("use --as")?,
         };
-        target::bring_up(context, &target::Order {
-            kind: Kind::Test,
-            name,
-            local,
-            which: target::Which::Choice(self.point.at, self.point.left_history),
-            vault: self.up.vault,
-            attach: self.up.attach,
-            group: None,
-            replica: false,
-        })
+        target::bring_up(
+            context,
+            &target::Order {
+                kind: Kind::Test,
+                name,
+                local,
+                which: target::Which::Choice(self.point.at, self.point.left_history),
+                vault: self.up.vault,
+                attach: self.up.attach,
+                group: None,
+                replica: false,
+            },
+        )
     }
 }
 
@@ -270,11 +278,15 @@ impl Cleanup {
             .filter(|record| record.kind == Kind::Test)
             .filter(|record| match (&self.group, &self.name) {
                 (Some(group), _) => record.group.as_ref().is_some_and(|of| of.group == *group),
-                (None, name) => [Some(&record.name), Some(&record.disk_name)].contains(&name.as_ref()),
+                (None, name) => {
+                    [Some(&record.name), Some(&record.disk_name)].contains(&name.as_ref())
+                }
             })
             .collect();
         if tests.is_empty() {
-            bail!("there is no test failover of that name on this host; see backstay failover status");
+            bail!(
+                "there is no test failover of that name on this host; see backstay failover status"
+            );
         }
         tests.into_iter().try_for_each(|record| target::remove(context, record).map(drop))
     }
@@ -299,32 +311,38 @@ impl Planned {
                 source::handover(context, &source)?;
             }
         }
-        target::bring_up(context, &target::Order {
-            kind: Kind::Planned,
-            name: self.name,
-            local,
-            which: target::Which::HandedOver,
-            vault: self.up.vault,
-            attach: self.up.attach,
-            group: None,
-            replica: false,
-        })
+        target::bring_up(
+            context,
+            &target::Order {
+                kind: Kind::Planned,
+                name: self.name,
+                local,
+                which: target::Which::HandedOver,
+                vault: self.up.vault,
+                attach: self.up.attach,
+                group: None,
+                replica: false,
+            },
+        )
     }
 }
 
 impl Unplanned {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let local = self.local.unwrap_or_else(|| self.name.clone());
-        target::bring_up(context, &target::Order {
-            kind: Kind::Unplanned,
-            name: self.name,
-            local,
-            which: target::Which::Choice(self.point.at, self.point.left_history),
-            vault: self.up.vault,
-            attach: self.up.attach,
-            group: None,
-            replica: self.replica,
-        })
+        target::bring_up(
+            context,
+            &target::Order {
+                kind: Kind::Unplanned,
+                name: self.name,
+                local,
+                which: target::Which::Choice(self.point.at, self.point.left_history),
+                vault: self.up.vault,
+                attach: self.up.attach,
+                group: None,
+                replica: self.replica,
+            },
+        )
     }
 }
 
@@ -343,7 +361,9 @@ impl Cancel {
             Kind::Failback if record.state == State::Seeding => {
                 let name = record.name.clone();
                 record.end(&context.roots.state)?;
-                println!("{name}: no longer brought back; its replica stays (backstay replica {name})");
+                println!(
+                    "{name}: no longer brought back; its replica stays (backstay replica {name})"
+                );
                 Ok(())
             }
             _ => {

@@ -27,7 +27,9 @@ pub fn handover(context: &Context, name: &DiskName) -> anyhow::Result<()> {
         Some(record) if record.kind == Kind::Source => match record.state {
             State::HandedOver => return say(context, &record),
             State::HandingOver => record,
-            _ => bail!("disk {name} is being taken back: run backstay failover cancel {name} again"),
+            _ => {
+                bail!("disk {name} is being taken back: run backstay failover cancel {name} again")
+            }
         },
         Some(mut record) if record.state == State::Committed => {
             let begun = begin(context, name)?;
