@@ -83,8 +83,8 @@ impl State {
             // Another host was faster: it is served as before.
             Committing => matches!(next, Committed | Up | TakingOver),
             Committed | TakingBack => next == HandingOver,
-            HandingOver => matches!(next, HandedOver | TakingBack),
-            HandedOver => matches!(next, TakingBack | Seeding),
+            HandingOver => matches!(next, HandedOver | TakingBack | Seeding),
+            HandedOver => matches!(next, TakingBack | Seeding | Removing),
             Seeding => next == TakingOver,
             TakingOver => next == Committing,
         }
@@ -375,8 +375,8 @@ mod tests {
             (Removing, &[Starting]),
             (Committing, &[Up, Committed, TakingOver]),
             (Committed, &[HandingOver]),
-            (HandingOver, &[HandedOver, TakingBack]),
-            (HandedOver, &[TakingBack, Seeding]),
+            (HandingOver, &[HandedOver, TakingBack, Seeding]),
+            (HandedOver, &[TakingBack, Seeding, Removing]),
             (TakingBack, &[HandingOver]),
             (Seeding, &[TakingOver]),
             (TakingOver, &[Committing]),

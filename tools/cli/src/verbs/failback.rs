@@ -8,6 +8,7 @@ use backstay_format::DiskName;
 use backstay_recovery::failover::{
     FailoverRecord, Kind, PointRef, State, now_unix_ns, step, stopped, vault,
 };
+use backstay_recovery::lazy;
 use backstay_recovery::replica::{ReplicaRecord, folder, status};
 use backstay_vault::Vault;
 use clap::Args;
@@ -186,6 +187,12 @@ impl Failback {
             return Ok(());
         }
         let old = source::backing(context, &self.name);
+        if old.is_none() && paths.state.join("mounted").exists() {
+            // What this host has is a mounted point: no backing that could be brought forward.
+            step();
+            lazy::forget(&self.name, &paths)?;
+        }
+        let has_disk = has_disk && superblock.exists();
         let to = self.to.canonicalize().unwrap_or(std::path::absolute(&self.to)?);
         let same = old.is_some_and(|old| old.canonicalize().unwrap_or(old) == to);
         let seed = match (has_disk && same && !self.new_disk, self.full) {
@@ -219,7 +226,11 @@ impl Failback {
         if seed != "changes" && (same || self.full) {
             args.push("--force");
         }
-        local::again(context, &args).map(drop)
+        let said = local::again(context, &args)?;
+        if !context.globals.quiet && !said.is_empty() {
+            eprintln!("{said}");
+        }
+        Ok(())
     }
 
     /// The newest term now: the commit takes the one after it.

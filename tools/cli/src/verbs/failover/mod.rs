@@ -70,7 +70,7 @@ pub struct Test {
     #[arg(required_unless_present = "group")]
     name: Option<DiskName>,
     /// All disks of a group, at one of its points
-    #[arg(long, conflicts_with_all = ["name", "local", "point"])]
+    #[arg(long, conflicts_with_all = ["name", "local", "at"])]
     group: Option<GroupName>,
     /// Which point of the group [default: the newest]
     #[arg(long, requires = "group", value_name = "NUMBER")]

@@ -22,7 +22,7 @@ pub fn show(context: &Context, name: Option<&DiskName>) -> anyhow::Result<()> {
         let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
         println!(
             "{:16}  {:10}  {:16}  {point:>6}  {:20}  {} in {}",
-            record.name,
+            record.name.as_str(),
             word(&record.kind),
             record.state.explain(),
             time(record.since_unix_ns),

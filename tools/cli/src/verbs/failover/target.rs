@@ -73,6 +73,15 @@ pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
                 }
             }
         }
+        // A mounted point that was handed over, and taken: it is of no use any more.
+        Some(record) if record.state == State::HandedOver && is_left(context, &record)? => {
+            leave(context, record)?;
+            begin(context, order)?
+        }
+        Some(record) if record.state == State::Removing && record.kind == Kind::Source => {
+            leave(context, record)?;
+            begin(context, order)?
+        }
         Some(record) => {
             return refused(format!(
                 "disk {local_name} of this host is in another failover ({}); see backstay failover status",
@@ -82,6 +91,22 @@ pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
         None => begin(context, order)?,
     };
     start(context, record, order.replica, order.attach)
+}
+
+/// Whether a mounted point that was handed over has been taken by another host. A backing is worth keeping
+/// then, for a failback; a mounted point is not.
+fn is_left(context: &Context, record: &FailoverRecord) -> anyhow::Result<bool> {
+    if !context.roots.disk(&record.name).state.join("mounted").exists() {
+        return Ok(false);
+    }
+    let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
+    Ok(newest.is_some_and(|newest| newest.term > record.after))
+}
+
+fn leave(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
+    record.enter(&context.roots.state, State::Removing)?;
+    take_away(context, &record)?;
+    Ok(record.end(&context.roots.state)?)
 }
 
 /// Looks at everything, and writes down what is to be done.
