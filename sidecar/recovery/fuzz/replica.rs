@@ -10,9 +10,12 @@ use backstay_recovery::replica::record::LogRef;
 use backstay_recovery::replica::set;
 use backstay_vault::format::document::encode;
 
+/// A target: reads any bytes, panics if a promise is broken.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
 #[allow(dead_code, reason = "cargo-fuzz calls them one by one")]
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Target); 3] =
     [("redo_log", redo_log), ("sector_set", sector_set), ("replica_record", replica_record)];
 
 /// A disk that is not a multiple of sectors.

@@ -290,9 +290,9 @@ fn the_difference_of_two_points_is_what_was_shipped_between() {
     let mut newest = first.clone();
     // Merges reach across the first point, and still the difference is exact.
     for at in 0..20u64 {
-        let run = SectorRange::new(at * 100, at * 100 + 30 + at);
-        union.insert(run);
-        newest = rewrite(&mut history, &vault, &mut rng, &[run]);
+        let place = SectorRange::new(at * 100, at * 100 + 30 + at);
+        union.insert(place);
+        newest = rewrite(&mut history, &vault, &mut rng, &[place]);
         run(&vault, history.disk, "").unwrap();
     }
     let differ = between(&vault, history.disk, &(&first).into(), &newest).unwrap().unwrap();

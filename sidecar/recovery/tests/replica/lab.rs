@@ -17,7 +17,7 @@ use fastrand::Rng;
 
 use crate::common::history::History;
 
-pub const NEVER: AtomicBool = AtomicBool::new(false);
+pub static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// A seed for random tests: always the same but in the long form; printed.
 pub fn seed(fixed: u64) -> u64 {

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_recovery::lazy::{self, MountedPoint};
 use clap::Args;
 
-use super::mount::{How, options, start};
+use super::mount::{How, Of, options, refuse_mounted_point, start};
 use crate::context::Context;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
@@ -17,47 +18,78 @@ Examples:
   dev=$(backstay attach /srv/data.img --name data)
   mkfs.ext4 $dev && mount $dev /mnt
   umount /mnt && backstay detach data
+  backstay attach --disk data --point latest --name data-test --vault file:///mnt/backup/vault
 
 If a driver serves the disk already, only the loop device is attached.")]
 pub struct Attach {
-    /// The file or block device that holds the disk
-    backing: PathBuf,
-    /// The disk's name
-    #[arg(long)]
-    name: DiskName,
+    /// The file or block device that holds the disk; without, a recovery point is served
+    #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
+    backing: Option<PathBuf>,
+    /// The disk's name on this host [default: --disk]
+    #[arg(long, required_unless_present = "disk")]
+    name: Option<DiskName>,
+    #[command(flatten)]
+    of: Of,
     #[command(flatten)]
     how: How,
 }
 
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let backing = self.backing.canonicalize().unwrap_or(self.backing.clone());
-        let running = context.driver(&self.name).ok().and_then(|mut driver| driver.status().ok());
-        let served = match running {
-            Some(status) if status.backing == backing => status.served,
-            Some(status) => bail!(
-                "disk {} is served from {} already, not from {}",
-                self.name,
-                status.backing.display(),
-                backing.display()
-            ),
-            None => start(options(context, &self.backing, &self.name, &self.how)?)?,
+        let (name, served) = match &self.backing {
+            Some(backing) => self.file(context, backing)?,
+            None => self.point(context)?,
         };
-        let device = losetup(&served)?;
+        let device = losetup(&served, self.how.is_read_only())?;
         if context.globals.json {
             return context.print_json(
-                &serde_json::json!({ "name": self.name, "device": device, "served": served }),
+                &serde_json::json!({ "name": name, "device": device, "served": served }),
             );
         }
         println!("{device}");
         Ok(())
     }
+
+    fn file(&self, context: &Context, path: &Path) -> anyhow::Result<(DiskName, PathBuf)> {
+        let Some(name) = &self.name else { bail!("no disk was named: use --name") };
+        refuse_mounted_point(context, name)?;
+        let backing = path.canonicalize().unwrap_or(path.to_owned());
+        let running = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
+        let served = match running {
+            Some(status) if status.backing == backing => status.served,
+            Some(status) => bail!(
+                "disk {name} is served from {} already, not from {}",
+                status.backing.display(),
+                backing.display()
+            ),
+            None => start(options(context, path, name, &self.how)?)?,
+        };
+        Ok((name.clone(), served))
+    }
+
+    fn point(&self, context: &Context) -> anyhow::Result<(DiskName, PathBuf)> {
+        let (name, of) = self.of.options(context, self.name.as_ref())?;
+        let paths = context.roots.disk(&name);
+        let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+        let served = match (running, MountedPoint::load(&name, &paths)?) {
+            (Some(status), Some(mounted)) => {
+                of.fits(&name, &mounted)?;
+                status.served
+            }
+            (Some(status), None) => {
+                bail!("disk {name} is served from {} already", status.backing.display())
+            }
+            (None, _) => lazy::start(options(context, Path::new(""), &name, &self.how)?, of)?,
+        };
+        Ok((name, served))
+    }
 }
 
 /// Attaches a free loop device past the page cache: the guest's page cache is enough.
-pub fn losetup(served: &Path) -> anyhow::Result<String> {
+pub fn losetup(served: &Path, read_only: bool) -> anyhow::Result<String> {
     let output = Command::new("losetup")
         .args(["--find", "--show", "--direct-io=on"])
+        .args(read_only.then_some("--read-only"))
         .arg(served)
         .output()
         .context("losetup could not be started (package util-linux)")?;

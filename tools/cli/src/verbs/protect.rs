@@ -89,7 +89,7 @@ impl Protect {
             ending: false,
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
-        let device = if self.attach { Some(losetup(&served)?) } else { None };
+        let device = if self.attach { Some(losetup(&served, false)?) } else { None };
         let by_sidecar = is_running(roots);
         if context.globals.json {
             context.print_json(&serde_json::json!({

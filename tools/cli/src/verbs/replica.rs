@@ -203,6 +203,7 @@ impl ReplicaVerb {
             }
         };
         let served = super::mount::start(DriverOptions {
+            read_only: false,
             name: self.name.clone(),
             backing: taken.target.clone(),
             paths: paths.clone(),
