@@ -6,6 +6,8 @@ pub mod detach;
 pub mod docs;
 pub mod drill;
 pub mod export;
+pub mod failback;
+pub mod failover;
 pub mod group;
 pub mod grow;
 pub mod guardian;
