@@ -2,6 +2,7 @@
 
 mod context;
 mod exit;
+mod helper;
 mod verbs;
 
 use std::process::ExitCode;
@@ -56,6 +57,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(helper) = helper::called_as() {
+        return helper.run();
+    }
     let cli = Cli::parse();
     exit::report(run(cli))
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use clap::Args;
 
-use super::mount::{How, options, start};
+use super::mount::{How, backing_of, options, start};
 use crate::context::Context;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
@@ -20,8 +20,8 @@ Examples:
 
 If a driver serves the disk already, only the loop device is attached.")]
 pub struct Attach {
-    /// The file or block device that holds the disk
-    backing: PathBuf,
+    /// The file or block device that holds the disk [default: the one it was served from last]
+    backing: Option<PathBuf>,
     /// The disk's name
     #[arg(long)]
     name: DiskName,
@@ -31,18 +31,7 @@ pub struct Attach {
 
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let backing = self.backing.canonicalize().unwrap_or(self.backing.clone());
-        let running = context.driver(&self.name).ok().and_then(|mut driver| driver.status().ok());
-        let served = match running {
-            Some(status) if status.backing == backing => status.served,
-            Some(status) => bail!(
-                "disk {} is served from {} already, not from {}",
-                self.name,
-                status.backing.display(),
-                backing.display()
-            ),
-            None => start(options(context, &self.backing, &self.name, &self.how)?)?,
-        };
+        let served = served(context, &self.name, self.backing, &self.how)?.file;
         let device = losetup(&served)?;
         if context.globals.json {
             return context.print_json(
@@ -51,6 +40,38 @@ impl Attach {
         }
         println!("{device}");
         Ok(())
+    }
+}
+
+/// A disk that is served.
+pub struct Served {
+    /// The file it is served as.
+    pub file: PathBuf,
+    /// Whether its driver was started for this.
+    pub started: bool,
+}
+
+/// Has a disk served, by the driver that runs or by a new one in the background.
+pub fn served(
+    context: &Context,
+    name: &DiskName,
+    backing: Option<PathBuf>,
+    how: &How,
+) -> anyhow::Result<Served> {
+    let running = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
+    let Some(status) = running else {
+        let backing = backing_of(context, name, backing)?;
+        let file = start(options(context, &backing, name, how)?)?;
+        return Ok(Served { file, started: true });
+    };
+    let asked = backing.map(|backing| backing.canonicalize().unwrap_or(backing));
+    match asked {
+        Some(asked) if asked != status.backing => bail!(
+            "disk {name} is served from {} already, not from {}",
+            status.backing.display(),
+            asked.display()
+        ),
+        _ => Ok(Served { file: status.served, started: false }),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use backstay_driver::backing::Engine;
+use backstay_driver::backing::record::BackingRecord;
 use backstay_driver::life::{DriverOptions, Outcome, in_background, run};
 use backstay_format::{ByteLen, DiskName};
 use bytesize::ByteSize;
@@ -20,11 +21,12 @@ Examples:
   qemu-system-x86_64 -drive file=$(backstay mount /srv/vm.img --name vm1),format=raw
   backstay mount /dev/sdb --name db --change-log-limit 20GiB
   backstay mount /dev/vg/db --name db --grow     after lvextend
+  backstay mount --name db --foreground          as the service does: its backing is known
 
 The backing must not be used in any other way while it is served.")]
 pub struct Mount {
-    /// The file or block device that holds the disk
-    backing: PathBuf,
+    /// The file or block device that holds the disk [default: the one it was served from last]
+    backing: Option<PathBuf>,
     /// The disk's name
     #[arg(long)]
     name: DiskName,
@@ -67,7 +69,8 @@ impl How {
 
 impl Mount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let options = options(context, &self.backing, &self.name, &self.how)?;
+        let backing = backing_of(context, &self.name, self.backing)?;
+        let options = options(context, &backing, &self.name, &self.how)?;
         if self.foreground {
             return Ok(run(options, || ())?);
         }
@@ -78,6 +81,21 @@ impl Mount {
         println!("{}", served.display());
         Ok(())
     }
+}
+
+/// The backing that was named, or the one the disk was served from or moved to last.
+pub fn backing_of(
+    context: &Context,
+    name: &DiskName,
+    named: Option<PathBuf>,
+) -> anyhow::Result<PathBuf> {
+    let recorded = || Some(BackingRecord::load(&context.roots.disk(name).state).backing?.path);
+    named.or_else(recorded).with_context(|| {
+        format!(
+            "disk {name} was never served on this host, so its backing is not known: name the file \
+             or block device that holds it"
+        )
+    })
 }
 
 /// Makes the driver's options of what was asked.
