@@ -3,6 +3,7 @@
 mod context;
 mod exit;
 mod helper;
+mod programs;
 mod verbs;
 
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! `mount.backstay`: a disk is served, a loop device attached, the file system on it mounted.
 
+use crate::programs::command;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_driver::control::ControlClient;
@@ -16,9 +16,13 @@ use crate::verbs::umount::stop;
 
 /// Mount the file system on a protected disk; mount -t backstay calls it
 #[derive(Parser)]
-#[command(name = "mount.backstay", version, after_help = "\
+#[command(
+    name = "mount.backstay",
+    version,
+    after_help = "\
 Example of /etc/fstab:
-  db  /mnt/db  backstay  fs=ext4,_netdev,x-systemd.requires=backstay-disk@db.service  0 0")]
+  db  /mnt/db  backstay  fs=ext4,_netdev,x-systemd.requires=backstay-disk@db.service  0 0"
+)]
 pub struct Args {
     /// The disk's name, or its backing and name=NAME among the options
     spec: String,
@@ -94,7 +98,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     // `helper` makes umount(8) call umount.backstay.
     let mut with = options.rest.clone();
     with.push("helper=backstay".into());
-    let mut command = Command::new("mount");
+    let mut command = command("mount");
     command.args(["-t", &options.fs, "-o", &with.join(",")]);
     command.args(args.flags()).arg(&device).arg(dir);
     let mounted = command.status().context("mount could not be started (package mount)")?;
@@ -122,9 +126,10 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
 /// Changes the mount that is there.
 fn remount(args: &Args, options: &Options, dir: &Path) -> anyhow::Result<u8> {
     let table = table::read()?;
-    let entry = table::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
+    let entry =
+        table::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
     let with = [&["remount".to_owned()], &options.rest[..]].concat().join(",");
-    let mut command = Command::new("mount");
+    let mut command = command("mount");
     command.args(["-i", "-o", &with]).args(args.flags()).arg(&entry.source).arg(dir);
     let done = command.status().context("mount could not be started (package mount)")?;
     Ok(done.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED))

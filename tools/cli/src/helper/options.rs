@@ -10,19 +10,12 @@ use crate::context::Globals;
 use crate::verbs::mount::How;
 
 /// Options that are flags of `backstay mount` by another way of writing.
-const FLAGS: [&str; 7] = [
-    "config",
-    "state-dir",
-    "runtime-dir",
-    "engine",
-    "change-log-limit",
-    "event-loops",
-    "grow",
-];
+const FLAGS: [&str; 7] =
+    ["config", "state-dir", "runtime-dir", "engine", "change-log-limit", "event-loops", "grow"];
 /// Options for mount(8) and the init system, which mean nothing to a file system.
 const NOT_FOR_FILE_SYSTEMS: [&str; 12] = [
-    "_netdev", "auto", "noauto", "nofail", "user", "nouser", "users", "nousers", "owner", "noowner",
-    "group", "nogroup",
+    "_netdev", "auto", "noauto", "nofail", "user", "nouser", "users", "nousers", "owner",
+    "noowner", "group", "nogroup",
 ];
 
 /// An fstab line's options, sorted out.

@@ -71,12 +71,16 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel() {
-        let table = b"45 27 7:1 / /mnt/a\\040b rw,relatime shared:3 master:1 - ext4 /dev/loop1 rw\n\
+        let table =
+            b"45 27 7:1 / /mnt/a\\040b rw,relatime shared:3 master:1 - ext4 /dev/loop1 rw\n\
             46 27 0:51 / /run/x rw - fuse.backstay backstay rw\nrubbish\n";
         let entries = parse(table);
         assert_eq!(entries.len(), 2);
         let first = at(&entries, Path::new("/mnt/a b")).unwrap();
-        assert_eq!((first.number.as_str(), first.source.as_path()), ("7:1", Path::new("/dev/loop1")));
+        assert_eq!(
+            (first.number.as_str(), first.source.as_path()),
+            ("7:1", Path::new("/dev/loop1"))
+        );
         assert!(at(&entries, Path::new("/mnt")).is_none());
     }
 

@@ -1,7 +1,7 @@
 //! `umount.backstay`: the file system goes, and with the last one the driver that a mount had started.
 
+use crate::programs::command;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         .with_context(|| format!("{} is not mounted", what.display()))?;
     let behind = behind(&entry.source);
 
-    let mut command = Command::new("umount");
+    let mut command = command("umount");
     command.arg("-i").args(args.flags()).arg(&entry.target);
     let gone = command.status().context("umount could not be started (package mount)")?;
     if !gone.success() {

@@ -1,7 +1,7 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
+use crate::programs::command;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
@@ -77,11 +77,11 @@ pub fn served(
 
 /// Attaches a free loop device past the page cache: the guest's page cache is enough.
 pub fn losetup(served: &Path) -> anyhow::Result<String> {
-    let output = Command::new("losetup")
+    let output = command("losetup")
         .args(["--find", "--show", "--direct-io=on"])
         .arg(served)
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     if !output.status.success() {
         bail!(
             "losetup {}: {}; the disk stays mounted",
@@ -94,10 +94,10 @@ pub fn losetup(served: &Path) -> anyhow::Result<String> {
 
 /// The loop devices attached to a served disk.
 pub fn loop_devices(served: &Path) -> anyhow::Result<Vec<String>> {
-    let output = Command::new("losetup")
+    let output = command("losetup")
         .args(["--noheadings", "--raw", "--output", "NAME,BACK-FILE"])
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     let list = String::from_utf8_lossy(&output.stdout).into_owned();
     let attached = |line: &str| {
         let (device, file) = line.split_once(' ')?;

@@ -1,6 +1,6 @@
 //! `backstay detach`: detach the loop devices of a disk and stop its driver.
 
-use std::process::Command;
+use crate::programs::command;
 
 use anyhow::Context as _;
 use backstay_format::DiskName;
@@ -54,7 +54,7 @@ impl Detach {
 
 /// Detaches a loop device; one that is mounted is detached by the kernel when it is unmounted.
 pub fn let_go(device: &str) -> anyhow::Result<()> {
-    let detached = Command::new("losetup")
+    let detached = command("losetup")
         .args(["--detach", device])
         .status()
         .context("losetup could not be started (package mount)")?;

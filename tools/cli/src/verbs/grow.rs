@@ -1,8 +1,8 @@
 //! `backstay grow`: give a served disk a larger size.
 
+use crate::programs::command;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_driver::control::{ClientError, ControlClient};
@@ -114,10 +114,10 @@ fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
 }
 
 fn tell_loop_device(device: &str) -> anyhow::Result<()> {
-    let told = Command::new("losetup")
+    let told = command("losetup")
         .args(["--set-capacity", device])
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     if told.status.success() {
         return Ok(());
     }
