@@ -205,6 +205,15 @@ fn health(
         let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md".into();
         return because(Level::Warning, warning, advice);
     }
+    if let Some(failure) = &record.upkeep {
+        let reason = format!(
+            "its vault cannot be looked after (points thinned out, segments merged): {}",
+            failure.message
+        );
+        let advice = format!("cycles go on; mend what it says, then: backstay prune {name}");
+        let warning = because(Level::Warning, reason, advice);
+        return Health { since_unix_ns: Some(failure.since_unix_ns), ..warning };
+    }
     let late = LATE_MIN.max(interval * LATE_INTERVALS);
     match rpo_ns {
         None if driver.base.is_none() => because(

@@ -7,6 +7,7 @@ pub mod command;
 pub mod host;
 pub mod netns;
 pub mod ordered;
+pub mod seed;
 pub mod service;
 pub mod stamp;
 

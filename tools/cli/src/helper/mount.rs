@@ -1,16 +1,17 @@
 //! `mount.backstay`: a disk is served, a loop device attached, the file system on it mounted.
 
-use crate::programs::command;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_driver::control::ControlClient;
+use backstay_format::DiskName;
 use clap::Parser;
 
 use super::options::{self, Options};
 use super::{STARTED_BY_MOUNT, code, table};
 use crate::context::Context;
-use crate::verbs::attach::{loop_devices, losetup, served};
+use crate::programs::command;
+use crate::verbs::attach::{loop_devices, losetup};
 use crate::verbs::detach::let_go;
 use crate::verbs::umount::stop;
 
@@ -74,14 +75,14 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyhow::Result<u8> {
-    let name = &options.name;
-    let served = served(context, name, options.backing.clone(), &options.how)?;
-    let mut undo = Undo { context, options, attached: None, started: served.started };
+    let served = options.attach.serve(context)?;
+    let name = &served.name;
+    let mut undo = Undo { context, name, attached: None, started: served.started };
     // Two devices over one disk would be two page caches that know nothing of each other.
     let device = match loop_devices(&served.file)?.into_iter().next() {
         Some(device) => device,
         None => {
-            let device = losetup(&served.file)?;
+            let device = losetup(&served.file, options.attach.is_read_only())?;
             undo.attached = Some(device.clone());
             device
         }
@@ -146,7 +147,7 @@ impl Args {
 /// What is taken back when the mount fails.
 struct Undo<'a> {
     context: &'a Context,
-    options: &'a Options,
+    name: &'a DiskName,
     attached: Option<String>,
     started: bool,
 }
@@ -159,7 +160,7 @@ impl Undo<'_> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        let name = &self.options.name;
+        let name = self.name;
         if let Some(device) = &self.attached
             && let Err(e) = let_go(device)
         {

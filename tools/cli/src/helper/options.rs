@@ -1,17 +1,29 @@
 //! The options of an fstab line: ours, and those of the file system on the disk.
 
-use std::path::PathBuf;
-
-use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
+use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
 
 use crate::context::Globals;
-use crate::verbs::mount::How;
+use crate::verbs::attach::Attach;
 
-/// Options that are flags of `backstay mount` by another way of writing.
-const FLAGS: [&str; 7] =
-    ["config", "state-dir", "runtime-dir", "engine", "change-log-limit", "event-loops", "grow"];
+/// Options that are flags of `backstay attach` by another way of writing.
+const FLAGS: [&str; 15] = [
+    "config",
+    "state-dir",
+    "runtime-dir",
+    "engine",
+    "change-log-limit",
+    "event-loops",
+    "grow",
+    "read-only",
+    "vault",
+    "disk",
+    "point",
+    "overlay",
+    "cache",
+    "vault-timeout",
+    "hydrate",
+];
 /// Options for mount(8) and the init system, which mean nothing to a file system.
 const NOT_FOR_FILE_SYSTEMS: [&str; 12] = [
     "_netdev", "auto", "noauto", "nofail", "user", "nouser", "users", "nousers", "owner",
@@ -20,35 +32,31 @@ const NOT_FOR_FILE_SYSTEMS: [&str; 12] = [
 
 /// An fstab line's options, sorted out.
 pub struct Options {
-    /// The disk.
-    pub name: DiskName,
-    /// Its backing, if it was named.
-    pub backing: Option<PathBuf>,
+    /// Where state is.
+    pub globals: Globals,
+    /// Which disk it is, and how it is served.
+    pub attach: Attach,
     /// The file system on it; `auto` looks.
     pub fs: String,
     /// An existing mount is to be changed.
     pub remount: bool,
     /// For the file system.
     pub rest: Vec<String>,
-    /// How to serve the disk.
-    pub how: How,
-    /// Where its state is.
-    pub globals: Globals,
 }
 
-/// How a disk is served, in the words of the command line.
+/// A disk and how it is served, in the words of the command line.
 #[derive(Parser)]
 #[command(name = "mount.backstay", no_binary_name = true)]
-struct Served {
+struct Line {
     #[command(flatten)]
     globals: Globals,
     #[command(flatten)]
-    how: How,
+    attach: Attach,
 }
 
 /// Sorts out what stands in the first and the fourth column.
 pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
-    let (mut name, mut backing, mut fs) = (None, None, "auto".to_owned());
+    let (mut name, mut backing, mut fs) = (None, None::<&str>, "auto".to_owned());
     let (mut flags, mut rest, mut remount) = (vec![], vec![], false);
     for option in split(options) {
         let (key, value) = match option.split_once('=') {
@@ -58,12 +66,10 @@ pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
         let needed = || value.with_context(|| format!("option {key}: it needs a value"));
         match key {
             "name" => name = Some(needed()?),
-            "backing" => backing = Some(PathBuf::from(needed()?)),
+            "backing" => backing = Some(needed()?),
             "fs" => needed()?.clone_into(&mut fs),
             "remount" => remount = true,
-            key if FLAGS.contains(&key) => {
-                flags.push(format!("--{option}"));
-            }
+            key if FLAGS.contains(&key) => flags.push(format!("--{option}")),
             key if NOT_FOR_FILE_SYSTEMS.contains(&key) => {}
             key if key.starts_with("x-") || key.starts_with("X-") || key == "comment" => {}
             _ => rest.push(option.to_owned()),
@@ -71,7 +77,7 @@ pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
     }
     let name = match (name, spec.contains('/')) {
         (Some(name), true) => {
-            backing = Some(PathBuf::from(spec));
+            backing = Some(spec);
             name
         }
         (None, true) => bail!(
@@ -81,19 +87,13 @@ pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
         (Some(name), false) if name != spec => bail!("is the disk {spec} or {name}? Name it once"),
         (_, false) => spec,
     };
-    let served = Served::try_parse_from(flags).map_err(|e| {
+    let name = format!("--name={name}");
+    let words = flags.iter().map(String::as_str).chain([name.as_str(), "--"]).chain(backing);
+    let line = Line::try_parse_from(words).map_err(|e| {
         let text = e.to_string();
-        anyhow::anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+        anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
     })?;
-    Ok(Options {
-        name: name.parse()?,
-        backing,
-        fs,
-        remount,
-        rest,
-        how: served.how,
-        globals: served.globals,
-    })
+    Ok(Options { globals: line.globals, attach: line.attach, fs, remount, rest })
 }
 
 /// Splits at commas that are not inside double quotes.
@@ -116,12 +116,13 @@ mod tests {
         let line = "rw,noatime,fs=xfs,engine=direct,change-log-limit=2GiB,_netdev,nofail,\
                     x-systemd.requires=backstay-disk@db.service";
         let options = parse("db", line).unwrap();
-        assert_eq!(options.name.as_str(), "db");
-        assert_eq!((options.fs.as_str(), options.backing), ("xfs", None));
+        assert_eq!(options.fs, "xfs");
         assert_eq!(options.rest, ["rw", "noatime"]);
-        assert_eq!(options.how.change_log_limit().map(|s| s.as_u64()), Some(2 << 30));
+        assert!(!options.remount && !options.attach.is_read_only());
+        let options = parse("db", "ro,read-only,disk=db,point=7,vault=file:///v").unwrap();
+        assert_eq!(options.rest, ["ro"]);
+        assert!(options.attach.is_read_only());
         let options = parse("/srv/db.img", "name=db,context=\"a,b\",remount").unwrap();
-        assert_eq!(options.backing, Some("/srv/db.img".into()));
         assert_eq!(options.rest, ["context=\"a,b\""]);
         assert!(options.remount);
     }
@@ -133,7 +134,7 @@ mod tests {
         assert!(why("db", "name=other").contains("db or other"));
         assert!(why("db", "engine=warp").contains("engine"), "{}", why("db", "engine=warp"));
         assert!(why("db", "fs").contains("needs a value"));
-        assert!(why("", "rw").contains("disk name"));
+        assert!(why("", "rw").contains("name"), "{}", why("", "rw"));
     }
 
     proptest! {

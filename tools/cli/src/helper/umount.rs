@@ -1,6 +1,5 @@
 //! `umount.backstay`: the file system goes, and with the last one the driver that a mount had started.
 
-use crate::programs::command;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use backstay_format::control::Request;
 use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code, table};
+use crate::programs::command;
 
 /// How long a driver may take to save what it knows.
 const END_MAX: Duration = Duration::from_secs(60);

@@ -1,14 +1,15 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
-use crate::programs::command;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_recovery::lazy::{self, MountedPoint};
 use clap::Args;
 
-use super::mount::{How, backing_of, options, start};
+use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};
 use crate::context::Context;
+use crate::programs::command;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
 #[derive(Args)]
@@ -17,68 +18,105 @@ Examples:
   dev=$(backstay attach /srv/data.img --name data)
   mkfs.ext4 $dev && mount $dev /mnt
   umount /mnt && backstay detach data
+  backstay attach --disk data --point latest --name data-test --vault file:///mnt/backup/vault
 
 If a driver serves the disk already, only the loop device is attached.")]
 pub struct Attach {
-    /// The file or block device that holds the disk [default: the one it was served from last]
+    /// The file or block device that holds the disk [default: the one it was served from last; for a
+    /// disk that is new here, a recovery point is served]
+    #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
-    /// The disk's name
-    #[arg(long)]
-    name: DiskName,
+    /// The disk's name on this host [default: --disk]
+    #[arg(long, required_unless_present = "disk")]
+    name: Option<DiskName>,
+    #[command(flatten)]
+    of: Of,
     #[command(flatten)]
     how: How,
 }
 
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let served = served(context, &self.name, self.backing, &self.how)?.file;
-        let device = losetup(&served)?;
+        let Served { name, file: served, .. } = self.serve(context)?;
+        let device = losetup(&served, self.how.is_read_only())?;
         if context.globals.json {
             return context.print_json(
-                &serde_json::json!({ "name": self.name, "device": device, "served": served }),
+                &serde_json::json!({ "name": name, "device": device, "served": served }),
             );
         }
         println!("{device}");
         Ok(())
     }
+
+    /// Has the disk served, by the driver that runs or by a new one in the background.
+    pub fn serve(&self, context: &Context) -> anyhow::Result<Served> {
+        match backing_of(context, &self.backing, self.name.as_ref(), &self.of)? {
+            Some(backing) => self.file(context, &backing),
+            None => self.point(context),
+        }
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.how.is_read_only()
+    }
+
+    fn file(&self, context: &Context, path: &Path) -> anyhow::Result<Served> {
+        let Some(name) = self.name.clone() else { bail!("no disk was named: use --name") };
+        refuse_mounted_point(context, &name)?;
+        let backing = path.canonicalize().unwrap_or(path.to_owned());
+        let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+        match running {
+            Some(status) if status.backing == backing => {
+                Ok(Served { name, file: status.served, started: false })
+            }
+            Some(status) => bail!(
+                "disk {name} is served from {} already, not from {}",
+                status.backing.display(),
+                backing.display()
+            ),
+            None => {
+                let file = start(options(context, path, &name, &self.how)?)?;
+                Ok(Served { name, file, started: true })
+            }
+        }
+    }
+
+    fn point(&self, context: &Context) -> anyhow::Result<Served> {
+        let (name, of) = self.of.options(context, self.name.as_ref())?;
+        let paths = context.roots.disk(&name);
+        let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+        match (running, MountedPoint::load(&name, &paths)?) {
+            (Some(status), Some(mounted)) => {
+                of.fits(&name, &mounted)?;
+                Ok(Served { name, file: status.served, started: false })
+            }
+            (Some(status), None) => {
+                bail!("disk {name} is served from {} already", status.backing.display())
+            }
+            (None, _) => {
+                let file = lazy::start(options(context, Path::new(""), &name, &self.how)?, of)?;
+                Ok(Served { name, file, started: true })
+            }
+        }
+    }
 }
 
 /// A disk that is served.
 pub struct Served {
+    /// Its name.
+    pub name: DiskName,
     /// The file it is served as.
     pub file: PathBuf,
     /// Whether its driver was started for this.
     pub started: bool,
 }
 
-/// Has a disk served, by the driver that runs or by a new one in the background.
-pub fn served(
-    context: &Context,
-    name: &DiskName,
-    backing: Option<PathBuf>,
-    how: &How,
-) -> anyhow::Result<Served> {
-    let running = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
-    let Some(status) = running else {
-        let backing = backing_of(context, name, backing)?;
-        let file = start(options(context, &backing, name, how)?)?;
-        return Ok(Served { file, started: true });
-    };
-    let asked = backing.map(|backing| backing.canonicalize().unwrap_or(backing));
-    match asked {
-        Some(asked) if asked != status.backing => bail!(
-            "disk {name} is served from {} already, not from {}",
-            status.backing.display(),
-            asked.display()
-        ),
-        _ => Ok(Served { file: status.served, started: false }),
-    }
-}
-
 /// Attaches a free loop device past the page cache: the guest's page cache is enough.
-pub fn losetup(served: &Path) -> anyhow::Result<String> {
+pub fn losetup(served: &Path, read_only: bool) -> anyhow::Result<String> {
     let output = command("losetup")
         .args(["--find", "--show", "--direct-io=on"])
+        .args(read_only.then_some("--read-only"))
         .arg(served)
         .output()
         .context("losetup could not be started (package mount)")?;

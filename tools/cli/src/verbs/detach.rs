@@ -1,7 +1,5 @@
 //! `backstay detach`: detach the loop devices of a disk and stop its driver.
 
-use crate::programs::command;
-
 use anyhow::Context as _;
 use backstay_format::DiskName;
 use clap::Args;
@@ -10,6 +8,7 @@ use super::attach::loop_devices;
 use super::umount::stop;
 use crate::context::Context;
 use crate::exit::Refused;
+use crate::programs::command;
 
 /// Detach a disk's loop devices and stop serving it
 #[derive(Args)]

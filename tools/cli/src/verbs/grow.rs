@@ -1,6 +1,5 @@
 //! `backstay grow`: give a served disk a larger size.
 
-use crate::programs::command;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +14,7 @@ use super::attach::loop_devices;
 use super::target::size;
 use crate::context::Context;
 use crate::exit::Refused;
+use crate::programs::command;
 
 /// How often the kernel is asked for the size it was told of; it may be busy with writes, whose
 /// answers carry the old one.

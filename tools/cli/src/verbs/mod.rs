@@ -20,6 +20,7 @@ pub mod protect;
 pub mod prune;
 pub mod relocate;
 pub mod rename;
+pub mod replica;
 pub mod restore;
 pub mod resume;
 pub mod resync;
