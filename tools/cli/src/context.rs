@@ -94,6 +94,17 @@ impl Context {
         !self.globals.quiet && !self.globals.json && std::io::stderr().is_terminal()
     }
 
+    /// This command once more, with the same configuration and places.
+    pub fn again(&self) -> anyhow::Result<std::process::Command> {
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command.args(
+            self.globals.config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]),
+        );
+        command.arg("--state-dir").arg(&self.roots.state);
+        command.arg("--runtime-dir").arg(&self.roots.runtime);
+        Ok(command)
+    }
+
     /// Prints a value as JSON.
     pub fn print_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(value)?);

@@ -7,6 +7,7 @@ use backstay_driver::backing::Engine;
 use backstay_driver::backing::record::BackingRecord;
 use backstay_driver::life::{DriverOptions, Outcome, in_background, run};
 use backstay_format::{ByteLen, DiskName};
+use backstay_recovery::failover::refuse_to_serve;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use bytesize::ByteSize;
 use clap::Args;
@@ -70,6 +71,9 @@ pub struct How {
     /// Track nothing: only to measure what tracking costs
     #[arg(long, hide = true)]
     no_tracking: bool,
+    /// Serve a disk that is being handed over, for its last cycle
+    #[arg(long, hide = true)]
+    handing_over: bool,
 }
 
 impl How {
@@ -226,6 +230,9 @@ pub fn options(
     name: &DiskName,
     how: &How,
 ) -> anyhow::Result<DriverOptions> {
+    if !how.handing_over {
+        refuse_to_serve(&context.roots.state, name)?;
+    }
     let paths = context.roots.disk(name);
     let mount_point = match &how.mount_point {
         Some(dir) => std::path::absolute(dir)?,
