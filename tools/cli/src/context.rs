@@ -13,7 +13,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 /// Flags of every verb.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Globals {
     /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]

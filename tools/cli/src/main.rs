@@ -3,6 +3,8 @@
 mod context;
 mod drilling;
 mod exit;
+mod helper;
+mod programs;
 mod verbs;
 
 use std::process::ExitCode;
@@ -61,6 +63,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(helper) = helper::called_as() {
+        return helper.run();
+    }
     let cli = Cli::parse();
     exit::report(run(cli))
 }
