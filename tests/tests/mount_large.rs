@@ -91,6 +91,7 @@ impl Large {
         let meta = PointMeta {
             term: Term(1),
             predecessor: self.newest.take(),
+            from: None,
             kind: if layered { CycleKind::Delta } else { CycleKind::Initial },
             layered,
             point: PointId::random(),

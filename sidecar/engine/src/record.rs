@@ -51,6 +51,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     let now = now_unix_ns();
     let before: Option<Failure> = load_json(&path);
     let failure = Failure {
+        fenced: false,
         message: e.to_string(),
         person_must_act: e.class() == Class::PersonMustAct,
         at_unix_ns: now,
@@ -93,6 +94,9 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
+    /// The disk was failed over: another host writes it now (I5).
+    #[serde(default)]
+    pub fenced: bool,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -178,6 +182,7 @@ impl Record {
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
+                    fenced: e.is_fenced(),
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });

@@ -188,7 +188,15 @@ fn health(
     if let Some(failure) = &record.failure {
         let since_unix_ns = Some(failure.since_unix_ns);
         if failure.person_must_act {
-            let advice = format!("mend what it says, then: backstay resume {name}");
+            let advice = match failure.fenced {
+                true => format!(
+                    "its users go on undisturbed, but nothing they write is protected any more. If \
+                     the other side is right, stop using this disk and bring it back: backstay \
+                     failback {name} --to BACKING. If this side is right, protect it under \
+                     another name (unprotect {name} --keep-points first)"
+                ),
+                false => format!("mend what it says, then: backstay resume {name}"),
+            };
             let critical = because(Level::Critical, failure.message.clone(), advice);
             return Health { since_unix_ns, ..critical };
         }

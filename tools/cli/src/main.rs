@@ -2,6 +2,8 @@
 
 mod context;
 mod exit;
+mod helper;
+mod programs;
 mod verbs;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ enum Verb {
     Points(verbs::points::Points),
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
+    Failover(verbs::failover::Failover),
+    Failback(verbs::failback::Failback),
     Replica(verbs::replica::ReplicaVerb),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
@@ -58,6 +62,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(helper) = helper::called_as() {
+        return helper.run();
+    }
     let cli = Cli::parse();
     exit::report(run(cli))
 }
@@ -85,6 +92,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Points(verb) => verb.run(&context),
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
+        Verb::Failover(verb) => verb.run(&context),
+        Verb::Failback(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),

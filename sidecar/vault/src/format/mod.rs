@@ -7,6 +7,7 @@ pub mod hold;
 pub mod ledger;
 pub mod manifest;
 pub mod segment;
+pub mod term;
 
 use backstay_format::FormatError;
 

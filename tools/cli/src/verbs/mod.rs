@@ -5,6 +5,8 @@ pub mod cycle;
 pub mod detach;
 pub mod docs;
 pub mod export;
+pub mod failback;
+pub mod failover;
 pub mod group;
 pub mod grow;
 pub mod guardian;
