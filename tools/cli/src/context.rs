@@ -83,6 +83,11 @@ impl Context {
         ConfigWatch::new(self.globals.config.clone(), config)
     }
 
+    /// The configuration's file, if one was named.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.globals.config.clone()
+    }
+
     /// Connects to the driver of a disk.
     pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
         ControlClient::connect(&self.roots.disk(name).control_socket())

@@ -1,6 +1,7 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod context;
+mod drilling;
 mod exit;
 mod helper;
 mod programs;
@@ -44,6 +45,7 @@ enum Verb {
     Failover(verbs::failover::Failover),
     Failback(verbs::failback::Failback),
     Replica(verbs::replica::ReplicaVerb),
+    Drill(verbs::drill::Drill),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
@@ -95,6 +97,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Failover(verb) => verb.run(&context),
         Verb::Failback(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
+        Verb::Drill(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),
