@@ -2,7 +2,7 @@
 
 mod hands;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
@@ -85,7 +85,7 @@ struct Opened {
     plan: Parsed,
 }
 
-fn open(file: &PathBuf) -> anyhow::Result<Opened> {
+fn open(file: &Path) -> anyhow::Result<Opened> {
     let text = read(file).with_context(|| format!("plan {}", file.display()))?;
     let plan = Parsed::parse(&text).with_context(|| format!("plan {}", file.display()))?;
     Ok(Opened { text, plan })
