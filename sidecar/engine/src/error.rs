@@ -76,6 +76,12 @@ impl CycleError {
         }
     }
 
+    /// Whether the disk was failed over: another host writes it now (I5).
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Vault(VaultError::Fenced { .. }))
+    }
+
     /// Whether somebody else is at it.
     #[must_use]
     pub fn is_busy(&self) -> bool {

@@ -10,6 +10,7 @@ use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
+use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
 
@@ -39,6 +40,9 @@ pub struct Record {
     /// Why its vault could not be looked after when that was last tried.
     #[serde(skip)]
     pub upkeep: Option<Failure>,
+    /// The last drill of the disk on this host.
+    #[serde(skip)]
+    pub drilled: Option<Drilled>,
 }
 
 /// Writes down how looking after a disk's vault went.
@@ -51,6 +55,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     let now = now_unix_ns();
     let before: Option<Failure> = load_json(&path);
     let failure = Failure {
+        fenced: false,
         message: e.to_string(),
         person_must_act: e.class() == Class::PersonMustAct,
         at_unix_ns: now,
@@ -93,6 +98,9 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
+    /// The disk was failed over: another host writes it now (I5).
+    #[serde(default)]
+    pub fenced: bool,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -105,7 +113,8 @@ impl Record {
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
         let record: Self = load_json(&state_dir.join(FILE)).unwrap_or_default();
-        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), ..record }
+        let drilled = Drilled::load(state_dir);
+        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.
@@ -178,6 +187,7 @@ impl Record {
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
+                    fenced: e.is_fenced(),
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });

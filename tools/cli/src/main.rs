@@ -1,7 +1,10 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod context;
+mod drilling;
 mod exit;
+mod helper;
+mod programs;
 mod verbs;
 
 use std::process::ExitCode;
@@ -38,7 +41,10 @@ enum Verb {
     Points(verbs::points::Points),
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
+    Failover(verbs::failover::Failover),
+    Failback(verbs::failback::Failback),
     Replica(verbs::replica::ReplicaVerb),
+    Drill(verbs::drill::Drill),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
@@ -57,6 +63,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(helper) = helper::called_as() {
+        return helper.run();
+    }
     let cli = Cli::parse();
     exit::report(run(cli))
 }
@@ -83,7 +92,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Points(verb) => verb.run(&context),
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
+        Verb::Failover(verb) => verb.run(&context),
+        Verb::Failback(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
+        Verb::Drill(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),

@@ -108,6 +108,7 @@ pub fn import(job: &Import<'_>) -> Result<Imported, ImageError> {
             PointMeta {
                 term: term.term,
                 predecessor: None,
+                from: None,
                 kind: CycleKind::Initial,
                 layered: false,
                 point: PointId::random(),

@@ -304,11 +304,9 @@ impl Replica {
         let seam = self.limits.seam.clone();
         if let Standing::Ready { from, to, log } = self.record.standing.clone() {
             if let Err(e) = self.check(&log, &to).and_then(|()| self.reserve(&log, &to)) {
-                // Not a byte of the target was written.
+                // Not a byte of the target was written; taking space may have changed its times.
                 if let Some(point) = from {
-                    let mtime_unix_ns = self.target.mtime()?;
-                    self.set(Standing::At { point, mtime_unix_ns })?;
-                    self.record.tidy(&self.dir);
+                    self.arrive(point)?;
                 }
                 return Err(e);
             }
@@ -363,7 +361,7 @@ impl Replica {
 
     /// Writes what a log says; the bytes written.
     fn apply(&self, log: &LogRef, to: &PointRef, watch: Watch<'_>) -> Result<u64, ReplicaError> {
-        let (mut written, mut records) = (0, 0);
+        let (mut written, mut records, mut read) = (0, 0u64, 0);
         self.each_record(log, to, |record, data| {
             let done = match record.data {
                 true => self.target.write_at(data, record.offset),
@@ -372,7 +370,8 @@ impl Replica {
             done.map_err(on("writing", self.target.path()))?;
             written += record.len.0;
             records += 1;
-            (watch.progress)(Doing::Applying, records, log.records);
+            read += data.len() as u64;
+            (watch.progress)(Doing::Applying, read, log.bytes);
             match records % RECORDS_A_STEP {
                 1 => self.limits.seam.step("record written"),
                 _ => Ok(()),

@@ -146,6 +146,13 @@ impl Follower<'_> {
             if at.point == point.point {
                 return self.stay(replica, &vault);
             }
+            if at.term != point.term && point.cycle > at.cycle {
+                tracing::info!(
+                    "replica {}: term {} began: the disk was failed over",
+                    replica.record().name,
+                    point.term
+                );
+            }
             let how = match point.cycle.cmp(&at.cycle) {
                 std::cmp::Ordering::Less => Some("already"),
                 std::cmp::Ordering::Equal => Some("of another history"),

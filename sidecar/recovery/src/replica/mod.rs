@@ -173,16 +173,17 @@ impl Replica {
     /// If there is none, somebody else has it, or its target is not as it was left.
     pub fn open(paths: &DiskPaths, name: &DiskName, limits: Limits) -> Result<Self, ReplicaError> {
         let dir = folder(paths);
-        if ReplicaRecord::load(&dir)?.is_none() {
-            return Err(ReplicaError::None { name: name.clone(), dir });
-        }
+        let load = || match ReplicaRecord::load(&dir)? {
+            None => Err(ReplicaError::None { name: name.clone(), dir: dir.clone() }),
+            Some(ReplicaRecord { standing: Standing::TakenOver { .. }, .. }) => {
+                Err(ReplicaError::TakenOver(name.clone()))
+            }
+            Some(record) => Ok(record),
+        };
+        load()?;
         let lock = lock(paths, name)?;
         // Again: whoever had the lock may have changed it.
-        let record = ReplicaRecord::load(&dir)?
-            .ok_or_else(|| ReplicaError::None { name: name.clone(), dir: dir.clone() })?;
-        if matches!(record.standing, Standing::TakenOver { .. }) {
-            return Err(ReplicaError::TakenOver(name.clone()));
-        }
+        let record = load()?;
         if paths.state.join("super").exists() {
             return Err(has_a_disk(name));
         }

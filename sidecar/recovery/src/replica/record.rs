@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use backstay_format::superblock::{BackingId, Base};
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, PointId, Term};
+use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, FormatError, PointId, Term};
 use backstay_vault::Manifest;
 use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -232,7 +232,28 @@ impl ReplicaRecord {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(on("reading", &path)(e)),
         };
-        decode(&bytes).map(Some).map_err(|source| ReplicaError::State { path, source })
+        Self::decode(&bytes).map(Some).map_err(|source| ReplicaError::State { path, source })
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// Anything but a whole record whose files are in its own folder.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let record: Self = decode(bytes)?;
+        let is_one = |file: &str| {
+            let (what, number) = file.split_once('-').unwrap_or_default();
+            matches!(what, "redo" | "sectors")
+                && !number.is_empty()
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        match record.named() {
+            Some(file) if !is_one(file) => Err(FormatError::Text {
+                what: Self::FORMAT,
+                reason: format!("{file:?} is no file of a replica"),
+            }),
+            _ => Ok(record),
+        }
     }
 
     /// Makes it durable: a crash leaves the one before or this one.

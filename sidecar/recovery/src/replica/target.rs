@@ -182,9 +182,13 @@ impl Target {
         self.ground.punch(offset, len)
     }
 
-    /// Makes everything durable.
+    /// Makes everything durable, of a file also the time it was written.
     pub fn sync(&self) -> io::Result<()> {
-        self.ground.sync()
+        self.ground.sync()?;
+        if self.device {
+            return Ok(());
+        }
+        fs::File::open(&self.path)?.sync_all()
     }
 
     /// Reads sectors; what lies past the end is zero.

@@ -166,6 +166,18 @@ impl Vault {
         })
     }
 
+    /// Puts a revision without merges, and sees it hold. Before a point lays over an old one: entries
+    /// that no list has had for long come back with it, and a merge that replaced them then must not.
+    pub(crate) fn forget_merges(&self, disk: DiskId) -> Result<(), VaultError> {
+        for _ in 0..ROUNDS_MAX {
+            let base = self.ledger(disk)?.unwrap_or_else(|| blank(disk));
+            if self.advance(Ledger { merges: vec![], ..base })? == Advanced::Holds {
+                return Ok(());
+            }
+        }
+        Err(VaultError::Contended { disk })
+    }
+
     /// A point that was just put, unless another writer's point of this cycle came and went while
     /// this writer slept.
     pub(crate) fn unless_stale(&self, point: Manifest) -> Result<Manifest, VaultError> {

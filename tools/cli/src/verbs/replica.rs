@@ -149,12 +149,13 @@ impl ReplicaVerb {
 
     /// The replica, begun if it was not.
     fn open(&self, context: &Context, paths: &DiskPaths) -> anyhow::Result<Replica> {
-        let has_disk = paths.state.join("super").exists();
         let record = ReplicaRecord::load(&folder(paths));
-        let begun = matches!(&record, Ok(Some(_))) && !has_disk;
+        // A stopped disk becomes a replica, also where its host had one before.
+        let from_disk = self.seed == SeedFlag::Changes && paths.state.join("super").exists();
+        let begun = matches!(&record, Ok(Some(_))) && !from_disk;
         if let (Some(to), Ok(Some(record)), false) = (&self.to, &record, self.force)
             && begun
-            && std::fs::canonicalize(to).is_ok_and(|to| to != record.target.path)
+            && std::fs::canonicalize(to).or_else(|_| std::path::absolute(to))? != record.target.path
         {
             bail!(ReplicaError::Refused {
                 name: self.name.clone(),

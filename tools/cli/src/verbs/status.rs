@@ -134,6 +134,21 @@ fn print(status: &DiskStatus) {
     if let Some((used, limit)) = status.change_log {
         println!("  change log  {} of {}", size(used.0), size(limit.0));
     }
+    if let Some(drill) = &status.drill {
+        if let Some(verdict) = &drill.verdict {
+            println!(
+                "  last drill  point {} {} {}, {}: {}",
+                verdict.cycle,
+                word(&verdict.check),
+                if verdict.passed { "passed" } else { "FAILED" },
+                time(verdict.ended_unix_ns),
+                verdict.message.lines().next().unwrap_or_default()
+            );
+        }
+        if let Some(error) = &drill.error {
+            println!("  no drill    {}: {error}", time(drill.tried_unix_ns));
+        }
+    }
     if let Some(driver) = &status.driver {
         println!(
             "  served      {} ({}, {}, pid {})",
