@@ -1,7 +1,7 @@
 //! `backstay points`: what can be restored.
 
 use backstay_format::{CycleNo, DiskName};
-use backstay_vault::{Consistency, CycleKind, HoldName, HoldRecord, Manifest, VaultError};
+use backstay_vault::{Consistency, CycleKind, HoldName, HoldRecord, Line, Manifest, VaultError};
 use clap::Args;
 use serde::Serialize;
 
@@ -35,12 +35,14 @@ struct Listed {
     stored_bytes: u64,
     segments: usize,
     term: u64,
+    /// It belongs to a history that was left at a failover.
+    left: bool,
     /// Names of pins and other holds that keep it.
     held_by: Vec<HoldName>,
 }
 
 impl Listed {
-    fn of(point: &Manifest, holds: &[HoldRecord]) -> Self {
+    fn of(point: &Manifest, holds: &[HoldRecord], line: &Line) -> Self {
         let holds = holds.iter().filter(|hold| hold.covers(point.cycle));
         Self {
             cycle: point.cycle,
@@ -54,6 +56,7 @@ impl Listed {
             stored_bytes: point.own_segments().map(|segment| segment.object.0).sum(),
             segments: point.segments.len(),
             term: point.term.0,
+            left: !line.has(point),
             held_by: holds.map(|hold| hold.name.clone()).collect(),
         }
     }
@@ -69,10 +72,10 @@ impl Points {
             found => found?,
         };
         let mut points = vec![];
-        let holds = vault.holds(disk.disk)?;
+        let (holds, line) = (vault.holds(disk.disk)?, vault.line(disk.disk)?);
         for cycle in vault.points(disk.disk)? {
             match vault.manifest(disk.disk, cycle) {
-                Ok(point) => points.push(Listed::of(&point, &holds)),
+                Ok(point) => points.push(Listed::of(&point, &holds, &line)),
                 // Retention deleted it since it was listed.
                 Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -87,8 +90,9 @@ impl Points {
         );
         for point in points {
             let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
+            let left = if point.left { "left at a failover; " } else { "" };
             let line = format!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {}",
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {left}{}",
                 point.cycle.0,
                 time(point.cut_unix_ns),
                 word(&point.kind),
