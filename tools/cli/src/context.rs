@@ -13,7 +13,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 /// Flags of every verb.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Globals {
     /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
@@ -81,6 +81,11 @@ impl Context {
         // It adds what `backstay protect` was told itself, as disks come and go.
         let config = Config::load(self.globals.config.as_deref()).unwrap_or(self.config.clone());
         ConfigWatch::new(self.globals.config.clone(), config)
+    }
+
+    /// The configuration's file, if one was named.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.globals.config.clone()
     }
 
     /// Connects to the driver of a disk.

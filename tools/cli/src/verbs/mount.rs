@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use backstay_driver::backing::Engine;
+use backstay_driver::backing::record::BackingRecord;
 use backstay_driver::life::{DriverOptions, Outcome, in_background, run};
 use backstay_format::{ByteLen, DiskName};
 use backstay_recovery::failover::refuse_to_serve;
@@ -24,12 +25,14 @@ Examples:
   qemu-system-x86_64 -drive file=$(backstay mount /srv/vm.img --name vm1),format=raw
   backstay mount /dev/sdb --name db --change-log-limit 20GiB
   backstay mount /dev/vg/db --name db --grow     after lvextend
+  backstay mount --name db --foreground          as the service does: its backing is known
 
 The backing must not be used in any other way while it is served. A recovery point is there at once: its
 blocks come from the vault when they are read, and what is written stays on this host. To end that for good:
 backstay umount NAME --forget.")]
 pub struct Mount {
-    /// The file or block device that holds the disk; without, a recovery point is served
+    /// The file or block device that holds the disk [default: the one it was served from last; for a
+    /// disk that is new here, a recovery point is served]
     #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
     /// The disk's name on this host [default: --disk]
@@ -116,6 +119,11 @@ pub struct Of {
 }
 
 impl Of {
+    /// Whether a recovery point was asked for.
+    pub fn is_asked_for(&self) -> bool {
+        self.vault.is_some() || self.disk.is_some() || self.point.is_some()
+    }
+
     /// What to mount as a disk of this host, and under which name.
     pub fn options(
         &self,
@@ -150,9 +158,12 @@ impl Of {
 
 impl Mount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let Some(backing) = &self.backing else { return self.run_point(context) };
+        let Some(backing) = backing_of(context, &self.backing, self.name.as_ref(), &self.of)?
+        else {
+            return self.run_point(context);
+        };
         let Some(name) = &self.name else { bail!("no disk was named: use --name") };
-        let options = options(context, backing, name, &self.how)?;
+        let options = options(context, &backing, name, &self.how)?;
         refuse_mounted_point(context, name)?;
         if self.foreground {
             return Ok(run(options, || ())?);
@@ -180,13 +191,32 @@ impl Mount {
     }
 }
 
-/// A mounted point has its own overlay: no other backing may be served in its place.
+/// The backing that was named, or else the one the disk was served from or moved to last; none if a recovery
+/// point is meant.
+pub fn backing_of(
+    context: &Context,
+    named: &Option<PathBuf>,
+    name: Option<&DiskName>,
+    of: &Of,
+) -> anyhow::Result<Option<PathBuf>> {
+    if named.is_some() || of.is_asked_for() {
+        return Ok(named.clone());
+    }
+    let Some(name) = name else { return Ok(None) };
+    let paths = context.roots.disk(name);
+    if MountedPoint::load(name, &paths)?.is_some() {
+        return Ok(None);
+    }
+    Ok(BackingRecord::load(&paths.state).backing.map(|seen| seen.path))
+}
+
+/// A mounted point has its own overlay: no other backing, size or name may be given to it.
 pub fn refuse_mounted_point(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     match MountedPoint::load(name, &context.roots.disk(name))? {
         None => Ok(()),
         Some(of) => Err(Refused(format!(
-            "disk {name} is recovery point {} of disk {}, mounted on this host: it has no other backing. \
-             Nothing was changed",
+            "disk {name} is recovery point {} of disk {}, mounted on this host: it keeps its backing, size \
+             and name. Nothing was changed",
             of.cycle, of.disk_name
         ))
         .into()),
