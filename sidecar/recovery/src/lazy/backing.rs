@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backstay_driver::backing::{Made, Seek};
 use backstay_format::superblock::BackingId;
@@ -11,6 +11,7 @@ use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 use backstay_track::Backing;
 
 use super::Trouble;
+use super::ahead::Ahead;
 use super::medium::{OverlayFile, PlainFile};
 use super::overlay::Overlay;
 use super::source::Source;
@@ -21,7 +22,8 @@ const SAID_MAX: usize = 1000;
 /// What serving, hydration and status share.
 pub(crate) struct Point {
     pub overlay: Overlay<OverlayFile, PlainFile>,
-    pub source: Source,
+    pub source: Arc<Source>,
+    ahead: Ahead,
     pub size: ByteLen,
     /// Reads that wait for the vault; hydration stands back for them.
     pub waiting: AtomicU64,
@@ -30,15 +32,21 @@ pub(crate) struct Point {
 }
 
 impl Point {
-    pub fn new(overlay: Overlay<OverlayFile, PlainFile>, source: Source, size: ByteLen) -> Self {
-        Self {
+    pub fn new(
+        overlay: Overlay<OverlayFile, PlainFile>,
+        source: Source,
+        size: ByteLen,
+    ) -> io::Result<Self> {
+        let source = Arc::new(source);
+        Ok(Self {
             overlay,
+            ahead: Ahead::start(&source)?,
             source,
             size,
             waiting: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             said: Mutex::default(),
-        }
+        })
     }
 
     /// Reads whole sectors of the point.
@@ -46,6 +54,7 @@ impl Point {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let read = self.source.read(run, out);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.ahead.read(run, SectorRange::whole(self.size).end.0);
         read.map_err(|trouble| self.error(run, &trouble))
     }
 
@@ -135,7 +144,7 @@ impl Point {
 
 /// The point as the driver takes it.
 pub(crate) struct PointBacking {
-    pub point: std::sync::Arc<Point>,
+    pub point: Arc<Point>,
     /// Called when the disk is closed: waits for the threads of the point.
     pub stop: Box<dyn Fn() + Send + Sync>,
 }
@@ -145,7 +154,7 @@ impl Backing for PointBacking {
         self.point.size
     }
     fn identity(&self) -> io::Result<Option<BackingId>> {
-        self.point.overlay.data().identity()
+        Ok(self.point.overlay.data().identities()?.into_iter().next().flatten())
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         self.point.read(buf, offset)

@@ -79,6 +79,11 @@ impl Source {
         self.health.trouble()
     }
 
+    /// Whether the vault is known to be gone.
+    pub fn is_down(&self) -> bool {
+        self.health.down()
+    }
+
     /// Indexes that are here, and all there are.
     pub fn indexes(&self) -> (usize, usize) {
         (self.index.loaded(), self.point.segments.len())

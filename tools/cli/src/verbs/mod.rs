@@ -13,6 +13,7 @@ pub mod grow;
 pub mod guardian;
 pub mod holds;
 pub mod hooks;
+pub mod hydrate;
 pub mod import;
 pub mod jobs;
 pub mod mount;
