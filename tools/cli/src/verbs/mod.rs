@@ -4,6 +4,7 @@ pub mod attach;
 pub mod cycle;
 pub mod detach;
 pub mod docs;
+pub mod doctor;
 pub mod export;
 pub mod failback;
 pub mod failover;
