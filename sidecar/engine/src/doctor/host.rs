@@ -153,7 +153,7 @@ fn flusher(capabilities: u64) -> Found {
 }
 
 fn sidecar(roots: &Roots, names: &[DiskName]) -> Found {
-    if roots.state.is_dir() && is_running(roots) {
+    if is_running(roots) {
         Good("runs".into())
     } else if names.is_empty() {
         Good("does not run; there are no disks".into())
