@@ -10,6 +10,7 @@ use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
+use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
 
@@ -39,6 +40,9 @@ pub struct Record {
     /// Why its vault could not be looked after when that was last tried.
     #[serde(skip)]
     pub upkeep: Option<Failure>,
+    /// The last drill of the disk on this host.
+    #[serde(skip)]
+    pub drilled: Option<Drilled>,
 }
 
 /// Writes down how looking after a disk's vault went.
@@ -109,7 +113,8 @@ impl Record {
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
         let record: Self = load_json(&state_dir.join(FILE)).unwrap_or_default();
-        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), ..record }
+        let drilled = Drilled::load(state_dir);
+        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.

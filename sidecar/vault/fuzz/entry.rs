@@ -3,6 +3,7 @@
 
 use backstay_format::{ByteLen, SectorRange};
 use backstay_vault::format::document::{DiskRecord, NameRecord, VaultRecord, decode, encode};
+use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::hold::HoldRecord;
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
@@ -80,6 +81,10 @@ pub fn document(data: &[u8]) {
     if let Ok(hold) = decode::<HoldRecord>(data) {
         let again = encode(&hold).and_then(|bytes| decode::<HoldRecord>(&bytes));
         assert_eq!(again, Ok(hold));
+    }
+    if let Ok(drill) = decode::<DrillRecord>(data) {
+        let again = encode(&drill).and_then(|bytes| decode::<DrillRecord>(&bytes));
+        assert_eq!(again, Ok(drill));
     }
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);

@@ -11,10 +11,12 @@
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
+//! - `drills`: verdicts on points that were tried
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
 mod disks;
+mod drills;
 pub mod error;
 pub mod format;
 pub mod frame;
@@ -33,6 +35,7 @@ pub mod terms;
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
 pub use format::document::{DiskRecord, NameRecord};
+pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};

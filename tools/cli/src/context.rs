@@ -88,6 +88,11 @@ impl Context {
         ConfigWatch::new(self.globals.config.clone(), config)
     }
 
+    /// The configuration's file, if one was named.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.globals.config.clone()
+    }
+
     /// Connects to the driver of a disk.
     pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
         ControlClient::connect(&self.roots.disk(name).control_socket())
@@ -107,6 +112,8 @@ impl Context {
         );
         command.arg("--state-dir").arg(&self.roots.state);
         command.arg("--runtime-dir").arg(&self.roots.runtime);
+        // Tests kill the command they run, not what it runs.
+        command.env_remove(backstay_recovery::failover::DIE_AT_STEP);
         Ok(command)
     }
 

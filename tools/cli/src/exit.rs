@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
 use backstay_driver::offline::OfflineError;
+use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
+use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
 use backstay_sidecar::CycleError;
 use backstay_sidecar::service::ServiceError;
@@ -68,6 +70,8 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
+            || matches!(e.downcast_ref(), Some(RunError::Refused(_)))
+            || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
             || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_refusal)
     });
     let damaged = any(&|e| {

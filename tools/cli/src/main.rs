@@ -1,6 +1,7 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod context;
+mod drilling;
 mod exit;
 mod helper;
 mod programs;
@@ -31,6 +32,7 @@ enum Verb {
     Attach(verbs::attach::Attach),
     Detach(verbs::detach::Detach),
     Umount(verbs::umount::Umount),
+    Hydrate(verbs::hydrate::Hydrate),
     Grow(verbs::grow::Grow),
     Rename(verbs::rename::Rename),
     Move(verbs::relocate::Move),
@@ -43,6 +45,8 @@ enum Verb {
     Failover(verbs::failover::Failover),
     Failback(verbs::failback::Failback),
     Replica(verbs::replica::ReplicaVerb),
+    Drill(verbs::drill::Drill),
+    Plan(verbs::plan::Plan),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
@@ -86,6 +90,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Attach(verb) => verb.run(&context),
         Verb::Detach(verb) => verb.run(&context),
         Verb::Umount(verb) => verb.run(&context),
+        Verb::Hydrate(verb) => verb.run(&context),
         Verb::Grow(verb) => verb.run(&context),
         Verb::Rename(verb) => verb.run(&context),
         Verb::Move(verb) => verb.run(&context),
@@ -98,6 +103,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Failover(verb) => verb.run(&context),
         Verb::Failback(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
+        Verb::Drill(verb) => verb.run(&context),
+        Verb::Plan(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),

@@ -127,10 +127,10 @@ fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
     })
 }
 
-/// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
 /// Held by the sidecar as long as it lives.
 const LOCK: &str = ".sidecar.lock";
 
+/// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
 fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
     fs::create_dir_all(&roots.state)?;
     let path = roots.state.join(LOCK);

@@ -156,13 +156,16 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
+/// The variable with which a test says at which step a command is killed.
+pub const DIE_AT_STEP: &str = "BACKSTAY_TEST_DIE_AT_STEP";
+
 /// Called before every step that lasts. A build with assertions dies here when a test says so.
 pub fn step() {
     #[cfg(debug_assertions)]
     {
         use std::sync::atomic::{AtomicU64, Ordering};
         static STEPS: AtomicU64 = AtomicU64::new(0);
-        let at = std::env::var("BACKSTAY_TEST_DIE_AT_STEP").ok().and_then(|at| at.parse().ok());
+        let at = std::env::var(DIE_AT_STEP).ok().and_then(|at| at.parse().ok());
         if at == Some(STEPS.fetch_add(1, Ordering::SeqCst)) {
             let me = nix::unistd::Pid::this();
             let _ = nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL);

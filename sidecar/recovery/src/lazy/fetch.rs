@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ use super::index::IndexStore;
 const THREADS: usize = 16;
 /// Uncompressed frames kept in memory.
 const FRAMES_BYTES: usize = 32 << 20;
+/// Indexes unpacked at the same time; they take some three times as much memory.
+const INDEXES_BYTES: u64 = 32 << 20;
 /// After a failure in the background.
 const BREATH: Duration = Duration::from_secs(1);
 
@@ -60,6 +62,7 @@ struct Shared {
     health: Arc<Health>,
     stop: AtomicBool,
     looking: Mutex<()>,
+    room: Room,
     /// Indexes that are still to be fetched in the background, the newest last.
     missing: Mutex<Vec<usize>>,
 }
@@ -94,6 +97,7 @@ impl Fetcher {
             health,
             stop: AtomicBool::new(false),
             looking: Mutex::new(()),
+            room: Room::default(),
             missing: Mutex::new(missing),
         });
         let (jobs, queue) = unbounded();
@@ -265,19 +269,23 @@ impl Shared {
 
     fn fetch_index(&self, segment: u32, asked: bool) {
         let of = &self.point.segments[segment as usize];
-        let fetched = self
-            .vault()
-            .and_then(|vault| read_index_at_once(vault, self.point.disk, self.point.size, of));
+        let mut room = None;
+        let fetched = self.vault().and_then(|vault| {
+            let admit = |bytes| room = Some(self.room.take(bytes));
+            read_index_at_once(vault, self.point.disk, self.point.size, of, admit)
+        });
         let result = match fetched {
             Ok(index) => {
                 self.health.is_up();
                 self.index
-                    .put(segment as usize, of.index_digest, &index)
+                    .put(segment as usize, of.index_digest, index)
                     .map_err(|e| Trouble::Local(format!("keeping an index: {e}")))
             }
             Err(e) => Err(self.trouble(e)),
         };
-        let later = !asked && result.is_err();
+        drop(room);
+        // What is damaged stays so: whoever asks for it is told.
+        let later = !asked && matches!(result, Err(Trouble::Gone(_) | Trouble::Local(_)));
         self.indexes.land(segment, result);
         if later {
             self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(segment as usize);
@@ -339,6 +347,35 @@ impl Shared {
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room for indexes that are unpacked at the same time.
+#[derive(Default)]
+struct Room {
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+/// Room that is given back when this is dropped.
+struct Taken<'a>(&'a Room, u64);
+
+impl Room {
+    /// Waits until there is room; one alone always has.
+    fn take(&self, bytes: u64) -> Taken<'_> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        while *used > 0 && *used + bytes > INDEXES_BYTES {
+            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used += bytes;
+        Taken(self, bytes)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) -= self.1;
+        self.0.freed.notify_all();
     }
 }
 

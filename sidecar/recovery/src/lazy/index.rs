@@ -118,8 +118,8 @@ impl IndexStore {
     }
 
     /// Keeps a segment's index.
-    pub fn put(&self, segment: usize, digest: [u8; 32], index: &Index) -> io::Result<()> {
-        let mut extents = index.extents.clone();
+    pub fn put(&self, segment: usize, digest: [u8; 32], index: Index) -> io::Result<()> {
+        let mut extents = index.extents;
         extents.sort_unstable_by_key(|extent| extent.range.start);
         let (Some(first), Some(last)) = (extents.first(), extents.last()) else {
             // A segment without sectors: nobody writes such.

@@ -63,7 +63,7 @@ fn what_was_put_is_found_again_also_after_a_restart() {
     let store = IndexStore::open(dir.path(), &point).unwrap();
     let indexes: Vec<Index> = [1, 170, 2000].map(|n| index(&mut rng, n)).into();
     for (n, index) in indexes.iter().enumerate() {
-        store.put(n, point.segments[n].index_digest, index).unwrap();
+        store.put(n, point.segments[n].index_digest, index.clone()).unwrap();
     }
     for store in [store, IndexStore::open(dir.path(), &point).unwrap()] {
         assert_eq!(store.loaded(), 3);
@@ -93,7 +93,7 @@ fn damage_is_seen_where_it_is_used() {
     let (point, mut rng) = (point(2, 1), fastrand::Rng::with_seed(9));
     let store = IndexStore::open(dir.path(), &point).unwrap();
     for n in 0..2 {
-        store.put(n, point.segments[n].index_digest, &index(&mut rng, 400)).unwrap();
+        store.put(n, point.segments[n].index_digest, index(&mut rng, 400)).unwrap();
     }
     let whole = SectorRange::new(0, 1 << 30);
     let pages = std::fs::read(dir.path().join("index.pages")).unwrap();

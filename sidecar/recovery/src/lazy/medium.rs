@@ -2,10 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use backstay_driver::backing::{AnyBacking, Engine, OpenError, open};
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
 use nix::errno::Errno;
@@ -22,56 +24,108 @@ pub(crate) trait Medium: Send + Sync + 'static {
     fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>>;
 }
 
-/// The overlay's bytes: a sparse file that nobody else may open as a disk.
-pub(crate) struct OverlayFile(AnyBacking);
+/// Most bytes in one file: ext4 has none of 16 TiB.
+const PART_BYTES: u64 = 8 << 40;
+
+/// The overlay's bytes: a sparse file that nobody else may open as a disk; of a very large disk, several.
+pub(crate) struct OverlayFile {
+    parts: Vec<AnyBacking>,
+    size: ByteLen,
+}
+
+/// The files of an overlay, with their lengths.
+pub(crate) fn overlay_parts(path: &Path, size: ByteLen) -> Vec<(PathBuf, u64)> {
+    let name = |part: u64| match part {
+        0 => path.to_owned(),
+        part => {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!(".{part}"));
+            name.into()
+        }
+    };
+    let parts = size.0.div_ceil(PART_BYTES).max(1);
+    let len = |part: u64| (size.0 - part * PART_BYTES).min(PART_BYTES);
+    (0..parts).map(|part| (name(part), len(part))).collect()
+}
 
 impl OverlayFile {
-    /// Makes the file, as long as the disk, unless it is there.
+    /// Makes the file, as long as the disk, where none is.
     pub fn create(path: &Path, size: ByteLen) -> io::Result<()> {
-        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
-        file.set_len(size.0)?;
-        file.sync_all()?;
+        for (path, len) in overlay_parts(path, size) {
+            let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+            file.set_len(len)?;
+            file.sync_all()?;
+        }
         sync_parent(path)
     }
 
     pub fn open(path: &Path, size: ByteLen) -> Result<Self, OpenError> {
-        let backing = open(path, Engine::Buffered)?;
-        if backing.size() != size {
-            let source = io::Error::other(format!(
-                "{} bytes, the point has {size}: this is not the overlay that was made for it",
-                backing.size()
-            ));
-            return Err(OpenError::Io { path: path.into(), source });
+        let mut parts = vec![];
+        for (path, len) in overlay_parts(path, size) {
+            let backing = open(&path, Engine::Buffered)?;
+            if backing.size().0 != len {
+                let source = io::Error::other(format!(
+                    "{} bytes, {len} were expected: this is not the overlay that was made for the point",
+                    backing.size()
+                ));
+                return Err(OpenError::Io { path, source });
+            }
+            parts.push(backing);
         }
-        Ok(Self(backing))
+        Ok(Self { parts, size })
     }
 
     /// When it was last written to.
     pub fn mtime_unix_ns(&self) -> io::Result<u64> {
-        self.0.mtime_unix_ns()
+        let times = self.parts.iter().map(Backing::mtime_unix_ns);
+        times.collect::<io::Result<Vec<u64>>>().map(|times| times.into_iter().max().unwrap_or(0))
     }
 
-    /// Which file it is.
-    pub fn identity(&self) -> io::Result<Option<backstay_format::superblock::BackingId>> {
-        self.0.identity()
+    /// Which files it is.
+    pub fn identities(&self) -> io::Result<Vec<Option<BackingId>>> {
+        self.parts.iter().map(Backing::identity).collect()
+    }
+
+    /// Calls with each file that has bytes of a range: the file, where in it, and where in the range.
+    fn each(
+        &self,
+        at: u64,
+        len: u64,
+        mut each: impl FnMut(&AnyBacking, u64, Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (mut here, end) = (at, at + len);
+        while here < end {
+            let stop = ((here / PART_BYTES + 1) * PART_BYTES).min(end);
+            let part = self.parts.get((here / PART_BYTES) as usize);
+            let part = part.ok_or(io::ErrorKind::UnexpectedEof)?;
+            each(part, here % PART_BYTES, (here - at) as usize..(stop - at) as usize)?;
+            here = stop;
+        }
+        Ok(())
     }
 }
 
 impl Medium for OverlayFile {
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
-        self.0.read_at(buf, ByteOffset(at))
+        self.each(at, buf.len() as u64, |part, at, range| {
+            part.read_at(&mut buf[range], ByteOffset(at))
+        })
     }
     fn write_at(&self, data: &[u8], at: u64) -> io::Result<()> {
-        self.0.write_at(data, ByteOffset(at))
+        self.each(at, data.len() as u64, |part, at, range| {
+            part.write_at(&data[range], ByteOffset(at))
+        })
     }
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
-        self.0.punch(ByteOffset(at), ByteLen(len))
+        self.each(at, len, |part, at, range| {
+            part.punch(ByteOffset(at), ByteLen(range.len() as u64))
+        })
     }
     fn sync(&self) -> io::Result<()> {
-        self.0.sync()
+        self.parts.iter().try_for_each(Backing::sync)
     }
     fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
-        Ok((at < self.0.size().0).then_some((at, self.0.size().0)))
+        Ok((at < self.size.0).then_some((at, self.size.0)))
     }
 }
 

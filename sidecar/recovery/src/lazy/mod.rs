@@ -12,9 +12,10 @@
 //! docs/recovery/mount.md says how it works and what survives what; docs/FORMAT.md has the files.
 //!
 //! Reading order: `medium`, `map`, `present`, `overlay` (what was written), `index`, `window` (where a
-//! sector is in the vault), `flight`, `fetch`, `cache`, `source` (reading the point), `backing` (both
+//! sector is in the vault), `flight`, `fetch`, `cache`, `source` (reading the point), `ahead`, `backing` (both
 //! together), `hydrate`, `record`, `mount` (start and end).
 
+mod ahead;
 mod backing;
 mod cache;
 mod choice;

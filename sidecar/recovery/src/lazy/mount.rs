@@ -17,6 +17,7 @@ use backstay_driver::life::{
     DriverError, DriverOptions, Outcome, in_background, lock_disk, run_with,
 };
 use backstay_driver::paths::{DiskPaths, Roots};
+use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -26,7 +27,7 @@ use super::backing::{Point, PointBacking};
 use super::choice::{PointChoice, choose};
 use super::hydrate::Hydrator;
 use super::keeper::{self, Keeper};
-use super::medium::{OverlayFile, PlainFile, sync_parent};
+use super::medium::{OverlayFile, PlainFile, overlay_parts, sync_parent};
 use super::overlay::{Overlay, first_header, map_bytes};
 use super::record::{FOLDER, Hydration, HydrationStatus, Mounted, MountedPoint, folder};
 use super::source::Source;
@@ -202,7 +203,9 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
     // A record that is damaged keeps nothing here.
     if let Ok(Some(record)) = MountedPoint::load(name, paths) {
         if let Some(overlay) = &record.overlay {
-            absent_is_fine(fs::remove_file(overlay)).map_err(LazyError::io(overlay))?;
+            for (part, _) in overlay_parts(overlay, record.size_bytes) {
+                absent_is_fine(fs::remove_file(&part)).map_err(LazyError::io(part))?;
+            }
         }
         let released = Vault::open(&record.vault).and_then(|vault| {
             vault.release(record.disk, &keeper::request(&record.hold, name, record.cycle)?.name)
@@ -211,7 +214,13 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
             tracing::warn!("the point's hold {} ends by itself: {e}", record.hold);
         }
     }
-    for dir in [&paths.runtime, &paths.state] {
+    // The folder last: as long as it is there, this can be finished.
+    absent_is_fine(fs::remove_dir_all(&paths.runtime)).map_err(LazyError::io(&paths.runtime))?;
+    let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
+        absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
+    }
+    for dir in [&unfinished, &folder(paths), &paths.state] {
         absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
     }
     drop(lock);
@@ -273,7 +282,8 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let cache = options.cache.unwrap_or(record.cache_bytes);
     let source = Source::open(&folder, &url, vault, Arc::new(manifest), cache, options.timeout)
         .map_err(LazyError::io(&folder))?;
-    Ok(Opened { record, base, point: Point::new(overlay, source, size), held })
+    let point = Point::new(overlay, source, size).map_err(LazyError::io(&folder))?;
+    Ok(Opened { record, base, point, held })
 }
 
 /// A point that is mounted already: only if it is the one that is meant.
@@ -399,8 +409,8 @@ fn overlay_path(record: &MountedPoint, folder: &Path) -> PathBuf {
 }
 
 fn identity(file: &OverlayFile) -> io::Result<String> {
-    let id = file.identity()?;
-    Ok(id.map_or_else(String::new, |id| id.0.iter().map(|byte| format!("{byte:02x}")).collect()))
+    let hex = |id: BackingId| id.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(file.identities()?.into_iter().flatten().map(hex).collect())
 }
 
 impl Opened {

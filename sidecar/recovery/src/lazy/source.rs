@@ -79,6 +79,11 @@ impl Source {
         self.health.trouble()
     }
 
+    /// Whether the vault is known to be gone.
+    pub fn is_down(&self) -> bool {
+        self.health.down()
+    }
+
     /// Indexes that are here, and all there are.
     pub fn indexes(&self) -> (usize, usize) {
         (self.index.loaded(), self.point.segments.len())
@@ -128,6 +133,13 @@ impl Source {
             at = piece.run.end.0;
         }
         Ok(at)
+    }
+
+    /// The runs of a part of a window that are zero, in order.
+    pub fn zeroes(&self, part: SectorRange) -> Result<Vec<SectorRange>, Trouble> {
+        let window = self.window(part.start.0 / WINDOW_SECTORS, Instant::now() + self.wait())?;
+        let zero = window.within(part).filter(|piece| piece.extent.place.is_none());
+        Ok(zero.map(|piece| piece.run).collect())
     }
 
     fn wait(&self) -> Duration {

@@ -2,6 +2,7 @@
 //! in words.
 
 pub mod document;
+pub mod drill;
 pub mod group;
 pub mod hold;
 pub mod ledger;

@@ -51,7 +51,7 @@ pub fn read_index(
         return Err(wrong("shorter than a footer"));
     };
     let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
-    index_of(disk, size, segment, &footer, |at, len| vault.get_range(&key, at, len))
+    index_of(disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
 }
 
 /// The index that a segment's footer names, read by `get` and checked against the reference.
@@ -60,6 +60,7 @@ fn index_of(
     size: ByteLen,
     segment: &SegmentRef,
     footer: &[u8],
+    admit: impl FnOnce(u64),
     get: impl FnOnce(u64, u64) -> Result<Bytes, VaultError>,
 ) -> Result<Index, VaultError> {
     let id = segment_id(disk, segment);
@@ -73,6 +74,7 @@ fn index_of(
     if footer.index_digest != segment.index_digest {
         return Err(wrong("its index is not the one its manifest names"));
     }
+    admit(footer.index_raw_len.into());
     let stored = get(footer.index_offset, footer.index_stored_len.into())?;
     let raw = match footer.index_codec {
         Codec::Raw => stored.to_vec(),

@@ -19,7 +19,8 @@ const TAIL_BYTES: u64 = 64 << 10;
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
 /// Reads a segment's index with one request if it is not very long, and checks it as
-/// [`super::read_index`] does.
+/// [`super::read_index`] does. `admit` is told how many bytes it has before it is unpacked, and may wait until
+/// there is room for some three times as many.
 ///
 /// # Errors
 /// If the segment is missing, or anything in it is not as it should be.
@@ -28,6 +29,7 @@ pub fn read_index_at_once(
     disk: DiskId,
     size: ByteLen,
     segment: &SegmentRef,
+    admit: impl FnOnce(u64),
 ) -> Result<Index, VaultError> {
     let key = segment_key(segment_id(disk, segment));
     let len = segment.object.0;
@@ -38,7 +40,7 @@ pub fn read_index_at_once(
     let tail = len.min(TAIL_BYTES);
     let bytes = vault.get_range(&key, len - tail, tail)?;
     let footer = bytes.slice((tail - FOOTER_BYTES as u64) as usize..);
-    index_of(disk, size, segment, &footer, |at, n| match at.checked_sub(len - tail) {
+    index_of(disk, size, segment, &footer, admit, |at, n| match at.checked_sub(len - tail) {
         Some(from) if from + n <= tail => Ok(bytes.slice(from as usize..(from + n) as usize)),
         _ => vault.get_range(&key, at, n),
     })

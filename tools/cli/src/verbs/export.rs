@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_recovery::image::{Format, export_to_file, export_to_pipe};
+use backstay_recovery::lazy::{PointChoice, choose};
 use backstay_vault::retain::Held;
 use clap::Args;
 
 use super::progress::Progress;
-use super::target::{InVault, PointName, size};
+use super::target::{InVault, size};
 use crate::context::Context;
 
 /// Make an image of a recovery point: raw or qcow2, to a file or to a pipe
@@ -27,9 +28,9 @@ right beginning of the disk. qcow2 needs qemu-utils.")]
 pub struct Export {
     /// The disk's name
     name: DiskName,
-    /// Which point: a number, or latest
+    /// Which point: a number, latest, or a time (the newest that was cut by then)
     #[arg(long)]
-    point: PointName,
+    point: PointChoice,
     /// The image to make, or - for standard output
     #[arg(long, value_name = "FILE|-")]
     to: PathBuf,
@@ -58,7 +59,7 @@ impl Export {
             bail!("standard output is a terminal: pipe it into something, or use --to FILE");
         }
         let (vault, disk) = self.vault.find(context, &self.name)?;
-        let cycle = self.point.find(&vault, &disk)?;
+        let cycle = choose(&vault, disk.disk, self.point)?.cycle;
         let why = format!("export to {}", self.to.display());
         let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;
         let point = vault.manifest(disk.disk, cycle)?;

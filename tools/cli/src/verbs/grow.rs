@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use clap::Args;
 
 use super::attach::loop_devices;
+use super::mount::refuse_mounted_point;
 use super::target::size;
 use crate::context::Context;
 use crate::exit::Refused;
@@ -44,6 +45,7 @@ pub struct Grow {
 
 impl Grow {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        refuse_mounted_point(context, &self.name)?;
         let (name, wanted) = (&self.name, self.size.map(|size| ByteLen(size.as_u64())));
         let mut driver = context.driver(name).with_context(|| {
             format!("disk {name} can only grow while it is mounted (or see mount --grow)")

@@ -210,13 +210,13 @@ pub fn backing_of(
     Ok(BackingRecord::load(&paths.state).backing.map(|seen| seen.path))
 }
 
-/// A mounted point has its own overlay: no other backing may be served in its place.
+/// A mounted point has its own overlay: no other backing, size or name may be given to it.
 pub fn refuse_mounted_point(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     match MountedPoint::load(name, &context.roots.disk(name))? {
         None => Ok(()),
         Some(of) => Err(Refused(format!(
-            "disk {name} is recovery point {} of disk {}, mounted on this host: it has no other backing. \
-             Nothing was changed",
+            "disk {name} is recovery point {} of disk {}, mounted on this host: it keeps its backing, size \
+             and name. Nothing was changed",
             of.cycle, of.disk_name
         ))
         .into()),
