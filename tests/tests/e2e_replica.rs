@@ -400,6 +400,21 @@ fn devices_are_looked_at_before_they_are_written() {
     pair.churn();
     assert!(pair.once().status.success());
     whole(&pair);
+    // A device that is larger than the disk: taken over, the disk has its size, and what the point does
+    // not have of it is dirty.
+    File::options().write(true).open(&image).unwrap().set_len(9 * MIB).unwrap();
+    must("losetup", ["-c", &device]);
+    pair.churn();
+    assert!(pair.once().status.success());
+    pair.standby.backstay(&["replica", "db", "--take-over"]);
+    let standby = pair.standby.renamed(&pair.disk, "db");
+    let driver = standby.status()["driver"].clone();
+    assert_eq!(driver["dirty_sectors"].as_u64(), Some(MIB / 512), "{driver}");
+    pair.commit();
+    pair.standby.backstay(&["cycle", "db"]);
+    let newest = pair.disk.restore(pair.newest(), "restored.img");
+    assert_eq!(hash(&newest), hash(&standby.served()));
+    assert_eq!(fs::metadata(&newest).unwrap().len(), 9 * MIB);
 }
 
 struct Detach(String);
@@ -455,7 +470,14 @@ fn a_damaged_point_is_left_out_and_the_next_one_taken() {
     assert_eq!(pair.is_whole("damaged"), before);
     // One that follows says so, waits for the next point, and goes there.
     let follower = pair.follow(&[]);
-    wait_for("the failure", || pair.status()["shown"]["person_must_act"] == true);
+    wait_for("the failure", || {
+        let shown = &pair.status()["shown"];
+        shown["pid"] == follower.id() && shown["person_must_act"] == true
+    });
+    let looked = || pair.status()["shown"]["looked_unix_ns"].as_u64();
+    let then = looked();
+    wait_for("another look", || looked() > then);
+    assert_eq!(pair.status()["shown"]["person_must_act"], true, "it still does");
     assert_eq!(pair.is_whole("following"), before);
     noise(&pair.served, MIB - 4096, 400 << 10, &mut pair.rng);
     pair.disk.cycle();

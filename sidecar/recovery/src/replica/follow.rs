@@ -79,11 +79,13 @@ pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaErro
     let ended = loop {
         let step = follower.round(replica, &mut shown);
         let wait = match step {
-            Ok(()) if how.once => break Ok(()),
-            Ok(()) => {
+            Ok(_) if how.once => break Ok(()),
+            Ok(Round::Fine) => {
                 shown.fine();
                 how.interval
             }
+            // What failed still does.
+            Ok(Round::GivenUp) => how.interval,
             Err(ReplicaError::Stopped) => break Ok(()),
             Err(e) if how.once => {
                 shown.failed(&e, None);
@@ -119,6 +121,14 @@ pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaErro
     ended.and(finished)
 }
 
+/// How a look at the vault ended that did not fail.
+enum Round {
+    /// At the newest point.
+    Fine,
+    /// The newest point is one that cannot be had.
+    GivenUp,
+}
+
 struct Follower<'a> {
     how: &'a Follow<'a>,
     stop: &'a AtomicBool,
@@ -130,7 +140,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn round(&mut self, replica: &mut Replica, shown: &mut Shown) -> Result<(), ReplicaError> {
+    fn round(&mut self, replica: &mut Replica, shown: &mut Shown) -> Result<Round, ReplicaError> {
         // Needs no vault.
         replica.finish()?;
         let vault = match &self.vault {
@@ -145,11 +155,12 @@ impl Follower<'_> {
         };
         shown.saw(&point);
         if self.given_up == Some(point.point) {
-            return Ok(());
+            return Ok(Round::GivenUp);
         }
         if let Standing::At { point: at, .. } = *replica.standing() {
             if at.point == point.point {
-                return self.stay(replica, &vault);
+                self.stay(replica, &vault)?;
+                return Ok(Round::Fine);
             }
             // A point that a failover left behind is left in whichever direction that is.
             let on_line = line.has_cycle(at.term, at.cycle);
@@ -192,7 +203,7 @@ impl Follower<'_> {
         self.held = Some(Instant::now());
         shown.arrived(from.as_ref(), &point, &moved);
         (self.how.arrived)(&PointRef::from(&point), &moved);
-        Ok(())
+        Ok(Round::Fine)
     }
 
     /// At the newest point: nothing to do but to keep it.
