@@ -7,8 +7,10 @@ pub mod command;
 pub mod host;
 pub mod netns;
 pub mod ordered;
+pub mod proxy;
 pub mod service;
 pub mod stamp;
+pub mod store;
 
 pub use command::{must, run};
 pub use host::{Disk, FsMount, Host};

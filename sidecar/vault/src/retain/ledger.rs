@@ -91,7 +91,8 @@ impl Vault {
     /// If the vault cannot be read, or the ledger is damaged.
     pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
         for _ in 0..ROUNDS_MAX {
-            let Some(&revision) = self.numbers(&prefix(disk))?.last() else { return Ok(None) };
+            let newest = self.newest_number(&prefix(disk), |revision| key(disk, revision))?;
+            let Some(revision) = newest else { return Ok(None) };
             let key = key(disk, revision);
             let bytes = match self.get(&key, LEDGER_BYTES_MAX) {
                 // Replaced since it was listed.
@@ -141,8 +142,8 @@ impl Vault {
             }
             self.settle(&key)?;
         }
-        let revisions = self.numbers(&prefix(disk))?;
-        if revisions.last() != Some(&revision) {
+        let newest = self.newest_number(&prefix(disk), |revision| self::key(disk, revision))?;
+        if newest != Some(revision) {
             return Ok(Advanced::Overtaken);
         }
         // The one before stays: a list that is made just now may see neither this nor that.
