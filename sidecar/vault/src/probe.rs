@@ -28,9 +28,8 @@ impl Vault {
     }
 
     fn look_at(&self, key: &str, name: &str) -> Result<(), VaultError> {
-        let unfit = |reason: &str| {
-            Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() })
-        };
+        let unfit =
+            |reason: &str| Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() });
         // I5: of two writers one must lose.
         match self.put(key, PutPayload::from_static(SECOND)) {
             Err(VaultError::Store {
@@ -67,7 +66,9 @@ impl Vault {
                               the endpoint";
                 return VaultError::Url { url: self.url().into(), reason: reason.into() };
             }
-            VaultError::Store { source: E::NotImplemented { .. } | E::NotSupported { .. }, .. } => {
+            VaultError::Store {
+                source: E::NotImplemented { .. } | E::NotSupported { .. }, ..
+            } => {
                 "puts that fail if the object is there (conditional puts) are switched off or not \
                  there: I5 stands on them"
             }

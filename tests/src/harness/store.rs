@@ -1,6 +1,7 @@
 //! Object stores that answer on this machine: real servers, started by `scripts/store`.
 //!
-//! One of each kind serves a whole test process; each test has a prefix of its own in its bucket.
+//! Each caller has a prefix of its own in the bucket. A server ends when it is dropped, and in any case
+//! soon after the test process.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ impl Store {
     /// If it is not installed (`scripts/setup stores`) or does not come up.
     pub fn start(kind: Kind) -> Self {
         let port = free_ports();
-        let dir = format!("/var/tmp/backstay-test-{}-{}", kind.name(), std::process::id());
+        let dir = format!("/var/tmp/backstay-test-{}-{port}", kind.name());
         let mut store = Self { kind, port, dir: dir.into(), variables: vec![] };
         store.variables = store.bring_back();
         store
@@ -72,7 +73,8 @@ impl Store {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/store");
         let mut command = Command::new(&script);
         command.args([self.kind.name(), verb, "--port", &self.port.to_string(), "--dir"]);
-        command.arg(&self.dir).stdin(Stdio::null()).stderr(Stdio::inherit());
+        command.arg(&self.dir).args(["--until", &std::process::id().to_string()]);
+        command.stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
         assert!(output.status.success(), "{command:?}: {}", output.status);
         String::from_utf8(output.stdout).unwrap()

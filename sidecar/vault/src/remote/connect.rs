@@ -52,8 +52,8 @@ fn check_credentials(
 ) -> Result<(), VaultError> {
     const MARKS: [&str; 8] =
         ["KEY", "TOKEN", "SAS", "CLIENT", "CREDENTIALS", "IDENTITY", "SKIP", "USE_"];
-    let own_endpoint = settings.endpoint.is_some()
-        || variables.iter().any(|(name, _)| name.ends_with("ENDPOINT"));
+    let own_endpoint =
+        settings.endpoint.is_some() || variables.iter().any(|(name, _)| name.ends_with("ENDPOINT"));
     let some = variables.iter().any(|(name, _)| MARKS.iter().any(|mark| name.contains(mark)));
     let names = match kind {
         Kind::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",

@@ -69,8 +69,7 @@ impl Place {
         if bucket.is_empty() || !bucket.chars().all(plain) || bucket.starts_with('.') {
             return wrong(url, "that is no bucket's name: letters, digits, '-', '_' and '.'");
         }
-        let part_is_fine =
-            |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
+        let part_is_fine = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
         if url.len() > URL_BYTES_MAX || !(prefix.is_empty() || prefix.split('/').all(part_is_fine))
         {
             let reason = "the part after the bucket may have letters, digits, '-', '_' and '.', in \
@@ -102,9 +101,21 @@ mod tests {
             assert_eq!(Place::parse(dir).unwrap(), Place::Directory("/srv/v".into()));
         }
         for wrong in [
-            "", "relative/path", "file://host/x", "https://host:9443", "s3://", "s3:///x",
-            "s3://b/../x", "s3://b//x", "s3://b/x/./y", "s3://b/a b", "s3://b/%2e%2e", "S3://b",
-            "ftp://x", "s3://..", "s3://b\\c/x",
+            "",
+            "relative/path",
+            "file://host/x",
+            "https://host:9443",
+            "s3://",
+            "s3:///x",
+            "s3://b/../x",
+            "s3://b//x",
+            "s3://b/x/./y",
+            "s3://b/a b",
+            "s3://b/%2e%2e",
+            "S3://b",
+            "ftp://x",
+            "s3://..",
+            "s3://b\\c/x",
         ] {
             assert!(Place::parse(wrong).is_err(), "{wrong}");
         }

@@ -68,11 +68,11 @@ fn send(
     pace: &dyn Pace,
 ) -> object_store::Result<bool> {
     let mut under_way = JoinSet::new();
-    let next = |under_way: &mut JoinSet<object_store::Result<()>>| {
-        match runtime.block_on(under_way.join_next()) {
-            Some(done) => done.map_err(|e| object_store::Error::JoinError { source: e })?,
-            None => Ok(()),
-        }
+    let next = |under_way: &mut JoinSet<object_store::Result<()>>| match runtime
+        .block_on(under_way.join_next())
+    {
+        Some(done) => done.map_err(|e| object_store::Error::JoinError { source: e })?,
+        None => Ok(()),
     };
     for part in parts {
         while under_way.len() >= parallel {

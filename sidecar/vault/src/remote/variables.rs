@@ -69,9 +69,9 @@ fn parse(text: &str) -> io::Result<Vec<(String, String)>> {
             return Err(io::Error::other(format!("line {} is not NAME=value", number + 1)));
         };
         let value = value.trim();
-        let quoted = ['"', '\''].into_iter().find_map(|quote| {
-            value.strip_prefix(quote)?.strip_suffix(quote)
-        });
+        let quoted = ['"', '\'']
+            .into_iter()
+            .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote));
         all.push((name.trim().to_owned(), quoted.unwrap_or(value).to_owned()));
     }
     Ok(all)
@@ -88,8 +88,7 @@ mod tests {
         let text = "# ours\n\nAWS_ACCESS_KEY_ID=a=b\nexport AWS_SECRET_ACCESS_KEY='x y'\n";
         let all = parse(text).unwrap();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let expected =
-            [pair("AWS_ACCESS_KEY_ID", "a=b"), pair("AWS_SECRET_ACCESS_KEY", "x y")];
+        let expected = [pair("AWS_ACCESS_KEY_ID", "a=b"), pair("AWS_SECRET_ACCESS_KEY", "x y")];
         assert_eq!(all, expected);
         let error = parse("A=b\nhunter2\n").unwrap_err().to_string();
         assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
