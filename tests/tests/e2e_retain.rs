@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backstay_tests::harness::command::said;
@@ -124,4 +125,49 @@ fn the_service_follows_the_rules() {
     disk.cycle();
     host.backstay(&["prune", "db"]);
     assert_eq!(cycles(&disk), [7, 8]);
+}
+
+/// A vault that cannot be looked after is a warning until it can be.
+#[test]
+fn failed_upkeep_shows_in_the_health() {
+    let host = Host::new("upkeep-fails");
+    let (disk, _) = with_points(&host, 3);
+    let config = host.path("backstay.toml");
+    fs::write(&config, format!("vault = \"{}\"\nkeep = \"last 2\"\n", host.vault())).unwrap();
+    host.backstay(&["pin", "db", "1", "--name", "audit"]);
+    let hold = find(&host.path("vault"), "-audit");
+    fs::write(&hold, b"not a hold").unwrap();
+    let mut sidecar = host.start(&["sidecar"]);
+    while !host.try_backstay(&["cycle", "db", "--by-sidecar"]).status.success() {
+        assert_eq!(sidecar.try_wait().unwrap(), None, "the service ended");
+        std::thread::yield_now();
+    }
+    let health = || host.json(&["status", "db"])[0]["health"].clone();
+    while health()["level"] != "warning" {
+        assert_eq!(sidecar.try_wait().unwrap(), None, "the service ended");
+        std::thread::yield_now();
+    }
+    let reason = health()["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("looked after") && reason.contains("audit"), "{reason}");
+    sidecar.kill().unwrap();
+    sidecar.wait().unwrap();
+    host.backstay(&["unpin", "db", "audit", "--force"]);
+    host.backstay(&["prune", "db"]);
+    assert_eq!(health()["level"], "ok", "{}", health());
+    assert_eq!(cycles(&disk).len(), 2);
+}
+
+/// The file below a folder whose name ends so.
+fn find(below: &Path, end: &str) -> PathBuf {
+    let mut left = vec![below.to_path_buf()];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                left.push(entry.path());
+            } else if entry.file_name().to_string_lossy().ends_with(end) {
+                return entry.path();
+            }
+        }
+    }
+    panic!("no {end} below {}", below.display())
 }

@@ -12,6 +12,7 @@ use backstay_vault::retain::Keep;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::drills::DrillSettings;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
@@ -86,6 +87,8 @@ pub struct Config {
     pub change_log_limit: Option<ByteSize>,
     /// What points have to be; whatever the disk's hooks can do if it says nothing.
     pub consistency: Option<Consistency>,
+    /// How points are tried by themselves; not at all if it says nothing.
+    pub drill: Option<DrillSettings>,
     /// Settings for many disks, by name.
     pub policy: BTreeMap<String, Policy>,
     /// Whose clock windows follow; the host's if none is named.
@@ -151,6 +154,8 @@ pub struct Policy {
     pub change_log_limit: Option<ByteSize>,
     /// What points have to be.
     pub consistency: Option<Consistency>,
+    /// How points are tried by themselves.
+    pub drill: Option<DrillSettings>,
 }
 
 /// Settings of one disk, where they differ from its policy's.
@@ -176,6 +181,8 @@ pub struct DiskConfig {
     pub change_log_limit: Option<ByteSize>,
     /// What points have to be.
     pub consistency: Option<Consistency>,
+    /// How points are tried by themselves.
+    pub drill: Option<DrillSettings>,
     /// What makes its points application-consistent.
     pub hooks: HookSettings,
 }
@@ -194,6 +201,7 @@ impl Default for Config {
             keep: None,
             change_log_limit: None,
             consistency: None,
+            drill: None,
             policy: BTreeMap::new(),
             time_zone: None,
             blackout: WeeklyWindows::default(),
@@ -327,6 +335,12 @@ impl Config {
     #[must_use]
     pub fn keep_of(&self, name: &DiskName) -> Option<&Keep> {
         setting!(self, name, keep).or(self.keep.as_ref())
+    }
+
+    /// How a disk's points are tried by themselves, if they are.
+    #[must_use]
+    pub fn drill_of(&self, name: &DiskName) -> Option<&DrillSettings> {
+        setting!(self, name, drill).or(self.drill.as_ref()).filter(|drill| !drill.every.is_zero())
     }
 
     /// Adds what `backstay protect` was told of the disks of this host, below what the file says.

@@ -35,7 +35,7 @@ pub enum CycleError {
         "the vault has recovery points of disk {name} that this disk does not know as its own \
          (newest: {newest}, cut {}; the disk counts from {}). It may be older than they are, as \
          after coming back from a backup, or another disk. Nothing was shipped. If the disk is \
-         right and what it holds shall follow these points, say so: backstay resync {name} \
+         right and what it holds shall follow these points, say so: backstay resync {name} --now \
          --the-disk-is-right. If the vault is right, restore the disk from it. If it is another \
          disk, give it another name",
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(*cut_unix_ns)),
@@ -74,6 +74,12 @@ impl CycleError {
             Self::WhichSide { .. } => Class::PersonMustAct,
             _ => Class::Recoverable,
         }
+    }
+
+    /// Whether the disk was failed over: another host writes it now (I5).
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Vault(VaultError::Fenced { .. }))
     }
 
     /// Whether somebody else is at it.

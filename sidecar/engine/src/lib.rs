@@ -9,6 +9,7 @@
 //! - [`hooks`]: application-consistent points
 //! - [`reload`]: the configuration, as it changes
 //! - [`schedule`]: what runs next, without a clock of its own
+//! - [`drills`]: when points are to be tried, and how the last one fared; trying them is others' work
 //! - [`phase`]: where a disk is in its replication
 //! - [`jobs`]: what takes long enough to be watched
 //! - [`prerequisites`]: what must hold before a disk is protected
@@ -23,6 +24,7 @@
 
 pub mod config;
 pub mod cycle;
+pub mod drills;
 pub mod error;
 pub mod group;
 pub mod hooks;

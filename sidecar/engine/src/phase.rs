@@ -91,12 +91,14 @@ impl Phase {
             Event::Stopped => Ok(Self::Stopped),
             // While a cycle runs, only its end can come.
             Event::Queued(_) | Event::Held | Event::Began(_) if self.is_running() => illegal,
-            Event::Queued(work) => Ok(match work {
-                Work::Initial => Self::InitialQueued,
-                Work::Delta => Self::DeltaQueued,
-                Work::Resync => Self::ResyncQueued,
-                Work::OnDemand => Self::OnDemandQueued,
-            }),
+            Event::Queued(work) => match work {
+                Work::Initial => Ok(Self::InitialQueued),
+                Work::Delta => Ok(Self::DeltaQueued),
+                Work::Resync => Ok(Self::ResyncQueued),
+                Work::OnDemand => Ok(Self::OnDemandQueued),
+                // No part of replication.
+                Work::Drill => illegal,
+            },
             Event::Held => Ok(Self::ResyncRequired),
             Event::Began(work) => match (self, work) {
                 (Self::InitialQueued, Work::Initial) => Ok(Self::InitialRunning),

@@ -10,10 +10,14 @@ use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
+use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
 
 const FILE: &str = "sidecar.json";
+/// Only there while looking after the disk's vault fails; not in the record, because another thread
+/// than the disk's writes it.
+const UPKEEP_FILE: &str = "upkeep.json";
 
 /// How the last cycles of a disk went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +37,58 @@ pub struct Record {
     pub phase_since_unix_ns: u64,
     /// When the next cycle is due, if one is.
     pub next_unix_ns: Option<u64>,
+    /// Why its vault could not be looked after when that was last tried.
+    #[serde(skip)]
+    pub upkeep: Option<Failure>,
+    /// The last drill of the disk on this host.
+    #[serde(skip)]
+    pub drilled: Option<Drilled>,
+}
+
+/// Writes down how looking after a disk's vault went.
+pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
+    let path = state_dir.join(UPKEEP_FILE);
+    let Some(e) = failed else {
+        let _ = fs::remove_file(path);
+        return;
+    };
+    let now = now_unix_ns();
+    let before: Option<Failure> = load_json(&path);
+    let failure = Failure {
+        fenced: false,
+        message: e.to_string(),
+        person_must_act: e.class() == Class::PersonMustAct,
+        at_unix_ns: now,
+        since_unix_ns: before.map_or(now, |first| first.since_unix_ns),
+    };
+    if let Err(e) = replace(&path, &failure, false) {
+        tracing::warn!("{}: {e}", path.display());
+    }
+}
+
+/// A file's content; none if it is not there, or is nothing of the kind, which is said.
+fn load_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = fs::read(path).ok()?;
+    serde_json::from_slice(&bytes)
+        .inspect_err(|e| tracing::warn!("{}: {e}; starting a new one", path.display()))
+        .ok()
+}
+
+/// Replaces a file as a whole.
+fn replace(path: &Path, content: &impl Serialize, durable: bool) -> io::Result<()> {
+    // Service and `backstay cycle` may both write one: each its own, the last one stays.
+    let new = path.with_extension(format!("json.{}", std::process::id()));
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(content).map_err(io::Error::other)?)?;
+    if durable {
+        file.sync_all()?;
+    }
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) if durable => File::open(dir)?.sync_all(),
+        _ => Ok(()),
+    }
 }
 
 /// A failed cycle.
@@ -42,6 +98,9 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
+    /// The disk was failed over: another host writes it now (I5).
+    #[serde(default)]
+    pub fenced: bool,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -53,11 +112,9 @@ impl Record {
     /// be shown.
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
-        let Ok(bytes) = fs::read(state_dir.join(FILE)) else { return Self::default() };
-        serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-            tracing::warn!("{}: {e}; starting a new one", state_dir.join(FILE).display());
-            Self::default()
-        })
+        let record: Self = load_json(&state_dir.join(FILE)).unwrap_or_default();
+        let drilled = Drilled::load(state_dir);
+        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.
@@ -65,29 +122,15 @@ impl Record {
     /// # Errors
     /// If the state directory cannot be written.
     pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        self.replace(state_dir, true)
+        replace(&state_dir.join(FILE), self, true)
     }
 
     /// Replaces the record without waiting for the disk: for what would be found out again anyway.
     /// Trouble with it is only worth a warning.
     pub fn show(&self, state_dir: &Path) {
-        if let Err(e) = self.replace(state_dir, false) {
+        if let Err(e) = replace(&state_dir.join(FILE), self, false) {
             tracing::warn!("{}: {e}", state_dir.join(FILE).display());
         }
-    }
-
-    fn replace(&self, state_dir: &Path, durable: bool) -> io::Result<()> {
-        // Service and `backstay cycle` may both write one: each its own, the last one stays.
-        let new = state_dir.join(format!("{FILE}.{}", std::process::id()));
-        let path = state_dir.join(FILE);
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&new, &path)?;
-        if durable { File::open(state_dir)?.sync_all() } else { Ok(()) }
     }
 
     /// Opens the vault of a disk. It is made only if the disk was never shipped there: when the
@@ -144,6 +187,7 @@ impl Record {
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
+                    fenced: e.is_fenced(),
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });
@@ -206,6 +250,23 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
         fs::write(dir.path().join(FILE), b"{").unwrap();
         assert_eq!(Record::load(dir.path()), Record::default());
+    }
+
+    #[test]
+    fn failed_upkeep_is_shown_until_it_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let failed = |what: &str| VaultError::Url { url: what.into(), reason: "away".into() };
+        note_upkeep(dir.path(), Some(&failed("first")));
+        let first = Record::load(dir.path()).upkeep.unwrap();
+        note_upkeep(dir.path(), Some(&failed("second")));
+        let second = Record::load(dir.path()).upkeep.unwrap();
+        assert_eq!(first.since_unix_ns, second.since_unix_ns);
+        assert!(second.message.contains("second"));
+        let mut record = Record::load(dir.path());
+        record.note(&Ok(shipped()), "/v", dir.path());
+        assert_eq!(Record::load(dir.path()).upkeep, Some(second), "a cycle says nothing of it");
+        note_upkeep(dir.path(), None);
+        assert_eq!(Record::load(dir.path()).upkeep, None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::drills::Drilled;
 use crate::phase::Phase;
 use crate::record::Record;
 use crate::throttle::Rate;
@@ -65,6 +66,8 @@ pub struct DiskStatus {
     pub next_unix_ns: Option<u64>,
     /// Its health.
     pub health: Health,
+    /// The last drill of it on this host.
+    pub drill: Option<Drilled>,
     /// What its driver found when it started.
     pub found: Option<FoundState>,
     /// Its size.
@@ -123,6 +126,7 @@ pub fn of_disk(
             .next_unix_ns
             .filter(|next| driver.is_some() && next + LATE_MIN.as_nanos() as u64 > now_unix_ns),
         health: health(&name, driver.as_ref(), &record, rpo_ns, interval),
+        drill: record.drilled.clone(),
         found: driver.as_ref().map(|d| d.found),
         size: driver.as_ref().map(|d| d.size),
         rpo_ns,
@@ -188,7 +192,15 @@ fn health(
     if let Some(failure) = &record.failure {
         let since_unix_ns = Some(failure.since_unix_ns);
         if failure.person_must_act {
-            let advice = format!("mend what it says, then: backstay resume {name}");
+            let advice = match failure.fenced {
+                true => format!(
+                    "its users go on undisturbed, but nothing they write is protected any more. If \
+                     the other side is right, stop using this disk and bring it back: backstay \
+                     failback {name} --to BACKING. If this side is right, protect it under \
+                     another name (unprotect {name} --keep-points first)"
+                ),
+                false => format!("mend what it says, then: backstay resume {name}"),
+            };
             let critical = because(Level::Critical, failure.message.clone(), advice);
             return Health { since_unix_ns, ..critical };
         }
@@ -204,6 +216,19 @@ fn health(
     if let Some(warning) = record.last.as_ref().and_then(|last| last.warning.clone()) {
         let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md".into();
         return because(Level::Warning, warning, advice);
+    }
+    if let Some(failure) = &record.upkeep {
+        let reason = format!(
+            "its vault cannot be looked after (points thinned out, segments merged): {}",
+            failure.message
+        );
+        let advice = format!("cycles go on; mend what it says, then: backstay prune {name}");
+        let warning = because(Level::Warning, reason, advice);
+        return Health { since_unix_ns: Some(failure.since_unix_ns), ..warning };
+    }
+    if let Some(reason) = record.drilled.as_ref().and_then(Drilled::trouble) {
+        let advice = format!("see backstay points {name}; mend it, then: backstay drill {name}");
+        return because(Level::Warning, reason, advice);
     }
     let late = LATE_MIN.max(interval * LATE_INTERVALS);
     match rpo_ns {

@@ -5,6 +5,7 @@
 //! which is as good as a kill, and that is safe too.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -16,6 +17,7 @@ use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
+use crate::record::note_upkeep;
 use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
@@ -26,6 +28,8 @@ const WAITING_MAX: usize = 4096;
 /// A disk that made a point.
 struct Due {
     name: DiskName,
+    /// Its state directory.
+    state: PathBuf,
     url: String,
     policy: Policy,
 }
@@ -50,8 +54,9 @@ pub fn share(throttle: &Arc<Throttle>) {
     let _ = THROTTLE.set(Arc::clone(throttle));
 }
 
-/// Tells that a disk made a point: its vault is looked after soon, at most once a minute.
-pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
+/// Tells that a disk made a point: its vault is looked after soon, at most once a minute. If that
+/// fails, it is written down in the disk's state directory, for its health.
+pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
     static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
     let Some(worker) = WORKER.get_or_init(start) else { return };
@@ -60,7 +65,8 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str) {
         return;
     }
     let policy = policy(config, name, false);
-    if worker.try_send(Due { name: name.clone(), url: url.into(), policy }).is_ok() {
+    let due = Due { name: name.clone(), state: state.into(), url: url.into(), policy };
+    if worker.try_send(due).is_ok() {
         last.insert(name.clone(), Instant::now());
     }
 }
@@ -79,7 +85,7 @@ fn start() -> Option<Sender<Due>> {
 fn work(jobs: &Receiver<Due>) {
     // Finding a disk by its name reads every disk's record.
     let mut known: BTreeMap<(String, DiskName), DiskId> = BTreeMap::new();
-    for Due { name, url, policy } in jobs {
+    for Due { name, state, url, policy } in jobs {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
             let disk = match known.get(&key) {
@@ -92,6 +98,7 @@ fn work(jobs: &Receiver<Due>) {
             };
             maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
         });
+        note_upkeep(&state, done.as_ref().err());
         tell(&key.1, &done);
     }
 }

@@ -13,3 +13,4 @@ pub mod image;
 pub mod lazy;
 pub mod plan;
 pub mod replica;
+mod run;

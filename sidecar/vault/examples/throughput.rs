@@ -71,6 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         PointMeta {
             term: Term(1),
             predecessor: None,
+            from: None,
             kind: CycleKind::Initial,
             layered: false,
             point: backstay_format::PointId::random(),

@@ -124,6 +124,7 @@ fn cycle(
     let meta = PointMeta {
         term: Term(1),
         predecessor: before.cloned(),
+        from: None,
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
         layered: before.is_some(),
         point: backstay_format::PointId::random(),

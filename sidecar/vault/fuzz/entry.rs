@@ -2,15 +2,15 @@
 //! checksum or digest put right, so that the fields behind it are reached.
 
 use backstay_format::{ByteLen, SectorRange};
-use backstay_vault::format::document::{
-    DiskRecord, NameRecord, TermRecord, VaultRecord, decode, encode,
-};
+use backstay_vault::format::document::{DiskRecord, NameRecord, VaultRecord, decode, encode};
+use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::hold::HoldRecord;
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
 use backstay_vault::format::segment::{
     FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
 };
+use backstay_vault::format::term::{HandoverRecord, TermRecord};
 
 /// A footer, and the index that follows it in the input.
 pub fn segment_index(data: &[u8]) {
@@ -82,8 +82,13 @@ pub fn document(data: &[u8]) {
         let again = encode(&hold).and_then(|bytes| decode::<HoldRecord>(&bytes));
         assert_eq!(again, Ok(hold));
     }
+    if let Ok(drill) = decode::<DrillRecord>(data) {
+        let again = encode(&drill).and_then(|bytes| decode::<DrillRecord>(&bytes));
+        assert_eq!(again, Ok(drill));
+    }
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);
+    let _ = decode::<HandoverRecord>(data);
     if let Ok(name) = decode::<NameRecord>(data) {
         let again = encode(&name).and_then(|bytes| decode::<NameRecord>(&bytes));
         assert_eq!(again, Ok(name));

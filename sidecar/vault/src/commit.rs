@@ -7,6 +7,9 @@
 //! wins. A new term takes effect by being written and then taking the next cycle number: the old
 //! writer, who can commit only at that number, loses the put; it reads the terms again and knows
 //! why (I5).
+//!
+//! The first point of a new term need not lay over the newest one: a failover goes on from the point
+//! that the term's record names. docs/FORMAT-VAULT.md says why that loses no segment.
 
 use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
 
@@ -42,11 +45,14 @@ pub struct VerifiedCycle {
 pub struct PointMeta {
     /// The writer's term.
     pub term: Term,
-    /// The newest point, which this one follows.
+    /// The newest point, after which this one is counted.
     pub predecessor: Option<Manifest>,
+    /// The point it lays over where that is not the newest: the one that a new term goes on from,
+    /// for the first point of that term. Whoever commits holds it until that is done.
+    pub from: Option<Manifest>,
     /// What kind of cycle this is.
     pub kind: CycleKind,
-    /// Whether it lays over its predecessor's segments, or stands alone. A delta never stands
+    /// Whether it lays over the segments of the point it goes on from, or stands alone. A delta never stands
     /// alone, an initial point always; a resync by checksums lays over.
     pub layered: bool,
     /// The point's identity.
@@ -125,13 +131,25 @@ impl Vault {
     pub fn commit(&self, cycle: VerifiedCycle, meta: PointMeta) -> Result<Manifest, VaultError> {
         let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest, moved } =
             cycle;
-        self.check_term(disk, meta.term)?;
-        let before = meta.predecessor.as_ref();
+        let term = self.check_term(disk, meta.term)?;
+        let newest = meta.predecessor.as_ref();
+        // The point it goes on from, and whether that is the newest one.
+        let before = meta.from.as_ref().or(newest);
         let wrong = |reason: String| {
             Err(VaultError::Inconsistent { object: point_key(disk, cycle), reason })
         };
-        if before.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
-            return wrong("its cycle is not the one after its predecessor's".into());
+        if newest.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
+            return wrong("its cycle is not the one after the newest point's".into());
+        }
+        let is_first = newest.is_some_and(|newest| newest.term < meta.term);
+        let told = term.from.filter(|_| is_first).map(|from| (from.cycle, from.point));
+        let lays_over = before.map(|before| (before.cycle, before.point));
+        // A delta of another point than the disk counts from would be a disk that never was.
+        let must = meta.from.is_some() || meta.kind == CycleKind::Delta;
+        if must && told.is_some_and(|told| lays_over != Some(told))
+            || (meta.from.is_some() && told.is_none())
+        {
+            return wrong(format!("term {} does not go on from the point it lays over", meta.term));
         }
         match before {
             // Lays over what is there, which must be the same disk; it may have grown.
@@ -149,7 +167,13 @@ impl Vault {
                     let new = SectorRange::new(before.size.0 / SECTOR_BYTES, end);
                     must_have_moved(&moved, new)?;
                 }
-                let inherited = self.inherited(before)?;
+                let inherited = match newest {
+                    Some(newest) if newest.point != before.point => {
+                        self.forget_merges(disk)?;
+                        before.segments.clone()
+                    }
+                    _ => self.inherited(before)?,
+                };
                 segments = inherited.into_iter().chain(segments).collect();
             }
             // Stands alone: what did not move now could never be restored.
@@ -193,16 +217,5 @@ impl Vault {
         let there = self.manifest(point.disk, point.cycle);
         there.is_ok_and(|there| there == *point)
             && self.settle(&point_key(point.disk, point.cycle)).is_ok()
-    }
-
-    /// Whether a term is still the newest.
-    fn check_term(&self, disk: DiskId, ours: Term) -> Result<(), VaultError> {
-        match self.newest_term(disk)? {
-            Some(newest) if newest.term == ours => Ok(()),
-            Some(newest) if newest.term > ours => {
-                Err(VaultError::Fenced { ours, newest: newest.term, writer: newest.writer })
-            }
-            _ => Err(VaultError::NotFound { object: format!("term {ours} of disk {disk}") }),
-        }
     }
 }

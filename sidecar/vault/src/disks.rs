@@ -1,14 +1,14 @@
-//! What a vault has of a disk: its record, terms, points.
+//! What a vault has of a disk: its record, its points.
 
-use backstay_format::{CycleNo, DiskId, Term};
+use backstay_format::{CycleNo, DiskId};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{In, VaultError};
-use crate::format::document::{DiskRecord, TermRecord};
+use crate::format::document::DiskRecord;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
-use crate::store::{Vault, disk_key, now_unix_ns, point_key, term_key};
+use crate::store::{Vault, disk_key, point_key};
 
 impl Vault {
     /// The records of all disks, as they were made.
@@ -42,47 +42,6 @@ impl Vault {
     /// If it is there already, or the vault cannot be written.
     pub fn create_disk(&self, record: &DiskRecord) -> Result<(), VaultError> {
         self.put_document(&disk_key(record.disk), record)
-    }
-
-    /// The newest term of a disk; the first one is taken by `writer` if there is none.
-    ///
-    /// # Errors
-    /// If the vault cannot be read or written.
-    pub fn term_or_first(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
-        if let Some(newest) = self.newest_term(disk)? {
-            return Ok(newest);
-        }
-        let first =
-            TermRecord { term: Term(1), writer: writer.into(), since_unix_ns: now_unix_ns() };
-        match self.put_document(&term_key(disk, first.term), &first) {
-            // Somebody else was first: theirs holds.
-            Err(VaultError::Store {
-                source: object_store::Error::AlreadyExists { .. }, ..
-            }) => {}
-            put => put?,
-        }
-        self.document(&term_key(disk, Term(1)))
-    }
-
-    /// Takes the next term of a disk: from now on only `writer` commits to it.
-    ///
-    /// # Errors
-    /// If somebody else took it first, or the vault cannot be written.
-    pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
-        let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
-        let ours = TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns() };
-        self.put_document(&term_key(disk, term), &ours)?;
-        Ok(ours)
-    }
-
-    /// The newest term of a disk.
-    ///
-    /// # Errors
-    /// If the vault cannot be read.
-    pub fn newest_term(&self, disk: DiskId) -> Result<Option<TermRecord>, VaultError> {
-        let key = |term| term_key(disk, Term(term));
-        let newest = self.newest_number(&format!("disks/{disk}/terms"), key)?;
-        newest.map(|term| self.document(&key(term))).transpose()
     }
 
     /// The cycles of all recovery points of a disk, oldest first. Those that retention deletes while

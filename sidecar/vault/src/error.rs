@@ -100,8 +100,8 @@ pub enum VaultError {
     /// I5: somebody else committed this cycle.
     #[error("recovery point {0} was committed by another writer; this cycle was not committed")]
     LostRace(CycleNo),
-    /// A put was told to stop before all of it was let through.
-    #[error("vault: {object}: stopped before it was put")]
+    /// It was told to stop before all of it was put or fetched.
+    #[error("vault: {object}: stopped before it was done")]
     Stopped {
         /// The key.
         object: String,

@@ -10,11 +10,14 @@
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
+//! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
+//! - `drills`: verdicts on points that were tried
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
 mod disks;
+mod drills;
 pub mod error;
 pub mod format;
 pub mod frame;
@@ -30,13 +33,17 @@ pub mod retain;
 pub mod sectors;
 mod segments;
 pub mod store;
+pub mod terms;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
-pub use format::document::{DiskRecord, NameRecord, TermRecord};
+pub use format::document::{DiskRecord, NameRecord};
+pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
+pub use format::term::{HandoverRecord, TermFrom, TermRecord};
 pub use paced::Pace;
 pub use sectors::SectorSet;
 pub use store::Vault;
+pub use terms::{Claim, Line};

@@ -146,7 +146,7 @@ impl Vault {
     pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
         const DAY: Duration = Duration::from_secs(86_400);
         let Some(folders) = &self.inner.folders else { return Ok(()) };
-        for folder in ["segments", "points", "ledger", "holds", "terms"] {
+        for folder in ["segments", "points", "ledger", "holds", "terms", "handovers", "drills"] {
             let folder = format!("disks/{disk}/{folder}");
             let swept = folders.sweep(&folder, DAY).map_err(|e| VaultError::of_io(&folder, e))?;
             if swept > 0 {
@@ -199,22 +199,22 @@ impl Vault {
         Ok(numbers)
     }
 
-    /// The highest of the numbers below a prefix. Who writes, and what the ledger says, hang on it, so a
-    /// store's list is not believed to be the newest: what follows is asked for by name.
-    pub(crate) fn newest_number(
+    /// As [`Self::numbers`], to the newest. Who writes, and what the ledger says, hang on it, so a store's
+    /// list is not believed to end with the newest: what follows is asked for by name.
+    pub(crate) fn numbers_to_newest(
         &self,
         prefix: &str,
         key: impl Fn(u64) -> String,
-    ) -> Result<Option<u64>, VaultError> {
-        let mut newest = self.numbers(prefix)?.last().copied();
+    ) -> Result<Vec<u64>, VaultError> {
+        let mut numbers = self.numbers(prefix)?;
         while !self.is_local() {
-            let next = newest.map_or(1, |newest| newest.saturating_add(1));
+            let next = numbers.last().map_or(1, |newest| newest.saturating_add(1));
             match self.len(&key(next)) {
-                Ok(_) => newest = Some(next),
+                Ok(_) => numbers.push(next),
                 Err(VaultError::NotFound { .. }) => break,
                 Err(e) => return Err(e),
             }
         }
-        Ok(newest)
+        Ok(numbers)
     }
 }

@@ -62,6 +62,11 @@ pub(crate) fn term_key(disk: DiskId, term: Term) -> String {
     format!("disks/{disk}/terms/{:020}", term.0)
 }
 
+/// The key of the handover of a term.
+pub(crate) fn handover_key(disk: DiskId, term: Term) -> String {
+    format!("disks/{disk}/handovers/{:020}", term.0)
+}
+
 /// The key of a segment.
 pub(crate) fn segment_key(id: SegmentId) -> String {
     let SegmentId { disk, cycle, attempt, number } = id;

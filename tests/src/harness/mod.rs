@@ -4,10 +4,12 @@
 //! made is taken down when its [`Host`] is dropped, also after a panic, and only what it made.
 
 pub mod command;
+pub mod guest;
 pub mod host;
 pub mod netns;
 pub mod ordered;
 pub mod proxy;
+pub mod seed;
 pub mod service;
 pub mod stamp;
 pub mod store;

@@ -13,7 +13,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 /// Flags of every verb.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Globals {
     /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
@@ -85,6 +85,11 @@ impl Context {
         ConfigWatch::new(self.globals.config.clone(), config)
     }
 
+    /// The configuration's file, if one was named.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.globals.config.clone()
+    }
+
     /// Connects to the driver of a disk.
     pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
         ControlClient::connect(&self.roots.disk(name).control_socket())
@@ -94,6 +99,17 @@ impl Context {
     /// Whether a progress bar should be drawn.
     pub fn shows_progress(&self) -> bool {
         !self.globals.quiet && !self.globals.json && std::io::stderr().is_terminal()
+    }
+
+    /// This command once more, with the same configuration and places.
+    pub fn again(&self) -> anyhow::Result<std::process::Command> {
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command.args(
+            self.globals.config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]),
+        );
+        command.arg("--state-dir").arg(&self.roots.state);
+        command.arg("--runtime-dir").arg(&self.roots.runtime);
+        Ok(command)
     }
 
     /// Prints a value as JSON.

@@ -5,6 +5,11 @@ use std::process::ExitCode;
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
 use backstay_driver::offline::OfflineError;
+use backstay_recovery::drill::DrillError;
+use backstay_recovery::failover::FailoverError;
+use backstay_recovery::image::ImageError;
+use backstay_recovery::lazy::LazyError;
+use backstay_recovery::replica::ReplicaError;
 use backstay_sidecar::CycleError;
 use backstay_sidecar::service::ServiceError;
 
@@ -60,14 +65,21 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
+            || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_refusal)
             || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
+            || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
+            || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
+            || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
+            || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_refusal)
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()
             || e.downcast_ref::<backstay_vault::VaultError>()
                 .is_some_and(backstay_vault::VaultError::is_damage)
+            || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<backstay_sidecar::group::GroupError>()
                 .is_some_and(|e| e.is_damage())
+            || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
     });
     match (refused, damaged) {
         (true, _) => 3,

@@ -1,7 +1,10 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod context;
+mod drilling;
 mod exit;
+mod helper;
+mod programs;
 mod verbs;
 
 use std::process::ExitCode;
@@ -29,6 +32,7 @@ enum Verb {
     Attach(verbs::attach::Attach),
     Detach(verbs::detach::Detach),
     Umount(verbs::umount::Umount),
+    Hydrate(verbs::hydrate::Hydrate),
     Grow(verbs::grow::Grow),
     Rename(verbs::rename::Rename),
     Move(verbs::relocate::Move),
@@ -38,6 +42,12 @@ enum Verb {
     Points(verbs::points::Points),
     Verify(verbs::verify::Verify),
     Restore(verbs::restore::Restore),
+    Failover(verbs::failover::Failover),
+    Failback(verbs::failback::Failback),
+    Replica(verbs::replica::ReplicaVerb),
+    Drill(verbs::drill::Drill),
+    Export(verbs::export::Export),
+    Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
     Pin(verbs::pin::Pin),
     Unpin(verbs::unpin::Unpin),
@@ -54,6 +64,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if let Some(helper) = helper::called_as() {
+        return helper.run();
+    }
     let cli = Cli::parse();
     exit::report(run(cli))
 }
@@ -71,6 +84,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Attach(verb) => verb.run(&context),
         Verb::Detach(verb) => verb.run(&context),
         Verb::Umount(verb) => verb.run(&context),
+        Verb::Hydrate(verb) => verb.run(&context),
         Verb::Grow(verb) => verb.run(&context),
         Verb::Rename(verb) => verb.run(&context),
         Verb::Move(verb) => verb.run(&context),
@@ -80,6 +94,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Points(verb) => verb.run(&context),
         Verb::Verify(verb) => verb.run(&context),
         Verb::Restore(verb) => verb.run(&context),
+        Verb::Failover(verb) => verb.run(&context),
+        Verb::Failback(verb) => verb.run(&context),
+        Verb::Replica(verb) => verb.run(&context),
+        Verb::Drill(verb) => verb.run(&context),
+        Verb::Export(verb) => verb.run(&context),
+        Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),
         Verb::Pin(verb) => verb.run(&context),
         Verb::Unpin(verb) => verb.run(&context),

@@ -30,12 +30,39 @@ pub enum Seek {
     Hole,
 }
 
+/// A backing that is not a file or device of its own: whoever starts the driver brings it.
+///
+/// What it answers may take long, since it may have to fetch it. So that this holds up nothing else, it
+/// says beforehand what it can do at once; the rest is done by other threads than the event loops.
+pub trait Made: Backing {
+    /// What it is, in one word.
+    fn name(&self) -> &'static str;
+    /// Finds data or a hole from `offset` on, at once; whoever does not know says that all is data.
+    ///
+    /// # Errors
+    /// `ENXIO` if there is no data up to the end.
+    fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset>;
+    /// Whether these bytes are here, so that reading them waits for nothing but the local disk.
+    fn has(&self, offset: ByteOffset, len: ByteLen) -> bool;
+    /// Whether a write of these bytes waits for nothing but the local disk.
+    fn takes(&self, offset: ByteOffset, len: ByteLen) -> bool;
+    /// Fetches what a write of these bytes needs, so that [`Self::takes`] is true.
+    ///
+    /// # Errors
+    /// If it cannot be fetched.
+    fn prepare(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()>;
+    /// The disk is about to be closed: what goes on in the background ends.
+    fn stop(&self);
+}
+
 /// An open backing.
 pub enum AnyBacking {
     /// Through the page cache.
     Buffered(Buffered),
     /// Past the page cache.
     Direct(Direct),
+    /// Brought by whoever started the driver.
+    Made(Box<dyn Made>),
 }
 
 macro_rules! each {
@@ -43,6 +70,7 @@ macro_rules! each {
         match $self {
             AnyBacking::Buffered($b) => $call,
             AnyBacking::Direct($b) => $call,
+            AnyBacking::Made($b) => $call,
         }
     };
 }
@@ -50,10 +78,20 @@ macro_rules! each {
 impl AnyBacking {
     /// The engine's name.
     #[must_use]
-    pub fn engine(&self) -> Engine {
+    pub fn engine(&self) -> String {
         match self {
-            Self::Buffered(_) => Engine::Buffered,
-            Self::Direct(_) => Engine::Direct,
+            Self::Buffered(_) => Engine::Buffered.to_string(),
+            Self::Direct(_) => Engine::Direct.to_string(),
+            Self::Made(made) => made.name().into(),
+        }
+    }
+
+    /// The backing, if it was brought by whoever started the driver.
+    #[must_use]
+    pub fn made(&self) -> Option<&dyn Made> {
+        match self {
+            Self::Made(made) => Some(&**made),
+            Self::Buffered(_) | Self::Direct(_) => None,
         }
     }
 

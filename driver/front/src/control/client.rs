@@ -93,8 +93,21 @@ impl ControlClient {
     }
 
     /// Waits until the driver has closed the connection: it is gone.
-    pub fn wait_until_gone(mut self) {
-        let _ = self.stream.set_read_timeout(None);
-        let _ = std::io::Read::read(&mut self.stream, &mut [0]);
+    pub fn wait_until_gone(self) {
+        self.read_to_end(None);
+    }
+
+    /// Waits until the driver is gone, but no longer than this; whether it is.
+    #[must_use]
+    pub fn is_gone_within(self, time: Duration) -> bool {
+        self.read_to_end(Some(time))
+    }
+
+    fn read_to_end(mut self, time: Option<Duration>) -> bool {
+        let _ = self.stream.set_read_timeout(time);
+        match std::io::Read::read(&mut self.stream, &mut [0]) {
+            Ok(_) => true,
+            Err(e) => !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! another. So neither keeps a read or write from being served.
 
 mod attr;
+mod far;
 mod mount;
 mod slow;
 
@@ -23,10 +24,11 @@ use fuser::{
     WriteFlags,
 };
 
-pub use mount::{Mounted, mount};
+pub use mount::{Access, Mounted, mount};
 
 use crate::backing::{AnyBacking, Seek};
 use attr::{DISK, DISK_NAME, ROOT, Times};
+use far::Far;
 use slow::Slow;
 
 /// The kernel may keep names and attributes for ever: nothing but this driver changes them.
@@ -38,6 +40,8 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 pub struct DiskFs<E: Env> {
     disk: Arc<ProtectedDisk<E, AnyBacking>>,
     slow: Slow,
+    /// Only with a backing that may have to fetch what it is asked for.
+    far: Option<Far>,
     times: Times,
 }
 
@@ -48,7 +52,8 @@ impl<E: Env> DiskFs<E> {
     /// If the threads for flushes and discards cannot be started.
     pub fn new(disk: Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
         let slow = Slow::start(&disk)?;
-        Ok(Self { disk, slow, times: Times { started: SystemTime::now() } })
+        let far = disk.backing().made().map(|_| Far::start(&disk)).transpose()?;
+        Ok(Self { disk, slow, far, times: Times { started: SystemTime::now() } })
     }
 
     fn attr(&self, ino: INodeNo) -> fuser::FileAttr {
@@ -161,6 +166,11 @@ impl<E: Env> Filesystem for DiskFs<E> {
         if there == 0 {
             return reply.data(&[]);
         }
+        if let (Some(far), AnyBacking::Made(made)) = (&self.far, self.disk.backing())
+            && !made.has(ByteOffset(offset), ByteLen(there as u64))
+        {
+            return far.read(ByteOffset(offset), there, reply);
+        }
         slow::with_buffer(there, |buf| match self.disk.read(ByteOffset(offset), buf) {
             Ok(()) => reply.data(buf),
             Err(e) => reply.error(errno(&e)),
@@ -184,6 +194,11 @@ impl<E: Env> Filesystem for DiskFs<E> {
             0 if !data.is_empty() => return reply.error(Errno::ENOSPC),
             len => &data[..len],
         };
+        if let (Some(far), AnyBacking::Made(made)) = (&self.far, self.disk.backing())
+            && !made.takes(ByteOffset(offset), ByteLen(fits.len() as u64))
+        {
+            return far.write(ByteOffset(offset), fits, reply);
+        }
         match self.disk.write(ByteOffset(offset), fits) {
             Ok(()) => reply.written(fits.len() as u32),
             Err(e) => reply.error(errno(&e)),

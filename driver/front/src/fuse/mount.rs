@@ -24,6 +24,15 @@ pub struct Mounted {
     notifier: Notifier,
 }
 
+/// What users of a mount may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+}
+
 /// Mounts a disk and starts its event loops.
 ///
 /// # Errors
@@ -32,6 +41,7 @@ pub fn mount<E: Env>(
     fs: DiskFs<E>,
     mount_point: &Path,
     event_loops: usize,
+    access: Access,
     on_end: impl FnOnce() + Send + 'static,
 ) -> io::Result<Mounted> {
     drop_stale(mount_point)?;
@@ -45,7 +55,10 @@ pub fn mount<E: Env>(
         device.as_raw_fd(),
         nix::unistd::getegid()
     );
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    if access == Access::Read {
+        flags |= MsFlags::MS_RDONLY;
+    }
     sys_mount(Some("backstay"), mount_point, Some("fuse.backstay"), flags, Some(data.as_str()))?;
     let mut config = Config::default();
     config.n_threads = Some(event_loops);

@@ -5,4 +5,4 @@ mod harden;
 mod serve;
 
 pub use daemon::{Outcome, in_background};
-pub use serve::{DriverError, DriverOptions, lock_disk, run};
+pub use serve::{DriverError, DriverOptions, lock_disk, run, run_with};

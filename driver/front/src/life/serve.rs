@@ -19,7 +19,7 @@ use super::harden::harden;
 use crate::backing::record::{BackingRecord, Seen};
 use crate::backing::{self, AnyBacking, Engine, OpenError};
 use crate::control::{Identity, Server};
-use crate::fuse::{DiskFs, Mounted, mount};
+use crate::fuse::{Access, DiskFs, Mounted, mount};
 use crate::lock;
 use crate::paths::DiskPaths;
 
@@ -44,6 +44,8 @@ pub struct DriverOptions {
     pub grow: bool,
     /// Only for a new disk: the recovery point that the backing holds, so that nothing is dirty.
     pub base: Option<Base>,
+    /// Refuse writes.
+    pub read_only: bool,
     /// Threads that read requests.
     pub event_loops: usize,
 }
@@ -64,6 +66,16 @@ pub enum DriverError {
         name: DiskName,
         /// Which backing it is, and which to mount.
         reason: String,
+    },
+    /// The backing that was to be made for the disk was not.
+    #[error("{source}")]
+    Made {
+        /// The disk.
+        name: DiskName,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether nothing is wrong but it would not be safe.
+        refused: bool,
     },
     /// The disk's state cannot be used.
     #[error("disk {name}: {source}")]
@@ -90,6 +102,7 @@ impl DriverError {
         match self {
             Self::Running(_) | Self::WrongBacking { .. } => true,
             Self::Backing(e) => e.is_busy(),
+            Self::Made { refused, .. } => *refused,
             _ => false,
         }
     }
@@ -108,14 +121,33 @@ enum Event {
 /// # Errors
 /// If the disk cannot be served, or its last writes not be saved.
 pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverError> {
+    let open = |options: &mut DriverOptions| Ok(backing::open(&options.backing, options.engine)?);
+    run_with(options, open, ready)
+}
+
+/// Serves a disk on a backing that `open` makes, alone with the disk's state; it may say what it found
+/// out about the disk in the options. Otherwise as [`run`].
+///
+/// # Errors
+/// What `open` answered; or as for [`run`].
+pub fn run_with(
+    mut options: DriverOptions,
+    open: impl FnOnce(&mut DriverOptions) -> Result<AnyBacking, DriverError>,
+    ready: impl FnOnce(),
+) -> Result<(), DriverError> {
     let DriverOptions { name, paths, .. } = &options;
     for dir in [&paths.state, &paths.runtime] {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(io_error(format!("making {}", dir.display())))?;
     }
     let _lock = lock_disk(name, &paths.lock_file())?;
-    let backing = backing::open(&options.backing, options.engine)?;
-    let seen = identify(name, &options.backing, &backing, &paths.state)?;
+    let backing = open(&mut options)?;
+    let DriverOptions { name, paths, .. } = &options;
+    // One that was made is nowhere else: there is nothing it could be mistaken for.
+    let seen = match backing.made() {
+        None => Some(identify(name, &options.backing, &backing, &paths.state)?),
+        Some(_) => None,
+    };
     let engine = backing.engine().to_string();
     let env = FsEnv::open(&paths.state, &paths.runtime)
         .map_err(io_error(format!("opening the state of disk {name}")))?;
@@ -130,18 +162,26 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     let disk = ProtectedDisk::open(env, backing, track)
         .map_err(|source| DriverError::Track { name: name.clone(), source })?;
     let disk = Arc::new(disk);
-    remember(seen, &paths.state);
+    if let Some(seen) = seen.clone() {
+        remember(seen, &paths.state);
+    }
     say_what_was_found(name, disk.found(), disk.status().dirty_sectors);
 
     let (events, happened) = bounded(8);
     let fs = DiskFs::new(Arc::clone(&disk)).map_err(io_error("starting threads"))?;
     let ended = sender(&events, || Event::Ended);
-    let mounted = mount(fs, &options.mount_point, options.event_loops, ended)
+    let access = if options.read_only { Access::Read } else { Access::Write };
+    let mounted = mount(fs, &options.mount_point, options.event_loops, access, ended)
         .map_err(io_error(format!("mounting on {}", options.mount_point.display())))?;
+    let served = options.mount_point.join("disk");
     let identity = Identity {
         name: name.clone(),
-        backing: fs::canonicalize(&options.backing).unwrap_or(options.backing.clone()),
-        served: options.mount_point.join("disk"),
+        backing: match seen {
+            Some(_) => fs::canonicalize(&options.backing).unwrap_or(options.backing.clone()),
+            // Nowhere but here are its bytes together.
+            None => served.clone(),
+        },
+        served,
         engine,
     };
     let stop = sender(&events, || Event::Stop);
@@ -159,6 +199,9 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
         // The event loops go with the process; its users then get errors.
         End::Forced => Ok(()),
     };
+    if let Some(made) = disk.backing().made() {
+        made.stop();
+    }
     let closed = disk.close();
     let _ = fs::remove_file(paths.control_socket());
     closed.map_err(|source| DriverError::Track { name: name.clone(), source })?;

@@ -142,9 +142,18 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     }
     let asked = resync::Request::load(job.state);
     let found = look_at_vault(job.vault, &status)?;
-    let flow = flow(&status, found.newest.as_ref(), found.adopted, asked.as_ref())?;
+    // What another host took over is refused before anything else is said of it (I5).
+    found.refuse_fenced(job.vault)?;
+    let from = found.from(job.vault)?;
+    let onto = from.as_ref().or(found.newest.as_ref());
+    let flow = flow(&status, onto, found.adopted, asked.as_ref())?;
     let term = found.term(job.vault)?;
-    let (newest, layered) = (found.newest, matches!(flow, Flow::Delta | Flow::Resync { .. }));
+    if let Some(from) = term.from.filter(|_| from.is_some()) {
+        job.vault.hold_from(found.disk, term.term, &from)?;
+    }
+    let layered = matches!(flow, Flow::Delta | Flow::Resync { .. });
+    let newest = found.newest.clone();
+    let onto = onto.cloned();
     let kind = match flow {
         Flow::Initial => CycleKind::Initial,
         Flow::Delta => CycleKind::Delta,
@@ -166,7 +175,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         consistency: Consistency::Crash,
         quiesced: None,
     };
-    let shipped = run.passes(flow, &status, newest.as_ref(), cutter).and_then(|(cut, passes)| {
+    let shipped = run.passes(flow, &status, onto.as_ref(), cutter).and_then(|(cut, passes)| {
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, found.disk, status.size, cycle, passes)?;
         let base = Base { vault_disk: found.disk, cycle, point: PointId::random() };
@@ -177,6 +186,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let meta = PointMeta {
         term: term.term,
         predecessor: newest,
+        from,
         kind,
         layered,
         point: base.point,
@@ -187,6 +197,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     // From here on nobody but the vault knows whether the point exists: its segments stay.
     let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
+    found.release_from(job.vault, &term, &point);
     resync::forget(job.state);
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
     let report = report(&point, &cut, fetched, started.elapsed());
@@ -276,12 +287,13 @@ impl Run<'_> {
 }
 
 /// The newest point that the vault has of a disk, found by its identity or, failing that, by its
-/// name.
+/// name; right after a failover the one that the disk goes on from.
 ///
 /// # Errors
 /// If the vault cannot be read or is damaged.
 pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manifest>, CycleError> {
-    Ok(find_disk(vault, status)?.and_then(|found| found.newest))
+    let Some(found) = find_disk(vault, status)? else { return Ok(None) };
+    Ok(found.from(vault)?.or(found.newest))
 }
 
 /// The identity of a disk in a vault, if it is there; found as for [`newest_point`].
@@ -356,12 +368,51 @@ impl Found {
         if term.writer != self.writer && self.adopted {
             term = vault.claim_term(self.disk, &self.writer)?;
         }
-        if term.writer == self.writer {
-            return Ok(term);
-        }
-        let ours = backstay_format::Term(term.term.0 - 1);
-        Err(VaultError::Fenced { ours, newest: term.term, writer: term.writer }.into())
+        if term.writer == self.writer { Ok(term) } else { Err(fenced(term)) }
     }
+
+    /// I5: what another writer took over is not ours any more, whatever this disk knows.
+    fn refuse_fenced(&self, vault: &Vault) -> Result<(), CycleError> {
+        match vault.newest_term(self.disk)? {
+            Some(term) if term.writer != self.writer && !self.adopted => Err(fenced(term)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The point that our term goes on from, if that is not the newest and no point of the term is
+    /// there yet.
+    fn from(&self, vault: &Vault) -> Result<Option<Manifest>, CycleError> {
+        let (Some(newest), Some(term)) = (&self.newest, vault.newest_term(self.disk)?) else {
+            return Ok(None);
+        };
+        let first = newest.term < term.term && term.writer == self.writer;
+        let Some(from) = term.from.filter(|from| first && from.point != newest.point) else {
+            return Ok(None);
+        };
+        match vault.manifest(self.disk, from.cycle) {
+            Ok(point) if point.point == from.point => Ok(Some(point)),
+            // It was held for a month: then a person has to say that the disk is right.
+            Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Lets go of the point that the term went on from, once a point of the term is there. One that
+    /// was killed before it did leaves it to the next cycle.
+    fn release_from(&self, vault: &Vault, term: &TermRecord, point: &Manifest) {
+        let Some(from) = term.from else { return };
+        let follows = |point: &Manifest| point.predecessor == Some((from.cycle, from.point));
+        if (follows(point) || self.newest.as_ref().is_some_and(follows))
+            && let Err(e) = vault.release_from(self.disk, term.term)
+        {
+            tracing::warn!("the hold on recovery point {} ends by itself: {e}", from.cycle);
+        }
+    }
+}
+
+fn fenced(term: TermRecord) -> CycleError {
+    let ours = backstay_format::Term(term.term.0 - 1);
+    VaultError::Fenced { ours, newest: term.term, writer: term.writer }.into()
 }
 
 fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration) -> CycleReport {

@@ -153,7 +153,8 @@ impl LocalDisk {
                 if let Some(warning) = &report.warning {
                     tracing::warn!("disk {name}: recovery point {}: {warning}", report.cycle);
                 }
-                upkeep::after_cycle(&shipping.config.now(), name, &shipping.vault);
+                let state = &self.paths.state;
+                upkeep::after_cycle(&shipping.config.now(), name, &shipping.vault, state);
             }
             Err(e) => tracing::error!("disk {name}: {e}"),
         }

@@ -33,6 +33,8 @@ pub enum Work {
     Resync,
     /// What changed.
     Delta,
+    /// A point is tried; no cycle, and in nobody's way.
+    Drill,
 }
 
 /// What the schedule is told of a disk.

@@ -103,7 +103,8 @@ impl Cycle {
         record.note(result, self.config.vault_of(name), &state);
         match result {
             Ok(_) => {
-                upkeep::after_cycle(&self.config, name, self.config.vault_of(name));
+                let vault = self.config.vault_of(name);
+                upkeep::after_cycle(&self.config, name, vault, &state);
                 Outcome::Done
             }
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },

@@ -1,1 +1,171 @@
-//! Failover to another host and back.
+//! Failover and failback: which host a disk lives on. docs/recovery/failover.md has the states and what each
+//! kill leaves.
+//!
+//! - [`record`]: what this host was doing, so that it can go on or be undone
+//! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
+//! - [`users`]: who uses a served disk
+//! - [`stopped`]: what a stopped disk proves about itself
+//!
+//! The command composes these with what serves and ships disks.
+
+pub mod record;
+pub mod stopped;
+pub mod users;
+pub mod vault;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use backstay_format::{CycleNo, DiskName, Term};
+use backstay_vault::{Class, VaultError};
+
+pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
+
+/// Why a failover did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FailoverError {
+    /// The vault failed or refused.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The local record cannot be used.
+    #[error(
+        "{path}: {source}; nobody knows what was being done for this disk. Nothing was changed: look at \
+         backstay status and at the vault's terms before removing the file"
+    )]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was asked for is not the next thing that can happen.
+    #[error("disk {name}: what is {} cannot be {}. Nothing was changed", state.explain(), next.explain())]
+    Illegal {
+        /// The name here.
+        name: DiskName,
+        /// Where it is.
+        state: State,
+        /// Where it was to go.
+        next: State,
+    },
+    /// It would not be safe.
+    #[error("disk {name}: {reason}. Nothing was changed")]
+    Refused {
+        /// The name.
+        name: DiskName,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The source did not hand over.
+    #[error(
+        "disk {name} was not handed over: on the source, run backstay failover handover {name}. If the source is \
+         gone, that is an unplanned failover. Nothing was changed"
+    )]
+    NotHandedOver {
+        /// The disk.
+        name: DiskName,
+    },
+    /// The handover names a point that is not the newest.
+    #[error(
+        "disk {name} was handed over at recovery point {at}, and point {newest} came after it: the source was \
+         not as quiet as it said. Nothing was changed; fail over unplanned, to the point you want"
+    )]
+    NotQuiet {
+        /// The disk.
+        name: DiskName,
+        /// The handover's point.
+        at: CycleNo,
+        /// The newest.
+        newest: CycleNo,
+    },
+    /// The point belongs to a history that was left.
+    #[error(
+        "recovery point {cycle} of disk {name} belongs to a history that was left when the disk was failed over \
+         (now in term {term}). Nothing was changed; if it is what you want, say --left-history"
+    )]
+    LeftHistory {
+        /// The disk.
+        name: DiskName,
+        /// The point.
+        cycle: CycleNo,
+        /// The newest term.
+        term: Term,
+    },
+    /// Another host has taken the term.
+    #[error(
+        "disk {name} was failed over by somebody else meanwhile: term {term} belongs to {writer}. Nothing was \
+         committed here; what is up stays up, and is not replicated. Cancel it: backstay failover cancel {name}"
+    )]
+    TakenOver {
+        /// The name.
+        name: DiskName,
+        /// The newest term.
+        term: Term,
+        /// Whose it is.
+        writer: String,
+    },
+    /// The disk did not become quiet.
+    #[error("disk {name}: {reason}; run the handover again, or cancel it")]
+    NotStopped {
+        /// The name.
+        name: DiskName,
+        /// What it says of itself.
+        reason: String,
+    },
+}
+
+impl FailoverError {
+    /// Whether nothing is wrong but it would not be safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Vault(_) | Self::State { .. } | Self::NotStopped { .. })
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Vault(e) => e.class(),
+            _ => Class::PersonMustAct,
+        }
+    }
+}
+
+/// Refuses to serve a disk that another host has, or is about to have.
+///
+/// # Errors
+/// Why, and what to do instead.
+pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), FailoverError> {
+    let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
+    let reason = match record.state {
+        State::HandingOver | State::HandedOver | State::TakingBack => format!(
+            "it was handed over{}: another host may serve it. To have it back before that: backstay failover \
+             cancel {name}; after that: backstay failback {name} --to BACKING",
+            record
+                .point
+                .map_or(String::new(), |point| format!(" at recovery point {}", point.cycle)),
+        ),
+        State::Seeding | State::TakingOver => format!(
+            "it is being brought back: run backstay failback {name} again, which goes on where it was"
+        ),
+        State::Removing => {
+            format!("what is left of it is being removed: run backstay failover cancel {name}")
+        }
+        State::Starting | State::Up | State::Committing | State::Committed => return Ok(()),
+    };
+    Err(FailoverError::Refused { name: name.clone(), reason })
+}
+
+/// Called before every step that lasts. A build with assertions dies here when a test says so.
+pub fn step() {
+    #[cfg(debug_assertions)]
+    {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static STEPS: AtomicU64 = AtomicU64::new(0);
+        let at = std::env::var("BACKSTAY_TEST_DIE_AT_STEP").ok().and_then(|at| at.parse().ok());
+        if at == Some(STEPS.fetch_add(1, Ordering::SeqCst)) {
+            let me = nix::unistd::Pid::this();
+            let _ = nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}

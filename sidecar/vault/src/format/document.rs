@@ -1,10 +1,10 @@
-//! The small JSON objects: `vault.json`, `disk.json`, terms.
+//! The small JSON objects: what they have in common, and `vault.json`, `disk.json`, names.
 //!
 //! `{"format": …, "version": 1, "crc32c": …, "body": {…}}`, where the checksum covers the body in
 //! its canonical form: keys sorted, no white space, what `json.dumps(body, sort_keys=True,
 //! separators=(",", ":"), ensure_ascii=False)` makes in Python.
 
-use backstay_format::{ByteLen, DiskId, DiskName, FormatError, Term};
+use backstay_format::{ByteLen, DiskId, DiskName, FormatError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -61,17 +61,6 @@ pub struct DiskRecord {
     pub created_unix_ns: u64,
 }
 
-/// `disks/<id>/terms/<term>`: who may write from then on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TermRecord {
-    /// The term.
-    pub term: Term,
-    /// Who writes in it.
-    pub writer: String,
-    /// Since when, nanoseconds since 1970.
-    pub since_unix_ns: u64,
-}
-
 impl Document for VaultRecord {
     const FORMAT: &'static str = "backstay-vault";
 }
@@ -80,9 +69,6 @@ impl Document for NameRecord {
 }
 impl Document for DiskRecord {
     const FORMAT: &'static str = "backstay-disk";
-}
-impl Document for TermRecord {
-    const FORMAT: &'static str = "backstay-term";
 }
 
 #[derive(Serialize, Deserialize)]
@@ -181,7 +167,7 @@ mod tests {
     #[test]
     fn another_kind_or_version_is_refused() {
         let bytes = encode(&sample()).unwrap();
-        assert!(matches!(decode::<TermRecord>(&bytes), Err(FormatError::Magic { .. })));
+        assert!(matches!(decode::<NameRecord>(&bytes), Err(FormatError::Magic { .. })));
         let newer = String::from_utf8(bytes).unwrap().replace("\"version\": 1", "\"version\": 2");
         assert!(matches!(
             decode::<DiskRecord>(newer.as_bytes()),

@@ -2,11 +2,13 @@
 //! in words.
 
 pub mod document;
+pub mod drill;
 pub mod group;
 pub mod hold;
 pub mod ledger;
 pub mod manifest;
 pub mod segment;
+pub mod term;
 
 use backstay_format::FormatError;
 

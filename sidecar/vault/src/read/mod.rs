@@ -5,21 +5,25 @@
 //! against the checksum taken before compression (I6).
 
 mod ahead;
+mod cache;
 pub mod compare;
 pub(crate) mod frames;
+pub mod ordered;
 mod plan;
+pub mod random;
 mod restore;
 mod target;
 mod verify;
 
 use backstay_format::{ByteLen, DiskId, SectorRange};
+use bytes::Bytes;
 
 use crate::error::{In, VaultError};
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index};
 use crate::store::{Vault, segment_id, segment_key};
 
-pub use restore::restore;
+pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
 pub use verify::{Verified, verify_point, verify_points};
 
@@ -36,8 +40,7 @@ pub fn read_index(
     size: ByteLen,
     segment: &SegmentRef,
 ) -> Result<Index, VaultError> {
-    let id = segment_id(disk, segment);
-    let key = segment_key(id);
+    let key = segment_key(segment_id(disk, segment));
     let wrong =
         |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
     let len = vault.len(&key)?;
@@ -48,14 +51,31 @@ pub fn read_index(
         return Err(wrong("shorter than a footer"));
     };
     let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
-    let footer = Footer::decode(&footer, segment.object).within(&key)?;
+    index_of(disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
+}
+
+/// The index that a segment's footer names, read by `get` and checked against the reference.
+fn index_of(
+    disk: DiskId,
+    size: ByteLen,
+    segment: &SegmentRef,
+    footer: &[u8],
+    admit: impl FnOnce(u64),
+    get: impl FnOnce(u64, u64) -> Result<Bytes, VaultError>,
+) -> Result<Index, VaultError> {
+    let id = segment_id(disk, segment);
+    let key = segment_key(id);
+    let wrong =
+        |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
+    let footer = Footer::decode(footer, segment.object).within(&key)?;
     if footer.id != id {
         return Err(wrong("it is another segment"));
     }
     if footer.index_digest != segment.index_digest {
         return Err(wrong("its index is not the one its manifest names"));
     }
-    let stored = vault.get_range(&key, footer.index_offset, footer.index_stored_len.into())?;
+    admit(footer.index_raw_len.into());
+    let stored = get(footer.index_offset, footer.index_stored_len.into())?;
     let raw = match footer.index_codec {
         Codec::Raw => stored.to_vec(),
         // Into a buffer of the exact size, which was checked: no bomb can grow it.

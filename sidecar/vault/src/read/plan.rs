@@ -22,6 +22,34 @@ pub(super) struct Layer {
     pub of_frame: HashMap<u32, Vec<usize>>,
 }
 
+impl Layer {
+    /// What is needed of one segment.
+    fn new(key: String, index: Index, needed: Vec<(usize, Vec<SectorRange>)>) -> Self {
+        let mut of_frame: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (at, (number, _)) in needed.iter().enumerate() {
+            if let Some(place) = index.extents[*number].place {
+                of_frame.entry(place.frame).or_default().push(at);
+            }
+        }
+        Self { key, index, needed, of_frame }
+    }
+
+    /// The part of it that is in a set.
+    pub fn within(self, wanted: &SectorSet) -> Self {
+        let within = |runs: Vec<SectorRange>| -> Vec<SectorRange> {
+            runs.into_iter().flat_map(|run| wanted.runs_within(run, true)).collect()
+        };
+        let needed = self.needed.into_iter().map(|(number, runs)| (number, within(runs)));
+        let needed = needed.filter(|(_, runs)| !runs.is_empty()).collect();
+        Self::new(self.key, self.index, needed)
+    }
+
+    /// Sectors needed.
+    pub fn sectors(&self) -> u64 {
+        self.needed.iter().flat_map(|(_, runs)| runs).map(|run| run.sectors()).sum()
+    }
+}
+
 /// A point's segments, newest first, each with what is needed of it.
 pub(super) struct Layers<'a> {
     point: &'a Manifest,
@@ -62,13 +90,7 @@ impl<'a> Layers<'a> {
             self.done.insert(extent.range);
         }
         self.left = left;
-        let mut of_frame: HashMap<u32, Vec<usize>> = HashMap::new();
-        for (at, (number, _)) in needed.iter().enumerate() {
-            if let Some(place) = index.extents[*number].place {
-                of_frame.entry(place.frame).or_default().push(at);
-            }
-        }
-        Ok(Some((segment, Layer { key, index, needed, of_frame })))
+        Ok(Some((segment, Layer::new(key, index, needed))))
     }
 
     /// Checks, after the oldest, that together they are the whole disk.

@@ -1,4 +1,4 @@
-//! Restoring a point: several threads fetch, decompress, check and write at once.
+//! Restoring a point or a part of one: several threads fetch, decompress, check and write at once.
 //!
 //! Memory is bounded by the threads and the set of sectors already planned, whatever the disk's size:
 //! segments are planned one at a time, newest first.
@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Progress;
 use super::frames::{Decompressor, check, fetch, requests};
-use super::plan::{Layer, for_each_layer};
+use super::plan::{Layer, Layers};
 use super::target::RestoreTarget;
 use crate::error::VaultError;
 use crate::format::manifest::Manifest;
+use crate::sectors::SectorSet;
 use crate::store::Vault;
 
 /// A request's worth of frames of a segment.
@@ -29,9 +30,12 @@ struct Shared<'a> {
     vault: &'a Vault,
     target: &'a dyn RestoreTarget,
     size: ByteLen,
+    stop: &'a AtomicBool,
     failed: AtomicBool,
     error: Mutex<Option<VaultError>>,
     done_sectors: AtomicU64,
+    /// Of what is fetched.
+    all_bytes: u64,
     progress: Progress<'a>,
 }
 
@@ -48,28 +52,133 @@ pub fn restore(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<(), VaultError> {
-    let shared = Shared {
-        vault,
-        target,
-        size: point.size,
-        failed: AtomicBool::new(false),
-        error: Mutex::new(None),
-        done_sectors: AtomicU64::new(0),
-        progress,
-    };
-    let (jobs, queue) = bounded::<Job>(threads * 2);
-    thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            let (queue, shared) = (queue.clone(), &shared);
-            scope.spawn(move || shared.work(&queue));
+    let mut fetch = Fetch::whole(vault, point, 0)?;
+    fetch.step(target, threads, u64::MAX, progress, &AtomicBool::new(false))?;
+    fetch.finish()?;
+    target.sync().map_err(|source| VaultError::Target {
+        what: format!("making {} durable", target.name()),
+        source,
+    })
+}
+
+/// A point, or a part of it, that is fetched in steps.
+pub struct Fetch<'a> {
+    vault: &'a Vault,
+    point: &'a Manifest,
+    layers: Layers<'a>,
+    /// What to fetch; `None`: everything.
+    wanted: Option<&'a SectorSet>,
+    /// Sectors that were given to the target.
+    done: u64,
+}
+
+impl<'a> Fetch<'a> {
+    /// Fetches all of a point, from its segment number `seen` on (newest first; 0 for all).
+    ///
+    /// # Errors
+    /// If the vault cannot be read or is damaged.
+    pub fn whole(vault: &'a Vault, point: &'a Manifest, seen: usize) -> Result<Self, VaultError> {
+        let mut layers = Layers::new(vault, point);
+        let mut done = 0;
+        while layers.seen() < seen
+            && let Some((_, layer)) = layers.next()?
+        {
+            done += layer.sectors();
         }
-        drop(queue);
-        let planned = for_each_layer(vault, point, |_, layer| {
-            if shared.failed.load(Ordering::Acquire) {
-                // Ends the planning; the error that is told is the first one.
-                let source = std::io::ErrorKind::Interrupted.into();
-                return Err(VaultError::Target { what: "restoring".into(), source });
+        Ok(Self { vault, point, layers, wanted: None, done })
+    }
+
+    /// Fetches some sectors of a point, all of which must lie inside its disk.
+    #[must_use]
+    pub fn part(vault: &'a Vault, point: &'a Manifest, wanted: &'a SectorSet) -> Self {
+        let layers = Layers::new(vault, point);
+        Self { vault, point, layers, wanted: Some(wanted), done: 0 }
+    }
+
+    /// Segments fetched from so far; all of what was wanted of them is with the target after a step.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.layers.seen()
+    }
+
+    /// Sectors to fetch in all.
+    fn all(&self) -> u64 {
+        match self.wanted {
+            Some(wanted) => wanted.count(),
+            None => SectorRange::whole(self.point.size).sectors(),
+        }
+    }
+
+    /// Fetches until the target got at least `sectors` or all is done; whether there is more. Nothing
+    /// is made durable.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or is damaged, the target cannot be written, or it was told to
+    /// `stop` ([`VaultError::Stopped`]); what the target got until then is right but not all.
+    pub fn step(
+        &mut self,
+        target: &dyn RestoreTarget,
+        threads: usize,
+        sectors: u64,
+        progress: Progress<'_>,
+        stop: &AtomicBool,
+    ) -> Result<bool, VaultError> {
+        let all = self.all();
+        let shared = Shared {
+            vault: self.vault,
+            target,
+            size: self.point.size,
+            stop,
+            failed: AtomicBool::new(false),
+            error: Mutex::new(None),
+            done_sectors: AtomicU64::new(self.done),
+            all_bytes: (all * SECTOR_BYTES).min(self.point.size.0),
+            progress,
+        };
+        let until = self.done.saturating_add(sectors);
+        let (jobs, queue) = bounded::<Job>(threads * 2);
+        let more = thread::scope(|scope| {
+            for _ in 0..threads.max(1) {
+                let (queue, shared) = (queue.clone(), &shared);
+                scope.spawn(move || shared.work(&queue));
             }
+            drop(queue);
+            let planned = self.plan(until, all, &shared, &jobs);
+            drop(jobs);
+            planned.unwrap_or_else(|e| {
+                shared.fail(e);
+                false
+            })
+        });
+        match shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(more),
+        }
+    }
+
+    /// Cuts layers into jobs until enough was planned; whether there is more.
+    fn plan(
+        &mut self,
+        until: u64,
+        all: u64,
+        shared: &Shared<'_>,
+        jobs: &Sender<Job>,
+    ) -> Result<bool, VaultError> {
+        while self.done < until {
+            if shared.failed.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            shared.go_on()?;
+            // The rest of the segments holds nothing that is wanted.
+            if self.wanted.is_some() && self.done == all {
+                return Ok(false);
+            }
+            let Some((_, layer)) = self.layers.next()? else { return Ok(false) };
+            let layer = match self.wanted {
+                Some(wanted) => layer.within(wanted),
+                None => layer,
+            };
+            self.done += layer.sectors();
             let layer = Arc::new(layer);
             shared.zero_extents(&layer)?;
             let mut frames: Vec<u32> = layer.of_frame.keys().copied().collect();
@@ -77,22 +186,27 @@ pub fn restore(
             for group in requests(&layer.index, &frames) {
                 let job = Job { layer: Arc::clone(&layer), frames: frames[group].to_vec() };
                 if shared.failed.load(Ordering::Relaxed) || jobs.send(job).is_err() {
-                    break;
+                    return Ok(false);
                 }
             }
-            Ok(())
-        });
-        drop(jobs);
-        if let Err(e) = planned {
-            shared.fail(e);
         }
-    });
-    match shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => target.sync().map_err(|source| VaultError::Target {
-            what: format!("making {} durable", target.name()),
-            source,
-        }),
+        Ok(true)
+    }
+
+    /// Checks, after the last step, that the point held all that was wanted.
+    ///
+    /// # Errors
+    /// If it did not.
+    pub fn finish(self) -> Result<(), VaultError> {
+        let all = self.all();
+        match self.wanted {
+            None => self.layers.finish(),
+            Some(_) if self.done == all => Ok(()),
+            Some(_) => Err(VaultError::Inconsistent {
+                object: format!("recovery point {} of disk {}", self.point.cycle, self.point.disk),
+                reason: format!("its segments hold {} of {all} sectors", self.done),
+            }),
+        }
     }
 }
 
@@ -107,7 +221,7 @@ impl Shared<'_> {
                 // Empties the queue, so that the planner is not stuck on it.
                 continue;
             }
-            if let Err(e) = self.do_job(&job, &mut decompressor) {
+            if let Err(e) = self.go_on().and_then(|()| self.do_job(&job, &mut decompressor)) {
                 self.fail(e);
             }
         }
@@ -160,7 +274,17 @@ impl Shared<'_> {
 
     fn count(&self, run: SectorRange) {
         let done = self.done_sectors.fetch_add(run.sectors(), Ordering::Relaxed) + run.sectors();
-        (self.progress)((done * SECTOR_BYTES).min(self.size.0), self.size.0);
+        (self.progress)((done * SECTOR_BYTES).min(self.all_bytes), self.all_bytes);
+    }
+
+    /// An error if somebody wants this to stop.
+    fn go_on(&self) -> Result<(), VaultError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => {
+                Err(VaultError::Stopped { object: format!("reading for {}", self.target.name()) })
+            }
+            false => Ok(()),
+        }
     }
 
     fn target_error(&self, run: SectorRange, source: std::io::Error) -> VaultError {

@@ -104,7 +104,9 @@ fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
         Err(VaultError::NotFound { .. }) => return Ok(()),
         before => before?,
     };
-    let fits = before.point == id && before.term <= point.term && cycle.next() == point.cycle;
+    // The first point of a term may lay over an older one: others were made after that.
+    let follows = cycle.next() == point.cycle || before.term < point.term;
+    let fits = before.point == id && before.term <= point.term && follows;
     // What a writer put that slept while the point of that cycle came and went is nobody's.
     let nobodys = before.point != id
         && vault.ledger(point.disk)?.is_some_and(|l| l.fate(cycle, before.point) == Some(None));

@@ -91,8 +91,8 @@ impl Vault {
     /// If the vault cannot be read, or the ledger is damaged.
     pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
         for _ in 0..ROUNDS_MAX {
-            let newest = self.newest_number(&prefix(disk), |revision| key(disk, revision))?;
-            let Some(revision) = newest else { return Ok(None) };
+            let revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
+            let Some(&revision) = revisions.last() else { return Ok(None) };
             let key = key(disk, revision);
             let bytes = match self.get(&key, LEDGER_BYTES_MAX) {
                 // Replaced since it was listed.
@@ -142,8 +142,8 @@ impl Vault {
             }
             self.settle(&key)?;
         }
-        let newest = self.newest_number(&prefix(disk), |revision| self::key(disk, revision))?;
-        if newest != Some(revision) {
+        let revisions = self.numbers_to_newest(&prefix(disk), |n| self::key(disk, n))?;
+        if revisions.last() != Some(&revision) {
             return Ok(Advanced::Overtaken);
         }
         // The one before stays: a list that is made just now may see neither this nor that.
@@ -165,6 +165,18 @@ impl Vault {
             Some(ledger) => ledger.merged(&before.segments).0,
             None => before.segments.clone(),
         })
+    }
+
+    /// Puts a revision without merges, and sees it hold. Before a point lays over an old one: entries
+    /// that no list has had for long come back with it, and a merge that replaced them then must not.
+    pub(crate) fn forget_merges(&self, disk: DiskId) -> Result<(), VaultError> {
+        for _ in 0..ROUNDS_MAX {
+            let base = self.ledger(disk)?.unwrap_or_else(|| blank(disk));
+            if self.advance(Ledger { merges: vec![], ..base })? == Advanced::Holds {
+                return Ok(());
+            }
+        }
+        Err(VaultError::Contended { disk })
     }
 
     /// A point that was just put, unless another writer's point of this cycle came and went while

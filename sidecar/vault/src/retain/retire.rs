@@ -157,6 +157,14 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
             done.deleted += 1;
         }
         job.vault.delete_ended_holds(job.disk, job.now_unix_ns)?;
+        if done.deleted > 0 || job.policy.thorough {
+            let there = points
+                .iter()
+                .filter(|point| point.fate == Fate::Kept || held.contains(&point.cycle))
+                .map(|point| point.cycle)
+                .collect();
+            job.vault.delete_drills(job.disk, horizon, &there)?;
+        }
         return Ok(done);
     }
     Err(VaultError::Contended { disk: job.disk })

@@ -113,6 +113,7 @@ pub fn meta(before: Option<&Manifest>) -> PointMeta {
     PointMeta {
         term: backstay_format::Term(1),
         predecessor: before.cloned(),
+        from: None,
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
         layered: before.is_some(),
         point: backstay_format::PointId::random(),

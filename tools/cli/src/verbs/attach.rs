@@ -1,14 +1,15 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_recovery::lazy::{self, MountedPoint};
 use clap::Args;
 
-use super::mount::{How, options, start};
+use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};
 use crate::context::Context;
+use crate::programs::command;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
 #[derive(Args)]
@@ -17,50 +18,108 @@ Examples:
   dev=$(backstay attach /srv/data.img --name data)
   mkfs.ext4 $dev && mount $dev /mnt
   umount /mnt && backstay detach data
+  backstay attach --disk data --point latest --name data-test --vault file:///mnt/backup/vault
 
 If a driver serves the disk already, only the loop device is attached.")]
 pub struct Attach {
-    /// The file or block device that holds the disk
-    backing: PathBuf,
-    /// The disk's name
-    #[arg(long)]
-    name: DiskName,
+    /// The file or block device that holds the disk [default: the one it was served from last; for a
+    /// disk that is new here, a recovery point is served]
+    #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
+    backing: Option<PathBuf>,
+    /// The disk's name on this host [default: --disk]
+    #[arg(long, required_unless_present = "disk")]
+    name: Option<DiskName>,
+    #[command(flatten)]
+    of: Of,
     #[command(flatten)]
     how: How,
 }
 
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let backing = self.backing.canonicalize().unwrap_or(self.backing.clone());
-        let running = context.driver(&self.name).ok().and_then(|mut driver| driver.status().ok());
-        let served = match running {
-            Some(status) if status.backing == backing => status.served,
-            Some(status) => bail!(
-                "disk {} is served from {} already, not from {}",
-                self.name,
-                status.backing.display(),
-                backing.display()
-            ),
-            None => start(options(context, &self.backing, &self.name, &self.how)?)?,
-        };
-        let device = losetup(&served)?;
+        let Served { name, file: served, .. } = self.serve(context)?;
+        let device = losetup(&served, self.how.is_read_only())?;
         if context.globals.json {
             return context.print_json(
-                &serde_json::json!({ "name": self.name, "device": device, "served": served }),
+                &serde_json::json!({ "name": name, "device": device, "served": served }),
             );
         }
         println!("{device}");
         Ok(())
     }
+
+    /// Has the disk served, by the driver that runs or by a new one in the background.
+    pub fn serve(&self, context: &Context) -> anyhow::Result<Served> {
+        match backing_of(context, &self.backing, self.name.as_ref(), &self.of)? {
+            Some(backing) => self.file(context, &backing),
+            None => self.point(context),
+        }
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.how.is_read_only()
+    }
+
+    fn file(&self, context: &Context, path: &Path) -> anyhow::Result<Served> {
+        let Some(name) = self.name.clone() else { bail!("no disk was named: use --name") };
+        refuse_mounted_point(context, &name)?;
+        let backing = path.canonicalize().unwrap_or(path.to_owned());
+        let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+        match running {
+            Some(status) if status.backing == backing => {
+                Ok(Served { name, file: status.served, started: false })
+            }
+            Some(status) => bail!(
+                "disk {name} is served from {} already, not from {}",
+                status.backing.display(),
+                backing.display()
+            ),
+            None => {
+                let file = start(options(context, path, &name, &self.how)?)?;
+                Ok(Served { name, file, started: true })
+            }
+        }
+    }
+
+    fn point(&self, context: &Context) -> anyhow::Result<Served> {
+        let (name, of) = self.of.options(context, self.name.as_ref())?;
+        let paths = context.roots.disk(&name);
+        let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
+        match (running, MountedPoint::load(&name, &paths)?) {
+            (Some(status), Some(mounted)) => {
+                of.fits(&name, &mounted)?;
+                Ok(Served { name, file: status.served, started: false })
+            }
+            (Some(status), None) => {
+                bail!("disk {name} is served from {} already", status.backing.display())
+            }
+            (None, _) => {
+                let file = lazy::start(options(context, Path::new(""), &name, &self.how)?, of)?;
+                Ok(Served { name, file, started: true })
+            }
+        }
+    }
+}
+
+/// A disk that is served.
+pub struct Served {
+    /// Its name.
+    pub name: DiskName,
+    /// The file it is served as.
+    pub file: PathBuf,
+    /// Whether its driver was started for this.
+    pub started: bool,
 }
 
 /// Attaches a free loop device past the page cache: the guest's page cache is enough.
-pub fn losetup(served: &Path) -> anyhow::Result<String> {
-    let output = Command::new("losetup")
+pub fn losetup(served: &Path, read_only: bool) -> anyhow::Result<String> {
+    let output = command("losetup")
         .args(["--find", "--show", "--direct-io=on"])
+        .args(read_only.then_some("--read-only"))
         .arg(served)
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     if !output.status.success() {
         bail!(
             "losetup {}: {}; the disk stays mounted",
@@ -73,10 +132,10 @@ pub fn losetup(served: &Path) -> anyhow::Result<String> {
 
 /// The loop devices attached to a served disk.
 pub fn loop_devices(served: &Path) -> anyhow::Result<Vec<String>> {
-    let output = Command::new("losetup")
+    let output = command("losetup")
         .args(["--noheadings", "--raw", "--output", "NAME,BACK-FILE"])
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     let list = String::from_utf8_lossy(&output.stdout).into_owned();
     let attached = |line: &str| {
         let (device, file) = line.split_once(' ')?;

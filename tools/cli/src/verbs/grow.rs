@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use backstay_driver::control::{ClientError, ControlClient};
@@ -12,9 +11,11 @@ use bytesize::ByteSize;
 use clap::Args;
 
 use super::attach::loop_devices;
+use super::mount::refuse_mounted_point;
 use super::target::size;
 use crate::context::Context;
 use crate::exit::Refused;
+use crate::programs::command;
 
 /// How often the kernel is asked for the size it was told of; it may be busy with writes, whose
 /// answers carry the old one.
@@ -44,6 +45,7 @@ pub struct Grow {
 
 impl Grow {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        refuse_mounted_point(context, &self.name)?;
         let (name, wanted) = (&self.name, self.size.map(|size| ByteLen(size.as_u64())));
         let mut driver = context.driver(name).with_context(|| {
             format!("disk {name} can only grow while it is mounted (or see mount --grow)")
@@ -114,10 +116,10 @@ fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
 }
 
 fn tell_loop_device(device: &str) -> anyhow::Result<()> {
-    let told = Command::new("losetup")
+    let told = command("losetup")
         .args(["--set-capacity", device])
         .output()
-        .context("losetup could not be started (package util-linux)")?;
+        .context("losetup could not be started (package mount)")?;
     if told.status.success() {
         return Ok(());
     }

@@ -1,33 +1,45 @@
-//! `backstay mount`: serve a protected disk.
+//! `backstay mount`: serve a protected disk, or a recovery point as one.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use backstay_driver::backing::Engine;
+use backstay_driver::backing::record::BackingRecord;
 use backstay_driver::life::{DriverOptions, Outcome, in_background, run};
 use backstay_format::{ByteLen, DiskName};
+use backstay_recovery::failover::refuse_to_serve;
+use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use bytesize::ByteSize;
 use clap::Args;
 
 use crate::context::Context;
 use crate::exit::Refused;
 
-/// Protect a file or block device: serve it as a disk whose writes are tracked
+/// Serve a file, a block device or a recovery point as a disk whose writes are tracked
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay mount /srv/vm.img --name vm1      serve vm.img; prints where
+  backstay mount --vault file:///mnt/backup/vault --disk db --point latest --name db-test
+  backstay mount --name db-test              serve it again, with what was written to it
   qemu-system-x86_64 -drive file=$(backstay mount /srv/vm.img --name vm1),format=raw
   backstay mount /dev/sdb --name db --change-log-limit 20GiB
   backstay mount /dev/vg/db --name db --grow     after lvextend
+  backstay mount --name db --foreground          as the service does: its backing is known
 
-The backing must not be used in any other way while it is served.")]
+The backing must not be used in any other way while it is served. A recovery point is there at once: its
+blocks come from the vault when they are read, and what is written stays on this host. To end that for good:
+backstay umount NAME --forget.")]
 pub struct Mount {
-    /// The file or block device that holds the disk
-    backing: PathBuf,
-    /// The disk's name
-    #[arg(long)]
-    name: DiskName,
+    /// The file or block device that holds the disk [default: the one it was served from last; for a
+    /// disk that is new here, a recovery point is served]
+    #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
+    backing: Option<PathBuf>,
+    /// The disk's name on this host [default: --disk]
+    #[arg(long, required_unless_present = "disk")]
+    name: Option<DiskName>,
+    #[command(flatten)]
+    of: Of,
     #[command(flatten)]
     how: How,
     /// Stay in the foreground (for systemd, with sd_notify)
@@ -53,30 +65,161 @@ pub struct How {
     /// Let the disk grow if its backing is larger than it was
     #[arg(long)]
     grow: bool,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
     /// Track nothing: only to measure what tracking costs
     #[arg(long, hide = true)]
     no_tracking: bool,
+    /// Serve a disk that is being handed over, for its last cycle
+    #[arg(long, hide = true)]
+    handing_over: bool,
 }
 
 impl How {
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// The most space for preserved blocks, if it was said.
     pub fn change_log_limit(&self) -> Option<ByteSize> {
         self.change_log_limit
     }
 }
 
+/// Which recovery point is served; also for `attach`.
+#[derive(Args, Clone)]
+pub struct Of {
+    /// The vault of a recovery point to serve [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// The disk's name in the vault [default: --name]
+    #[arg(long, value_name = "NAME")]
+    disk: Option<DiskName>,
+    /// Which point: a number, latest, or the newest not after a time (2026-02-03T04:05:06Z) [default:
+    /// latest, or the one that is mounted under this name already]
+    #[arg(long)]
+    point: Option<PointChoice>,
+    /// Where to put what is written [default: with the disk's state]
+    #[arg(long, value_name = "FILE")]
+    overlay: Option<PathBuf>,
+    /// Most space for blocks that were fetched [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    cache: Option<ByteSize>,
+    /// How long a read waits for a vault that does not answer
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    vault_timeout: humantime::Duration,
+    /// Fetch all of it in the background; after that the vault is not needed
+    #[arg(long)]
+    hydrate: bool,
+    /// No faster than this a second
+    #[arg(long, value_name = "SIZE", requires = "hydrate")]
+    hydrate_limit: Option<ByteSize>,
+}
+
+impl Of {
+    /// Whether a recovery point was asked for.
+    pub fn is_asked_for(&self) -> bool {
+        self.vault.is_some() || self.disk.is_some() || self.point.is_some()
+    }
+
+    /// What to mount as a disk of this host, and under which name.
+    pub fn options(
+        &self,
+        context: &Context,
+        name: Option<&DiskName>,
+    ) -> anyhow::Result<(DiskName, MountOptions)> {
+        let Some(name) = name.or(self.disk.as_ref()) else {
+            return Err(anyhow!("no disk was named: use --name"));
+        };
+        let known = MountedPoint::load(name, &context.roots.disk(name))?;
+        let in_vault = self.disk.as_ref().unwrap_or(name);
+        let vault = match (&self.vault, &known) {
+            (Some(url), _) => Some(url.clone()),
+            (None, Some(_)) => None,
+            (None, None) => Some(context.config.vault_of(in_vault).to_owned()),
+        };
+        let bytes = |size: ByteSize| ByteLen(size.as_u64());
+        let options = MountOptions {
+            vault,
+            disk: self.disk.clone(),
+            point: self.point,
+            overlay: self.overlay.clone(),
+            cache: self.cache.map(bytes),
+            timeout: self.vault_timeout.into(),
+            hydrate: self
+                .hydrate
+                .then(|| Hydration { wanted: true, limit_bytes: self.hydrate_limit.map(bytes) }),
+        };
+        Ok((name.clone(), options))
+    }
+}
+
 impl Mount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let options = options(context, &self.backing, &self.name, &self.how)?;
+        let Some(backing) = backing_of(context, &self.backing, self.name.as_ref(), &self.of)?
+        else {
+            return self.run_point(context);
+        };
+        let Some(name) = &self.name else { bail!("no disk was named: use --name") };
+        let options = options(context, &backing, name, &self.how)?;
+        refuse_mounted_point(context, name)?;
         if self.foreground {
             return Ok(run(options, || ())?);
         }
         let served = start(options)?;
+        Self::print(context, name, &served)
+    }
+
+    fn run_point(&self, context: &Context) -> anyhow::Result<()> {
+        let (name, of) = self.of.options(context, self.name.as_ref())?;
+        let driver = options(context, Path::new(""), &name, &self.how)?;
+        if self.foreground {
+            return Ok(lazy::serve(driver, of, || ())?);
+        }
+        let served = lazy::start(driver, of)?;
+        Self::print(context, &name, &served)
+    }
+
+    fn print(context: &Context, name: &DiskName, served: &Path) -> anyhow::Result<()> {
         if context.globals.json {
-            return context.print_json(&serde_json::json!({ "name": self.name, "served": served }));
+            return context.print_json(&serde_json::json!({ "name": name, "served": served }));
         }
         println!("{}", served.display());
         Ok(())
+    }
+}
+
+/// The backing that was named, or else the one the disk was served from or moved to last; none if a recovery
+/// point is meant.
+pub fn backing_of(
+    context: &Context,
+    named: &Option<PathBuf>,
+    name: Option<&DiskName>,
+    of: &Of,
+) -> anyhow::Result<Option<PathBuf>> {
+    if named.is_some() || of.is_asked_for() {
+        return Ok(named.clone());
+    }
+    let Some(name) = name else { return Ok(None) };
+    let paths = context.roots.disk(name);
+    if MountedPoint::load(name, &paths)?.is_some() {
+        return Ok(None);
+    }
+    Ok(BackingRecord::load(&paths.state).backing.map(|seen| seen.path))
+}
+
+/// A mounted point has its own overlay: no other backing, size or name may be given to it.
+pub fn refuse_mounted_point(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+    match MountedPoint::load(name, &context.roots.disk(name))? {
+        None => Ok(()),
+        Some(of) => Err(Refused(format!(
+            "disk {name} is recovery point {} of disk {}, mounted on this host: it keeps its backing, size \
+             and name. Nothing was changed",
+            of.cycle, of.disk_name
+        ))
+        .into()),
     }
 }
 
@@ -87,6 +230,9 @@ pub fn options(
     name: &DiskName,
     how: &How,
 ) -> anyhow::Result<DriverOptions> {
+    if !how.handing_over {
+        refuse_to_serve(&context.roots.state, name)?;
+    }
     let paths = context.roots.disk(name);
     let mount_point = match &how.mount_point {
         Some(dir) => std::path::absolute(dir)?,
@@ -94,7 +240,10 @@ pub fn options(
     };
     Ok(DriverOptions {
         name: name.clone(),
-        backing: std::path::absolute(backing)?,
+        backing: match backing.as_os_str().is_empty() {
+            true => PathBuf::new(),
+            false => std::path::absolute(backing)?,
+        },
         paths,
         mount_point,
         engine: how.engine,
@@ -102,6 +251,7 @@ pub fn options(
         tracking: !how.no_tracking,
         grow: how.grow,
         base: None,
+        read_only: how.read_only,
         event_loops: how.event_loops.into(),
     })
 }

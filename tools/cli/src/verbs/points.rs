@@ -1,7 +1,9 @@
 //! `backstay points`: what can be restored.
 
 use backstay_format::{CycleNo, DiskName};
-use backstay_vault::{Consistency, CycleKind, HoldName, HoldRecord, Manifest, VaultError};
+use backstay_vault::{
+    Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Manifest, VaultError,
+};
 use clap::Args;
 use serde::Serialize;
 
@@ -37,10 +39,16 @@ struct Listed {
     term: u64,
     /// Names of pins and other holds that keep it.
     held_by: Vec<HoldName>,
+    /// What drills have proven of it: the last verdict of each kind of check.
+    proven: Vec<&'static str>,
+    /// All verdicts on it, by time.
+    drills: Vec<DrillRecord>,
 }
 
 impl Listed {
-    fn of(point: &Manifest, holds: &[HoldRecord]) -> Self {
+    fn of(point: &Manifest, holds: &[HoldRecord], drills: &[DrillRecord]) -> Self {
+        let about = |drill: &&DrillRecord| (drill.cycle, drill.point) == (point.cycle, point.point);
+        let drills: Vec<DrillRecord> = drills.iter().filter(about).cloned().collect();
         let holds = holds.iter().filter(|hold| hold.covers(point.cycle));
         Self {
             cycle: point.cycle,
@@ -54,6 +62,11 @@ impl Listed {
             stored_bytes: point.own_segments().map(|segment| segment.object.0).sum(),
             segments: point.segments.len(),
             term: point.term.0,
+            proven: last_of_each(&drills)
+                .filter(|drill| drill.passed)
+                .map(|drill| drill.check.proves())
+                .collect(),
+            drills,
             held_by: holds.map(|hold| hold.name.clone()).collect(),
         }
     }
@@ -70,9 +83,10 @@ impl Points {
         };
         let mut points = vec![];
         let holds = vault.holds(disk.disk)?;
+        let drills = vault.drills(disk.disk)?;
         for cycle in vault.points(disk.disk)? {
             match vault.manifest(disk.disk, cycle) {
-                Ok(point) => points.push(Listed::of(&point, &holds)),
+                Ok(point) => points.push(Listed::of(&point, &holds, &drills)),
                 // Retention deleted it since it was listed.
                 Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -82,25 +96,48 @@ impl Points {
             return context.print_json(&points);
         }
         println!(
-            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  HELD BY",
-            "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED"
+            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  HELD BY",
+            "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED", "PROVEN"
         );
         for point in points {
             let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
             let line = format!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {}",
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {}",
                 point.cycle.0,
                 time(point.cut_unix_ns),
                 word(&point.kind),
                 word(&point.consistency),
                 size(point.moved_bytes),
                 size(point.stored_bytes),
+                proven(&point.drills),
                 held_by.join(" ")
             );
             println!("{}", line.trim_end());
         }
         Ok(())
     }
+}
+
+/// The last verdict of each kind of check; they are sorted by time.
+fn last_of_each(drills: &[DrillRecord]) -> impl Iterator<Item = &DrillRecord> {
+    let later = |n: usize| drills[n + 1..].iter().map(|drill| drill.check);
+    drills
+        .iter()
+        .enumerate()
+        .filter(move |(n, drill)| later(*n).all(|c| c != drill.check))
+        .map(|(_, d)| d)
+}
+
+/// What drills say of a point, in short: `mounts 02-03`, `boots FAILED`.
+fn proven(drills: &[DrillRecord]) -> String {
+    let words = last_of_each(drills).map(|drill| {
+        let day: String = time(drill.ended_unix_ns).chars().skip(5).take(5).collect();
+        match drill.passed {
+            true => format!("{} {day}", drill.check.proves()),
+            false => format!("{} FAILED", drill.check.proves()),
+        }
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn not_there(error: &anyhow::Error) -> bool {

@@ -72,7 +72,9 @@ impl Protect {
             checks.iter().filter(|c| self.check || c.verdict != Verdict::Ok).for_each(print);
         }
         if failed > 0 {
-            bail!("disk {name} is not protected: {failed} things are missing. Nothing was changed");
+            let missing =
+                if failed == 1 { "one thing is" } else { &format!("{failed} things are") };
+            bail!("disk {name} is not protected: {missing} missing. Nothing was changed");
         }
         if self.check {
             return Ok(());
@@ -87,7 +89,7 @@ impl Protect {
             ending: false,
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
-        let device = if self.attach { Some(losetup(&served)?) } else { None };
+        let device = if self.attach { Some(losetup(&served, false)?) } else { None };
         let by_sidecar = is_running(roots);
         if context.globals.json {
             context.print_json(&serde_json::json!({

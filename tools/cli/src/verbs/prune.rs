@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
+use backstay_sidecar::record::note_upkeep;
 use backstay_sidecar::throttle::Throttle;
 use backstay_sidecar::upkeep::policy;
 use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
@@ -59,6 +60,9 @@ impl Prune {
             }
             false => (maintain(&vault, disk.disk, &policy, now, &AtomicBool::new(false))?, None),
         };
+        if !self.dry_run && self.vault.vault.is_none() {
+            note_upkeep(&context.roots.disk(&self.name).state, None);
+        }
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name, "keep": rules, "dry_run": self.dry_run,

@@ -9,6 +9,7 @@ use backstay_format::DiskName;
 use backstay_sidecar::protection::Protection;
 use clap::Args;
 
+use super::mount::refuse_mounted_point;
 use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
@@ -45,6 +46,7 @@ pub struct Move {
 
 impl Move {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        refuse_mounted_point(context, &self.name)?;
         let order = Relocation {
             name: self.name.clone(),
             paths: context.roots.disk(&self.name),

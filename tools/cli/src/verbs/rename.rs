@@ -10,6 +10,7 @@ use backstay_sidecar::record::Record;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
+use super::mount::refuse_mounted_point;
 use crate::context::Context;
 use crate::exit::Refused;
 
@@ -34,6 +35,7 @@ pub struct Rename {
 
 impl Rename {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        refuse_mounted_point(context, &self.old)?;
         let (old, new) = (&self.old, &self.new);
         // What hooks keep is kept under the old name: nobody would look there any more.
         if let Some(did) = hooks::mend(&context.roots.disk(old).runtime) {

@@ -1,9 +1,12 @@
 //! `backstay sidecar`: the service.
 
-use backstay_sidecar::service::serve;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use backstay_sidecar::service::{is_running, serve};
 use clap::Args;
 
 use crate::context::Context;
+use crate::drilling::drills;
 
 /// Run cycles for all disks served on this host, until told to stop
 #[derive(Args)]
@@ -19,6 +22,18 @@ pub struct Sidecar {}
 impl Sidecar {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let stop = backstay_sidecar::service::stop_on_signals()?;
-        Ok(serve(context.watch(), &context.roots, &stop)?)
+        // Another sidecar makes the drills, too; this one is about to be refused.
+        let alone = !is_running(&context.roots);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            if alone {
+                let drills =
+                    || drills(context.watch(), context.config_file(), &context.roots, &ended);
+                std::thread::Builder::new().name("drills".into()).spawn_scoped(scope, drills)?;
+            }
+            let served = serve(context.watch(), &context.roots, &stop);
+            ended.store(true, Ordering::Relaxed);
+            Ok(served?)
+        })
     }
 }

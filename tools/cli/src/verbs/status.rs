@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
 use backstay_format::DiskName;
+use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
 use backstay_sidecar::record::Record;
 use backstay_sidecar::status::{DiskStatus, Level, of_disk};
 use clap::Args;
+use serde::Serialize;
 
 use super::target::{size, time, word};
 use crate::context::Context;
@@ -29,6 +31,25 @@ pub struct Status {
     watch: bool,
 }
 
+/// A disk, and the recovery point it is of, if it is a mounted one.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    disk: DiskStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mounted_point: Option<Point>,
+}
+
+/// A mounted point.
+#[derive(Serialize)]
+struct Point {
+    #[serde(flatten)]
+    of: MountedPoint,
+    /// How it is now, if it is served.
+    #[serde(flatten)]
+    now: Option<Mounted>,
+}
+
 impl Status {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         loop {
@@ -40,7 +61,8 @@ impl Status {
                     print!("\x1b[2J\x1b[H");
                 }
                 for status in &all {
-                    print(status);
+                    print(&status.disk);
+                    status.mounted_point.iter().for_each(print_point);
                 }
             }
             if !self.watch {
@@ -50,7 +72,7 @@ impl Status {
         }
     }
 
-    fn collect(&self, context: &Context) -> anyhow::Result<Vec<DiskStatus>> {
+    fn collect(&self, context: &Context) -> anyhow::Result<Vec<Shown>> {
         let names = match &self.name {
             Some(name) => vec![name.clone()],
             None => context.disks(),
@@ -66,7 +88,15 @@ impl Status {
                 );
             }
             let driver = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
-            all.push(of_disk(name, driver, Record::load(&paths.state), &context.config, now));
+            let served = driver.is_some();
+            let of = MountedPoint::load(&name, &paths)?;
+            let mut disk = of_disk(name, driver, Record::load(&paths.state), &context.config, now);
+            if of.is_some() && !served {
+                disk.health.advice = Some(format!("mount it: backstay mount --name {}", disk.name));
+            }
+            let mounted_point =
+                of.map(|of| Point { of, now: Mounted::load(&paths).filter(|_| served) });
+            all.push(Shown { disk, mounted_point });
         }
         Ok(all)
     }
@@ -134,6 +164,21 @@ fn print(status: &DiskStatus) {
     if let Some((used, limit)) = status.change_log {
         println!("  change log  {} of {}", size(used.0), size(limit.0));
     }
+    if let Some(drill) = &status.drill {
+        if let Some(verdict) = &drill.verdict {
+            println!(
+                "  last drill  point {} {} {}, {}: {}",
+                verdict.cycle,
+                word(&verdict.check),
+                if verdict.passed { "passed" } else { "FAILED" },
+                time(verdict.ended_unix_ns),
+                verdict.message.lines().next().unwrap_or_default()
+            );
+        }
+        if let Some(error) = &drill.error {
+            println!("  no drill    {}: {error}", time(drill.tried_unix_ns));
+        }
+    }
     if let Some(driver) = &status.driver {
         println!(
             "  served      {} ({}, {}, pid {})",
@@ -142,5 +187,39 @@ fn print(status: &DiskStatus) {
             driver.engine,
             driver.pid
         );
+    }
+}
+
+fn print_point(point: &Point) {
+    let Point { of, now } = point;
+    println!(
+        "  mounted     point {} of disk {}, cut {}, from {}",
+        of.cycle,
+        of.disk_name,
+        time(of.cut_unix_ns),
+        of.vault
+    );
+    let Some(now) = now else { return };
+    println!(
+        "  local       {} of {}, and {} of {} in the cache",
+        size(now.local_bytes.0),
+        size(of.size_bytes.0),
+        size(now.cache_bytes.0),
+        size(now.cache_limit_bytes.0)
+    );
+    match &now.hydration {
+        HydrationStatus::NotWanted => {}
+        HydrationStatus::Running => {
+            println!("  hydration   {} of {}", size(now.hydrated_bytes.0), size(of.size_bytes.0));
+        }
+        HydrationStatus::Waiting { reason } => println!("  hydration   waits: {reason}"),
+        HydrationStatus::Done => println!("  hydration   done: the vault is not needed any more"),
+    }
+    if now.hydration != HydrationStatus::Done {
+        match &now.vault_trouble {
+            None if now.held => println!("  vault       reachable; holds the point"),
+            None => println!("  vault       reachable; the point is not held"),
+            Some(why) => println!("  vault       NOT REACHABLE: {why}"),
+        }
     }
 }

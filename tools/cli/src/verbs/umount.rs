@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use backstay_driver::control::ControlClient;
 use backstay_format::DiskName;
 use backstay_format::control::Request;
+use backstay_recovery::lazy;
 use clap::Args;
 
 use crate::context::Context;
@@ -16,11 +17,24 @@ command waits for that.")]
 pub struct Umount {
     /// The disk's name
     name: DiskName,
+    /// Remove all that this host has of a mounted recovery point, too: what was written to it is gone
+    /// then. The vault keeps the point
+    #[arg(long)]
+    forget: bool,
 }
 
 impl Umount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        stop(&self.name, context.driver(&self.name)?)
+        if !self.forget {
+            return stop(&self.name, context.driver(&self.name)?);
+        }
+        let paths = context.roots.disk(&self.name);
+        if let Ok(driver) = context.driver(&self.name)
+            && lazy::MountedPoint::load(&self.name, &paths).map_or(true, |of| of.is_some())
+        {
+            stop(&self.name, driver)?;
+        }
+        Ok(lazy::forget(&self.name, &paths)?)
     }
 }
 

@@ -1,0 +1,234 @@
+//! A drill from its beginning to its end: mount, try, write the verdict down, leave nothing behind.
+//!
+//! The point is mounted below `.drills` in the host's folders, where neither the sidecar nor people's
+//! commands look for disks. What a killed drill left there is taken down by the next one of that disk.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use backstay_driver::control::ControlClient;
+use backstay_driver::paths::Roots;
+use backstay_format::control::Request;
+use backstay_format::{ByteLen, DiskName};
+use backstay_vault::format::drill::shortened;
+use backstay_vault::retain::Held;
+use backstay_vault::{DrillRecord, Vault, VaultError};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{Check, DrillError, try_disk};
+use crate::lazy::{self, LazyError, MountOptions, PointChoice};
+use crate::run::tool;
+
+/// Blocks that a drill keeps of what it fetched.
+const CACHE: ByteLen = ByteLen(256 << 20);
+/// How long taking down may take, each step of it.
+const DOWN_MAX: Duration = Duration::from_secs(60);
+
+/// A drill.
+pub struct Drill<'a> {
+    /// The `backstay` command.
+    pub program: &'a Path,
+    /// The host's folders.
+    pub roots: &'a Roots,
+    /// The vault.
+    pub vault: &'a str,
+    /// The disk, as the vault names it.
+    pub name: &'a DiskName,
+    /// Which point.
+    pub point: PointChoice,
+    /// How it is tried.
+    pub check: &'a Check,
+    /// How long the check may take.
+    pub timeout: Duration,
+    /// Whether to stop.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+    /// Told what is being done.
+    pub say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// Where what is known of drills of a disk is that has no state on this host.
+#[must_use]
+pub fn records(roots: &Roots, name: &DiskName) -> PathBuf {
+    let of_disk = roots.disk(name).state;
+    match of_disk.is_dir() {
+        true => of_disk,
+        false => folder(&roots.state).join(format!("{name}.record")),
+    }
+}
+
+fn folder(root: &Path) -> PathBuf {
+    root.join(".drills")
+}
+
+/// Tries a point and puts the verdict beside it in the vault. Whatever happens, nothing of it stays on
+/// this host.
+///
+/// # Errors
+/// If the point could not be tried or the verdict not be put; nothing is said of the point then.
+pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
+    let place = Place::take(job.roots, job.name)?;
+    place.take_down()?;
+    let began_unix_ns = now_unix_ns();
+    let vault = Vault::open(job.vault)?;
+    let disk = vault.disk_named(job.name)?;
+    let point = lazy::choose(&vault, disk.disk, job.point)?;
+    (job.say)("mounting");
+    let options = MountOptions {
+        vault: Some(job.vault.into()),
+        disk: Some(job.name.clone()),
+        point: Some(PointChoice::Cycle(point.cycle)),
+        cache: Some(CACHE),
+        ..MountOptions::default()
+    };
+    let tried = lazy::spawn(job.program, &place.roots, job.name, &options)
+        .map_err(DrillError::from)
+        .and_then(|served| {
+            let environment: [(&str, OsString); 4] = [
+                ("BACKSTAY_NAME", job.name.to_string().into()),
+                ("BACKSTAY_VAULT", job.vault.into()),
+                ("BACKSTAY_POINT", point.cycle.to_string().into()),
+                ("BACKSTAY_CUT_UNIX_NS", point.cut_unix_ns.to_string().into()),
+            ];
+            (job.say)("checking");
+            try_disk(&served, job.check, &place.work, &environment, job.timeout, job.stop)
+        });
+    // The verdict first: taking down may fail, and it is true all the same.
+    let put = tried.and_then(|verdict| {
+        // A disk that the vault did not give could not be read; that is not the point's fault.
+        let held =
+            Held::reading(&vault, disk.disk, (point.cycle, point.cycle), "a drill's verdict");
+        drop(held.map_err(DrillError::Vault)?);
+        let record = DrillRecord {
+            drill: uuid::Uuid::new_v4(),
+            disk: disk.disk,
+            cycle: point.cycle,
+            point: point.point,
+            check: job.check.kind(),
+            passed: verdict.passed,
+            message: shortened(&verdict.message),
+            by: shortened(&backstay_vault::retain::holder()),
+            began_unix_ns,
+            ended_unix_ns: now_unix_ns(),
+        };
+        match vault.put_drill(&record) {
+            // Who has only a copy of the vault may try its points, too.
+            Err(e @ VaultError::Denied { .. }) => tracing::warn!("the verdict is not kept: {e}"),
+            put => put?,
+        }
+        Ok(record)
+    });
+    (job.say)("taking down");
+    let down = place.take_down();
+    match (put, down) {
+        (Ok(record), Ok(())) => Ok(record),
+        (Ok(record), Err(e)) => {
+            tracing::warn!("drill of disk {}: {e}; the next drill tries again", job.name);
+            Ok(record)
+        }
+        (Err(e), _) => Err(e),
+    }
+}
+
+/// Where a disk is drilled: one drill at a time.
+struct Place<'a> {
+    roots: Roots,
+    name: &'a DiskName,
+    work: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+impl<'a> Place<'a> {
+    fn take(roots: &Roots, name: &'a DiskName) -> Result<Self, DrillError> {
+        let (state, runtime) = (folder(&roots.state), folder(&roots.runtime));
+        for dir in [&state, &runtime] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(DrillError::Io)?;
+        }
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let lock = options.open(state.join(format!("{name}.lock"))).map_err(DrillError::Io)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| DrillError::Busy(name.clone()))?;
+        let work = runtime.join(format!("{name}.work"));
+        Ok(Self { roots: Roots { state, runtime }, name, work, _lock: lock })
+    }
+
+    /// Takes down what is there of a drill: file systems, loop devices, the mounted point, its files.
+    fn take_down(&self) -> Result<(), DrillError> {
+        let paths = self.roots.disk(self.name);
+        let io = DrillError::Io;
+        let never = || false;
+        for at in mounts_below(&self.work).map_err(io)? {
+            tool("umount", &[&at.to_string_lossy()], DOWN_MAX, &never).map_err(io)?;
+        }
+        for device in loops_below(&paths.runtime)? {
+            tool("losetup", &["-d", &device], DOWN_MAX, &never).map_err(io)?;
+        }
+        if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
+            let asked = driver.ask(&Request::Stop);
+            asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
+            driver.wait_until_gone();
+        }
+        // A driver that was killed leaves its mount.
+        for at in mounts_below(&paths.runtime).map_err(io)? {
+            tool("umount", &["-l", &at.to_string_lossy()], DOWN_MAX, &never).map_err(io)?;
+        }
+        if paths.state.exists() {
+            match lazy::forget(self.name, &paths) {
+                // It was killed before there was a mounted point.
+                Err(LazyError::Refused { .. }) => {
+                    fs::remove_dir_all(&paths.state).map_err(io)?;
+                }
+                done => done?,
+            }
+        }
+        for left in [&paths.runtime, &self.work] {
+            match fs::remove_dir_all(left) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_of(left, &e)),
+                _ => {}
+            }
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.work).map_err(io)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.work);
+    }
+}
+
+fn io_of(path: &Path, e: &io::Error) -> DrillError {
+    DrillError::Io(io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// What is mounted below a folder, the last first.
+fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let targets = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+    Ok(targets.map(unescaped).filter(|target| target.starts_with(dir)).collect())
+}
+
+/// A path as the kernel writes it: white space and backslashes in octal.
+fn unescaped(text: &str) -> PathBuf {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to)).into()
+}
+
+/// Loop devices on files below a folder.
+fn loops_below(dir: &Path) -> Result<Vec<String>, DrillError> {
+    let args = ["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"];
+    let list = tool("losetup", &args, DOWN_MAX, &|| false).map_err(DrillError::Io)?;
+    let below = |line: &str| {
+        let (device, file) = line.split_once(' ')?;
+        Path::new(file.trim()).starts_with(dir).then(|| device.to_owned())
+    };
+    Ok(list.lines().filter_map(below).collect())
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}

@@ -1,0 +1,110 @@
+//! Which point of a disk is meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+use backstay_format::{CycleNo, DiskId};
+use backstay_vault::{Manifest, Vault, VaultError};
+use jiff::Timestamp;
+
+use super::LazyError;
+
+/// A recovery point as people name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointChoice {
+    /// The newest.
+    Latest,
+    /// By its cycle.
+    Cycle(CycleNo),
+    /// The newest whose cut is not after this instant, nanoseconds since 1970.
+    Until(u64),
+}
+
+impl FromStr for PointChoice {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "latest" {
+            return Ok(Self::Latest);
+        }
+        if let Ok(number) = text.parse() {
+            return Ok(Self::Cycle(CycleNo(number)));
+        }
+        let wrong = || {
+            format!(
+                "{text:?} is no recovery point: a number, latest, or a time as 2026-02-03T04:05:06Z"
+            )
+        };
+        let at: Timestamp = text.parse().map_err(|_| wrong())?;
+        u64::try_from(at.as_nanosecond()).map(Self::Until).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for PointChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Cycle(cycle) => write!(f, "{cycle}"),
+            Self::Until(unix_ns) => match Timestamp::from_nanosecond((*unix_ns).into()) {
+                Ok(at) => write!(f, "{at}"),
+                Err(_) => write!(f, "{unix_ns} ns"),
+            },
+        }
+    }
+}
+
+/// Finds a point. Who needs it for longer holds it before reading it again.
+///
+/// # Errors
+/// If there is none, or the vault cannot be read.
+pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manifest, LazyError> {
+    let points = vault.points(disk)?;
+    let none = |what: String| {
+        Err(LazyError::NoPoint(format!(
+            "disk {disk} has no recovery point {what} in {}; it has {}",
+            vault.url(),
+            match (points.first(), points.last()) {
+                (Some(first), Some(last)) => {
+                    format!("{} from {first} to {last}: see backstay points", points.len())
+                }
+                _ => "none".into(),
+            }
+        )))
+    };
+    match choice {
+        PointChoice::Latest => match points.last() {
+            Some(&cycle) => Ok(vault.manifest(disk, cycle)?),
+            None => none("yet".into()),
+        },
+        PointChoice::Cycle(cycle) if points.contains(&cycle) => Ok(vault.manifest(disk, cycle)?),
+        PointChoice::Cycle(cycle) => none(cycle.to_string()),
+        PointChoice::Until(unix_ns) => {
+            // Clocks order nothing, so it is looked for from the newest on.
+            for &cycle in points.iter().rev() {
+                match vault.manifest(disk, cycle) {
+                    Ok(point) if point.cut_unix_ns <= unix_ns => return Ok(point),
+                    // Later, or deleted by retention since it was listed.
+                    Ok(_) | Err(VaultError::NotFound { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            none(format!("that is not after {choice}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_name_points_in_three_ways() {
+        let parse = |text: &str| text.parse::<PointChoice>();
+        assert_eq!(parse("latest"), Ok(PointChoice::Latest));
+        assert_eq!(parse("17"), Ok(PointChoice::Cycle(CycleNo(17))));
+        let at = parse("1970-01-01T01:00:01+01:00").unwrap();
+        assert_eq!(at, PointChoice::Until(1_000_000_000));
+        assert_eq!(parse(&at.to_string()), Ok(at));
+        assert!(parse("newest").unwrap_err().contains("a time as"));
+        assert!(parse("1960-01-01T00:00:00Z").is_err());
+    }
+}

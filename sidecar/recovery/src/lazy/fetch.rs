@@ -1,0 +1,435 @@
+//! Threads that fetch indexes and frames from the vault, so that whoever waits for one can stop waiting.
+//!
+//! A thread that hangs in the vault holds up nothing but what else was asked of the vault; each wait has its
+//! end. While nobody waits for anything, they fetch the indexes that are missing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backstay_vault::format::segment::FrameEntry;
+use backstay_vault::read::random::{FrameReader, read_index_at_once};
+use backstay_vault::{Manifest, Vault, VaultError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::Trouble;
+use super::flight::Flights;
+use super::index::IndexStore;
+
+const THREADS: usize = 16;
+/// Uncompressed frames kept in memory.
+const FRAMES_BYTES: usize = 32 << 20;
+/// Indexes unpacked at the same time; they take some three times as much memory.
+const INDEXES_BYTES: u64 = 32 << 20;
+/// After a failure in the background.
+const BREATH: Duration = Duration::from_secs(1);
+
+/// A frame of a segment.
+pub(crate) type FrameKey = (u32, u32);
+/// An uncompressed frame, and the extents (by their offset) that were found right.
+pub(crate) struct Frame {
+    pub bytes: Vec<u8>,
+    pub checked: Mutex<Vec<u32>>,
+}
+
+enum Job {
+    Index(u32),
+    Frames(u32, Vec<(u32, FrameEntry)>),
+}
+
+/// What the vault is like.
+#[derive(Default)]
+pub(crate) struct Health {
+    down: AtomicBool,
+    said: Mutex<Option<String>>,
+}
+
+pub(crate) struct Fetcher {
+    shared: Arc<Shared>,
+    jobs: Sender<Job>,
+}
+
+struct Shared {
+    url: String,
+    point: Arc<Manifest>,
+    vault: OnceLock<Vault>,
+    index: Arc<IndexStore>,
+    indexes: Flights<u32, ()>,
+    frames: Flights<FrameKey, Arc<Frame>>,
+    kept: Mutex<Kept>,
+    health: Arc<Health>,
+    stop: AtomicBool,
+    looking: Mutex<()>,
+    room: Room,
+    /// Indexes that are still to be fetched in the background, the newest last.
+    missing: Mutex<Vec<usize>>,
+}
+
+/// Frames in memory, the one longest unused goes first.
+#[derive(Default)]
+struct Kept {
+    frames: HashMap<FrameKey, (Arc<Frame>, u64)>,
+    used: BTreeMap<u64, FrameKey>,
+    clock: u64,
+    bytes: usize,
+}
+
+impl Fetcher {
+    pub fn start(
+        url: &str,
+        vault: Option<Vault>,
+        point: Arc<Manifest>,
+        index: Arc<IndexStore>,
+        health: Arc<Health>,
+    ) -> std::io::Result<Self> {
+        let mut missing = index.missing();
+        missing.reverse();
+        let shared = Arc::new(Shared {
+            url: url.into(),
+            point,
+            vault: vault.map_or_else(OnceLock::new, OnceLock::from),
+            index,
+            indexes: Flights::new(),
+            frames: Flights::new(),
+            kept: Mutex::default(),
+            health,
+            stop: AtomicBool::new(false),
+            looking: Mutex::new(()),
+            room: Room::default(),
+            missing: Mutex::new(missing),
+        });
+        let (jobs, queue) = unbounded();
+        for _ in 0..THREADS {
+            let (shared, queue) = (Arc::clone(&shared), queue.clone());
+            thread::Builder::new().name("fetch".into()).spawn(move || shared.work(&queue))?;
+        }
+        Ok(Self { shared, jobs })
+    }
+
+    /// Sees that the indexes of segments are here.
+    pub fn indexes(&self, segments: &[u32], until: Instant) -> Result<(), Trouble> {
+        self.again_until(until, || {
+            let missing = segments.iter().filter(|&&s| !self.shared.index.has(s as usize));
+            let flights: Vec<_> = missing
+                .map(|&segment| {
+                    let (flight, new) = self.shared.indexes.join(segment);
+                    if new {
+                        let _ = self.jobs.send(Job::Index(segment));
+                    }
+                    flight
+                })
+                .collect();
+            flights.iter().try_for_each(|flight| flight.wait(until).unwrap_or(Err(late())))
+        })
+    }
+
+    /// Frames, in the order they were asked for.
+    pub fn frames(
+        &self,
+        keys: &[FrameKey],
+        until: Instant,
+    ) -> Result<HashMap<FrameKey, Arc<Frame>>, Trouble> {
+        let mut found = HashMap::new();
+        self.again_until(until, || {
+            let mut flights = vec![];
+            let mut new: BTreeMap<u32, Vec<(u32, FrameEntry)>> = BTreeMap::new();
+            for &key in keys {
+                if found.contains_key(&key) {
+                    continue;
+                }
+                if let Some(frame) = self.shared.kept().get(key) {
+                    found.insert(key, frame);
+                    continue;
+                }
+                let Ok(entry) = self.shared.index.frame(key.0 as usize, key.1) else {
+                    self.shared.index.forget(key.0 as usize);
+                    return Err(Trouble::IndexLost);
+                };
+                let (flight, is_new) = self.shared.frames.join(key);
+                if is_new {
+                    new.entry(key.0).or_default().push((key.1, entry));
+                }
+                flights.push((key, flight));
+            }
+            for (segment, mut frames) in new {
+                frames.sort_unstable_by_key(|(_, entry)| entry.offset);
+                while !frames.is_empty() {
+                    let entries: Vec<FrameEntry> = frames.iter().map(|(_, entry)| *entry).collect();
+                    let rest =
+                        frames.split_off(backstay_vault::read::random::one_request(&entries));
+                    let _ = self.jobs.send(Job::Frames(segment, frames));
+                    frames = rest;
+                }
+            }
+            for (key, flight) in flights {
+                found.insert(key, flight.wait(until).unwrap_or(Err(late()))?);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Tries until it works, is known never to work, or the time is over.
+    fn again_until(
+        &self,
+        until: Instant,
+        mut attempt: impl FnMut() -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        const PAUSE: Duration = Duration::from_millis(200);
+        loop {
+            match attempt() {
+                Err(Trouble::Gone(why)) if Instant::now() + PAUSE >= until => {
+                    self.shared.health.is_down(&why);
+                    return Err(Trouble::Gone(why));
+                }
+                Err(Trouble::Gone(_)) => thread::sleep(PAUSE),
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        // The threads leave when their queue has ended; one that hangs in the vault is not waited for.
+        self.shared.stop.store(true, Ordering::Release);
+    }
+}
+
+fn late() -> Trouble {
+    Trouble::Gone("it does not answer".into())
+}
+
+impl Shared {
+    fn work(&self, queue: &Receiver<Job>) {
+        let mut reader = None;
+        loop {
+            let (job, asked) = match queue.try_recv() {
+                Ok(job) => (Some(job), true),
+                Err(_) => match self.next_missing() {
+                    Some(segment) => (Some(Job::Index(segment)), false),
+                    None => match queue.recv_timeout(BREATH) {
+                        Ok(job) => (Some(job), true),
+                        Err(RecvTimeoutError::Timeout) => (None, false),
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    },
+                },
+            };
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            match job {
+                Some(Job::Index(segment)) => self.fetch_index(segment, asked),
+                Some(Job::Frames(segment, frames)) => {
+                    self.fetch_frames(segment, &frames, &mut reader);
+                }
+                None => self.look(),
+            }
+        }
+    }
+
+    /// Looks whether the vault is back, one thread at a time.
+    fn look(&self) {
+        if self.health.down()
+            && let Ok(_alone) = self.looking.try_lock()
+            && self.vault().and_then(|vault| vault.disk(self.point.disk)).is_ok()
+        {
+            self.health.is_up();
+        }
+    }
+
+    /// An index to fetch while nobody wants anything. Not while the vault is down.
+    fn next_missing(&self) -> Option<u32> {
+        if self.health.down.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let segment = missing.pop()?;
+            let (_, new) = if self.index.has(segment) {
+                continue;
+            } else {
+                self.indexes.join(segment as u32)
+            };
+            if new {
+                return Some(segment as u32);
+            }
+        }
+    }
+
+    fn vault(&self) -> Result<&Vault, VaultError> {
+        if let Some(vault) = self.vault.get() {
+            return Ok(vault);
+        }
+        let vault = Vault::open(&self.url)?;
+        Ok(self.vault.get_or_init(|| vault))
+    }
+
+    fn fetch_index(&self, segment: u32, asked: bool) {
+        let of = &self.point.segments[segment as usize];
+        let mut room = None;
+        let fetched = self.vault().and_then(|vault| {
+            let admit = |bytes| room = Some(self.room.take(bytes));
+            read_index_at_once(vault, self.point.disk, self.point.size, of, admit)
+        });
+        let result = match fetched {
+            Ok(index) => {
+                self.health.is_up();
+                self.index
+                    .put(segment as usize, of.index_digest, index)
+                    .map_err(|e| Trouble::Local(format!("keeping an index: {e}")))
+            }
+            Err(e) => Err(self.trouble(e)),
+        };
+        drop(room);
+        // What is damaged stays so: whoever asks for it is told.
+        let later = !asked && matches!(result, Err(Trouble::Gone(_) | Trouble::Local(_)));
+        self.indexes.land(segment, result);
+        if later {
+            self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(segment as usize);
+            thread::sleep(BREATH);
+        }
+    }
+
+    fn fetch_frames(
+        &self,
+        segment: u32,
+        frames: &[(u32, FrameEntry)],
+        reader: &mut Option<FrameReader>,
+    ) {
+        let of = &self.point.segments[segment as usize];
+        let entries: Vec<FrameEntry> = frames.iter().map(|(_, entry)| *entry).collect();
+        let fetched = self.vault().and_then(|vault| {
+            let reader = match reader {
+                Some(reader) => reader,
+                None => reader.insert(FrameReader::new()?),
+            };
+            reader.read(vault, self.point.disk, of, &entries)
+        });
+        match fetched {
+            Ok(fetched) => {
+                self.health.is_up();
+                for (&(number, _), bytes) in frames.iter().zip(fetched) {
+                    let key = (segment, number);
+                    let frame = bytes
+                        .map(|bytes| Arc::new(Frame { bytes, checked: Mutex::default() }))
+                        .map_err(|e| self.trouble(e));
+                    if let Ok(frame) = &frame {
+                        self.kept().put(key, Arc::clone(frame));
+                    }
+                    self.frames.land(key, frame);
+                }
+            }
+            Err(e) => {
+                let trouble = self.trouble(e);
+                for &(number, _) in frames {
+                    self.frames.land((segment, number), Err(trouble.clone()));
+                }
+            }
+        }
+    }
+
+    /// What an error of the vault means: whether the vault is gone, or what it holds is damaged.
+    fn trouble(&self, error: VaultError) -> Trouble {
+        match error {
+            e if e.is_damage() => Trouble::Damaged(e.to_string()),
+            // One object missing in a vault that is there is damage.
+            VaultError::NotFound { .. }
+                if self.vault.get().is_some_and(|vault| vault.disk(self.point.disk).is_ok()) =>
+            {
+                Trouble::Damaged(error.to_string())
+            }
+            e => Trouble::Gone(e.to_string()),
+        }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room for indexes that are unpacked at the same time.
+#[derive(Default)]
+struct Room {
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+/// Room that is given back when this is dropped.
+struct Taken<'a>(&'a Room, u64);
+
+impl Room {
+    /// Waits until there is room; one alone always has.
+    fn take(&self, bytes: u64) -> Taken<'_> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        while *used > 0 && *used + bytes > INDEXES_BYTES {
+            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used += bytes;
+        Taken(self, bytes)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) -= self.1;
+        self.0.freed.notify_all();
+    }
+}
+
+impl Kept {
+    fn get(&mut self, key: FrameKey) -> Option<Arc<Frame>> {
+        self.clock += 1;
+        let (frame, used) = self.frames.get_mut(&key)?;
+        self.used.remove(used);
+        *used = self.clock;
+        self.used.insert(self.clock, key);
+        Some(Arc::clone(frame))
+    }
+
+    fn put(&mut self, key: FrameKey, frame: Arc<Frame>) {
+        self.clock += 1;
+        self.bytes += frame.bytes.len();
+        if let Some((old, used)) = self.frames.insert(key, (frame, self.clock)) {
+            self.bytes -= old.bytes.len();
+            self.used.remove(&used);
+        }
+        self.used.insert(self.clock, key);
+        while self.bytes > FRAMES_BYTES {
+            let Some((_, oldest)) = self.used.pop_first() else { return };
+            if let Some((frame, _)) = self.frames.remove(&oldest) {
+                self.bytes -= frame.bytes.len();
+            }
+        }
+    }
+}
+
+impl Health {
+    /// Whether the vault was there when it was last asked, and what it said if not.
+    pub fn trouble(&self) -> Option<String> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
+    }
+
+    fn is_down(&self, why: &str) {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.into());
+        if !self.down.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "the vault cannot be reached ({why}): what is not local cannot be read until it is back; \
+                 writes, and reads of what is local, go on"
+            );
+        }
+    }
+
+    fn is_up(&self) {
+        if self.down.swap(false, Ordering::AcqRel) {
+            *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            tracing::warn!("the vault is back");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Hydration: all of the point fetched in the background, from the start of the disk to its end, standing
+//! back for whoever waits for the vault meanwhile.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backstay_driver::paths::DiskPaths;
+use backstay_format::{SECTOR_BYTES, SectorRange};
+
+use super::Trouble;
+use super::backing::Point;
+use super::record::{Hydration, HydrationStatus};
+
+/// Sectors fetched as one: 4 MiB.
+const STEP_SECTORS: u64 = 8192;
+/// How often what is wanted is looked at, and the mark is made durable.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const MARK_EVERY: Duration = Duration::from_secs(2);
+/// Longest wait for others in one go.
+const STAND_BACK: Duration = Duration::from_millis(50);
+
+pub(crate) struct Hydrator {
+    point: Arc<Point>,
+    paths: DiskPaths,
+    status: Mutex<HydrationStatus>,
+}
+
+impl Hydrator {
+    pub fn new(point: Arc<Point>, paths: DiskPaths) -> Self {
+        let status = match point.overlay.is_whole() {
+            true => HydrationStatus::Done,
+            false => HydrationStatus::NotWanted,
+        };
+        Self { point, paths, status: Mutex::new(status) }
+    }
+
+    pub fn status(&self) -> HydrationStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Works until the disk is whole or closed.
+    pub fn run(&self) {
+        let mut marked = Instant::now();
+        let mut looked: Option<(Instant, Hydration)> = None;
+        while !self.point.stop.load(Ordering::Acquire) {
+            if self.point.overlay.is_whole() {
+                match self.point.overlay.sync() {
+                    Ok(()) => {
+                        self.say(HydrationStatus::Done);
+                        tracing::info!("hydrated: the vault is not needed any more");
+                        return;
+                    }
+                    Err(e) => self.wait(&format!("the overlay cannot be written: {e}")),
+                }
+                continue;
+            }
+            let wanted = match looked {
+                Some((at, wanted)) if at.elapsed() < LOOK_EVERY => wanted,
+                _ => looked.insert((Instant::now(), Hydration::load(&self.paths))).1,
+            };
+            if !wanted.wanted {
+                self.say(HydrationStatus::NotWanted);
+                thread::sleep(LOOK_EVERY);
+                continue;
+            }
+            let begun = Instant::now();
+            match self.step() {
+                Ok(fetched) => {
+                    self.say(HydrationStatus::Running);
+                    if marked.elapsed() > MARK_EVERY {
+                        if let Err(e) = self.point.overlay.sync() {
+                            self.wait(&format!("the overlay cannot be written: {e}"));
+                        }
+                        marked = Instant::now();
+                    }
+                    self.stand_back();
+                    if let Some(limit) = wanted.limit_bytes {
+                        let due = fetched as f64 / (limit.0.max(1) as f64);
+                        self.sleep(Duration::from_secs_f64(due).saturating_sub(begun.elapsed()));
+                    }
+                }
+                Err(trouble) => self.wait(&trouble.to_string()),
+            }
+        }
+    }
+
+    /// Makes the next stretch local; bytes fetched for it.
+    fn step(&self) -> Result<u64, Trouble> {
+        let Point { overlay, source, size, .. } = &*self.point;
+        let (from, end) = (overlay.whole_to(), SectorRange::whole(*size).end.0);
+        let local =
+            |e: std::io::Error| Trouble::Local(format!("the overlay cannot be written: {e}"));
+        let zero_to = source.zero_from(from)?;
+        if zero_to > from {
+            overlay.clear_next(SectorRange::new(from, zero_to)).map_err(local)?;
+            return Ok(0);
+        }
+        let run = SectorRange::new(from, (from + STEP_SECTORS).min(end));
+        let mut bytes = vec![0; run.bytes().0 as usize];
+        let mut fetched = 0;
+        for absent in overlay.runs(run, false) {
+            let at = ((absent.start.0 - from) * SECTOR_BYTES) as usize;
+            let len = absent.bytes().0 as usize;
+            source.read_through(absent, &mut bytes[at..at + len])?;
+            fetched += len as u64;
+        }
+        overlay.fill_next(run, &bytes).map_err(local)?;
+        Ok(fetched)
+    }
+
+    /// While somebody waits for the vault, for a moment.
+    fn stand_back(&self) {
+        let until = Instant::now() + STAND_BACK;
+        while self.point.waiting.load(Ordering::Relaxed) > 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn wait(&self, reason: &str) {
+        self.say(HydrationStatus::Waiting { reason: reason.into() });
+        self.sleep(Duration::from_secs(1));
+    }
+
+    fn sleep(&self, long: Duration) {
+        let until = Instant::now() + long;
+        while !self.point.stop.load(Ordering::Acquire) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(Duration::from_millis(100)));
+        }
+    }
+
+    fn say(&self, status: HydrationStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}

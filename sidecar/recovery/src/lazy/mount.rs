@@ -1,0 +1,469 @@
+//! The beginning and the end of a mounted point.
+//!
+//! What a host keeps of it is made in a folder under another name, which is renamed when everything in it is
+//! durable: so it is there as a whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use backstay_driver::backing::{AnyBacking, Made};
+use backstay_driver::life::{
+    DriverError, DriverOptions, Outcome, in_background, lock_disk, run_with,
+};
+use backstay_driver::paths::{DiskPaths, Roots};
+use backstay_format::superblock::BackingId;
+use backstay_format::{ByteLen, DiskName};
+use backstay_vault::retain::Held;
+use backstay_vault::{Manifest, Vault, VaultError};
+
+use super::LazyError;
+use super::backing::{Point, PointBacking};
+use super::choice::{PointChoice, choose};
+use super::hydrate::Hydrator;
+use super::keeper::{self, Keeper};
+use super::medium::{OverlayFile, PlainFile, overlay_parts, sync_parent};
+use super::overlay::{Overlay, first_header, map_bytes};
+use super::record::{FOLDER, Hydration, HydrationStatus, Mounted, MountedPoint, folder};
+use super::source::Source;
+
+/// The point's manifest, the overlay, and its map, in the folder.
+const MANIFEST: &str = "point.bin";
+const OVERLAY: &str = "overlay.data";
+const MAP: &str = "overlay.map";
+/// How often the status is written.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// What to mount, and how.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The vault's URL. Of a point that is mounted already, it may be where the vault is now.
+    pub vault: Option<String>,
+    /// The disk's name in the vault; if not given, the name it is to have here.
+    pub disk: Option<DiskName>,
+    /// Which point; the newest if not given, or the one that is mounted already.
+    pub point: Option<PointChoice>,
+    /// Where to put the overlay; with the disk's state if not given.
+    pub overlay: Option<PathBuf>,
+    /// Most bytes of fetched blocks that are kept; 1 GiB if not given.
+    pub cache: Option<ByteLen>,
+    /// How long a read waits for the vault before it fails.
+    pub timeout: Duration,
+    /// Whether to hydrate; if not given, as it was.
+    pub hydrate: Option<Hydration>,
+}
+
+impl MountOptions {
+    /// The cache, unless told otherwise.
+    pub const CACHE_DEFAULT: ByteLen = ByteLen(1 << 30);
+    /// The wait for the vault, unless told otherwise.
+    pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            vault: None,
+            disk: None,
+            point: None,
+            overlay: None,
+            cache: None,
+            timeout: Self::TIMEOUT_DEFAULT,
+            hydrate: None,
+        }
+    }
+}
+
+impl MountOptions {
+    /// Sees that what is mounted under a name already is what is meant.
+    ///
+    /// # Errors
+    /// [`LazyError::Refused`] if it is not; or the vault cannot say.
+    pub fn fits(&self, name: &DiskName, mounted: &MountedPoint) -> Result<(), LazyError> {
+        again(name, mounted.clone(), self).map(drop)
+    }
+}
+
+/// Serves a recovery point until it is told to stop; `ready` is called once it can be used. A point that was
+/// mounted under this name before goes on with what was written to it.
+///
+/// # Errors
+/// If there is no such point, the disk on this host is something else, or it cannot be served.
+pub fn serve(
+    driver: DriverOptions,
+    options: MountOptions,
+    ready: impl FnOnce(),
+) -> Result<(), DriverError> {
+    let mut keeper = None;
+    let open = |driver: &mut DriverOptions| {
+        let failed = |e: LazyError| DriverError::Made {
+            name: driver.name.clone(),
+            refused: e.is_refusal(),
+            source: e.into(),
+        };
+        let opened = open(&driver.name, &driver.paths, &options).map_err(failed)?;
+        driver.base = opened.base;
+        let (backing, kept) = opened.begin(&driver.name, &driver.paths).map_err(failed)?;
+        keeper = Some(kept);
+        Ok(AnyBacking::Made(backing))
+    };
+    let ended = run_with(driver, open, ready);
+    if let Some(keeper) = keeper {
+        keeper.leave();
+    }
+    ended
+}
+
+/// As [`serve`], in the background; the file that is served. Must be called before any thread is started.
+///
+/// # Errors
+/// As for [`serve`].
+pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, LazyError> {
+    const REFUSED: &str = "refused: ";
+    let (served, name) = (driver.mount_point.join("disk"), driver.name.clone());
+    let state = &driver.paths.state;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
+    made.map_err(LazyError::io(state))?;
+    let log = driver.paths.driver_log();
+    let outcome = in_background(&log, |ready| {
+        serve(driver, options, ready).map_err(|e| match e.is_busy() {
+            true => format!("{REFUSED}{e}"),
+            false => e.to_string(),
+        })
+    });
+    match outcome.map_err(LazyError::io(log))? {
+        Outcome::Serving => Ok(served),
+        Outcome::Failed(said) => Err(LazyError::Driver {
+            refused: said.starts_with(REFUSED),
+            said: said.strip_prefix(REFUSED).unwrap_or(&said).to_owned(),
+            name,
+        }),
+    }
+}
+
+/// Mounts a point by running the command `program` (`backstay` itself), from a process that has threads; the
+/// file that is served.
+///
+/// # Errors
+/// What the command said.
+pub fn spawn(
+    program: &Path,
+    roots: &Roots,
+    name: &DiskName,
+    options: &MountOptions,
+) -> Result<PathBuf, LazyError> {
+    let mut command = Command::new(program);
+    command.arg("--state-dir").arg(&roots.state).arg("--runtime-dir").arg(&roots.runtime);
+    command.args(["mount", "--name", name.as_str()]);
+    let mut flag = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            command.args([name, &value]);
+        }
+    };
+    flag("--vault", options.vault.clone());
+    flag("--disk", options.disk.as_ref().map(ToString::to_string));
+    flag("--point", options.point.map(|point| point.to_string()));
+    flag("--overlay", options.overlay.as_ref().map(|path| path.display().to_string()));
+    flag("--cache", options.cache.map(|bytes| bytes.to_string()));
+    flag("--vault-timeout", Some(format!("{}ms", options.timeout.as_millis())));
+    if let Some(hydration) = options.hydrate.filter(|hydration| hydration.wanted) {
+        let limit = hydration.limit_bytes;
+        flag("--hydrate-limit", limit.map(|bytes| bytes.to_string()));
+        command.arg("--hydrate");
+    }
+    let output = command.stdin(Stdio::null()).output().map_err(LazyError::io(program))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout).into()),
+        false => Err(LazyError::Driver {
+            name: name.clone(),
+            said: text(&output.stderr),
+            refused: output.status.code() == Some(3),
+        }),
+    }
+}
+
+/// Removes everything that this host has of a mounted point that nobody serves: what was written to it is
+/// gone then. The hold in the vault goes, too, if the vault can be reached; else it ends by itself.
+///
+/// # Errors
+/// If it is served, is no mounted point, or its files cannot be removed; run again, it goes on.
+pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
+    let refused = |reason: String| LazyError::Refused { name: name.clone(), reason };
+    let unfinished = paths.state.join(format!("{FOLDER}.unfinished"));
+    if !folder(paths).exists() && !unfinished.exists() {
+        return Err(refused("it is no mounted point".into()));
+    }
+    let lock = lock_disk(name, &paths.lock_file()).map_err(|e| refused(e.to_string()))?;
+    // A record that is damaged keeps nothing here.
+    if let Ok(Some(record)) = MountedPoint::load(name, paths) {
+        if let Some(overlay) = &record.overlay {
+            for (part, _) in overlay_parts(overlay, record.size_bytes) {
+                absent_is_fine(fs::remove_file(&part)).map_err(LazyError::io(part))?;
+            }
+        }
+        let released = Vault::open(&record.vault).and_then(|vault| {
+            vault.release(record.disk, &keeper::request(&record.hold, name, record.cycle)?.name)
+        });
+        if let Err(e) = released {
+            tracing::warn!("the point's hold {} ends by itself: {e}", record.hold);
+        }
+    }
+    for dir in [&paths.runtime, &paths.state] {
+        absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
+    }
+    drop(lock);
+    Ok(())
+}
+
+fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// A point, found and open.
+struct Opened {
+    record: MountedPoint,
+    base: Option<backstay_format::superblock::Base>,
+    point: Point,
+    /// Not asked for, or what became of it.
+    held: Option<Option<Held>>,
+}
+
+fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Opened, LazyError> {
+    let (record, vault, held) = match MountedPoint::load(name, paths)? {
+        Some(record) => (again(name, record, options)?, None, None),
+        None => {
+            let (record, vault, held) = anew(name, paths, options)?;
+            (record, Some(vault), Some(held))
+        }
+    };
+    if let Some(hydrate) = options.hydrate {
+        hydrate.save(paths)?;
+    }
+    let folder = folder(paths);
+    let damaged = |what: String| LazyError::Damaged { name: name.clone(), what };
+    let path = folder.join(MANIFEST);
+    let bytes = fs::read(&path).map_err(LazyError::io(&path))?;
+    let manifest =
+        Manifest::decode(&bytes).map_err(|e| damaged(format!("{}: {e}", path.display())))?;
+    if (manifest.disk, manifest.point) != (record.disk, record.point) {
+        return Err(damaged(format!("{} is of another point", path.display())));
+    }
+    let size = manifest.size;
+    let path = overlay_path(&record, &folder);
+    let data = OverlayFile::open(&path, size).map_err(|e| match e.is_busy() {
+        true => LazyError::Refused { name: name.clone(), reason: e.to_string() },
+        false => damaged(e.to_string()),
+    })?;
+    if identity(&data).map_err(LazyError::io(&path))? != record.overlay_identity {
+        return Err(damaged(format!("{} is not the overlay that was made for it", path.display())));
+    }
+    let map = folder.join(MAP);
+    let file = OpenOptions::new().read(true).write(true).open(&map).map_err(LazyError::io(&map))?;
+    let overlay = Overlay::open(data, PlainFile(file), size, (record.disk, record.point))
+        .map_err(|e| damaged(format!("{}: {e}", map.display())))?;
+    // Without a superblock nothing was ever written, unless somebody removed it.
+    let base = (overlay.bytes_here().0 == 0).then(|| record.base());
+    let url = options.vault.clone().unwrap_or_else(|| record.vault.clone());
+    let cache = options.cache.unwrap_or(record.cache_bytes);
+    let source = Source::open(&folder, &url, vault, Arc::new(manifest), cache, options.timeout)
+        .map_err(LazyError::io(&folder))?;
+    let point = Point::new(overlay, source, size).map_err(LazyError::io(&folder))?;
+    Ok(Opened { record, base, point, held })
+}
+
+/// A point that is mounted already: only if it is the one that is meant.
+fn again(
+    name: &DiskName,
+    record: MountedPoint,
+    options: &MountOptions,
+) -> Result<MountedPoint, LazyError> {
+    let is_not = |what: String| {
+        Err(LazyError::Refused {
+            name: name.clone(),
+            reason: format!(
+                "it is point {} of disk {} already, and keeps what was written to it; {what}. To go on with \
+                 it, leave out --point; to give it up: backstay umount {name} --forget",
+                record.cycle, record.disk_name
+            ),
+        })
+    };
+    if let Some(disk) = options.disk.as_ref().filter(|disk| **disk != record.disk_name) {
+        return is_not(format!("disk {disk} was asked for"));
+    }
+    match options.point {
+        None => Ok(record),
+        Some(PointChoice::Cycle(cycle)) if cycle == record.cycle => Ok(record),
+        Some(PointChoice::Cycle(cycle)) => is_not(format!("point {cycle} was asked for")),
+        Some(choice) => {
+            let url = options.vault.as_ref().unwrap_or(&record.vault);
+            let chosen = choose(&Vault::open(url)?, record.disk, choice)?;
+            if chosen.point == record.point {
+                return Ok(record);
+            }
+            is_not(format!("{choice} is point {} by now", chosen.cycle))
+        }
+    }
+}
+
+/// A point that was not mounted here before: found, held, and its folder made.
+fn anew(
+    name: &DiskName,
+    paths: &DiskPaths,
+    options: &MountOptions,
+) -> Result<(MountedPoint, Vault, Option<Held>), LazyError> {
+    let refused = |reason: &str| LazyError::Refused { name: name.clone(), reason: reason.into() };
+    if paths.state.join("super").exists() {
+        return Err(refused(
+            "there is a protected disk of this name on this host; choose another --name",
+        ));
+    }
+    let Some(url) = &options.vault else {
+        return Err(refused("no vault was named: use --vault"));
+    };
+    let vault = Vault::open(url)?;
+    let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
+    let choice = options.point.unwrap_or(PointChoice::Latest);
+    // Retention may be faster than the hold; the newest point may then be another one.
+    let hold = format!("mount-{}", &backstay_format::PointId::random().to_string()[..13]);
+    let mut rounds = 3;
+    let (manifest, held) = loop {
+        let found = choose(&vault, disk.disk, choice)?;
+        let request = keeper::request(&hold, name, found.cycle)?;
+        match keeper::take(&vault, disk.disk, request) {
+            Err(VaultError::Retired(_) | VaultError::NotFound { .. }) if rounds > 0 => rounds -= 1,
+            held => break (found, held?),
+        }
+    };
+    let mut record = MountedPoint {
+        vault: url.clone(),
+        disk: disk.disk,
+        disk_name: disk.name,
+        cycle: manifest.cycle,
+        point: manifest.point,
+        size_bytes: manifest.size,
+        cut_unix_ns: manifest.cut_unix_ns,
+        overlay: match &options.overlay {
+            Some(path) => Some(std::path::absolute(path).map_err(LazyError::io(path))?),
+            None => None,
+        },
+        hold,
+        cache_bytes: options.cache.unwrap_or(MountOptions::CACHE_DEFAULT),
+        overlay_identity: String::new(),
+    };
+    make_folder(paths, &mut record, &manifest)?;
+    Ok((record, vault, held))
+}
+
+fn make_folder(
+    paths: &DiskPaths,
+    record: &mut MountedPoint,
+    manifest: &Manifest,
+) -> Result<(), LazyError> {
+    let unfinished = paths.state.join(format!("{FOLDER}.unfinished"));
+    absent_is_fine(fs::remove_dir_all(&unfinished)).map_err(LazyError::io(&unfinished))?;
+    let made = fs::DirBuilder::new().mode(0o700).create(&unfinished);
+    made.map_err(LazyError::io(&unfinished))?;
+    let path = overlay_path(record, &unfinished);
+    OverlayFile::create(&path, manifest.size).map_err(LazyError::io(&path))?;
+    record.overlay_identity = OverlayFile::open(&path, manifest.size)
+        .map_err(io::Error::other)
+        .and_then(|file| identity(&file))
+        .map_err(LazyError::io(&path))?;
+    let path = unfinished.join(MAP);
+    let header = first_header(manifest.disk, manifest.point, manifest.size).encode();
+    let make_map = || -> io::Result<()> {
+        let mut how = OpenOptions::new();
+        let map = how.create_new(true).write(true).mode(0o600).open(&path)?;
+        map.set_len(map_bytes(manifest.size))?;
+        map.write_all_at(&header, 0)?;
+        map.sync_all()
+    };
+    make_map().map_err(LazyError::io(&path))?;
+    let path = unfinished.join(MANIFEST);
+    super::record::put(&path, &manifest.encode(), true).map_err(LazyError::io(&path))?;
+    record.save(&unfinished)?;
+    let renamed = fs::rename(&unfinished, folder(paths)).and_then(|()| {
+        File::open(&paths.state)?.sync_all()?;
+        sync_parent(&paths.state)
+    });
+    renamed.map_err(LazyError::io(folder(paths)))
+}
+
+fn overlay_path(record: &MountedPoint, folder: &Path) -> PathBuf {
+    record.overlay.clone().unwrap_or_else(|| folder.join(OVERLAY))
+}
+
+fn identity(file: &OverlayFile) -> io::Result<String> {
+    let hex = |id: BackingId| id.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(file.identities()?.into_iter().flatten().map(hex).collect())
+}
+
+impl Opened {
+    /// Starts what goes on beside serving.
+    fn begin(
+        self,
+        name: &DiskName,
+        paths: &DiskPaths,
+    ) -> Result<(Box<dyn Made>, Arc<Keeper>), LazyError> {
+        let point = Arc::new(self.point);
+        // A disk that is here as a whole needs no point.
+        let held = if point.overlay.is_whole() { Some(None) } else { self.held };
+        let keeper = Arc::new(Keeper::start(&self.record, name, held));
+        let hydrator = Arc::new(Hydrator::new(Arc::clone(&point), paths.clone()));
+        let (hydrating, kept) = (Arc::clone(&hydrator), Arc::clone(&keeper));
+        let hydrate = thread::Builder::new().name("hydrate".into()).spawn(move || {
+            hydrating.run();
+            if hydrating.status() == HydrationStatus::Done {
+                kept.release();
+            }
+        });
+        let hydrate: JoinHandle<()> = hydrate.map_err(LazyError::io(&paths.state))?;
+        let (of, kept, to) = (Arc::clone(&point), Arc::clone(&keeper), paths.clone());
+        let tell = move || {
+            let mut told = None;
+            loop {
+                let status = status(&of, &hydrator, &kept);
+                if told.as_ref() != Some(&status) {
+                    status.save(&to);
+                    told = Some(status);
+                }
+                thread::sleep(STATUS_EVERY);
+            }
+        };
+        thread::Builder::new()
+            .name("status".into())
+            .spawn(tell)
+            .map_err(LazyError::io(&paths.state))?;
+        let hydrate = Mutex::new(Some(hydrate));
+        let stop = move || {
+            if let Some(hydrate) = hydrate.lock().ok().and_then(|mut hydrate| hydrate.take()) {
+                let _ = hydrate.join();
+            }
+        };
+        Ok((Box::new(PointBacking { point, stop: Box::new(stop) }), keeper))
+    }
+}
+
+fn status(point: &Point, hydrator: &Hydrator, keeper: &Keeper) -> Mounted {
+    let (cache_bytes, cache_limit_bytes) = point.source.cached();
+    Mounted {
+        pid: std::process::id(),
+        local_bytes: point.overlay.bytes_here(),
+        cache_bytes,
+        cache_limit_bytes,
+        hydrated_bytes: ByteLen((point.overlay.whole_to() * 512).min(point.size.0)),
+        hydration: hydrator.status(),
+        indexes: point.source.indexes(),
+        vault_trouble: point.source.vault_trouble(),
+        held: keeper.held(),
+    }
+}

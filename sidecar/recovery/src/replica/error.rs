@@ -1,0 +1,187 @@
+//! Why a replica did not do what was asked.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use backstay_driver::backing::OpenError;
+use backstay_driver::life::DriverError;
+use backstay_driver::offline::OfflineError;
+use backstay_format::{ByteLen, CycleNo, DiskName, FormatError};
+use backstay_track::TrackError;
+use backstay_vault::VaultError;
+
+/// Why a replica did not do what was asked. What it holds is in its standing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// Another process has it.
+    #[error("replica {name}: {source}")]
+    Running {
+        /// Its name.
+        name: DiskName,
+        /// Who has it.
+        source: DriverError,
+    },
+    /// It would not be safe.
+    #[error("replica {name}: {reason}. Nothing was changed")]
+    Refused {
+        /// Its name.
+        name: DiskName,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There is no such replica.
+    #[error("there is no replica {name} on this host (looked in {dir}); start one with --to")]
+    None {
+        /// Its name.
+        name: DiskName,
+        /// Where.
+        dir: PathBuf,
+    },
+    /// It was made a disk.
+    #[error(
+        "replica {0} was taken over: its target is the backing of disk {0} now. To make it a replica \
+         again, fail back, or umount the disk and start anew with --seed changes"
+    )]
+    TakenOver(DiskName),
+    /// It is at no whole point.
+    #[error("replica {name} is not at a whole point and needs its vault to get there: {standing}")]
+    NotWhole {
+        /// Its name.
+        name: DiskName,
+        /// What it is.
+        standing: String,
+    },
+    /// The vault has no points.
+    #[error("disk {0} has no recovery point in this vault yet")]
+    NoPoint(DiskName),
+    /// The vault's newest point is older than what the replica holds, or of another history.
+    #[error(
+        "the vault's newest recovery point is {newest}, the replica is at {at} {how}; a replica never \
+         goes back by itself. If the vault is the right one, use --seed compare --force"
+    )]
+    Behind {
+        /// The vault's newest.
+        newest: CycleNo,
+        /// The replica's.
+        at: CycleNo,
+        /// How they differ.
+        how: &'static str,
+    },
+    /// Its state is damaged.
+    #[error("{path}: {source}; remove the folder it is in and seed the replica anew")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// The redo log is damaged.
+    #[error("redo log {path}: {source}; nothing of it was written")]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// The target is too small.
+    #[error(
+        "{path} has {there} bytes, recovery point {cycle} needs {needed}: extend the device. The \
+         replica stays where it is"
+    )]
+    TooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Bytes it has.
+        there: ByteLen,
+        /// The point.
+        cycle: CycleNo,
+        /// Bytes it needs.
+        needed: ByteLen,
+    },
+    /// The target cannot be used.
+    #[error("target: {0}")]
+    Target(#[from] OpenError),
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The old state of a disk that becomes a replica.
+    #[error("disk {name}: {source}. Nothing was changed")]
+    Track {
+        /// The disk.
+        name: DiskName,
+        /// Why.
+        source: TrackError,
+    },
+    /// The same, while no driver serves it.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    /// It was told to stop; what was done is done.
+    #[error("stopped; the replica goes on where it is when it is started again")]
+    Stopped,
+    /// The system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the system answered.
+        source: io::Error,
+    },
+}
+
+impl ReplicaError {
+    /// Whether it may pass by itself (R-22): then it is worth trying again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            // A vault on a file system that is not mounted, or a share that is gone, looks like this.
+            Self::Vault(VaultError::Url { .. } | VaultError::NotFound { .. }) => true,
+            // Another point is there by now.
+            Self::Vault(VaultError::Retired(_)) => true,
+            Self::Vault(VaultError::Target { source, .. }) => full(source),
+            Self::Vault(e) => e.class() == backstay_vault::Class::Recoverable,
+            Self::Io { source, .. } => full(source),
+            Self::NoPoint(_) | Self::TooSmall { .. } | Self::Log { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether nothing was done to stay safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Running { .. }
+            | Self::Refused { .. }
+            | Self::TakenOver(_)
+            | Self::NotWhole { .. }
+            | Self::Behind { .. } => true,
+            Self::Target(e) => e.is_busy(),
+            Self::Offline(e) => e.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Vault(e) => e.is_damage(),
+            Self::State { .. } | Self::Log { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+fn full(source: &io::Error) -> bool {
+    matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Adds what was being done.
+pub(super) fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> ReplicaError {
+    let doing = doing.into();
+    move |source| ReplicaError::Io { doing, source }
+}
+
+/// The same for a file.
+pub(super) fn on(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError + use<> {
+    io_error(format!("{doing} {}", path.display()))
+}

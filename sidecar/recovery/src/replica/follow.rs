@@ -1,0 +1,197 @@
+//! Staying at the newest point.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backstay_format::DiskId;
+use backstay_sidecar::schedule::Retry;
+use backstay_vault::retain::held::HOLDER_LASTS;
+use backstay_vault::{Manifest, Vault, VaultError};
+use crossbeam_channel::{Receiver, bounded};
+
+use super::error::ReplicaError;
+use super::record::{PointRef, Standing};
+use super::status::{Phase, Shown};
+use super::{Doing, Moved, Replica, Watch, now_unix_ns};
+
+/// Points that may go away while the newest is looked for.
+const ROUNDS_MAX: usize = 8;
+
+/// How to follow.
+pub struct Follow<'a> {
+    /// How often to look for a newer point.
+    pub interval: Duration,
+    /// Waits after failures.
+    pub retry: &'a Retry,
+    /// End at the newest point instead of waiting for the next; and with the first failure.
+    pub once: bool,
+    /// Ends it when something comes.
+    pub stop: Receiver<()>,
+    /// Told how far work is.
+    pub progress: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    /// Told of each point it got to.
+    pub arrived: &'a dyn Fn(&PointRef, &Moved),
+}
+
+/// The newest point of a disk.
+///
+/// # Errors
+/// If the vault cannot be read.
+pub fn newest(vault: &Vault, disk: DiskId) -> Result<Option<Manifest>, VaultError> {
+    for _ in 0..ROUNDS_MAX {
+        let Some(&cycle) = vault.points(disk)?.last() else { return Ok(None) };
+        match vault.manifest(disk, cycle) {
+            // Retired since it was listed; then there is a newer one.
+            Err(VaultError::NotFound { .. }) => {}
+            found => return found.map(Some),
+        }
+    }
+    Err(VaultError::Contended { disk })
+}
+
+/// Keeps a replica at the newest point until it is stopped.
+///
+/// # Errors
+/// What does not pass by itself and is not the vault's; with `once`, any failure.
+pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (woken, wake) = bounded::<()>(1);
+    let (stopper, told) = (Arc::clone(&stop), how.stop.clone());
+    // Lives as long as the process: nobody has to wait for a signal that never comes.
+    let listen = move || {
+        if told.recv().is_ok() {
+            stopper.store(true, Ordering::Relaxed);
+            let _ = woken.send(());
+        }
+    };
+    let listener = thread::Builder::new().name("replica-stop".into()).spawn(listen);
+    listener.map_err(super::io_error("starting a thread"))?;
+    let mut shown = Shown::new(replica.record());
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut follower = Follower { how, stop: &stop, vault: None, held: None, given_up: None };
+    let ended = loop {
+        let step = follower.round(replica, &mut shown);
+        let wait = match step {
+            Ok(()) if how.once => break Ok(()),
+            Ok(()) => {
+                shown.fine();
+                how.interval
+            }
+            Err(ReplicaError::Stopped) => break Ok(()),
+            Err(e) if how.once => {
+                shown.failed(&e, None);
+                break Err(e);
+            }
+            Err(e) => {
+                follower.vault = None;
+                let passes = e.may_pass();
+                let vaults = matches!(e, ReplicaError::Vault(_));
+                if !passes && !vaults {
+                    shown.failed(&e, None);
+                    break Err(e);
+                }
+                let wait = match passes {
+                    true => how.retry.wait(shown.failures + 1),
+                    // A person must act; or the next point is a better one.
+                    false => how.interval,
+                };
+                shown.failed(&e, passes.then(|| now_unix_ns() + wait.as_nanos() as u64));
+                wait
+            }
+        };
+        shown.show(replica);
+        if wake.recv_timeout(wait).is_ok() {
+            break Ok(());
+        }
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    // What can be finished without the vault is finished: a replica that was stopped is a whole point.
+    let finished = replica.finish().map(|_| ());
+    shown.phase = Phase::Stopped;
+    shown.show(replica);
+    ended.and(finished)
+}
+
+struct Follower<'a> {
+    how: &'a Follow<'a>,
+    stop: &'a AtomicBool,
+    vault: Option<Vault>,
+    /// When the steady hold was renewed.
+    held: Option<Instant>,
+    /// A point that cannot be had, whatever is tried.
+    given_up: Option<backstay_format::PointId>,
+}
+
+impl Follower<'_> {
+    fn round(&mut self, replica: &mut Replica, shown: &mut Shown) -> Result<(), ReplicaError> {
+        // Needs no vault.
+        replica.finish()?;
+        let vault = match &self.vault {
+            Some(vault) => vault.clone(),
+            None => self.vault.insert(Vault::open(&replica.record().vault)?).clone(),
+        };
+        let disk = replica.record().disk;
+        let Some(point) = newest(&vault, disk)? else {
+            // An empty folder where a vault was says so itself.
+            Vault::open(&replica.record().vault)?;
+            return Err(ReplicaError::NoPoint(replica.record().name.clone()));
+        };
+        shown.saw(&point);
+        if self.given_up == Some(point.point) {
+            return Ok(());
+        }
+        if let Standing::At { point: at, .. } = *replica.standing() {
+            if at.point == point.point {
+                return self.stay(replica, &vault);
+            }
+            if at.term != point.term && point.cycle > at.cycle {
+                tracing::info!(
+                    "replica {}: term {} began: the disk was failed over",
+                    replica.record().name,
+                    point.term
+                );
+            }
+            let how = match point.cycle.cmp(&at.cycle) {
+                std::cmp::Ordering::Less => Some("already"),
+                std::cmp::Ordering::Equal => Some("of another history"),
+                std::cmp::Ordering::Greater => None,
+            };
+            if let Some(how) = how {
+                return Err(ReplicaError::Behind { newest: point.cycle, at: at.cycle, how });
+            }
+        }
+        let from = replica.standing().whole();
+        shown.phase = Phase::Working;
+        shown.show(replica);
+        let brought = {
+            let tell = shown.teller(replica.dir(), self.how.progress);
+            let watch = Watch {
+                progress: &|doing, done, all| tell.tell(doing, done, all),
+                stop: self.stop,
+            };
+            replica.bring_to(&vault, &point, watch)
+        };
+        let moved = match brought {
+            Ok(moved) => moved,
+            Err(e) => {
+                self.given_up = (!e.may_pass() && e.is_damage()).then_some(point.point);
+                return Err(e);
+            }
+        };
+        self.held = Some(Instant::now());
+        shown.arrived(from.as_ref(), &point, &moved);
+        (self.how.arrived)(&PointRef::from(&point), &moved);
+        Ok(())
+    }
+
+    /// At the newest point: nothing to do but to keep it.
+    fn stay(&mut self, replica: &Replica, vault: &Vault) -> Result<(), ReplicaError> {
+        if self.held.is_none_or(|held| held.elapsed() > HOLDER_LASTS / 8) {
+            replica.hold(vault, None)?;
+            self.held = Some(Instant::now());
+        }
+        Ok(())
+    }
+}

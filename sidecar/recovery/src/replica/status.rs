@@ -1,0 +1,239 @@
+//! What people see of a replica: `status.json` beside what lasts. Nothing depends on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use backstay_driver::paths::DiskPaths;
+use backstay_format::{CycleNo, DiskName};
+use backstay_vault::Manifest;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::error::ReplicaError;
+use super::record::{PointRef, ReplicaRecord, Standing};
+use super::{Doing, Moved, Replica, folder, now_unix_ns};
+
+const FILE: &str = "status.json";
+/// How often work in hand is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
+
+/// What a running replica does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// At the newest point, or waiting for the next try.
+    Waiting,
+    /// On its way to a point.
+    Working,
+    /// It ended.
+    Stopped,
+}
+
+/// What a running replica shows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// Its process.
+    pub pid: u32,
+    /// Since when it runs, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+    /// What it does.
+    pub phase: Phase,
+    /// The newest point it saw in the vault.
+    pub newest: Option<PointRef>,
+    /// When that was, nanoseconds since 1970.
+    pub looked_unix_ns: Option<u64>,
+    /// Points it got to.
+    pub points: u64,
+    /// Points it left out on the way.
+    pub skipped: u64,
+    /// Bytes written to the target since it was started.
+    pub written_bytes: u64,
+    /// Bytes read from the vault since it was started.
+    pub fetched_bytes: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last of them.
+    pub failure: Option<String>,
+    /// Whether it does not pass by itself.
+    pub person_must_act: bool,
+    /// When it is tried again, nanoseconds since 1970.
+    pub next_try_unix_ns: Option<u64>,
+    /// Work in hand.
+    pub doing: Option<Work>,
+}
+
+/// Work in hand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// What: fetching, applying, comparing.
+    pub what: String,
+    /// Done so far.
+    pub done: u64,
+    /// In all.
+    pub all: u64,
+}
+
+impl Shown {
+    pub(super) fn new(_: &ReplicaRecord) -> Self {
+        Self {
+            pid: std::process::id(),
+            since_unix_ns: now_unix_ns(),
+            phase: Phase::Waiting,
+            newest: None,
+            looked_unix_ns: None,
+            points: 0,
+            skipped: 0,
+            written_bytes: 0,
+            fetched_bytes: 0,
+            failures: 0,
+            failure: None,
+            person_must_act: false,
+            next_try_unix_ns: None,
+            doing: None,
+        }
+    }
+
+    pub(super) fn saw(&mut self, point: &Manifest) {
+        self.newest = Some(point.into());
+        self.looked_unix_ns = Some(now_unix_ns());
+    }
+
+    pub(super) fn fine(&mut self) {
+        self.phase = Phase::Waiting;
+        if self.failure.take().is_some() {
+            tracing::info!("all is well again after {} failures", self.failures);
+        }
+        (self.failures, self.person_must_act, self.next_try_unix_ns) = (0, false, None);
+    }
+
+    pub(super) fn failed(&mut self, error: &ReplicaError, next: Option<u64>) {
+        let said = error.to_string();
+        // A vault that is gone for a day is worth a line an attempt, a damaged point one line.
+        if next.is_some() || self.failure.as_ref() != Some(&said) {
+            tracing::warn!("{said}");
+        }
+        self.phase = Phase::Waiting;
+        self.failures += 1;
+        self.failure = Some(said);
+        self.person_must_act = !error.may_pass();
+        self.next_try_unix_ns = next;
+    }
+
+    pub(super) fn arrived(&mut self, from: Option<&PointRef>, to: &Manifest, moved: &Moved) {
+        self.points += 1;
+        self.skipped += from.map_or(0, |from| to.cycle.0.saturating_sub(from.cycle.0 + 1));
+        self.written_bytes += moved.written.0;
+        self.fetched_bytes += moved.fetched.0;
+    }
+
+    /// Puts it beside what lasts. Trouble with it is only worth a line.
+    pub(super) fn show(&self, replica: &Replica) {
+        self.put(replica.dir());
+    }
+
+    fn put(&self, dir: &Path) {
+        let put = || {
+            let new = dir.join(format!("{FILE}.unfinished"));
+            fs::write(&new, serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?)?;
+            fs::rename(&new, dir.join(FILE))
+        };
+        if let Err(e) = put() {
+            tracing::debug!("{}: {e}", dir.join(FILE).display());
+        }
+    }
+
+    /// Tells somebody of work, and shows it now and then.
+    pub(super) fn teller<'a>(
+        &self,
+        dir: &Path,
+        also: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    ) -> Teller<'a> {
+        Teller { dir: dir.into(), also, last: Mutex::new((Instant::now(), self.clone())) }
+    }
+}
+
+pub(super) struct Teller<'a> {
+    dir: PathBuf,
+    also: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    last: Mutex<(Instant, Shown)>,
+}
+
+impl Teller<'_> {
+    pub fn tell(&self, doing: Doing, done: u64, all: u64) {
+        (self.also)(doing, done, all);
+        // Who is showing already shows enough.
+        let Ok(mut last) = self.last.try_lock() else { return };
+        if last.0.elapsed() < SHOW_EVERY {
+            return;
+        }
+        last.0 = Instant::now();
+        last.1.doing = Some(Work { what: doing.word().into(), done, all });
+        last.1.put(&self.dir);
+    }
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: DiskName,
+    /// The vault.
+    pub vault: String,
+    /// What it is kept on.
+    pub target: PathBuf,
+    /// What the target holds, in a word.
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// The same in words.
+    pub explained: String,
+    /// The point it holds, or makes whole from what is on this host.
+    pub at: Option<CycleNo>,
+    /// Age of that point's cut, in nanoseconds.
+    pub rpo_ns: Option<u64>,
+    /// Whether it needs the vault to become a whole point.
+    pub needs_vault: bool,
+    /// Whether a process follows the vault now.
+    pub running: bool,
+    /// What that shows, or the last one did.
+    pub shown: Option<Shown>,
+}
+
+/// How a replica is; `None` if there is none.
+///
+/// # Errors
+/// If what lasts of it cannot be read.
+pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
+    let dir = folder(paths);
+    let Some(record) = ReplicaRecord::load(&dir)? else { return Ok(None) };
+    let shown: Option<Shown> =
+        fs::read(dir.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let whole = record.standing.whole();
+    let taken_over = matches!(record.standing, Standing::TakenOver { .. });
+    Ok(Some(ReplicaStatus {
+        running: !taken_over && is_locked(paths),
+        explained: record.standing.explain(),
+        at: whole.map(|point| point.cycle),
+        rpo_ns: whole.map(|point| now_unix_ns().saturating_sub(point.cut_unix_ns)),
+        needs_vault: whole.is_none(),
+        name: record.name,
+        vault: record.vault,
+        target: record.target.path,
+        standing: record.standing,
+        shown,
+    }))
+}
+
+/// The process that has a replica now, if one has: who takes over tells it to stop.
+#[must_use]
+pub fn runner(paths: &DiskPaths) -> Option<u32> {
+    let status = of(paths).ok().flatten()?;
+    let shown = status.shown.filter(|shown| shown.phase != Phase::Stopped)?;
+    status.running.then_some(shown.pid)
+}
+
+fn is_locked(paths: &DiskPaths) -> bool {
+    let Ok(file) = fs::File::open(paths.lock_file()) else { return false };
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+}

@@ -1,0 +1,221 @@
+//! What a replica is kept on: a file or block device that this process alone uses.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backstay_driver::backing::{self, AnyBacking, Engine, Seek};
+use backstay_format::superblock::BackingId;
+use backstay_format::{ByteLen, ByteOffset, DiskName, SECTOR_BYTES, SectorRange};
+use backstay_track::Backing;
+use backstay_vault::read::RestoreTarget;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::error::{ReplicaError, on};
+use super::record::{TargetRecord, hex_of};
+
+/// What a target does that a backing does not.
+pub trait Ground: Backing {
+    /// The parts of a range that may hold something else than zero.
+    fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {
+        vec![range]
+    }
+}
+
+impl Ground for AnyBacking {
+    fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {
+        let size = self.size();
+        let end = range.end.byte_offset().0.min(size.0);
+        let (mut at, mut found) = (range.start.byte_offset().0, vec![]);
+        while at < end {
+            let Ok(data) = self.seek(ByteOffset(at), Seek::Data) else { break };
+            let hole = self.seek(data, Seek::Hole).map_or(end, |hole| hole.0);
+            if data.0 >= end {
+                break;
+            }
+            let piece = SectorRange::covering(data, ByteLen(hole.min(end).saturating_sub(data.0)));
+            found.push(piece.intersect(range));
+            at = hole.max(data.0 + 1);
+        }
+        // Ends of holes need not be those of sectors.
+        found.dedup_by(|next, run| {
+            let touches = next.start <= run.end;
+            if touches {
+                run.end = run.end.max(next.end);
+            }
+            touches
+        });
+        found
+    }
+}
+
+/// A target, open.
+pub struct Target {
+    ground: Box<dyn Ground>,
+    path: PathBuf,
+    device: bool,
+}
+
+impl Target {
+    /// Opens a target for this process alone. A file that is not there is made if `make`.
+    ///
+    /// # Errors
+    /// If it is missing, in use, mounted, or no disk.
+    pub fn open(path: &Path, make: bool) -> Result<Self, ReplicaError> {
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600);
+        if make && !path.exists() {
+            let made = options.create_new(true).open(path).and_then(|_| {
+                // Its name is in its folder.
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+            });
+            made.map_err(on("making", path))?;
+        }
+        let ground = backing::open(path, Engine::Buffered)?;
+        let device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+        let path = fs::canonicalize(path).map_err(on("looking at", path))?;
+        Ok(Self { ground: Box::new(ground), path, device })
+    }
+
+    /// Any backing as a target, under a name for messages.
+    #[must_use]
+    pub fn of(ground: Box<dyn Ground>, path: PathBuf, device: bool) -> Self {
+        Self { ground, path, device }
+    }
+
+    /// Which it is.
+    pub fn record(&self) -> Result<TargetRecord, ReplicaError> {
+        let identity = self.identity()?;
+        Ok(TargetRecord {
+            path: self.path.clone(),
+            identity: hex_of(identity),
+            device: self.device,
+        })
+    }
+
+    fn identity(&self) -> Result<Option<BackingId>, ReplicaError> {
+        self.ground.identity().map_err(on("finding out which one is", &self.path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size now.
+    pub fn size(&self) -> Result<ByteLen, ReplicaError> {
+        self.ground.size_now().map_err(on("looking at", &self.path))
+    }
+
+    /// Whether it holds anything at all.
+    pub fn holds_something(&self) -> Result<bool, ReplicaError> {
+        let size = self.size()?;
+        Ok(self.device || !self.ground.data_within(SectorRange::whole(size)).is_empty())
+    }
+
+    /// When it was written last, nanoseconds since 1970; 0 for a device.
+    pub fn mtime(&self) -> Result<u64, ReplicaError> {
+        self.ground.mtime_unix_ns().map_err(on("looking at", &self.path))
+    }
+
+    /// Why it is not the target that a record names, if it is not.
+    pub fn objection(&self, name: &DiskName, record: &TargetRecord) -> Result<(), ReplicaError> {
+        let now = self.record()?;
+        if (&now.identity, now.device) == (&record.identity, record.device) {
+            return Ok(());
+        }
+        Err(ReplicaError::Refused {
+            name: name.clone(),
+            reason: format!(
+                "{} is not the {} this replica was kept on; give it back, or use it all the same with \
+                 --to {} --seed compare --force",
+                self.path.display(),
+                if record.device { "device" } else { "file" },
+                self.path.display()
+            ),
+        })
+    }
+
+    /// Whether a point of this size fits.
+    pub fn fits(&self, size: ByteLen) -> Result<bool, ReplicaError> {
+        Ok(!self.device || self.size()? >= size)
+    }
+
+    /// Takes the space for data, so that writing it cannot fail for want of it. Changes no byte
+    /// inside the disk. Where the file system cannot, nothing is taken.
+    pub fn reserve(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        if self.device {
+            return Ok(());
+        }
+        let file = OpenOptions::new().write(true).open(&self.path)?;
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&file, keep, offset.0 as i64, len.0 as i64) {
+            Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Gives a file the size of a point; a device has its own.
+    pub fn resize(&self, to: ByteLen) -> io::Result<()> {
+        if self.device {
+            return self.ground.grow(to);
+        }
+        if self.ground.size_now()? > to {
+            // After a failover to a point of before the disk grew.
+            let file = OpenOptions::new().write(true).open(&self.path)?;
+            file.set_len(to.0)?;
+            file.sync_all()?;
+        }
+        self.ground.grow(to)
+    }
+
+    /// Writes data.
+    pub fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
+        self.ground.write_at(data, offset)
+    }
+
+    /// Makes a range read as zeroes and gives its space back.
+    pub fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        self.ground.punch(offset, len)
+    }
+
+    /// Makes everything durable, of a file also the time it was written.
+    pub fn sync(&self) -> io::Result<()> {
+        self.ground.sync()?;
+        if self.device {
+            return Ok(());
+        }
+        fs::File::open(&self.path)?.sync_all()
+    }
+
+    /// Reads sectors; what lies past the end is zero.
+    pub fn read(&self, range: SectorRange, buffer: &mut [u8]) -> io::Result<()> {
+        let start = range.start.0 * SECTOR_BYTES;
+        let there = self.ground.size().0.saturating_sub(start).min(buffer.len() as u64) as usize;
+        buffer[there..].fill(0);
+        self.ground.read_at(&mut buffer[..there], ByteOffset(start))
+    }
+
+    /// The parts of a range that may hold something else than zero.
+    pub fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {
+        self.ground.data_within(range)
+    }
+}
+
+impl RestoreTarget for Target {
+    fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
+        self.write_at(data, offset)
+    }
+    fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
+        self.zero(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.sync()
+    }
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}

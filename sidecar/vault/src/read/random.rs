@@ -1,0 +1,121 @@
+//! Reading parts of a point in any order: an index with one request, frames one by one.
+//!
+//! For those who cannot go through a point from its newest segment to its oldest as a restore does,
+//! because somebody waits for a block of it.
+
+use backstay_format::{ByteLen, DiskId};
+use bytes::Bytes;
+
+use super::frames::Decompressor;
+use super::index_of;
+use crate::error::VaultError;
+use crate::format::manifest::SegmentRef;
+use crate::format::segment::{Extent, FOOTER_BYTES, FrameEntry, Index, Place};
+use crate::store::{Vault, segment_id, segment_key};
+
+/// Bytes of a segment's end that are read at once: with a footer, most indexes whole.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Most stored bytes asked for at once.
+const REQUEST_BYTES_MAX: u64 = 4 << 20;
+
+/// Reads a segment's index with one request if it is not very long, and checks it as
+/// [`super::read_index`] does. `admit` is told how many bytes it has before it is unpacked, and may wait until
+/// there is room for some three times as many.
+///
+/// # Errors
+/// If the segment is missing, or anything in it is not as it should be.
+pub fn read_index_at_once(
+    vault: &Vault,
+    disk: DiskId,
+    size: ByteLen,
+    segment: &SegmentRef,
+    admit: impl FnOnce(u64),
+) -> Result<Index, VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    let len = segment.object.0;
+    if len < FOOTER_BYTES as u64 {
+        let reason = "shorter than a footer".into();
+        return Err(VaultError::Inconsistent { object: key, reason });
+    }
+    let tail = len.min(TAIL_BYTES);
+    let bytes = vault.get_range(&key, len - tail, tail)?;
+    let footer = bytes.slice((tail - FOOTER_BYTES as u64) as usize..);
+    index_of(disk, size, segment, &footer, admit, |at, n| match at.checked_sub(len - tail) {
+        Some(from) if from + n <= tail => Ok(bytes.slice(from as usize..(from + n) as usize)),
+        _ => vault.get_range(&key, at, n),
+    })
+}
+
+/// Reads frames; one a thread.
+pub struct FrameReader {
+    decompressor: Decompressor,
+}
+
+impl FrameReader {
+    /// A reader.
+    ///
+    /// # Errors
+    /// If zstd has no memory.
+    pub fn new() -> Result<Self, VaultError> {
+        Ok(Self { decompressor: Decompressor::new()? })
+    }
+
+    /// Reads frames of a segment that lie near each other, in the order they lie there, with one
+    /// request. Each comes with its own verdict: a damaged one says nothing about its neighbours. What
+    /// is in a frame is checked against its stored checksum only: see [`check_extent`].
+    ///
+    /// # Errors
+    /// If the segment cannot be read.
+    pub fn read(
+        &mut self,
+        vault: &Vault,
+        disk: DiskId,
+        segment: &SegmentRef,
+        frames: &[FrameEntry],
+    ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(vec![]) };
+        let key = segment_key(segment_id(disk, segment));
+        let end = last.offset + u64::from(last.stored_len);
+        let all: Bytes = vault.get_range(&key, first.offset, end - first.offset)?;
+        let read = frames.iter().map(|frame| {
+            let at = (frame.offset - first.offset) as usize;
+            let stored = &all[at..at + frame.stored_len as usize];
+            self.decompressor.open(&key, frame, stored).map(<[u8]>::to_vec)
+        });
+        Ok(read.collect())
+    }
+}
+
+/// How many of these frames, sorted by their offset, are best read with one request.
+#[must_use]
+pub fn one_request(frames: &[FrameEntry]) -> usize {
+    const GAP_BYTES_MAX: u64 = 32 << 10;
+    let Some(first) = frames.first() else { return 0 };
+    let joined = frames.windows(2).take_while(|pair| {
+        let end = pair[0].offset + u64::from(pair[0].stored_len);
+        pair[1].offset >= end
+            && pair[1].offset - end <= GAP_BYTES_MAX
+            && pair[1].offset + u64::from(pair[1].stored_len) - first.offset <= REQUEST_BYTES_MAX
+    });
+    joined.count() + 1
+}
+
+/// I6: a run's bytes in an uncompressed frame of a segment, if they have the checksum taken before
+/// compression.
+///
+/// # Errors
+/// If they have not.
+pub fn check_extent<'a>(
+    disk: DiskId,
+    segment: &SegmentRef,
+    extent: &Extent,
+    place: &Place,
+    frame: &'a [u8],
+) -> Result<&'a [u8], VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    if place.offset as u64 + extent.range.bytes().0 > frame.len() as u64 {
+        let reason = format!("{} lies outside its frame", extent.range);
+        return Err(VaultError::Inconsistent { object: key, reason });
+    }
+    super::frames::check(&key, extent, place, frame)
+}

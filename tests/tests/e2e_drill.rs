@@ -1,0 +1,249 @@
+//! Drills as people and the sidecar make them: on real file systems, with QEMU, killed in the middle.
+//!
+//! Needs root, /dev/fuse, loop devices, e2fsprogs, xfsprogs, partx, qemu-system-x86_64
+//! (`scripts/setup test`).
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use backstay_tests::harness::command::{must, run, said};
+use backstay_tests::harness::service::{Service, wait_for};
+use backstay_tests::harness::{Disk, FsMount, Host};
+
+/// A disk with an ext4 in use at its first point, as after a power loss.
+fn with_ext4(host: &Arc<Host>) -> Disk {
+    let disk = host.disk("db", 24 << 20);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", &device]);
+    let mounted = FsMount::new(host, &device, "mnt", "noatime");
+    fs::write(mounted.at.join("note"), b"here").unwrap();
+    must("sync", ["-f", &mounted.at.to_string_lossy()]);
+    disk.cycle();
+    disk
+}
+
+/// What a drill leaves on its host: nothing but its lock and what it remembers.
+fn nothing_left(host: &Host) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&*host.runtime.join(".drills").to_string_lossy()), "{mounts}");
+    let loops = run("losetup", ["-l", "-n", "-O", "BACK-FILE"]);
+    assert!(!said(&loops).contains(&*host.runtime.join(".drills").to_string_lossy()));
+    for dir in [host.runtime.join(".drills"), host.path("state/.drills")] {
+        let left: Vec<PathBuf> =
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let kept =
+            |path: &PathBuf| path.extension().is_some_and(|end| end == "lock" || end == "record");
+        assert!(left.iter().all(kept), "{left:?}");
+    }
+    let held: Vec<String> = host.json(&["holds", "db"])["holds"]
+        .as_array()
+        .map(|holds| holds.iter().map(ToString::to_string).collect())
+        .unwrap_or_default();
+    assert!(held.is_empty(), "{held:?}");
+}
+
+fn proven(host: &Host, point: usize) -> Vec<String> {
+    let points = host.json(&["points", "db"]);
+    let proven = points[point]["proven"].as_array().expect("proven").clone();
+    proven.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn file_systems_are_mounted_and_checked() {
+    let host = Host::new("drill-fsck");
+    let disk = with_ext4(&host);
+    assert!(proven(&host, 0).is_empty());
+    let before = disk.points();
+    let verdict = host.json(&["drill", "db"]);
+    assert_eq!(
+        (&verdict["passed"], &verdict["check"]),
+        (&true.into(), &"fsck".into()),
+        "{verdict}"
+    );
+    assert!(verdict["message"].as_str().unwrap().contains("ext4 on the whole disk: mounts, clean"));
+    nothing_left(&host);
+    assert_eq!(proven(&host, 0), ["mounts"]);
+    assert!(host.backstay(&["points", "db"]).contains("mounts "));
+    assert_eq!(disk.status()["drill"]["verdict"]["passed"], true);
+    assert!(host.backstay(&["status", "db"]).contains("last drill  point 1 fsck passed"));
+    assert_eq!(host.json(&["jobs", "db"])[0]["work"], "drill");
+
+    // A point whose file system is broken: the verdict is on that point alone.
+    let served = OpenOptions::new().write(true).open(disk.served()).unwrap();
+    run("umount", ["-l", &*host.path("mnt").to_string_lossy()]);
+    // Its block bitmaps and inodes, not its superblock: it still mounts.
+    served.write_all_at(&vec![0xA5; 300 << 10], 200 << 10).unwrap();
+    served.sync_all().unwrap();
+    disk.cycle();
+    let failed = host.try_backstay(&["drill", "db"]);
+    assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+    assert!(said(&failed).contains("point 2 failed"), "{}", said(&failed));
+    nothing_left(&host);
+    assert!(proven(&host, 1).is_empty());
+    assert_eq!(proven(&host, 0), ["mounts"]);
+    assert!(host.backstay(&["points", "db"]).contains("mounts FAILED"));
+    let status = disk.status();
+    assert_eq!(status["health"]["level"], "warning", "{status}");
+    assert!(status["health"]["reason"].as_str().unwrap().contains("drill of point 2 failed"));
+    // The older one passes again, and health with it.
+    host.backstay(&["drill", "db", "--point", "1", "--check", "fsck"]);
+    assert_eq!(disk.status()["health"]["level"], "ok");
+    assert_eq!(disk.points().len(), before.len() + 1, "a drill makes no points");
+
+    // Verdicts go with their points.
+    host.backstay(&["prune", "db", "--keep", "last 1"]);
+    let drills = fs::read_dir(host.path("vault/disks")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_dir(drills.join("drills")).unwrap().count(), 1);
+}
+
+#[test]
+fn partitions_commands_and_what_cannot_be_tried() {
+    let host = Host::new("drill-parts");
+    let disk = host.disk("db", 400 << 20);
+    let table = host.path("table");
+    fs::write(&table, "label: gpt\nsize=32MiB\nsize=320MiB\n").unwrap();
+    let image = disk.backing.to_string_lossy().into_owned();
+    must("sh", ["-c", &format!("sfdisk -q {image} < {}", table.display())]);
+    for (offset, size, mkfs) in [(1, 32, "mkfs.ext4 -q"), (33, 320, "mkfs.xfs -q")] {
+        let device = must(
+            "losetup",
+            [
+                "--find",
+                "--show",
+                &format!("--offset={}", offset << 20),
+                &format!("--sizelimit={}", size << 20),
+                &image,
+            ],
+        );
+        must("sh", ["-c", &format!("{mkfs} {}", device.trim())]);
+        must("losetup", ["-d", device.trim()]);
+    }
+    disk.mount(&[]);
+    disk.cycle();
+    let verdict = host.json(&["drill", "db", "--check", "fsck"]);
+    let message = verdict["message"].as_str().unwrap();
+    assert!(
+        message.contains("ext4 on partition 1: mounts")
+            && message.contains("xfs on partition 2: mounts")
+    );
+
+    let line = "test $BACKSTAY_NAME = db && test $BACKSTAY_POINT = 1 && cmp -n 1048576 \
+                $BACKSTAY_DISK $BACKSTAY_DEVICE && echo fine > $BACKSTAY_DEVICE && echo fine";
+    let verdict = host.json(&["drill", "db", "--command", line]);
+    assert_eq!(verdict["check"], "command");
+    assert!(verdict["message"].as_str().unwrap().contains("fine"));
+    let late = host.try_backstay(&["drill", "db", "--command", "sleep 1000", "--timeout", "1s"]);
+    assert!(said(&late).contains("did not end within 1s"), "{}", said(&late));
+    nothing_left(&host);
+
+    // It says nothing of a point that could not be tried.
+    let before = host.json(&["points", "db"])[0]["drills"].as_array().unwrap().len();
+    let none = host.try_backstay(&["drill", "db", "--point", "7"]);
+    assert_eq!(none.status.code(), Some(1));
+    let nobody = host.try_backstay(&["drill", "nobody"]);
+    assert!(said(&nobody).contains("nothing is said of it"), "{}", said(&nobody));
+    assert_eq!(host.json(&["points", "db"])[0]["drills"].as_array().unwrap().len(), before);
+    nothing_left(&host);
+}
+
+/// A boot sector that writes to the serial port: what a machine needs least.
+fn boot_sector(says: &str) -> Vec<u8> {
+    let code = [
+        0x31, 0xC0, 0x8E, 0xD8, 0xBE, 0x15, 0x7C, 0xAC, 0x08, 0xC0, 0x74, 0x06, 0xBA, 0xF8, 0x03,
+        0xEE, 0xEB, 0xF5, 0xF4, 0xEB, 0xFD,
+    ];
+    let mut sector = [&code[..], says.as_bytes(), &[0]].concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xAA]);
+    sector
+}
+
+#[test]
+fn a_machine_boots_from_a_point() {
+    let host = Host::new("drill-boot");
+    let disk = host.disk("db", 8 << 20);
+    let served = disk.mount(&[]);
+    let file = OpenOptions::new().write(true).open(&served).unwrap();
+    file.write_all_at(&boot_sector("the system is up\r\n"), 0).unwrap();
+    file.sync_all().unwrap();
+    disk.cycle();
+    let boot = ["drill", "db", "--boot", "--memory", "64MiB", "--timeout", "60s", "--expect"];
+    let verdict = host.json(&[&boot[..], &["system is up"]].concat());
+    assert_eq!(
+        (&verdict["passed"], &verdict["check"]),
+        (&true.into(), &"boot".into()),
+        "{verdict}"
+    );
+    assert_eq!(proven(&host, 0), ["boots"]);
+    let boot = ["drill", "db", "--boot", "--memory", "64MiB", "--timeout", "4s", "--expect"];
+    let failed = host.try_backstay(&[&boot[..], &["login:"]].concat());
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(said(&failed).contains("the system is up"), "what it did say: {}", said(&failed));
+    assert!(proven(&host, 0).is_empty(), "the last verdict counts");
+    nothing_left(&host);
+}
+
+#[test]
+fn killed_drills_are_cleaned_up_by_the_next() {
+    let host = Host::new("drill-kill");
+    with_ext4(&host);
+    let mark = host.path("begun");
+    let line =
+        format!("mount $BACKSTAY_DEVICE $BACKSTAY_WORK; touch {}; sleep 1000", mark.display());
+    let mut drill = host.start(&["drill", "db", "--command", &line]);
+    wait_for("the check", || mark.exists());
+    let busy = host.try_backstay(&["drill", "db"]);
+    assert_eq!(busy.status.code(), Some(3), "{}", said(&busy));
+    drill.kill().unwrap();
+    drill.wait().unwrap();
+    host.backstay(&["drill", "db"]);
+    nothing_left(&host);
+    let jobs = host.json(&["jobs", "db"]);
+    assert!(jobs.as_array().unwrap().iter().any(|job| job["state"] == "interrupted"), "{jobs}");
+
+    // Told to end, it cleans up by itself, and has no verdict.
+    fs::remove_file(&mark).unwrap();
+    let line = format!("touch {}; sleep 1000", mark.display());
+    let mut drill = host.start(&["drill", "db", "--command", &line]);
+    wait_for("the check", || mark.exists());
+    must("kill", ["-TERM", &drill.id().to_string()]);
+    assert_eq!(drill.wait().unwrap().code(), Some(1));
+    nothing_left(&host);
+    assert_eq!(host.json(&["points", "db"])[0]["drills"].as_array().unwrap().len(), 1);
+    // The children of killed drills are not ours to find by name: end what we started.
+    end_sleepers(&mark);
+}
+
+fn end_sleepers(mark: &Path) {
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(&*mark.to_string_lossy()) {
+            run("kill", ["-9", &*entry.file_name().to_string_lossy()]);
+        }
+    }
+}
+
+#[test]
+fn the_sidecar_drills_by_itself() {
+    let host = Host::new("drill-sidecar");
+    let disk = with_ext4(&host);
+    let config = host.path("backstay.toml");
+    let drill = "drill = { every = \"1h\", check = \"fsck\" }";
+    fs::write(&config, format!("vault = \"{}\"\ninterval = \"1h\"\n{drill}\n", host.vault()))
+        .unwrap();
+    let service = Service::start(&host);
+    wait_for("a drill", || disk.status()["drill"]["verdict"]["passed"] == true);
+    assert_eq!(proven(&host, 0), ["mounts"]);
+    // Due every so often from then on, and told when it fails.
+    let drill = "drill = { every = \"1s\", check = \"command\", command = \"exit 5\" }";
+    fs::write(&config, format!("vault = \"{}\"\ninterval = \"1h\"\n{drill}\n", host.vault()))
+        .unwrap();
+    wait_for("a drill that fails", || disk.status()["health"]["level"] == "warning");
+    assert!(disk.status()["health"]["reason"].as_str().unwrap().contains("exit status: 5"));
+    let jobs = host.json(&["jobs", "db"]);
+    assert!(jobs.as_array().unwrap().iter().any(|job| job["work"] == "drill"), "{jobs}");
+    drop(service);
+    nothing_left(&host);
+}

@@ -1,0 +1,105 @@
+//! Drills on a schedule, beside the sidecar: one at a time, at the lowest priority, each a process of
+//! its own (`backstay drill NAME`), so that nothing a drill does can hurt the shipping.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use backstay_recovery::drill::records;
+use backstay_sidecar::config::Config;
+use backstay_sidecar::drills::{Drilled, due};
+use backstay_sidecar::record::Record;
+use backstay_sidecar::reload::ConfigWatch;
+use backstay_sidecar::windows::may_begin;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How often it is looked what is due.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs drills that are due until told to stop; then the one that runs is told to clean up.
+pub fn drills(
+    mut watch: ConfigWatch,
+    config_file: Option<PathBuf>,
+    roots: &Roots,
+    stop: &AtomicBool,
+) {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(e) => return tracing::warn!("no drills are made: where this program is: {e}"),
+    };
+    let mut running: Option<(DiskName, Child)> = None;
+    let mut last_failed: Option<(DiskName, u64)> = None;
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK_EVERY);
+        watch.look();
+        if let Some((name, child)) = &mut running {
+            match child.try_wait() {
+                Ok(None) => continue,
+                Ok(Some(status)) if status.success() => {}
+                ended => {
+                    tracing::warn!("drill of disk {name}: {ended:?}; see backstay jobs {name}");
+                    last_failed = Some((name.clone(), now_unix_ns()));
+                }
+            }
+            running = None;
+        }
+        let mut config = Config::clone(watch.config());
+        config.add_protections(roots, &roots.disks_with_socket());
+        let Some(name) = next(&config, roots, last_failed.as_ref()) else { continue };
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(&program);
+        if let Some(file) = &config_file {
+            command.arg("--config").arg(file);
+        }
+        command.arg("--state-dir").arg(&roots.state).arg("--runtime-dir").arg(&roots.runtime);
+        command.args(["--quiet", "drill", name.as_str()]);
+        tracing::info!("disk {name}: a drill begins");
+        match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
+            Ok(child) => running = Some((name, child)),
+            Err(e) => {
+                tracing::warn!("drill of disk {name}: {e}");
+                last_failed = Some((name, now_unix_ns()));
+            }
+        }
+    }
+    if let Some((_, mut child)) = running {
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        let _ = child.wait();
+    }
+}
+
+/// The disk whose drill is due longest, of those that may begin now: disks of this host that have points, and
+/// those that the configuration names.
+fn next(config: &Config, roots: &Roots, failed: Option<&(DiskName, u64)>) -> Option<DiskName> {
+    let now = now_unix_ns();
+    let here = roots.disks_with_socket().into_iter().filter(|name| {
+        let record = Record::load(&roots.disk(name).state);
+        record.last.is_some()
+    });
+    let named = config.disk.iter().filter(|(_, disk)| disk.drill.is_some()).map(|(name, _)| name);
+    let mut names: Vec<DiskName> = here.chain(named.cloned()).collect();
+    names.sort();
+    names.dedup();
+    // One that could not even say how it failed is not begun again at once.
+    let rests = |name: &DiskName| {
+        failed.is_some_and(|(of, at)| of == name && now < at + 60 * 1_000_000_000)
+    };
+    let (zone, at) = (config.zone(), jiff::Timestamp::now());
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let due = due(config.drill_of(&name)?, Drilled::load(&records(roots, &name)).as_ref());
+            let begins = may_begin(config.blackout_of(&name), &zone, at).is_ok();
+            (due <= now && begins && !rests(&name)).then_some((due, name))
+        })
+        .min()
+        .map(|(_, name)| name)
+}
+
+fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}

@@ -1,0 +1,176 @@
+//! `mount.backstay`: a disk is served, a loop device attached, the file system on it mounted.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use backstay_driver::control::ControlClient;
+use backstay_format::DiskName;
+use clap::Parser;
+
+use super::options::{self, Options};
+use super::{STARTED_BY_MOUNT, code, table};
+use crate::context::Context;
+use crate::programs::command;
+use crate::verbs::attach::{loop_devices, losetup};
+use crate::verbs::detach::let_go;
+use crate::verbs::umount::stop;
+
+/// Mount the file system on a protected disk; mount -t backstay calls it
+#[derive(Parser)]
+#[command(
+    name = "mount.backstay",
+    version,
+    after_help = "\
+Example of /etc/fstab:
+  db  /mnt/db  backstay  fs=ext4,_netdev,x-systemd.requires=backstay-disk@db.service  0 0"
+)]
+pub struct Args {
+    /// The disk's name, or its backing and name=NAME among the options
+    spec: String,
+    /// Where to mount
+    dir: PathBuf,
+    /// Options, with commas between them
+    #[arg(short, default_value = "")]
+    options: String,
+    /// Accept options the file system does not know
+    #[arg(short)]
+    sloppy: bool,
+    /// Only look whether it makes sense
+    #[arg(short)]
+    fake: bool,
+    /// Write no table of mounts
+    #[arg(short)]
+    no_table: bool,
+    /// Say more
+    #[arg(short)]
+    verbose: bool,
+    /// Another mount namespace
+    #[arg(short = 'N')]
+    namespace: Option<String>,
+    /// The type mount(8) was called with
+    #[arg(short = 't')]
+    fs_type: Option<String>,
+}
+
+/// Mounts; the exit code.
+pub fn run(args: Args) -> anyhow::Result<u8> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("mount.backstay: only root may mount a protected disk");
+        return Ok(code::USAGE);
+    }
+    if args.namespace.is_some() {
+        bail!("mounting into another namespace (-N) is not possible: use nsenter");
+    }
+    let mut options = options::parse(&args.spec, &args.options)?;
+    if args.fake {
+        return Ok(0);
+    }
+    let dir = args.dir.canonicalize().with_context(|| format!("{}", args.dir.display()))?;
+    if options.remount {
+        return remount(&args, &options, &dir);
+    }
+    options.globals.start_logging();
+    let context = Context::new(std::mem::take(&mut options.globals))?;
+    mount(&args, &options, &dir, &context)
+}
+
+fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyhow::Result<u8> {
+    let served = options.attach.serve(context)?;
+    let name = &served.name;
+    let mut undo = Undo { context, name, attached: None, started: served.started };
+    // Two devices over one disk would be two page caches that know nothing of each other.
+    let device = match loop_devices(&served.file)?.into_iter().next() {
+        Some(device) => device,
+        None => {
+            let device = losetup(&served.file, options.attach.is_read_only())?;
+            undo.attached = Some(device.clone());
+            device
+        }
+    };
+    let there = table::at(&table::read()?, dir).is_some_and(|e| e.source == Path::new(&device));
+    if there {
+        // `mount -a` cannot know: it compares fstab's first column with the device.
+        if args.verbose {
+            println!("{} is mounted on {} already", name, dir.display());
+        }
+        undo.forget();
+        return Ok(0);
+    }
+    // `helper` makes umount(8) call umount.backstay.
+    let mut with = options.rest.clone();
+    with.push("helper=backstay".into());
+    let mut command = command("mount");
+    command.args(["-t", &options.fs, "-o", &with.join(",")]);
+    command.args(args.flags()).arg(&device).arg(dir);
+    let mounted = command.status().context("mount could not be started (package mount)")?;
+    if !mounted.success() {
+        eprintln!(
+            "mount.backstay: disk {name}: its file system was not mounted; the disk is as it was. A \
+             new disk has none yet: mkfs.{} $(backstay attach --name {name})",
+            if options.fs == "auto" { "ext4" } else { &options.fs }
+        );
+        return Ok(mounted.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED));
+    }
+    // From here on the file system has the device, and it goes with it, whoever unmounts.
+    if let Some(device) = undo.attached.take() {
+        let_go(&device)?;
+    }
+    if served.started {
+        let pid = context.driver(name)?.status()?.pid;
+        let mark = context.roots.disk(name).runtime.join(STARTED_BY_MOUNT);
+        std::fs::write(&mark, format!("{pid}\n")).with_context(|| format!("{}", mark.display()))?;
+    }
+    undo.forget();
+    Ok(0)
+}
+
+/// Changes the mount that is there.
+fn remount(args: &Args, options: &Options, dir: &Path) -> anyhow::Result<u8> {
+    let table = table::read()?;
+    let entry =
+        table::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
+    let with = [&["remount".to_owned()], &options.rest[..]].concat().join(",");
+    let mut command = command("mount");
+    command.args(["-i", "-o", &with]).args(args.flags()).arg(&entry.source).arg(dir);
+    let done = command.status().context("mount could not be started (package mount)")?;
+    Ok(done.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED))
+}
+
+impl Args {
+    /// The flags that are the file system's, too.
+    fn flags(&self) -> Vec<&'static str> {
+        let flags = [(self.sloppy, "-s"), (self.no_table, "-n"), (self.verbose, "-v")];
+        flags.into_iter().filter_map(|(set, flag)| set.then_some(flag)).collect()
+    }
+}
+
+/// What is taken back when the mount fails.
+struct Undo<'a> {
+    context: &'a Context,
+    name: &'a DiskName,
+    attached: Option<String>,
+    started: bool,
+}
+
+impl Undo<'_> {
+    fn forget(&mut self) {
+        (self.attached, self.started) = (None, false);
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        let name = self.name;
+        if let Some(device) = &self.attached
+            && let Err(e) = let_go(device)
+        {
+            eprintln!("mount.backstay: {e:#}");
+        }
+        if self.started {
+            let driver: anyhow::Result<ControlClient> = self.context.driver(name);
+            if let Err(e) = driver.and_then(|driver| stop(name, driver)) {
+                eprintln!("mount.backstay: {e:#}; its driver is still running");
+            }
+        }
+    }
+}

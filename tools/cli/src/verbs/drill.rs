@@ -1,0 +1,207 @@
+//! `backstay drill`: try a recovery point.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_recovery::drill::{Boot, Check, Drill as Job, DrillError, drill, records};
+use backstay_recovery::lazy::PointChoice;
+use backstay_sidecar::drills::{DrillSettings, Drilled};
+use backstay_sidecar::jobs::JobBook;
+use backstay_sidecar::schedule::Work;
+use backstay_sidecar::service::stop_on_signals;
+use backstay_vault::{DrillCheck, DrillRecord};
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::target::{time, word};
+use crate::context::Context;
+
+/// How long a check may take, unless told otherwise.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Try a recovery point: mount it, check it, write the verdict on it, leave nothing behind
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay drill db                                      as the configuration says, or --check fsck
+  backstay drill db --vault file:///mnt/backup/vault --point 17 --check fsck
+  backstay drill db --command 'mount -o ro $BACKSTAY_DEVICE $BACKSTAY_WORK && ls $BACKSTAY_WORK/data;
+                               umount $BACKSTAY_WORK'
+  backstay drill vm --boot --expect 'login:' --memory 1GiB
+  backstay drill vm --boot --kernel vmlinuz --append 'root=/dev/vda1 console=ttyS0' --expect ready
+
+The point is mounted from the vault; what the check writes goes to an overlay that is thrown away. The
+verdict shows in backstay points, the last one also in backstay status. By itself: drill = { every = \"1d\",
+check = \"fsck\" } in the configuration. Ends with 1 if the point failed or could not be tried.")]
+pub struct Drill {
+    /// The disk's name in the vault
+    name: DiskName,
+    /// The vault's URL [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// Which point: a number, latest, or a time
+    #[arg(long, default_value = "latest")]
+    point: PointChoice,
+    /// How: fsck mounts and checks all file systems
+    #[arg(long, value_name = "fsck", value_parser = ["fsck"], conflicts_with_all = ["command", "boot"])]
+    check: Option<String>,
+    /// A line for the shell that must end with 0; gets BACKSTAY_DISK, BACKSTAY_DEVICE, BACKSTAY_WORK
+    #[arg(long, value_name = "LINE", conflicts_with = "boot")]
+    command: Option<String>,
+    /// Start a machine from it in QEMU and wait for what its serial console says
+    #[arg(long)]
+    boot: bool,
+    /// What the console must say [default: login:]
+    #[arg(long, value_name = "TEXT", requires = "boot")]
+    expect: Option<String>,
+    /// The machine's memory [default: 512 MiB]
+    #[arg(long, value_name = "SIZE", requires = "boot")]
+    memory: Option<ByteSize>,
+    /// A kernel to start it with
+    #[arg(long, value_name = "FILE", requires = "boot")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "LINE", requires = "kernel")]
+    append: Option<String>,
+    /// How long the check may take [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+}
+
+impl Drill {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let settings = context.config.drill_of(&self.name);
+        let check = self.how(settings)?;
+        let timeout = self.timeout.or(settings.and_then(|drill| drill.timeout));
+        let program = std::env::current_exe().context("where this program is")?;
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
+        let stopping = AtomicBool::new(false);
+        let stopped = stop_on_signals()?;
+        let stop = || {
+            if stopped.try_recv().is_ok() {
+                stopping.store(true, Ordering::Relaxed);
+            }
+            stopping.load(Ordering::Relaxed)
+        };
+        let jobs = JobBook::below(&context.roots.state);
+        let job = jobs.begin(&self.name, Work::Drill);
+        let result = drill(&Job {
+            program: &program,
+            roots: &context.roots,
+            vault: url,
+            name: &self.name,
+            point: self.point,
+            check: &check,
+            timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
+            stop: &stop,
+            say: &|stage| {
+                job.progress(stage, 0, 0);
+                tracing::info!("disk {}: drill: {stage}", self.name);
+            },
+        });
+        job.end(match &result {
+            Ok(verdict) if verdict.passed => Ok(verdict.cycle),
+            Ok(verdict) => Err(format!("point {} failed: {}", verdict.cycle, verdict.message)),
+            Err(e) => Err(e.to_string()),
+        });
+        self.remember(context, &result);
+        let verdict = result.with_context(|| {
+            format!("disk {}: the point was not tried; nothing is said of it", self.name)
+        })?;
+        if context.globals.json {
+            context.print_json(&verdict)?;
+        } else if verdict.passed && !context.globals.quiet {
+            println!(
+                "{}: recovery point {} passed ({}), {}: {}",
+                self.name,
+                verdict.cycle,
+                word(&verdict.check),
+                time(verdict.ended_unix_ns),
+                verdict.message
+            );
+        }
+        if !verdict.passed {
+            bail!(
+                "disk {}: recovery point {} failed its drill ({}): {}. Look at it with backstay mount \
+                 --disk {0} --point {1}; other points may be whole: backstay points {0}",
+                self.name,
+                verdict.cycle,
+                word(&verdict.check),
+                verdict.message
+            );
+        }
+        Ok(())
+    }
+
+    /// What was said here, or else in the configuration, or else fsck.
+    fn how(&self, settings: Option<&DrillSettings>) -> anyhow::Result<Check> {
+        if self.check.is_some() {
+            return Ok(Check::Fsck);
+        }
+        if let Some(line) = &self.command {
+            return Ok(Check::Command(line.clone()));
+        }
+        let settings = match (self.boot, settings) {
+            (false, None) => return Ok(Check::Fsck),
+            (false, Some(settings)) => settings,
+            (true, _) => &DrillSettings {
+                every: Duration::ZERO,
+                check: DrillCheck::Boot,
+                command: None,
+                timeout: None,
+                expect: self.expect.clone(),
+                memory: self.memory,
+                kernel: self.kernel.clone(),
+                initrd: self.initrd.clone(),
+                append: self.append.clone(),
+            },
+        };
+        Ok(match settings.check {
+            DrillCheck::Fsck => Check::Fsck,
+            DrillCheck::Command => match &settings.command {
+                Some(line) => Check::Command(line.clone()),
+                None => bail!("the configuration's drill of {} says no command", self.name),
+            },
+            DrillCheck::Boot => {
+                let usual = Boot::default();
+                Check::Boot(Boot {
+                    expect: settings.expect.clone().unwrap_or(usual.expect),
+                    memory: settings.memory.map_or(usual.memory, |memory| memory.as_u64()),
+                    kernel: settings.kernel.clone(),
+                    initrd: settings.initrd.clone(),
+                    append: settings.append.clone(),
+                    qemu: usual.qemu,
+                })
+            }
+        })
+    }
+
+    /// Writes down how it went, for `status` and for when the next one is due.
+    fn remember(&self, context: &Context, result: &Result<DrillRecord, DrillError>) {
+        let dir = records(&context.roots, &self.name);
+        let before = Drilled::load(&dir);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let drilled = match result {
+            Ok(verdict) => {
+                Drilled { tried_unix_ns: now, error: None, verdict: Some(verdict.clone()) }
+            }
+            // Somebody else's will be remembered; one that was stopped is due as it was.
+            Err(DrillError::Busy(_) | DrillError::Stopped) => return,
+            Err(e) => Drilled {
+                tried_unix_ns: now,
+                error: Some(e.to_string()),
+                verdict: before.and_then(|before| before.verdict),
+            },
+        };
+        let saved = std::fs::create_dir_all(&dir).and_then(|()| drilled.save(&dir));
+        if let Err(e) = saved {
+            tracing::warn!("remembering the drill in {}: {e}", dir.display());
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! `backstay failback`: an old source takes its disk back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_recovery::failover::{
+    FailoverRecord, Kind, PointRef, State, now_unix_ns, step, stopped, vault,
+};
+use backstay_recovery::lazy;
+use backstay_recovery::replica::{ReplicaRecord, folder, status};
+use backstay_vault::Vault;
+use clap::Args;
+
+use super::failover::{local, source, target};
+use super::target::InVault;
+use crate::context::Context;
+use crate::exit::Refused;
+
+/// Bring a disk back to its old source, while the other side goes on serving it
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay failback db --to /srv/db.img --vault file:///mnt/vault
+  backstay failback db --to /srv/db.img --full       everything, no checksums compared
+  backstay failback db --to /dev/sdc --new-disk      not on the old backing
+  backstay failback db --to /srv/db.img --now        the other side is gone: to its newest point
+
+What moves is the least that can be known: if the old disk's state is whole, what changed on either side; else
+what differs by checksums. Then it follows the vault. When the other side has run backstay failover
+handover, it becomes the disk again at exactly that point, is committed at once and replicates. Killed
+anywhere, it goes on when it is run again.")]
+pub struct Failback {
+    /// The disk's name
+    name: DiskName,
+    #[command(flatten)]
+    vault: InVault,
+    /// The file or block device that is to hold the disk
+    #[arg(long, value_name = "BACKING")]
+    to: PathBuf,
+    /// Download everything; compare nothing
+    #[arg(long)]
+    full: bool,
+    /// It is another backing than the old one: nothing of the old state counts
+    #[arg(long)]
+    new_disk: bool,
+    /// Do not wait for a handover: the other side is gone. What it wrote after its newest point is lost
+    #[arg(long, conflicts_with = "once")]
+    now: bool,
+    /// Bring it to the newest point, then end; run again to go on
+    #[arg(long)]
+    once: bool,
+    /// How often to look for newer points and for the handover
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+}
+
+impl Failback {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let root = &context.roots.state;
+        let mut record = match FailoverRecord::load(root, &self.name)? {
+            Some(record) if record.kind == Kind::Failback => match record.state {
+                State::Committed => {
+                    let begun = self.begin(context)?;
+                    begun.begin(root)?;
+                    begun
+                }
+                _ => record,
+            },
+            Some(mut old) if matches!(old.state, State::HandedOver | State::HandingOver) => {
+                let begun = self.begin(context)?;
+                old.enter(root, State::Seeding)?;
+                begun.begin(root)?;
+                begun
+            }
+            Some(record) if record.state != State::Committed => {
+                return Err(Refused(format!(
+                    "disk {} is {} on this host; commit or cancel that first. Nothing was changed",
+                    self.name,
+                    record.state.explain()
+                ))
+                .into());
+            }
+            _ => {
+                let begun = self.begin(context)?;
+                begun.begin(root)?;
+                begun
+            }
+        };
+        if record.state == State::Seeding {
+            let Some(point) = self.bring(context, &record)? else { return Ok(()) };
+            let term = self.term(&record)?;
+            (record.point, record.after) = (Some(point), term);
+            target::not_replicated(&context.roots.disk(&self.name), &record)?;
+            record.enter(root, State::TakingOver)?;
+        }
+        if record.state == State::TakingOver {
+            if local::driver(context, &self.name).is_none() {
+                local::again(context, &["--quiet", "replica", self.name.as_str(), "--take-over"])?;
+            }
+            record.enter(root, State::Committing)?;
+        }
+        if record.state == State::Committing {
+            if local::driver(context, &self.name).is_none() {
+                self.serve(context, &record)?;
+            }
+            target::commit(context, record, None, false)?;
+        }
+        local::print_place(context, &self.name, false)
+    }
+
+    /// Looks at everything; refuses a disk that is in use or still this host's.
+    fn begin(&self, context: &Context) -> anyhow::Result<FailoverRecord> {
+        let name = &self.name;
+        let (vault, disk) = self.vault.find(context, name)?;
+        let term = vault.newest_term(disk.disk)?.context("the disk has no term in the vault")?;
+        let paths = context.roots.disk(name);
+        let ours = stopped::superblock(&paths).map(|superblock| stopped::writer(superblock.disk));
+        if ours.is_some_and(|ours| ours == term.writer) && vault.handover(disk.disk)?.is_none() {
+            return Err(Refused(format!(
+                "disk {name} is this host's: nobody has failed it over (term {}). Nothing was changed",
+                term.term
+            ))
+            .into());
+        }
+        if let Some(status) = local::driver(context, name) {
+            local::refuse_if_used(name, &status)?;
+            local::stop(context, name)?;
+        }
+        Ok(FailoverRecord {
+            name: name.clone(),
+            kind: Kind::Failback,
+            state: State::Seeding,
+            vault: vault.url().into(),
+            disk: disk.disk,
+            disk_name: disk.name,
+            point: None,
+            after: term.term,
+            backing: Some(std::path::absolute(&self.to)?),
+            next: None,
+            group: None,
+            since_unix_ns: now_unix_ns(),
+        })
+    }
+
+    /// Brings the backing to the newest point until it is the one that was handed over.
+    fn bring(
+        &self,
+        context: &Context,
+        record: &FailoverRecord,
+    ) -> anyhow::Result<Option<PointRef>> {
+        self.begin_replica(context, record)?;
+        loop {
+            step();
+            let name = self.name.as_str();
+            let said = local::again(context, &["replica", name, "--once"])?;
+            if !context.globals.quiet && !said.is_empty() {
+                eprintln!("{said}");
+            }
+            if self.once {
+                return Ok(None);
+            }
+            let at = status::of(&context.roots.disk(&self.name))?.and_then(|status| status.at);
+            let vault = Vault::open(&record.vault)?;
+            let wanted = match (vault.handover(record.disk)?, self.now) {
+                (Some(handover), _) => Some(handover.cycle),
+                (None, true) => Some(vault::newest_on_line(&vault, record.disk)?.cycle),
+                (None, false) => None,
+            };
+            if let Some(cycle) = wanted.filter(|&wanted| at == Some(wanted)) {
+                return Ok(Some(PointRef::from(&vault.manifest(record.disk, cycle)?)));
+            }
+            if wanted.is_none() {
+                // Only a look tells whether something has come.
+                std::thread::sleep(self.interval);
+            }
+        }
+    }
+
+    /// Begins the replica on the backing, with the least that has to move.
+    fn begin_replica(&self, context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
+        let paths = context.roots.disk(&self.name);
+        let superblock = paths.state.join("super");
+        let has_disk = superblock.exists();
+        if !has_disk && ReplicaRecord::load(&folder(&paths))?.is_some() {
+            return Ok(());
+        }
+        let old = source::backing(context, &self.name);
+        if old.is_none() && paths.state.join("mounted").exists() {
+            // What this host has is a mounted point: no backing that could be brought forward.
+            step();
+            lazy::forget(&self.name, &paths)?;
+        }
+        let has_disk = has_disk && superblock.exists();
+        let to = self.to.canonicalize().unwrap_or(std::path::absolute(&self.to)?);
+        let same = old.is_some_and(|old| old.canonicalize().unwrap_or(old) == to);
+        let seed = match (has_disk && same && !self.new_disk, self.full) {
+            (_, true) => "full",
+            (true, false) => "changes",
+            (false, false) => "auto",
+        };
+        if has_disk && seed != "changes" {
+            if same && !self.full {
+                bail!("{} is the old backing: leave out --new-disk", to.display());
+            }
+            // From here on the old state says nothing of what the backing will hold.
+            step();
+            std::fs::rename(&superblock, paths.state.join("super.before-failback"))
+                .and_then(|()| std::fs::File::open(&paths.state)?.sync_all())
+                .with_context(|| format!("putting aside {}", superblock.display()))?;
+        }
+        let to = to.display().to_string();
+        let mut args = vec![
+            "replica",
+            self.name.as_str(),
+            "--vault",
+            &record.vault,
+            "--to",
+            &to,
+            "--once",
+            "--seed",
+            seed,
+        ];
+        // The old backing holds the old disk; another one must be empty or be said to be free.
+        if seed != "changes" && (same || self.full) {
+            args.push("--force");
+        }
+        let said = local::again(context, &args)?;
+        if !context.globals.quiet && !said.is_empty() {
+            eprintln!("{said}");
+        }
+        Ok(())
+    }
+
+    /// The newest term now: the commit takes the one after it.
+    fn term(&self, record: &FailoverRecord) -> anyhow::Result<backstay_format::Term> {
+        let vault = Vault::open(&record.vault)?;
+        let term = vault.newest_term(record.disk)?.context("the disk has no term in the vault")?;
+        Ok(term.term)
+    }
+
+    fn serve(&self, context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
+        let backing = record.backing.as_ref().context("the backing was not written down")?;
+        let backing = backing.display().to_string();
+        local::again(context, &["--quiet", "mount", &backing, "--name", self.name.as_str()])?;
+        Ok(())
+    }
+}

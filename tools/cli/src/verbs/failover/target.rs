@@ -1,0 +1,513 @@
+//! The target's side: bringing a point up, changing and removing it, and the commit.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use backstay_driver::paths::DiskPaths;
+use backstay_format::DiskName;
+use backstay_recovery::failover::vault::{self, Found};
+use backstay_recovery::failover::{
+    FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
+};
+use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
+use backstay_sidecar::protection::Protection;
+use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::service::is_running;
+use backstay_vault::{GroupName, GroupPointNo, Vault};
+
+use super::super::cycle::{line, run_once};
+use super::{Up, local};
+use crate::context::Context;
+use crate::exit::Refused;
+
+/// What is to be brought up.
+pub struct Order {
+    /// A test or a failover.
+    pub kind: Kind,
+    /// The disk's name in the vault.
+    pub name: DiskName,
+    /// Its name here.
+    pub local: DiskName,
+    /// Which point.
+    pub which: Which,
+    /// The vault, if not the configuration's.
+    pub vault: Option<String>,
+    /// Whether a device is wanted.
+    pub attach: bool,
+    /// The group's point it is of.
+    pub group: Option<OfGroup>,
+    /// The replica of this host is taken over.
+    pub replica: bool,
+}
+
+/// Which point.
+#[derive(Clone, Copy)]
+pub enum Which {
+    /// That of the handover.
+    HandedOver,
+    /// One that was chosen, of a history that was left only if that was said.
+    Choice(PointChoice, bool),
+}
+
+fn refused<T>(message: String) -> anyhow::Result<T> {
+    Err(Refused(format!("{message}. Nothing was changed")).into())
+}
+
+/// Brings a point up, or goes on with that.
+pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
+    let (root, local_name) = (&context.roots.state, &order.local);
+    let record = match FailoverRecord::load(root, local_name)? {
+        Some(record) if record.kind == order.kind && record.disk_name == order.name => {
+            match record.state {
+                State::Up | State::Starting => record,
+                State::Removing if record.next.is_some() => {
+                    return go_on_changing(context, record, order.attach);
+                }
+                state => {
+                    return refused(format!(
+                        "disk {local_name} is {} on this host; see backstay failover status {local_name}",
+                        state.explain()
+                    ));
+                }
+            }
+        }
+        // A mounted point that was handed over, and taken: it is of no use any more.
+        Some(record) if record.state == State::HandedOver && is_left(context, &record)? => {
+            leave(context, record)?;
+            begin(context, order)?
+        }
+        Some(record) if record.state == State::Removing && record.kind == Kind::Source => {
+            leave(context, record)?;
+            begin(context, order)?
+        }
+        Some(record) => {
+            return refused(format!(
+                "disk {local_name} of this host is in another failover ({}); see backstay failover status",
+                record.state.explain()
+            ));
+        }
+        None => begin(context, order)?,
+    };
+    start(context, record, order.replica, order.attach)
+}
+
+/// Whether a mounted point that was handed over has been taken by another host. A backing is worth keeping
+/// then, for a failback; a mounted point is not.
+fn is_left(context: &Context, record: &FailoverRecord) -> anyhow::Result<bool> {
+    if !context.roots.disk(&record.name).state.join("mounted").exists() {
+        return Ok(false);
+    }
+    let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
+    Ok(newest.is_some_and(|newest| newest.term > record.after))
+}
+
+fn leave(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
+    record.enter(&context.roots.state, State::Removing)?;
+    take_away(context, &record)?;
+    Ok(record.end(&context.roots.state)?)
+}
+
+/// Looks at everything, and writes down what is to be done.
+fn begin(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
+    let local_name = &order.local;
+    let paths = context.roots.disk(local_name);
+    if !order.replica && stopped::superblock(&paths).is_some() {
+        return refused(format!(
+            "this host has a disk {local_name} already: use --as NAME; or, if it is the old source, backstay \
+             failback"
+        ));
+    }
+    let url = order.vault.clone().unwrap_or_else(|| context.config.vault_of(&order.name).into());
+    let vault = Vault::open(&url)?;
+    let disk = vault.disk_named(&order.name)?.disk;
+    if order.kind != Kind::Test {
+        refuse_if_here(context, local_name, &order.name, disk)?;
+    }
+    let Found { term, point, .. } = match order.which {
+        Which::HandedOver => vault::handed_over(&vault, &order.name, disk)?,
+        Which::Choice(PointChoice::Latest, _) => {
+            let point = vault::newest_on_line(&vault, disk)?;
+            vault::look_at(&vault, &order.name, disk, point, false)?
+        }
+        Which::Choice(choice, left_history) => {
+            let point = lazy::choose(&vault, disk, choice)?;
+            vault::look_at(&vault, &order.name, disk, point, left_history)?
+        }
+    };
+    if order.kind == Kind::Unplanned
+        && let Some(handover) = vault.handover(disk)?
+        && handover.point == point.point
+        && !context.globals.quiet
+    {
+        eprintln!("{}: it was handed over at this point: nothing is lost", order.name);
+    }
+    let record = FailoverRecord {
+        name: local_name.clone(),
+        kind: order.kind,
+        state: State::Starting,
+        vault: url,
+        disk,
+        disk_name: order.name.clone(),
+        point: (!order.replica).then(|| PointRef::from(&point)),
+        after: term.term,
+        backing: None,
+        next: None,
+        group: order.group.clone(),
+        since_unix_ns: now_unix_ns(),
+    };
+    record.begin(&context.roots.state)?;
+    Ok(record)
+}
+
+/// A disk that this very host serves from its source is failed over by its handover alone.
+fn refuse_if_here(
+    context: &Context,
+    local_name: &DiskName,
+    name: &DiskName,
+    disk: backstay_format::DiskId,
+) -> anyhow::Result<()> {
+    for here in context.disks() {
+        let Some(superblock) = stopped::superblock(&context.roots.disk(&here)) else { continue };
+        let is_it =
+            superblock.disk == disk || superblock.base.is_some_and(|base| base.vault_disk == disk);
+        if !is_it || here == *local_name {
+            continue;
+        }
+        let record = FailoverRecord::load(&context.roots.state, &here)?;
+        let is_over = record
+            .as_ref()
+            .is_some_and(|record| record.kind == Kind::Test || record.state == State::HandedOver);
+        if !is_over {
+            return refused(format!(
+                "disk {name} is disk {here} of this host, and what it holds may be newer: hand it over first \
+                 (backstay failover handover {here}), or try a point with backstay failover test"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Serves what a record says; `Starting` or `Up` already.
+fn start(
+    context: &Context,
+    mut record: FailoverRecord,
+    replica: bool,
+    attach: bool,
+) -> anyhow::Result<()> {
+    let name = record.name.clone();
+    let root = &context.roots.state;
+    let paths = context.roots.disk(&name);
+    if record.state == State::Starting {
+        not_replicated(&paths, &record)?;
+    }
+    step();
+    if local::driver(context, &name).is_none() {
+        serve(context, &record, replica)?;
+    }
+    let status =
+        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
+    if record.state == State::Starting {
+        if record.point.is_none() {
+            let (point, backing) = of_replica(&record, &status)?;
+            (record.point, record.backing) = (Some(point), Some(backing));
+        }
+        record.enter(root, State::Up)?;
+    }
+    if !context.globals.quiet {
+        let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
+        let next = match record.kind {
+            Kind::Test => format!("backstay failover cleanup {name} removes it"),
+            _ => format!("nothing is committed: backstay failover commit, change or cancel {name}"),
+        };
+        eprintln!("{name}: recovery point {point} of disk {} is up; {next}", record.disk_name);
+    }
+    local::print_place(context, &name, attach)
+}
+
+/// Before a driver serves it: no sidecar of this host may take it for a disk to ship.
+pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&paths.state);
+    made.with_context(|| format!("making {}", paths.state.display()))?;
+    let protection = Protection {
+        backing: record.backing.clone().unwrap_or_default(),
+        vault: record.vault.clone(),
+        policy: None,
+        ending: true,
+    };
+    protection.save(&paths.state).with_context(|| format!("disk {}", record.name))
+}
+
+fn serve(context: &Context, record: &FailoverRecord, replica: bool) -> anyhow::Result<()> {
+    let name = record.name.as_str();
+    if replica || record.backing.is_some() {
+        local::again(context, &["--quiet", "replica", name, "--take-over"])?;
+        return Ok(());
+    }
+    let point = record.point.context("which point was not written down")?.cycle.to_string();
+    local::again(
+        context,
+        &[
+            "--quiet",
+            "mount",
+            "--vault",
+            &record.vault,
+            "--disk",
+            record.disk_name.as_str(),
+            "--point",
+            &point,
+            "--name",
+            name,
+        ],
+    )?;
+    Ok(())
+}
+
+/// The point that a replica was taken over at.
+fn of_replica(
+    record: &FailoverRecord,
+    status: &backstay_format::control::DriverStatus,
+) -> anyhow::Result<(PointRef, PathBuf)> {
+    let base = status.base.filter(|base| base.vault_disk == record.disk).with_context(|| {
+        format!("disk {} of this host is not disk {} of the vault", record.name, record.disk_name)
+    })?;
+    let vault = Vault::open(&record.vault)?;
+    let point = vault.manifest(record.disk, base.cycle)?;
+    if point.point != base.point {
+        bail!("disk {}: recovery point {} is another one by now", record.name, base.cycle);
+    }
+    Ok((PointRef::from(&point), status.backing.clone()))
+}
+
+/// A test of all disks of a group at one of its points.
+pub fn test_group(
+    context: &Context,
+    group: &GroupName,
+    number: Option<GroupPointNo>,
+    up: &Up,
+) -> anyhow::Result<()> {
+    let url = up.vault.clone().unwrap_or_else(|| context.config.vault.clone());
+    let members = {
+        let vault = Vault::open(&url)?;
+        let points = vault.group_points(group)?;
+        let number = number.or(points.last().copied());
+        let number = number.with_context(|| format!("group {group} has no point in {url}"))?;
+        let point = vault.group_point(group, number)?;
+        point.members.into_iter().map(|member| (number, member)).collect::<Vec<_>>()
+    };
+    for (number, member) in members {
+        let local = format!("{}.test", member.name).parse()?;
+        let of = OfGroup { group: group.clone(), number };
+        bring_up(
+            context,
+            &Order {
+                kind: Kind::Test,
+                name: member.name,
+                local,
+                which: Which::Choice(PointChoice::Cycle(member.cycle), true),
+                vault: Some(url.clone()),
+                attach: up.attach,
+                group: Some(of),
+                replica: false,
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Another point instead.
+pub fn change(
+    context: &Context,
+    mut record: FailoverRecord,
+    to: (PointChoice, bool),
+    attach: bool,
+) -> anyhow::Result<()> {
+    let root = &context.roots.state;
+    match record.state {
+        State::Up => {}
+        State::Removing if record.next.is_some() => {
+            return go_on_changing(context, record, attach);
+        }
+        State::Starting if record.next.is_some() => return start(context, record, false, attach),
+        state => {
+            return refused(format!(
+                "disk {} is {}: it cannot be changed to another point",
+                record.name,
+                state.explain()
+            ));
+        }
+    }
+    if record.backing.is_some() {
+        return refused(format!(
+            "disk {} is a replica that was taken over: it has one point",
+            record.name
+        ));
+    }
+    {
+        let vault = Vault::open(&record.vault)?;
+        let point = match to.0 {
+            PointChoice::Latest => vault::newest_on_line(&vault, record.disk)?,
+            choice => lazy::choose(&vault, record.disk, choice)?,
+        };
+        let found = vault::look_at(&vault, &record.disk_name, record.disk, point, to.1)?;
+        if found.term.term != record.after {
+            let term = found.term;
+            return Err(FailoverError::TakenOver {
+                name: record.name,
+                term: term.term,
+                writer: term.writer,
+            }
+            .into());
+        }
+        record.next = Some(PointRef::from(&found.point));
+    }
+    if let Some(status) = local::driver(context, &record.name) {
+        local::refuse_if_used(&record.name, &status)?;
+    }
+    record.enter(root, State::Removing)?;
+    go_on_changing(context, record, attach)
+}
+
+fn go_on_changing(
+    context: &Context,
+    mut record: FailoverRecord,
+    attach: bool,
+) -> anyhow::Result<()> {
+    take_away(context, &record)?;
+    record.point = record.next;
+    record.enter(&context.roots.state, State::Starting)?;
+    start(context, record, false, attach)
+}
+
+/// Removes what was brought up; false if that is not so.
+pub fn remove(context: &Context, mut record: FailoverRecord) -> anyhow::Result<bool> {
+    let root = &context.roots.state;
+    if record.state == State::Committing {
+        // It may have been killed right after it took the term.
+        let taken = vault::is_taken(&Vault::open(&record.vault)?, &record)?;
+        if taken {
+            return refused(format!(
+                "disk {name} is committed but for the rest: run backstay failover commit {name} again",
+                name = record.name
+            ));
+        }
+        record.enter(root, State::Up)?;
+    }
+    if !matches!(record.state, State::Starting | State::Up | State::Removing) {
+        return refused(format!(
+            "disk {} is {}: it cannot be cancelled",
+            record.name,
+            record.state.explain()
+        ));
+    }
+    if let Some(status) = local::driver(context, &record.name) {
+        local::refuse_if_used(&record.name, &status)?;
+    }
+    record.next = None;
+    record.enter(root, State::Removing)?;
+    take_away(context, &record)?;
+    record.end(root)?;
+    Ok(true)
+}
+
+/// Takes away mount, devices, state and hold; what was written to it is gone then.
+fn take_away(context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
+    let (name, paths) = (&record.name, context.roots.disk(&record.name));
+    local::stop(context, name)?;
+    step();
+    if paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists() {
+        lazy::forget(name, &paths)?;
+    }
+    step();
+    local::remove_folder(&paths.runtime)?;
+    local::remove_folder(&paths.state)
+}
+
+/// Takes the term, and protects what is served here.
+pub fn commit(
+    context: &Context,
+    mut record: FailoverRecord,
+    policy: Option<&str>,
+    hydrate: bool,
+) -> anyhow::Result<()> {
+    let (root, name) = (&context.roots.state, record.name.clone());
+    match (record.kind, record.state) {
+        (Kind::Test, _) => {
+            return refused(format!("disk {name} is a test: it is cleaned up, never committed"));
+        }
+        (_, State::Committed) => return refused(format!("disk {name} is committed already")),
+        (_, State::Up | State::Committing) => {}
+        (_, state) => {
+            return refused(format!("disk {name} is {}: it cannot be committed", state.explain()));
+        }
+    }
+    if let Some(policy) = policy.filter(|policy| !context.config.policy.contains_key(*policy)) {
+        return refused(format!("there is no policy {policy:?} in the configuration"));
+    }
+    let paths = context.roots.disk(&name);
+    if local::driver(context, &name).is_none() {
+        serve(context, &record, false)?;
+    }
+    let status =
+        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
+    let is_it = record.point.is_some_and(|point| point.is(status.base));
+    if !is_it && record.state == State::Up {
+        bail!(
+            "disk {name} does not count from the point that was brought up; cancel it and begin anew"
+        );
+    }
+    record.enter(root, State::Committing)?;
+    let term = {
+        let vault = Vault::open(&record.vault)?;
+        match vault::take(&vault, &record, &stopped::writer(status.disk)) {
+            Err(e @ FailoverError::TakenOver { .. }) => {
+                record.enter(root, State::Up)?;
+                return Err(e.into());
+            }
+            term => term?,
+        }
+    };
+    step();
+    let protection = Protection {
+        backing: record.backing.clone().unwrap_or_else(|| status.backing.clone()),
+        vault: record.vault.clone(),
+        policy: policy.map(str::to_owned),
+        ending: false,
+    };
+    protection.save(&paths.state).with_context(|| format!("disk {name}"))?;
+    // What failed before was that the disk was not this host's yet.
+    let mut sidecar = Record::load(&paths.state);
+    sidecar.resume();
+    sidecar.save(&paths.state).with_context(|| format!("disk {name}"))?;
+    if hydrate && MountedPoint::load(&name, &paths)?.is_some() {
+        Hydration { wanted: true, limit_bytes: None }.save(&paths)?;
+    }
+    record.enter(root, State::Committed)?;
+    step();
+    ask(root, &Asked::Look(name.clone()))?;
+    if !context.globals.quiet {
+        eprintln!(
+            "{name}: committed: term {} is this host's, and goes on from recovery point {}; the old source is \
+             refused from now on",
+            term.term,
+            term.from.map_or("-".into(), |from| from.cycle.to_string())
+        );
+    }
+    if is_running(&context.roots) {
+        ask(root, &Asked::Cycle(name.clone()))?;
+        return Ok(());
+    }
+    if !context.globals.quiet {
+        eprintln!("{name}: no sidecar is running: the first cycle is made here; then start one");
+    }
+    let report = run_once(context, &name, Some(&record.vault)).with_context(|| {
+        format!(
+            "disk {name} is committed and this host's; its first cycle is made by the next sidecar"
+        )
+    })?;
+    if !context.globals.quiet {
+        eprintln!("{}", line(&name, &report));
+    }
+    Ok(())
+}

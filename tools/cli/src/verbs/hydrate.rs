@@ -1,0 +1,71 @@
+//! `backstay hydrate`: fetch all of a mounted recovery point.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backstay_format::{ByteLen, DiskName};
+use backstay_recovery::lazy::{Hydration, HydrationStatus, Mounted, MountedPoint};
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::progress::Progress;
+use super::target::size;
+use crate::context::Context;
+
+/// Fetch all of a mounted recovery point, so that its vault is not needed any more
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay hydrate db-test                    waits until all of it is here
+  backstay hydrate db-test --background --limit 20MiB
+  backstay hydrate db-test --stop             not now; goes on where it was when asked again
+
+Reads by users of the disk come first. Interrupted, this command leaves hydration at work.")]
+pub struct Hydrate {
+    /// The disk's name on this host
+    name: DiskName,
+    /// No faster than this a second
+    #[arg(long, value_name = "SIZE", conflicts_with = "stop")]
+    limit: Option<ByteSize>,
+    /// Do not wait for it
+    #[arg(long, conflicts_with = "stop")]
+    background: bool,
+    /// Stop it
+    #[arg(long)]
+    stop: bool,
+}
+
+impl Hydrate {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let paths = context.roots.disk(&self.name);
+        let Some(of) = MountedPoint::load(&self.name, &paths)? else {
+            bail!("disk {} is no mounted recovery point of this host", self.name);
+        };
+        let limit_bytes = self.limit.map(|limit| ByteLen(limit.as_u64()));
+        Hydration { wanted: !self.stop, limit_bytes }.save(&paths)?;
+        if self.stop || self.background {
+            return Ok(());
+        }
+        let bar = Progress::new(context);
+        loop {
+            // Its driver must run: nobody else hydrates.
+            context.driver(&self.name).context("it goes on when the disk is mounted again")?;
+            match Mounted::load(&paths) {
+                Some(now) if now.hydration == HydrationStatus::Done => break,
+                Some(now) => bar.show("hydrating", now.hydrated_bytes.0, of.size_bytes.0),
+                None => {}
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        bar.end();
+        if !context.globals.quiet && !context.globals.json {
+            println!(
+                "{}: all of point {} ({}) is here; its vault is not needed any more",
+                self.name,
+                of.cycle,
+                size(of.size_bytes.0)
+            );
+        }
+        Ok(())
+    }
+}

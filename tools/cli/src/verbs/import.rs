@@ -1,0 +1,106 @@
+//! `backstay import`: an image becomes a disk of a vault.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use backstay_format::DiskName;
+use backstay_recovery::image::{Format, Import as Job, import};
+use backstay_sidecar::service::stop_on_signals;
+use backstay_sidecar::throttle::Throttle;
+use backstay_vault::Vault;
+use clap::Args;
+
+use super::progress::Progress;
+use super::target::size;
+use crate::context::Context;
+
+/// Make a disk of a vault from an image or block device: its first recovery point
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay import /srv/old.qcow2 --name old --vault file:///mnt/backup/vault
+  backstay import /dev/vg/db --name db
+  backstay import guest.img --name guest --format raw
+
+The image must not be in use; it is only read. Holes and unallocated clusters are not read at all. The
+name must be free. Killed, it is simply run again. To go on protecting the image under that name:
+  backstay protect IMAGE --name NAME; backstay resync NAME --now --the-disk-is-right
+which compares it with the imported point and ships what differs.")]
+pub struct Import {
+    /// A raw or qcow2 image, or a block device
+    image: PathBuf,
+    /// The disk's name in the vault
+    #[arg(long)]
+    name: DiskName,
+    /// The vault's URL; made if it is not there [default: the disk's, from the configuration]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// raw or qcow2 [default: what its first bytes say]
+    #[arg(long)]
+    format: Option<Format>,
+}
+
+impl Import {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let format = match self.format {
+            Some(format) => format,
+            None => Format::of(&self.image)
+                .with_context(|| format!("looking at {}", self.image.display()))?,
+        };
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
+        let vault = Vault::create_or_open(url)?;
+        let stop = AtomicBool::new(false);
+        let stopped = stop_on_signals()?;
+        let bar = Progress::new(context);
+        let imported = std::thread::scope(|scope| {
+            let (done, over) = std::sync::mpsc::channel::<()>();
+            let stop = &stop;
+            scope.spawn(move || {
+                // Ends when the import does, or gives it up on a signal.
+                while over.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    if stopped.recv_timeout(std::time::Duration::from_millis(100)).is_ok() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+            let imported = import(&Job {
+                image: &self.image,
+                format,
+                name: &self.name,
+                vault: &vault,
+                ship: &context.config.ship,
+                throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
+                progress: &|done, all| bar.show("importing", done, all),
+                stop,
+            });
+            drop(done);
+            imported
+        });
+        bar.end();
+        let point = imported
+            .with_context(|| {
+                format!("{} was not imported; no recovery point was made", self.image.display())
+            })?
+            .point;
+        let stored: u64 = point.own_segments().map(|segment| segment.object.0).sum();
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({
+                "name": self.name, "disk": point.disk, "cycle": point.cycle, "point": point.point,
+                "format": format.name(), "size_bytes": point.size, "stored_bytes": stored,
+            }));
+        }
+        if !context.globals.quiet {
+            println!(
+                "{}: recovery point {} made of {} ({}, {}; {} stored)",
+                self.name,
+                point.cycle,
+                self.image.display(),
+                format.name(),
+                size(point.size.0),
+                size(stored)
+            );
+        }
+        Ok(())
+    }
+}
