@@ -130,6 +130,12 @@ fn every_point_is_the_disk_as_it_was() {
         let status = disk.status();
         assert_eq!(status["driver"]["base"]["cycle"], cycle);
         assert_eq!(status["dirty"], 0, "nothing was written: {status}");
+        // Its holes are holes.
+        let copy = site.other.path("copy").display().to_string();
+        must("cp", ["--sparse=never", "--reflink=never", &*served.to_string_lossy(), &copy]);
+        assert_eq!(hash(Path::new(&copy)), restored, "point {cycle}, copied");
+        let file = File::open(&served).unwrap();
+        assert!(holes(&file) > SIZE / 4, "{} bytes of holes", holes(&file));
     }
     // As a block device with a file system on it, by a time; nobody can write to it.
     let time = jiff_time(times[1]);
@@ -153,6 +159,25 @@ fn every_point_is_the_disk_as_it_was() {
     let name = ["mount", "--vault", &site.vault, "--disk", "db", "--name", "db"];
     let taken = site.source.host.try_backstay(&name);
     assert_eq!(taken.status.code(), Some(3), "{}", said(&taken));
+}
+
+/// Bytes in holes, each of which reads as zeroes.
+fn holes(file: &File) -> u64 {
+    use nix::unistd::{Whence, lseek};
+    let (mut at, mut sum) = (0, 0);
+    while at < SIZE as i64 {
+        let hole = lseek(file, at, Whence::SeekHole).unwrap();
+        at = match lseek(file, hole, Whence::SeekData) {
+            Ok(data) => data,
+            Err(nix::errno::Errno::ENXIO) => SIZE as i64,
+            Err(e) => panic!("{e}"),
+        };
+        let mut bytes = vec![0; (at - hole) as usize];
+        file.read_exact_at(&mut bytes, hole as u64).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0), "a hole at {hole}");
+        sum += bytes.len() as u64;
+    }
+    sum
 }
 
 /// A time in words, to the nanosecond.
@@ -305,6 +330,79 @@ fn a_vault_that_goes_and_comes_back() {
     when(&disk, "is back", |now| now["vault_trouble"].is_null());
     assert_eq!(hash(&served), hash(&site.source.host.path("model")));
     when(&disk, "holds again", |now| now["held"] == true);
+}
+
+/// A vault that takes a request and never answers: the segment is a pipe that nobody writes to.
+#[test]
+fn a_vault_that_hangs_holds_up_nothing_local() {
+    let mut rng = Rng::with_seed(seed(17));
+    let site = Site::new("hangs", SIZE);
+    let source = OpenOptions::new().write(true).open(site.source.mount(&[])).unwrap();
+    for mib in 0..SIZE / MIB {
+        let mut bytes = vec![0; 256 * 1024];
+        rng.fill(&mut bytes);
+        source.write_all_at(&bytes, mib * MIB).unwrap();
+    }
+    site.source.cycle();
+    let model = File::open(site.source.restore(1, "model")).unwrap();
+    let disk = site.disk("stuck");
+    let served = site.mount(&disk, &["--vault-timeout", "3s"]);
+    let file = OpenOptions::new().read(true).write(true).open(&served).unwrap();
+    let mut here = vec![0; MIB as usize];
+    file.read_exact_at(&mut here, 0).unwrap();
+    let folder = site.folder().join("disks");
+    let found = must("find", [&*folder.to_string_lossy(), "-path", "*/segments/*", "-size", "+1M"]);
+    let segments: Vec<PathBuf> = found.lines().map(PathBuf::from).collect();
+    let aside = |segment: &Path| segment.with_extension("aside");
+    for segment in &segments {
+        fs::rename(segment, aside(segment)).unwrap();
+        nix::unistd::mkfifo(segment, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    std::thread::scope(|scope| {
+        // More that wait for the vault than there are threads to wait in.
+        let far: Vec<_> = (0..60)
+            .map(|n| {
+                let file = &file;
+                scope.spawn(move || {
+                    let begun = Instant::now();
+                    let mut bytes = [0; 4096];
+                    let read = file.read_exact_at(&mut bytes, (30 + n) * MIB);
+                    (read, begun.elapsed())
+                })
+            })
+            .collect();
+        let mut slowest = Duration::ZERO;
+        while far.iter().any(|far| !far.is_finished()) {
+            let begun = Instant::now();
+            let mut again = vec![0; 4096];
+            file.read_exact_at(&mut again, 8192).unwrap();
+            file.write_all_at(&[3; 4096], 20 * MIB).unwrap();
+            file.sync_data().unwrap();
+            slowest = slowest.max(begun.elapsed());
+        }
+        let results: Vec<_> = far.into_iter().map(|far| far.join().unwrap()).collect();
+        let failed = results.iter().filter(|(read, _)| eio(read)).count();
+        let longest = results.iter().map(|(_, took)| *took).max().unwrap();
+        println!("{failed} of 60 far reads failed, the last after {longest:?}; here: {slowest:?}");
+        assert!(failed > 10, "the vault hangs");
+        assert!(longest < Duration::from_secs(25), "{longest:?}");
+        assert!(slowest < Duration::from_secs(2), "what is local took {slowest:?}");
+    });
+    // It answers again: those that hang are let go, and all is as it was.
+    for segment in &segments {
+        let pipe = segment.with_extension("pipe");
+        fs::rename(segment, &pipe).unwrap();
+        fs::rename(aside(segment), segment).unwrap();
+        // A writer ends the wait of those who opened it.
+        let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK;
+        drop(nix::fcntl::open(&pipe, flags, nix::sys::stat::Mode::empty()).unwrap());
+    }
+    when(&disk, "is back", |now| now["vault_trouble"].is_null());
+    let (mut all, mut expected) = (vec![0; SIZE as usize], vec![0; SIZE as usize]);
+    File::open(&served).unwrap().read_exact_at(&mut all, 0).unwrap();
+    model.read_exact_at(&mut expected, 0).unwrap();
+    expected[20 * MIB as usize..][..4096].fill(3);
+    assert!(all == expected);
 }
 
 #[test]

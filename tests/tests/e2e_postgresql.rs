@@ -4,7 +4,6 @@
 //! Needs root, /dev/fuse, loop devices, e2fsprogs, postgresql.
 
 use std::fs;
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -12,88 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use backstay_tests::harness::command::said;
+use backstay_tests::harness::postgres::{Server, bin, init, text};
 use backstay_tests::harness::stamp::StopOnDrop;
-use backstay_tests::harness::{Disk, FsMount, Host, must, run};
+use backstay_tests::harness::{Disk, FsMount, Host, must};
 
-const USER: &str = "postgres";
-
-/// The newest PostgreSQL installed.
-fn bin(program: &str) -> String {
-    let versions = fs::read_dir("/usr/lib/postgresql").expect("package postgresql is installed");
-    let newest = versions
-        .filter_map(|entry| {
-            let path = entry.unwrap().path();
-            let version: u32 = path.file_name()?.to_str()?.parse().ok()?;
-            let program = path.join("bin").join(program);
-            program.exists().then_some((version, program))
-        })
-        .max();
-    newest.expect("package postgresql is installed").1.to_string_lossy().into_owned()
-}
-
-fn as_user<'a>(args: impl IntoIterator<Item = &'a str>) -> String {
-    must("runuser", ["-u", USER, "--"].into_iter().chain(args))
-}
-
-/// A running server, stopped when dropped.
-struct Server {
-    data: PathBuf,
-    sockets: PathBuf,
-}
-
-impl Server {
-    fn start(data: &Path, sockets: &Path) -> Self {
-        fs::create_dir_all(sockets).unwrap();
-        let id = |flag| must("id", [flag, USER]).trim().parse().unwrap();
-        chown(sockets, Some(id("-u")), Some(id("-g"))).unwrap();
-        let log = sockets.join("log");
-        let options = format!("-c listen_addresses= -c unix_socket_directories={}", text(sockets));
-        let pg_ctl = bin("pg_ctl");
-        let start = ["-D", text(data), "-l", text(&log), "-o", &options, "-w", "start"];
-        let arguments = ["-u", USER, "--", pg_ctl.as_str()].into_iter().chain(start);
-        let started = Command::new("runuser").args(arguments).current_dir("/").status().unwrap();
-        assert!(started.success(), "{}", fs::read_to_string(&log).unwrap_or_default());
-        Self { data: data.into(), sockets: sockets.into() }
-    }
-
-    fn connection(&self) -> String {
-        format!("host={} dbname=postgres", text(&self.sockets))
-    }
-
-    fn try_sql(&self, sql: &str) -> Output {
-        let connection = self.connection();
-        let psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &connection];
-        let psql = ["-u", USER, "--"].into_iter().chain(psql).chain(["-c", sql]);
-        Command::new("runuser").args(psql).current_dir("/").output().unwrap()
-    }
-
-    fn sql(&self, sql: &str) -> String {
-        let output = self.try_sql(sql);
-        assert!(output.status.success(), "{sql}: {}", said(&output));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-
-    fn pid(&self) -> String {
-        let file = fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
-        file.lines().next().unwrap().to_owned()
-    }
-
-    /// Sessions of the hook.
-    fn sessions(&self) -> u64 {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backstay'";
-        self.sql(sql).parse().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let stop = ["-u", USER, "--", &bin("pg_ctl"), "-D", text(&self.data), "-m", "fast", "stop"];
-        run("runuser", stop);
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+/// Sessions of the hook.
+fn sessions(server: &Server) -> u64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backstay'";
+    server.sql(sql).parse().unwrap()
 }
 
 fn hook() -> PathBuf {
@@ -119,9 +44,7 @@ impl Lab {
         must("mkfs.ext4", ["-q", &device]);
         let mounted = FsMount::new(&host, &device, "mnt", "rw");
         let data = mounted.at.join("data");
-        fs::create_dir(&data).unwrap();
-        must("chown", [USER, text(&data)]);
-        as_user([&bin("initdb"), "-D", text(&data), "--no-locale", "-E", "UTF8", "-A", "trust"]);
+        init(&data);
         let server = Server::start(&data, &host.path("sockets"));
         let command = |stage| {
             let connection = server.connection();
@@ -169,7 +92,7 @@ fn points_of_a_busy_server_start_with_every_row_committed_before_the_cut() {
             let began = lab.server.sql("SELECT floor(extract(epoch FROM now()))::bigint");
             before.push((committed.load(Ordering::Relaxed), began.parse::<i64>().unwrap()));
             lab.disk.cycle();
-            assert_eq!(lab.server.sessions(), 0, "the hook's session is over");
+            assert_eq!(sessions(&lab.server), 0, "the hook's session is over");
         }
         drop(ends);
     });
@@ -210,12 +133,12 @@ fn a_server_that_hangs_is_not_waited_for() {
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("did not end within 2s and was killed"), "{}", said(&output));
     lab.server.sql("INSERT INTO numbers VALUES (2, 'after')");
-    while lab.server.sessions() > 0 {
+    while sessions(&lab.server) > 0 {
         thread::yield_now();
     }
     lab.disk.cycle();
     assert_eq!(lab.consistencies(), ["crash", "application"]);
-    assert_eq!(lab.server.sessions(), 0);
+    assert_eq!(sessions(&lab.server), 0);
 }
 
 /// By hand: what the hook does in the server, and what it says when it cannot.
@@ -242,11 +165,11 @@ fn the_hook_holds_a_session_from_pre_to_post() {
     assert!(in_backup());
     // Once more, as after a post that never came: the old session goes.
     done(hook("pre"));
-    while lab.server.sessions() > 1 {
+    while sessions(&lab.server) > 1 {
         thread::yield_now();
     }
     done(hook("post"));
-    assert_eq!(lab.server.sessions(), 0);
+    assert_eq!(sessions(&lab.server), 0);
     done(hook("post"));
     assert_eq!(fs::read_dir(&run_dir).unwrap().count(), 0, "nothing is left");
 

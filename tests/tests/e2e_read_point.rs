@@ -14,6 +14,8 @@ use backstay_tests::harness::seed::seed;
 use backstay_tests::harness::{Disk, FsMount, Host, must};
 
 const MIB: u64 = 1 << 20;
+/// Objects of each kind that are damaged in the short form.
+const OF_EACH_KIND: u32 = 2;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -184,6 +186,7 @@ fn damage_is_refused() {
         .collect();
     assert!(try_read_point(&host, &["--groups"]).status.success());
 
+    let long = std::env::var_os("BACKSTAY_TEST_LONG").is_some();
     let mut kinds = std::collections::BTreeMap::new();
     // Of the ledger the newest revision holds; the one before it is a left-over that nobody reads.
     let mut all = objects(&vault);
@@ -197,7 +200,11 @@ fn damage_is_refused() {
             [kind, ..] => kind.to_owned(),
             [] => unreachable!(),
         };
-        *kinds.entry(kind.clone()).or_insert(0) += 1;
+        let seen = kinds.entry(kind.clone()).or_insert(0);
+        *seen += 1;
+        if *seen > OF_EACH_KIND && !long {
+            continue;
+        }
         let whole = fs::read(&object).unwrap();
         let mut places = vec![0, whole.len() - 1, whole.len() / 2];
         places.extend((0..2).map(|_| rng.usize(..whole.len())));

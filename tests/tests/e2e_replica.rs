@@ -3,6 +3,7 @@
 //!
 //! Needs root, /dev/fuse, loop devices.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -399,6 +400,21 @@ fn devices_are_looked_at_before_they_are_written() {
     pair.churn();
     assert!(pair.once().status.success());
     whole(&pair);
+    // A device that is larger than the disk: taken over, the disk has its size, and what the point does
+    // not have of it is dirty.
+    File::options().write(true).open(&image).unwrap().set_len(9 * MIB).unwrap();
+    must("losetup", ["-c", &device]);
+    pair.churn();
+    assert!(pair.once().status.success());
+    pair.standby.backstay(&["replica", "db", "--take-over"]);
+    let standby = pair.standby.renamed(&pair.disk, "db");
+    let driver = standby.status()["driver"].clone();
+    assert_eq!(driver["dirty_sectors"].as_u64(), Some(MIB / 512), "{driver}");
+    pair.commit();
+    pair.standby.backstay(&["cycle", "db"]);
+    let newest = pair.disk.restore(pair.newest(), "restored.img");
+    assert_eq!(hash(&newest), hash(&standby.served()));
+    assert_eq!(fs::metadata(&newest).unwrap().len(), 9 * MIB);
 }
 
 struct Detach(String);
@@ -431,6 +447,48 @@ fn a_full_target_stays_at_its_point() {
 }
 
 #[test]
+fn a_damaged_point_is_left_out_and_the_next_one_taken() {
+    let mut pair = Pair::new("replica-damage", 8 * MIB);
+    pair.begin();
+    let before = pair.is_whole("begun");
+    noise(&pair.served, MIB, 300 << 10, &mut pair.rng);
+    let segments = |pair: &Pair| -> BTreeSet<PathBuf> {
+        let disks = fs::read_dir(pair.source.path("vault/disks")).unwrap();
+        let folders = disks.map(|disk| disk.unwrap().path().join("segments"));
+        folders.flat_map(|dir| fs::read_dir(dir).unwrap()).map(|e| e.unwrap().path()).collect()
+    };
+    let old = segments(&pair);
+    pair.disk.cycle();
+    let new: Vec<_> = segments(&pair).difference(&old).cloned().collect();
+    let mut bytes = fs::read(&new[0]).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 4;
+    fs::write(&new[0], bytes).unwrap();
+    let damaged = pair.once();
+    assert_eq!(damaged.status.code(), Some(4), "{}", said(&damaged));
+    assert!(said(&damaged).contains("checksum"), "{}", said(&damaged));
+    assert_eq!(pair.is_whole("damaged"), before);
+    // One that follows says so, waits for the next point, and goes there.
+    let follower = pair.follow(&[]);
+    wait_for("the failure", || {
+        let shown = &pair.status()["shown"];
+        shown["pid"] == follower.id() && shown["person_must_act"] == true
+    });
+    let looked = || pair.status()["shown"]["looked_unix_ns"].as_u64();
+    let then = looked();
+    wait_for("another look", || looked() > then);
+    assert_eq!(pair.status()["shown"]["person_must_act"], true, "it still does");
+    assert_eq!(pair.is_whole("following"), before);
+    noise(&pair.served, MIB - 4096, 400 << 10, &mut pair.rng);
+    pair.disk.cycle();
+    let newest = pair.newest();
+    wait_for("the next point", || pair.at() == Some(newest));
+    terminate(follower);
+    pair.is_newest("mended");
+    assert!(pair.status()["shown"]["failure"].is_null(), "{}", pair.status());
+}
+
+#[test]
 fn a_file_grows_with_the_disk() {
     let mut pair = Pair::new("replica-grow", 8 * MIB + 700);
     pair.begin();
@@ -445,7 +503,7 @@ fn a_file_grows_with_the_disk() {
 
 /// The bytes of sectors that a run of a disk touches.
 fn sectors(runs: &[(u64, u64)]) -> u64 {
-    let mut set = std::collections::BTreeSet::new();
+    let mut set = BTreeSet::new();
     for &(at, len) in runs {
         set.extend(at / 512..(at + len).div_ceil(512));
     }

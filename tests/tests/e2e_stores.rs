@@ -121,11 +121,15 @@ fn a_life_on_a_bad_day() {
         let (puts, parts) = (AtomicU64::new(0), AtomicU64::new(0));
         proxy.choose(move |request| match request {
             // The first of each pair: the library sends it again, and it finds itself.
-            _ if request.only_if_absent && puts.fetch_add(1, Ordering::Relaxed) % 2 == 0 => {
+            _ if request.only_if_absent
+                && puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) =>
+            {
                 Fault::LoseAnswer
             }
-            _ if request.is_part() && parts.fetch_add(1, Ordering::Relaxed) % 3 == 0 => Fault::Tear,
-            _ if request.number % 13 == 0 => Fault::Answer(503),
+            _ if request.is_part() && parts.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) => {
+                Fault::Tear
+            }
+            _ if request.number.is_multiple_of(13) => Fault::Answer(503),
             _ => Fault::Pass,
         });
         let host = Host::new("stores-bad-day");

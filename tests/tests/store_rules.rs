@@ -77,7 +77,8 @@ fn rules(store: &Store, proxy: &Proxy) {
         let puts = AtomicU64::new(0);
         let lossy = round >= ROUNDS / 2;
         proxy.choose(move |request| {
-            let this = request.only_if_absent && puts.fetch_add(1, Ordering::Relaxed) % 3 == 0;
+            let this =
+                request.only_if_absent && puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(3);
             if lossy && this { Fault::LoseAnswer } else { Fault::Pass }
         });
         let disk = DiskId::random();

@@ -37,6 +37,8 @@ pub struct OpenOptions {
     /// Only for a new disk: the recovery point that the backing holds, byte for byte. Nothing is dirty
     /// then; without, everything is.
     pub base: Option<Base>,
+    /// The size of that point's disk. What the backing has beyond it is dirty.
+    pub base_size: Option<ByteLen>,
 }
 
 impl Default for OpenOptions {
@@ -47,6 +49,7 @@ impl Default for OpenOptions {
             tracking: true,
             grow: false,
             base: None,
+            base_size: None,
         }
     }
 }

@@ -75,10 +75,21 @@ fn create<E: Env, B: Backing>(
     assert!(options.region_shift >= Geometry::REGION_SHIFT_MIN);
     let geometry = Geometry { size, region_shift: options.region_shift };
     let (disk, no) = (DiskId::random(), EpochNo(1));
+    // The disk that the backing is said to hold may be smaller than it.
+    let held = options.base.and(options.base_size).unwrap_or(size);
+    if held > size {
+        return Err(TrackError::Size { expected: held, found: size });
+    }
+    let grown = grown_sectors(Geometry { size: held, ..geometry }, geometry);
     // A runtime directory may hold bits of a disk whose state was removed: not ours.
     clean_up(env, None);
-    let none = RegionBits::new(geometry.regions());
-    let current = Epoch::create(env, disk, no, geometry, &none).doing("making the first epoch")?;
+    let regions = RegionBits::new(geometry.regions());
+    grown.regions(geometry.region_shift).for_each(|region| regions.set(region));
+    let current =
+        Epoch::create(env, disk, no, geometry, &regions).doing("making the first epoch")?;
+    for piece in grown.split_at_multiples(1 << geometry.region_shift) {
+        current.add_dirty(piece);
+    }
     let resync = options.base.is_none().then_some(Resync::NeverShipped);
     let first = Superblock {
         generation: 1,

@@ -8,13 +8,13 @@ mod lab;
 
 use std::collections::BTreeSet;
 
-use backstay_format::{ByteLen, CycleNo, SectorRange};
+use backstay_format::{ByteLen, CycleNo, SectorRange, Term};
 use backstay_recovery::replica::difference::between;
 use backstay_recovery::replica::{PointRef, ReplicaError, Seam, Seed, Standing};
-use backstay_vault::{Manifest, Vault};
+use backstay_vault::{HoldKind, Manifest, Vault};
 use common::history::{History, room, run};
 use fastrand::Rng;
-use lab::{Host, failing, flip, rewrite, seed};
+use lab::{Host, fail_over, failing, flip, go_on, rewrite, seed};
 
 const SIZE: u64 = (2 << 20) + 300;
 
@@ -52,12 +52,23 @@ fn every_point_of_random_histories_is_the_restore() {
         let point = history.cycle(&vault, &mut rng).unwrap();
         let how = if rng.bool() { Seed::Full } else { Seed::Compare };
         let mut host = Host::new(&history, &point, how, SIZE);
-        let mut brought = 0;
+        let (mut brought, mut failovers) = (0, 0);
         for step in 0..40 {
             let what = format!("seed {seed}, step {step}");
-            match rng.u8(..10) {
+            match rng.u8(..11) {
                 0..=4 => {
-                    history.cycle(&vault, &mut rng).unwrap();
+                    let runs = some_runs(&mut rng);
+                    let term = vault.newest_term(history.disk).unwrap().unwrap().term;
+                    go_on(&mut history, &vault, term, &runs, &mut rng);
+                }
+                // Another history goes on from an older point.
+                10 => {
+                    let points = vault.points(history.disk).unwrap();
+                    let from = points[rng.usize(..points.len())];
+                    let from = vault.manifest(history.disk, from).unwrap();
+                    let runs = some_runs(&mut rng);
+                    fail_over(&mut history, &vault, &from, &runs, &mut rng);
+                    failovers += 1;
                 }
                 // Points go, segments are merged: also those that the replica counts from.
                 5..=6 => {
@@ -81,8 +92,20 @@ fn every_point_of_random_histories_is_the_restore() {
                 }
             }
         }
-        println!("seed {seed}: {brought} times brought to a point");
+        println!("seed {seed}: {brought} times brought to a point, {failovers} failovers");
     }
+}
+
+fn some_runs(rng: &mut Rng) -> Vec<SectorRange> {
+    let sectors = SIZE.div_ceil(512);
+    let mut at = rng.u64(..sectors / 2);
+    let mut runs = vec![];
+    while at < sectors && runs.len() < 4 {
+        let end = (at + rng.u64(1..sectors / 16)).min(sectors);
+        runs.push(SectorRange::new(at, end));
+        at = end + rng.u64(1..sectors / 4);
+    }
+    runs
 }
 
 /// Fails at each step there is, with and without a power loss; then finishes, first without the vault.
@@ -298,10 +321,54 @@ fn the_difference_of_two_points_is_what_was_shipped_between() {
     let differ = between(&vault, history.disk, &(&first).into(), &newest).unwrap().unwrap();
     assert_eq!(differ.first_difference(&union), None);
     // Without the points between, it may be more, never less.
+    let held = common::history::hold("a", HoldKind::Replica, (1, 1), None);
+    vault.hold(history.disk, &held).unwrap();
     run(&vault, history.disk, "last 1").unwrap();
     let differ = between(&vault, history.disk, &(&first).into(), &newest).unwrap().unwrap();
     assert!(union.runs().all(|run| differ.runs_within(run, false).is_empty()));
     println!("{} sectors, {} exactly", differ.count(), union.count());
+    // Without the first, nobody knows.
+    vault.release(history.disk, &held.name).unwrap();
+    run(&vault, history.disk, "last 1").unwrap();
+    assert!(between(&vault, history.disk, &(&first).into(), &newest).unwrap().is_none());
+}
+
+#[test]
+fn after_a_failover_both_histories_differ_by_what_each_of_them_moved() {
+    let (_dir, vault) = room();
+    let mut history = History::new(&vault, SIZE, 29);
+    let mut rng = Rng::with_seed(29);
+    let first = history.cycle(&vault, &mut rng).unwrap();
+    let places: Vec<_> = (0..6u64).map(|n| SectorRange::new(n * 300, n * 300 + 40 + n)).collect();
+    rewrite(&mut history, &vault, &mut rng, &places[..1]);
+    let left = rewrite(&mut history, &vault, &mut rng, &places[1..2]);
+    fail_over(&mut history, &vault, &first, &places[2..3], &mut rng);
+    let newest = go_on(&mut history, &vault, Term(2), &places[3..5], &mut rng);
+    let expected = |places: &[SectorRange]| {
+        let mut set = backstay_vault::SectorSet::new();
+        places.iter().for_each(|&place| {
+            set.insert(place);
+        });
+        set
+    };
+    let differ = |from: &Manifest, to: &Manifest| {
+        between(&vault, history.disk, &from.into(), to).unwrap().unwrap()
+    };
+    for (from, to) in [(&left, &newest), (&newest, &left)] {
+        assert_eq!(differ(from, to).first_difference(&expected(&places[..5])), None);
+    }
+    assert_eq!(differ(&first, &newest).first_difference(&expected(&places[2..5])), None);
+    // The newest is on the line; a replica that is on what was left goes there.
+    assert_eq!(
+        backstay_recovery::replica::newest(&vault, history.disk).unwrap(),
+        Some(newest.clone())
+    );
+    let host = Host::new(&history, &left, Seed::Full, SIZE);
+    host.bring(&vault, &left, Seam::default()).unwrap();
+    let moved = host.bring(&vault, &newest, Seam::default()).unwrap();
+    assert_eq!(moved.written.0, expected(&places[..5]).count() * 512);
+    host.is_at(&history, &(&newest).into(), "the other history");
+    at_every_step("another history", &history, &host, &vault, &left, &newest);
 }
 
 #[test]

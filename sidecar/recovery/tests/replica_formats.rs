@@ -123,7 +123,7 @@ fn records() -> Vec<(&'static str, ReplicaRecord)> {
         ("at", Standing::At { point: to, mtime_unix_ns: 1_700_000_000_000_000_001 }),
         ("ready", Standing::Ready { from, to, log: log.clone() }),
         ("applying", Standing::Applying { from: None, to, log }),
-        ("but", Standing::But { point: point(6), sectors: file, toward: Some(to) }),
+        ("but", Standing::But { point: point(6), sectors: file, toward: Some(to), seen: 3 }),
         ("seeding", Standing::Seeding { to, how: Seed::Compare, seen: 12 }),
         ("taken-over", Standing::TakenOver { point: to }),
     ];

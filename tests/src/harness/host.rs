@@ -19,8 +19,11 @@ pub struct Host {
     pub runtime: PathBuf,
     disks: Mutex<Vec<String>>,
     /// The vault's URL and the variables it needs, if it is not in the folder.
-    elsewhere: Mutex<Option<(String, Vec<(String, String)>)>>,
+    elsewhere: Mutex<Option<(String, Variables)>>,
 }
+
+/// Environment variables, by name.
+pub type Variables = Vec<(String, String)>;
 
 /// A protected disk of a host.
 pub struct Disk {

@@ -3,11 +3,14 @@
 //! These tests need root, /dev/fuse and loop devices, and fail loudly without. Everything a test
 //! made is taken down when its [`Host`] is dropped, also after a panic, and only what it made.
 
+pub mod acked;
 pub mod command;
 pub mod guest;
 pub mod host;
 pub mod netns;
 pub mod ordered;
+pub mod pair;
+pub mod postgres;
 pub mod proxy;
 pub mod seed;
 pub mod service;

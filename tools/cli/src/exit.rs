@@ -9,6 +9,7 @@ use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
+use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
 use backstay_sidecar::CycleError;
 use backstay_sidecar::service::ServiceError;
@@ -38,6 +39,20 @@ impl std::fmt::Display for Damaged {
 }
 impl std::error::Error for Refused {}
 impl std::error::Error for Damaged {}
+
+/// Has a command whose output nobody reads any more (`| head`) end without a word, as other programs
+/// do. Drivers and sidecars must not die of a socket that was closed, so SIGPIPE stays ignored.
+pub fn leave_when_nobody_reads() {
+    const AS_BY_SIGPIPE: i32 = 128 + 13;
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("os error 32") {
+            std::process::exit(AS_BY_SIGPIPE);
+        }
+        say(panic);
+    }));
+}
 
 /// Prints what failed and makes the exit code of it.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
@@ -69,6 +84,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
+            || matches!(e.downcast_ref(), Some(RunError::Refused(_)))
             || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
             || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_refusal)
     });

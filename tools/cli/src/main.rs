@@ -46,6 +46,7 @@ enum Verb {
     Failback(verbs::failback::Failback),
     Replica(verbs::replica::ReplicaVerb),
     Drill(verbs::drill::Drill),
+    Plan(verbs::plan::Plan),
     Export(verbs::export::Export),
     Import(verbs::import::Import),
     Resync(verbs::resync::Resync),
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
     if let Some(helper) = helper::called_as() {
         return helper.run();
     }
+    exit::leave_when_nobody_reads();
     let cli = Cli::parse();
     exit::report(run(cli))
 }
@@ -98,6 +100,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Failback(verb) => verb.run(&context),
         Verb::Replica(verb) => verb.run(&context),
         Verb::Drill(verb) => verb.run(&context),
+        Verb::Plan(verb) => verb.run(&context),
         Verb::Export(verb) => verb.run(&context),
         Verb::Import(verb) => verb.run(&context),
         Verb::Resync(verb) => verb.run(&context),

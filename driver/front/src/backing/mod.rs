@@ -37,7 +37,7 @@ pub enum Seek {
 pub trait Made: Backing {
     /// What it is, in one word.
     fn name(&self) -> &'static str;
-    /// Finds data or a hole from `offset` on, at once; whoever does not know says that all is data.
+    /// Finds data or a hole from `offset` on; whoever does not know says that all is data. May take long.
     ///
     /// # Errors
     /// `ENXIO` if there is no data up to the end.

@@ -9,11 +9,11 @@ use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuser::{ReplyData, ReplyWrite};
+use fuser::{ReplyData, ReplyLseek, ReplyWrite};
 
 use super::errno;
 use super::slow::with_buffer;
-use crate::backing::AnyBacking;
+use crate::backing::{AnyBacking, Seek};
 
 /// Requests that wait for far bytes at the same time; more of them queue.
 const THREADS: usize = 16;
@@ -27,6 +27,7 @@ pub(super) struct Far {
 enum Request {
     Read { offset: ByteOffset, len: usize, reply: ReplyData },
     Write { offset: ByteOffset, data: Vec<u8>, reply: ReplyWrite },
+    Seek { offset: ByteOffset, what: Seek, reply: ReplyLseek },
 }
 
 impl Far {
@@ -47,6 +48,10 @@ impl Far {
     pub fn write(&self, offset: ByteOffset, data: &[u8], reply: ReplyWrite) {
         let _ = self.requests.send(Request::Write { offset, data: data.to_vec(), reply });
     }
+
+    pub fn seek(&self, offset: ByteOffset, what: Seek, reply: ReplyLseek) {
+        let _ = self.requests.send(Request::Seek { offset, what, reply });
+    }
 }
 
 fn serve<E: Env>(disk: &ProtectedDisk<E, AnyBacking>, waiting: &Receiver<Request>) {
@@ -57,6 +62,13 @@ fn serve<E: Env>(disk: &ProtectedDisk<E, AnyBacking>, waiting: &Receiver<Request
                     Ok(()) => reply.data(buf),
                     Err(e) => reply.error(errno(&e)),
                 });
+            }
+            Request::Seek { offset, what, reply } => {
+                let size = disk.size().0;
+                match disk.backing().seek(offset, what) {
+                    Ok(found) => reply.offset(found.0.min(size) as i64),
+                    Err(e) => reply.error(errno(&e)),
+                }
             }
             Request::Write { offset, data, reply } => match write(disk, offset, &data) {
                 Ok(()) => reply.written(data.len() as u32),

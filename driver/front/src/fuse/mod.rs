@@ -273,6 +273,9 @@ impl<E: Env> Filesystem for DiskFs<E> {
         if !(0..size).contains(&offset) {
             return reply.error(Errno::ENXIO);
         }
+        if let Some(far) = &self.far {
+            return far.seek(ByteOffset(offset as u64), what, reply);
+        }
         match self.disk.backing().seek(ByteOffset(offset as u64), what) {
             Ok(found) => reply.offset((found.0 as i64).min(size)),
             Err(e) => reply.error(errno(&e)),

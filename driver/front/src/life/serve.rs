@@ -44,6 +44,8 @@ pub struct DriverOptions {
     pub grow: bool,
     /// Only for a new disk: the recovery point that the backing holds, so that nothing is dirty.
     pub base: Option<Base>,
+    /// The size of that point's disk: what the backing has beyond it is dirty.
+    pub base_size: Option<ByteLen>,
     /// Refuse writes.
     pub read_only: bool,
     /// Threads that read requests.
@@ -157,6 +159,7 @@ pub fn run_with(
         tracking: options.tracking,
         grow: options.grow,
         base: options.base,
+        base_size: options.base_size,
         ..TrackOptions::default()
     };
     let disk = ProtectedDisk::open(env, backing, track)

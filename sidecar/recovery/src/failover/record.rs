@@ -244,6 +244,18 @@ impl FailoverRecord {
         self.save(state_root)
     }
 
+    /// Writes a record of another kind in this one's place, in one step.
+    ///
+    /// # Errors
+    /// If its state may not follow, or it cannot be written.
+    pub fn become_another(self, state_root: &Path, next: &Self) -> Result<(), FailoverError> {
+        if !self.state.may_become(next.state) {
+            let (name, state, next) = (self.name, self.state, next.state);
+            return Err(FailoverError::Illegal { name, state, next });
+        }
+        next.begin(state_root)
+    }
+
     /// Enters the next state, durably, before what it announces is done.
     ///
     /// # Errors

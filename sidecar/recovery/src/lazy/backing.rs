@@ -15,6 +15,7 @@ use super::ahead::Ahead;
 use super::medium::{OverlayFile, PlainFile};
 use super::overlay::Overlay;
 use super::source::Source;
+use super::window::WINDOW_SECTORS;
 
 /// Messages about what cannot be read that are remembered, so that each is said once.
 const SAID_MAX: usize = 1000;
@@ -107,6 +108,59 @@ impl Point {
         Ok(())
     }
 
+    /// Finds data or a hole. What is in the overlay is data, whatever it is; so is what nobody can say
+    /// anything about just now.
+    fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
+        let end = SectorRange::whole(self.size).end.0;
+        let mut at = offset.0 / SECTOR_BYTES;
+        while at < end {
+            let stop = ((at / WINDOW_SECTORS + 1) * WINDOW_SECTORS).min(end);
+            let window = SectorRange::new(at, stop);
+            let holes = self.holes(window);
+            let found = match what {
+                Seek::Hole => holes.first().map(|hole| hole.start.0),
+                Seek::Data => {
+                    let mut data = at;
+                    for hole in &holes {
+                        if hole.start.0 != data {
+                            break;
+                        }
+                        data = hole.end.0;
+                    }
+                    Some(data).filter(|&data| data < stop)
+                }
+            };
+            if let Some(sector) = found {
+                return Ok(ByteOffset((sector * SECTOR_BYTES).max(offset.0)));
+            }
+            at = stop;
+        }
+        match what {
+            Seek::Data => Err(io::Error::from_raw_os_error(libc::ENXIO)),
+            Seek::Hole => Ok(ByteOffset(self.size.0)),
+        }
+    }
+
+    /// The runs of a window that are known to be zero, in order.
+    fn holes(&self, window: SectorRange) -> Vec<SectorRange> {
+        let absent = self.overlay.runs(window, false);
+        if absent.is_empty() {
+            return vec![];
+        }
+        let zeroes = self.source.zeroes(window).unwrap_or_default();
+        let mut holes: Vec<SectorRange> = vec![];
+        for run in
+            absent.iter().flat_map(|absent| zeroes.iter().map(|zero| zero.intersect(*absent)))
+        {
+            match holes.last_mut() {
+                _ if run.is_empty() => {}
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => holes.push(run),
+            }
+        }
+        holes
+    }
+
     /// Fetches the sectors that a change covers only in part.
     fn prepare(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
         for sector in self.overlay.edges(offset, len) {
@@ -181,11 +235,7 @@ impl Made for PointBacking {
         "recovery point"
     }
     fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
-        // Where the point is empty only the vault may know, and nobody waits for it here.
-        Ok(match what {
-            Seek::Data => offset,
-            Seek::Hole => ByteOffset(self.point.size.0),
-        })
+        self.point.seek(offset, what)
     }
     fn has(&self, offset: ByteOffset, len: ByteLen) -> bool {
         let run = SectorRange::covering(offset, len);

@@ -214,7 +214,13 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
             tracing::warn!("the point's hold {} ends by itself: {e}", record.hold);
         }
     }
-    for dir in [&paths.runtime, &paths.state] {
+    // The folder last: as long as it is there, this can be finished.
+    absent_is_fine(fs::remove_dir_all(&paths.runtime)).map_err(LazyError::io(&paths.runtime))?;
+    let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
+        absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
+    }
+    for dir in [&unfinished, &folder(paths), &paths.state] {
         absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
     }
     drop(lock);

@@ -135,6 +135,13 @@ impl Source {
         Ok(at)
     }
 
+    /// The runs of a part of a window that are zero, in order.
+    pub fn zeroes(&self, part: SectorRange) -> Result<Vec<SectorRange>, Trouble> {
+        let window = self.window(part.start.0 / WINDOW_SECTORS, Instant::now() + self.wait())?;
+        let zero = window.within(part).filter(|piece| piece.extent.place.is_none());
+        Ok(zero.map(|piece| piece.run).collect())
+    }
+
     fn wait(&self) -> Duration {
         if self.health.down() { DOWN_WAIT.min(self.timeout) } else { self.timeout }
     }

@@ -8,7 +8,7 @@ use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::Fetch;
 use backstay_vault::{Manifest, SectorSet, Vault, VaultError};
 
-use super::difference::between;
+use super::difference::{between, point_of};
 use super::error::{ReplicaError, io_error, on};
 use super::log::{self, LogError, LogHeader, LogWriter};
 use super::record::{LogRef, PointRef, Seed, Standing, new_file};
@@ -74,9 +74,12 @@ impl Replica {
                         None => self.forget(to, "its point is gone from the vault")?,
                     }
                 }
-                Standing::But { point, sectors, toward } => {
-                    let sectors =
-                        set::load(&self.dir, &sectors, self.whole(&point, toward.as_ref()));
+                Standing::But { point, sectors, toward, seen } => {
+                    let sizes =
+                        [Some(point.size_bytes), Some(to.size), toward.map(|t| t.size_bytes)];
+                    let largest = sizes.into_iter().flatten().max().unwrap_or_default();
+                    let sectors = set::load(&self.dir, &sectors, SectorRange::whole(largest));
+                    let begun = self.begun(vault, toward.filter(|_| seen > 0))?;
                     let mut sectors = match sectors {
                         Ok(sectors) => sectors,
                         Err(e) => {
@@ -84,6 +87,11 @@ impl Replica {
                             continue;
                         }
                     };
+                    if let Some(begun) = begun {
+                        self.must_hold(vault, &begun)?;
+                        self.write_directly(vault, &sectors, &begun, seen, watch, moved)?;
+                        continue;
+                    }
                     self.must_hold(vault, to)?;
                     match between(vault, self.record.disk, &point, to)? {
                         Some(more) => {
@@ -100,11 +108,7 @@ impl Replica {
                     let point = match was.point == to.point {
                         true => Some(to.clone()),
                         // What was begun is finished first, if that can be.
-                        false => match vault.manifest(self.record.disk, was.cycle) {
-                            Ok(point) if point.point == was.point => Some(point),
-                            Ok(_) | Err(VaultError::NotFound { .. }) => None,
-                            Err(e) => return Err(e.into()),
-                        },
+                        false => self.begun(vault, Some(was))?,
                     };
                     match point {
                         Some(point) if self.hold(vault, Some(point.cycle))? => {
@@ -120,10 +124,16 @@ impl Replica {
         }
     }
 
-    /// All sectors that a set of a standing may name.
-    fn whole(&self, point: &PointRef, toward: Option<&PointRef>) -> SectorRange {
-        let size = toward.map_or(point.size_bytes, |to| to.size_bytes.max(point.size_bytes));
-        SectorRange::whole(size)
+    /// A point that was begun, if the vault still has it.
+    fn begun(
+        &self,
+        vault: &Vault,
+        point: Option<PointRef>,
+    ) -> Result<Option<Manifest>, ReplicaError> {
+        Ok(match point {
+            Some(point) => point_of(vault, self.record.disk, &point)?,
+            None => None,
+        })
     }
 
     fn must_hold(&self, vault: &Vault, to: &Manifest) -> Result<(), ReplicaError> {
@@ -204,7 +214,7 @@ impl Replica {
         let writer = LogWriter::create(&self.dir, &name, &header, self.limits.log)
             .map_err(on("making", &path))?;
         self.limits.seam.step("log begun")?;
-        let mut fetch = Fetch::part(vault, to, sectors);
+        let mut fetch = Fetch::part(vault, to, sectors, 0)?;
         let progress = |done, all| (watch.progress)(Doing::Fetching, done, all);
         let fetched = fetch
             .step(&writer, self.limits.threads, u64::MAX, &progress, watch.stop)
@@ -247,24 +257,40 @@ impl Replica {
         let saved =
             set::save(sectors, &self.dir, &name).map_err(on("writing", &self.dir.join(&name)))?;
         seam.step("set saved")?;
-        self.set(Standing::But { point: from, sectors: saved, toward: Some(to.into()) })?;
+        let (toward, seen) = (Some(to.into()), 0);
+        self.set(Standing::But { point: from, sectors: saved, toward, seen })?;
         self.record.tidy(&self.dir);
         seam.step("standing said")?;
+        self.write_directly(vault, sectors, to, 0, watch, moved)
+    }
+
+    /// Goes on with what [`Self::change_directly`] began.
+    fn write_directly(
+        &mut self,
+        vault: &Vault,
+        sectors: &SectorSet,
+        to: &Manifest,
+        seen: usize,
+        watch: Watch<'_>,
+        moved: &mut Moved,
+    ) -> Result<(), ReplicaError> {
+        let seam = self.limits.seam.clone();
         self.resize(to.size)?;
-        let mut fetch = Fetch::part(vault, to, sectors);
+        let mut fetch = Fetch::part(vault, to, sectors, seen)?;
         let progress = |done, all| (watch.progress)(Doing::Applying, done, all);
-        while fetch.step(
-            &self.target,
-            self.limits.threads,
-            self.limits.stretch_sectors,
-            &progress,
-            watch.stop,
-        )? {
+        let (threads, stretch) = (self.limits.threads, self.limits.stretch_sectors);
+        let begun = fetch.done();
+        while fetch.step(&self.target, threads, stretch, &progress, watch.stop)? {
             seam.step("stretch written")?;
+            self.target.sync().map_err(on("making durable", self.target.path()))?;
+            if let Standing::But { point, sectors, toward, .. } = self.record.standing.clone() {
+                self.set(Standing::But { point, sectors, toward, seen: fetch.seen() })?;
+            }
+            seam.step("stretch noted")?;
             self.hold(vault, Some(to.cycle))?;
         }
+        moved.written.0 += (fetch.done() - begun) * SECTOR_BYTES;
         fetch.finish()?;
-        moved.written.0 += sectors.count() * SECTOR_BYTES;
         seam.step("written")?;
         self.arrive(to.into())
     }

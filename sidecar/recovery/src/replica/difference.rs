@@ -7,7 +7,7 @@ use backstay_vault::{Manifest, SectorSet, SegmentRef, Vault, VaultError};
 use super::record::PointRef;
 
 /// Most points between two whose lists are read to find a smaller difference.
-const STEPS_MAX: u64 = 256;
+const STEPS_MAX: usize = 256;
 
 /// Segments to be looked at, each with the point that names it.
 type Segments = Vec<(Manifest, Vec<SegmentRef>)>;
@@ -26,17 +26,16 @@ pub fn between(
     if from.point == to.point {
         return Ok(Some(SectorSet::new()));
     }
-    let segments = if from.term == to.term && from.cycle < to.cycle {
-        let newer = newer(from.cycle, to);
-        match each_step(vault, disk, from, to)? {
-            Some(steps) if sectors(&steps) < sectors(&newer) => steps,
-            _ => newer,
-        }
-    } else {
-        match not_common(vault, disk, from, to)? {
-            Some(segments) => segments,
-            None => return Ok(None),
-        }
+    // It must be there, and be that point: then the vault's history is the one that `from` is of, and
+    // not that of a vault which was brought back from a backup and went on.
+    let Some(base) = point_of(vault, disk, from)? else { return Ok(None) };
+    let sure = match from.term == to.term && from.cycle < to.cycle {
+        true => newer(from.cycle, to),
+        false => not_common(base, to),
+    };
+    let segments = match each_step(vault, disk, from, to)? {
+        Some(steps) if sectors(&steps) < sectors(&sure) => steps,
+        _ => sure,
     };
     let whole = SectorRange::whole(to.size);
     let mut differ = SectorSet::new();
@@ -65,18 +64,19 @@ fn newer(cycle: CycleNo, to: &Manifest) -> Segments {
     vec![(to.clone(), newer)]
 }
 
-/// What each point from one to the other moved, if they are all there and follow each other.
+/// What each point from one to the other moved, if they are all there and each went on from the one
+/// before.
 fn each_step(
     vault: &Vault,
     disk: DiskId,
     from: &PointRef,
     to: &Manifest,
 ) -> Result<Option<Segments>, VaultError> {
-    if to.cycle.0 - from.cycle.0 > STEPS_MAX {
-        return Ok(None);
-    }
     let (mut steps, mut point) = (vec![], to.clone());
     loop {
+        if steps.len() == STEPS_MAX {
+            return Ok(None);
+        }
         let Some((before, id)) = point.predecessor else { return Ok(None) };
         if before < from.cycle {
             return Ok(None);
@@ -95,18 +95,21 @@ fn each_step(
 }
 
 /// What is not at the beginning of both lists.
-fn not_common(
-    vault: &Vault,
-    disk: DiskId,
-    from: &PointRef,
-    to: &Manifest,
-) -> Result<Option<Segments>, VaultError> {
-    let from = match vault.manifest(disk, from.cycle) {
-        Ok(point) if point.point == from.point => point,
-        Ok(_) | Err(VaultError::NotFound { .. }) => return Ok(None),
-        Err(e) => return Err(e),
-    };
+fn not_common(from: Manifest, to: &Manifest) -> Segments {
     let common = from.segments.iter().zip(&to.segments).take_while(|(a, b)| a == b).count();
     let (ours, theirs) = (from.segments[common..].to_vec(), to.segments[common..].to_vec());
-    Ok(Some(vec![(from, ours), (to.clone(), theirs)]))
+    vec![(from, ours), (to.clone(), theirs)]
+}
+
+/// The point that a replica knows, if the vault has that very one.
+pub(super) fn point_of(
+    vault: &Vault,
+    disk: DiskId,
+    point: &PointRef,
+) -> Result<Option<Manifest>, VaultError> {
+    match vault.manifest(disk, point.cycle) {
+        Ok(there) if there.point == point.point => Ok(Some(there)),
+        Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
 }

@@ -1,13 +1,15 @@
 //! Staying at the newest point.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_format::DiskId;
 use backstay_sidecar::schedule::Retry;
 use backstay_vault::retain::held::HOLDER_LASTS;
+use backstay_vault::terms::Line;
 use backstay_vault::{Manifest, Vault, VaultError};
 use crossbeam_channel::{Receiver, bounded};
 
@@ -15,9 +17,6 @@ use super::error::ReplicaError;
 use super::record::{PointRef, Standing};
 use super::status::{Phase, Shown};
 use super::{Doing, Moved, Replica, Watch, now_unix_ns};
-
-/// Points that may go away while the newest is looked for.
-const ROUNDS_MAX: usize = 8;
 
 /// How to follow.
 pub struct Follow<'a> {
@@ -35,20 +34,26 @@ pub struct Follow<'a> {
     pub arrived: &'a dyn Fn(&PointRef, &Moved),
 }
 
-/// The newest point of a disk.
+/// The newest point of a disk on the line that its newest term goes on: what a source that was failed
+/// over still committed, or what a failover to an older point left behind, is not on it.
 ///
 /// # Errors
 /// If the vault cannot be read.
 pub fn newest(vault: &Vault, disk: DiskId) -> Result<Option<Manifest>, VaultError> {
-    for _ in 0..ROUNDS_MAX {
-        let Some(&cycle) = vault.points(disk)?.last() else { return Ok(None) };
+    Ok(newest_on(vault, disk)?.0)
+}
+
+fn newest_on(vault: &Vault, disk: DiskId) -> Result<(Option<Manifest>, Line), VaultError> {
+    let line = vault.line(disk)?;
+    for &cycle in vault.points(disk)?.iter().rev() {
         match vault.manifest(disk, cycle) {
-            // Retired since it was listed; then there is a newer one.
-            Err(VaultError::NotFound { .. }) => {}
-            found => return found.map(Some),
+            Ok(point) if line.has(&point) => return Ok((Some(point), line)),
+            // Left behind, or retired since it was listed; then there is a newer one soon.
+            Ok(_) | Err(VaultError::NotFound { .. }) => {}
+            Err(e) => return Err(e),
         }
     }
-    Err(VaultError::Contended { disk })
+    Ok((None, line))
 }
 
 /// Keeps a replica at the newest point until it is stopped.
@@ -62,7 +67,7 @@ pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaErro
     // Lives as long as the process: nobody has to wait for a signal that never comes.
     let listen = move || {
         if told.recv().is_ok() {
-            stopper.store(true, Ordering::Relaxed);
+            stopper.store(true, Relaxed);
             let _ = woken.send(());
         }
     };
@@ -74,11 +79,13 @@ pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaErro
     let ended = loop {
         let step = follower.round(replica, &mut shown);
         let wait = match step {
-            Ok(()) if how.once => break Ok(()),
-            Ok(()) => {
+            Ok(_) if how.once => break Ok(()),
+            Ok(Round::Fine) => {
                 shown.fine();
                 how.interval
             }
+            // What failed still does.
+            Ok(Round::GivenUp) => how.interval,
             Err(ReplicaError::Stopped) => break Ok(()),
             Err(e) if how.once => {
                 shown.failed(&e, None);
@@ -114,6 +121,14 @@ pub fn follow(replica: &mut Replica, how: &Follow<'_>) -> Result<(), ReplicaErro
     ended.and(finished)
 }
 
+/// How a look at the vault ended that did not fail.
+enum Round {
+    /// At the newest point.
+    Fine,
+    /// The newest point is one that cannot be had.
+    GivenUp,
+}
+
 struct Follower<'a> {
     how: &'a Follow<'a>,
     stop: &'a AtomicBool,
@@ -125,7 +140,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn round(&mut self, replica: &mut Replica, shown: &mut Shown) -> Result<(), ReplicaError> {
+    fn round(&mut self, replica: &mut Replica, shown: &mut Shown) -> Result<Round, ReplicaError> {
         // Needs no vault.
         replica.finish()?;
         let vault = match &self.vault {
@@ -133,30 +148,35 @@ impl Follower<'_> {
             None => self.vault.insert(Vault::open(&replica.record().vault)?).clone(),
         };
         let disk = replica.record().disk;
-        let Some(point) = newest(&vault, disk)? else {
+        let (Some(point), line) = newest_on(&vault, disk)? else {
             // An empty folder where a vault was says so itself.
             Vault::open(&replica.record().vault)?;
             return Err(ReplicaError::NoPoint(replica.record().name.clone()));
         };
         shown.saw(&point);
         if self.given_up == Some(point.point) {
-            return Ok(());
+            return Ok(Round::GivenUp);
         }
         if let Standing::At { point: at, .. } = *replica.standing() {
             if at.point == point.point {
-                return self.stay(replica, &vault);
+                self.stay(replica, &vault)?;
+                return Ok(Round::Fine);
             }
-            if at.term != point.term && point.cycle > at.cycle {
+            // A point that a failover left behind is left in whichever direction that is.
+            let on_line = line.has_cycle(at.term, at.cycle);
+            if at.term != point.term || !on_line {
                 tracing::info!(
-                    "replica {}: term {} began: the disk was failed over",
+                    "replica {}: the disk was failed over: it goes on with point {} in term {}",
                     replica.record().name,
+                    point.cycle,
                     point.term
                 );
             }
             let how = match point.cycle.cmp(&at.cycle) {
-                std::cmp::Ordering::Less => Some("already"),
-                std::cmp::Ordering::Equal => Some("of another history"),
-                std::cmp::Ordering::Greater => None,
+                _ if !on_line => None,
+                Ordering::Less => Some("already"),
+                Ordering::Equal => Some("of another history"),
+                Ordering::Greater => None,
             };
             if let Some(how) = how {
                 return Err(ReplicaError::Behind { newest: point.cycle, at: at.cycle, how });
@@ -183,7 +203,7 @@ impl Follower<'_> {
         self.held = Some(Instant::now());
         shown.arrived(from.as_ref(), &point, &moved);
         (self.how.arrived)(&PointRef::from(&point), &moved);
-        Ok(())
+        Ok(Round::Fine)
     }
 
     /// At the newest point: nothing to do but to keep it.

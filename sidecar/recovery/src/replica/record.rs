@@ -119,6 +119,8 @@ pub enum Standing {
         sectors: SetRef,
         /// Where it was going.
         toward: Option<PointRef>,
+        /// Segments of that point from which all of the set was written, newest first.
+        seen: usize,
     },
     /// Nothing is known.
     Seeding {

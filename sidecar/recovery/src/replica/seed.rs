@@ -154,7 +154,7 @@ impl Replica {
                 let name = new_file(&dir, "sectors");
                 let sectors =
                     set::save(dirty, &dir, &name).map_err(on("writing", &dir.join(&name)))?;
-                Standing::But { point: *base, sectors, toward: None }
+                Standing::But { point: *base, sectors, toward: None, seen: 0 }
             }
             None => Standing::Seeding { to: point.into(), how: Seed::Compare, seen: 0 },
         };
@@ -244,7 +244,7 @@ impl Replica {
             let more = comparison.step(&side, threads, stretch)?;
             let differs = side.differs.into_inner().unwrap_or_else(PoisonError::into_inner);
             self.limits.seam.step("stretch compared")?;
-            let mut fetch = Fetch::part(vault, point, &differs);
+            let mut fetch = Fetch::part(vault, point, &differs, 0)?;
             fetch.step(&self.target, threads, u64::MAX, &|_, _| {}, watch.stop)?;
             fetch.finish()?;
             moved.written.0 += differs.count() * SECTOR_BYTES;

@@ -227,10 +227,20 @@ pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
 
 /// The process that has a replica now, if one has: who takes over tells it to stop.
 #[must_use]
-pub fn runner(paths: &DiskPaths) -> Option<u32> {
-    let status = of(paths).ok().flatten()?;
-    let shown = status.shown.filter(|shown| shown.phase != Phase::Stopped)?;
-    status.running.then_some(shown.pid)
+pub fn runner(paths: &DiskPaths) -> Option<i32> {
+    let record = ReplicaRecord::load(&folder(paths)).ok().flatten()?;
+    // Then whoever has the lock is a driver.
+    let is_disk =
+        matches!(record.standing, Standing::TakenOver { .. }) || paths.state.join("super").exists();
+    if is_disk || !is_locked(paths) {
+        return None;
+    }
+    // Whoever locks it writes its number into it. A number that is left from one before, which
+    // another program may have by now, must not be told to stop.
+    let pid: i32 = fs::read_to_string(paths.lock_file()).ok()?.trim().parse().ok()?;
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let program = program.file_name()?.to_string_lossy().into_owned();
+    program.starts_with("backstay").then_some(pid)
 }
 
 fn is_locked(paths: &DiskPaths) -> bool {

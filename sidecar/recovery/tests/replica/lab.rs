@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, SectorRange};
+use backstay_format::{ByteLen, ByteOffset, CycleNo, SectorRange, Term};
 use backstay_recovery::replica::record::TargetRecord;
 use backstay_recovery::replica::{
     Ground, Limits, Moved, PointRef, Replica, ReplicaError, ReplicaRecord, Seam, Seed, Standing,
     Target, Watch,
 };
 use backstay_track::Backing;
-use backstay_vault::{Manifest, Pass, Vault, verify_cycle};
+use backstay_vault::{Claim, Manifest, Pass, PointMeta, TermFrom, Vault, verify_cycle};
 use fastrand::Rng;
 
 use crate::common::history::History;
@@ -224,6 +224,58 @@ pub fn rewrite(
     crate::common::rewrite(rng, &mut history.now, runs);
     let before = history.newest(vault).unwrap();
     history.commit(vault, before.as_ref(), runs).unwrap()
+}
+
+/// A failover to a point that need not be the newest: the first point of the next term, over that one.
+pub fn fail_over(
+    history: &mut History,
+    vault: &Vault,
+    from: &Manifest,
+    runs: &[SectorRange],
+    rng: &mut Rng,
+) -> Manifest {
+    let after = vault.newest_term(history.disk).unwrap().unwrap().term;
+    let (term, went_on) =
+        (after.next(), TermFrom { cycle: from.cycle, point: from.point, term: from.term });
+    vault.hold_from(history.disk, term, &went_on).unwrap();
+    let claim = Claim { after, writer: format!("writer {term}"), from: went_on };
+    vault.take_term(history.disk, &claim).unwrap();
+    history.now = history.images[&from.cycle.0].to_vec();
+    crate::common::rewrite(rng, &mut history.now, runs);
+    let newest = history.newest(vault).unwrap().unwrap();
+    let meta = PointMeta { term, from: Some(from.clone()), ..crate::common::meta(Some(&newest)) };
+    let point = put(history, vault, newest.cycle.next(), runs, meta);
+    vault.release_from(history.disk, term).unwrap();
+    point
+}
+
+/// The next point of a term.
+pub fn go_on(
+    history: &mut History,
+    vault: &Vault,
+    term: Term,
+    runs: &[SectorRange],
+    rng: &mut Rng,
+) -> Manifest {
+    crate::common::rewrite(rng, &mut history.now, runs);
+    let newest = history.newest(vault).unwrap().unwrap();
+    let meta = PointMeta { term, ..crate::common::meta(Some(&newest)) };
+    put(history, vault, newest.cycle.next(), runs, meta)
+}
+
+fn put(
+    history: &mut History,
+    vault: &Vault,
+    cycle: CycleNo,
+    runs: &[SectorRange],
+    meta: PointMeta,
+) -> Manifest {
+    let segments = crate::common::ship(vault, history.disk, cycle, &history.now, runs).unwrap();
+    let pass = Pass { must_move: crate::common::set(runs), segments };
+    let verified = verify_cycle(vault, history.disk, history.size, cycle, vec![pass]).unwrap();
+    let point = vault.commit(verified, meta).unwrap();
+    history.images.insert(cycle.0, Arc::new(history.now.clone()));
+    point
 }
 
 /// The first point of a disk, shipped as the sidecar does it: whole chunks, with their checksums.

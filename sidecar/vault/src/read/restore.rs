@@ -78,21 +78,52 @@ impl<'a> Fetch<'a> {
     /// # Errors
     /// If the vault cannot be read or is damaged.
     pub fn whole(vault: &'a Vault, point: &'a Manifest, seen: usize) -> Result<Self, VaultError> {
-        let mut layers = Layers::new(vault, point);
-        let mut done = 0;
-        while layers.seen() < seen
-            && let Some((_, layer)) = layers.next()?
-        {
-            done += layer.sectors();
-        }
-        Ok(Self { vault, point, layers, wanted: None, done })
+        Self::from(vault, point, None, seen)
     }
 
-    /// Fetches some sectors of a point, all of which must lie inside its disk.
-    #[must_use]
-    pub fn part(vault: &'a Vault, point: &'a Manifest, wanted: &'a SectorSet) -> Self {
+    /// Fetches some sectors of a point, all of which must lie inside its disk, from its segment number
+    /// `seen` on.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or is damaged.
+    pub fn part(
+        vault: &'a Vault,
+        point: &'a Manifest,
+        wanted: &'a SectorSet,
+        seen: usize,
+    ) -> Result<Self, VaultError> {
+        Self::from(vault, point, Some(wanted), seen)
+    }
+
+    fn from(
+        vault: &'a Vault,
+        point: &'a Manifest,
+        wanted: Option<&'a SectorSet>,
+        seen: usize,
+    ) -> Result<Self, VaultError> {
         let layers = Layers::new(vault, point);
-        Self { vault, point, layers, wanted: Some(wanted), done: 0 }
+        let mut fetch = Self { vault, point, layers, wanted, done: 0 };
+        while fetch.seen() < seen
+            && let Some(layer) = fetch.next()?
+        {
+            fetch.done += layer.sectors();
+        }
+        Ok(fetch)
+    }
+
+    /// What is wanted of the next segment.
+    fn next(&mut self) -> Result<Option<Layer>, VaultError> {
+        let Some((_, layer)) = self.layers.next()? else { return Ok(None) };
+        Ok(Some(match self.wanted {
+            Some(wanted) => layer.within(wanted),
+            None => layer,
+        }))
+    }
+
+    /// Sectors that were fetched so far, those of segments before the first counted.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done
     }
 
     /// Segments fetched from so far; all of what was wanted of them is with the target after a step.
@@ -173,11 +204,7 @@ impl<'a> Fetch<'a> {
             if self.wanted.is_some() && self.done == all {
                 return Ok(false);
             }
-            let Some((_, layer)) = self.layers.next()? else { return Ok(false) };
-            let layer = match self.wanted {
-                Some(wanted) => layer.within(wanted),
-                None => layer,
-            };
+            let Some(layer) = self.next()? else { return Ok(false) };
             self.done += layer.sectors();
             let layer = Arc::new(layer);
             shared.zero_extents(&layer)?;

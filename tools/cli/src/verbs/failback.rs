@@ -45,6 +45,9 @@ pub struct Failback {
     /// It is another backing than the old one: nothing of the old state counts
     #[arg(long)]
     new_disk: bool,
+    /// Overwrite what BACKING holds: it is compared by checksums, and what differs is fetched
+    #[arg(long)]
+    force: bool,
     /// Do not wait for a handover: the other side is gone. What it wrote after its newest point is lost
     #[arg(long, conflicts_with = "once")]
     now: bool,
@@ -61,6 +64,12 @@ impl Failback {
         let root = &context.roots.state;
         let mut record = match FailoverRecord::load(root, &self.name)? {
             Some(record) if record.kind == Kind::Failback => match record.state {
+                State::Committed if self.is_ours(context)? => {
+                    if !context.globals.quiet {
+                        eprintln!("{}: it is back already, and this host's", self.name);
+                    }
+                    return target::first_cycle(context, &self.name, &record.vault);
+                }
                 State::Committed => {
                     let begun = self.begin(context)?;
                     begun.begin(root)?;
@@ -68,10 +77,9 @@ impl Failback {
                 }
                 _ => record,
             },
-            Some(mut old) if matches!(old.state, State::HandedOver | State::HandingOver) => {
+            Some(old) if matches!(old.state, State::HandedOver | State::HandingOver) => {
                 let begun = self.begin(context)?;
-                old.enter(root, State::Seeding)?;
-                begun.begin(root)?;
+                old.become_another(root, &begun)?;
                 begun
             }
             Some(record) if record.state != State::Committed => {
@@ -110,14 +118,21 @@ impl Failback {
         local::print_place(context, &self.name, false)
     }
 
+    /// Whether this host writes the disk, and has not handed it over.
+    fn is_ours(&self, context: &Context) -> anyhow::Result<bool> {
+        let (vault, disk) = self.vault.find(context, &self.name)?;
+        let term = vault.newest_term(disk.disk)?.context("the disk has no term in the vault")?;
+        let superblock = stopped::superblock(&context.roots.disk(&self.name));
+        let ours = superblock.is_some_and(|ours| stopped::writer(ours.disk) == term.writer);
+        Ok(ours && vault.handover(disk.disk)?.is_none())
+    }
+
     /// Looks at everything; refuses a disk that is in use or still this host's.
     fn begin(&self, context: &Context) -> anyhow::Result<FailoverRecord> {
         let name = &self.name;
         let (vault, disk) = self.vault.find(context, name)?;
         let term = vault.newest_term(disk.disk)?.context("the disk has no term in the vault")?;
-        let paths = context.roots.disk(name);
-        let ours = stopped::superblock(&paths).map(|superblock| stopped::writer(superblock.disk));
-        if ours.is_some_and(|ours| ours == term.writer) && vault.handover(disk.disk)?.is_none() {
+        if self.is_ours(context)? {
             return Err(Refused(format!(
                 "disk {name} is this host's: nobody has failed it over (term {}). Nothing was changed",
                 term.term
@@ -223,7 +238,7 @@ impl Failback {
             seed,
         ];
         // The old backing holds the old disk; another one must be empty or be said to be free.
-        if seed != "changes" && (same || self.full) {
+        if seed != "changes" && (same || self.force) {
             args.push("--force");
         }
         let said = local::again(context, &args)?;

@@ -18,6 +18,7 @@ pub mod import;
 pub mod jobs;
 pub mod mount;
 pub mod pin;
+pub mod plan;
 pub mod points;
 mod progress;
 pub mod protect;

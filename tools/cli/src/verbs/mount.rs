@@ -251,6 +251,7 @@ pub fn options(
         tracking: !how.no_tracking,
         grow: how.grow,
         base: None,
+        base_size: None,
         read_only: how.read_only,
         event_loops: how.event_loops.into(),
     })

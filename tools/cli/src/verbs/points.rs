@@ -2,7 +2,7 @@
 
 use backstay_format::{CycleNo, DiskName};
 use backstay_vault::{
-    Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Manifest, VaultError,
+    Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Line, Manifest, VaultError,
 };
 use clap::Args;
 use serde::Serialize;
@@ -37,6 +37,8 @@ struct Listed {
     stored_bytes: u64,
     segments: usize,
     term: u64,
+    /// It belongs to a history that was left at a failover.
+    left: bool,
     /// Names of pins and other holds that keep it.
     held_by: Vec<HoldName>,
     /// What drills have proven of it: the last verdict of each kind of check.
@@ -46,7 +48,7 @@ struct Listed {
 }
 
 impl Listed {
-    fn of(point: &Manifest, holds: &[HoldRecord], drills: &[DrillRecord]) -> Self {
+    fn of(point: &Manifest, holds: &[HoldRecord], drills: &[DrillRecord], line: &Line) -> Self {
         let about = |drill: &&DrillRecord| (drill.cycle, drill.point) == (point.cycle, point.point);
         let drills: Vec<DrillRecord> = drills.iter().filter(about).cloned().collect();
         let holds = holds.iter().filter(|hold| hold.covers(point.cycle));
@@ -62,6 +64,7 @@ impl Listed {
             stored_bytes: point.own_segments().map(|segment| segment.object.0).sum(),
             segments: point.segments.len(),
             term: point.term.0,
+            left: !line.has(point),
             proven: last_of_each(&drills)
                 .filter(|drill| drill.passed)
                 .map(|drill| drill.check.proves())
@@ -82,11 +85,11 @@ impl Points {
             found => found?,
         };
         let mut points = vec![];
-        let holds = vault.holds(disk.disk)?;
+        let (holds, line) = (vault.holds(disk.disk)?, vault.line(disk.disk)?);
         let drills = vault.drills(disk.disk)?;
         for cycle in vault.points(disk.disk)? {
             match vault.manifest(disk.disk, cycle) {
-                Ok(point) => points.push(Listed::of(&point, &holds, &drills)),
+                Ok(point) => points.push(Listed::of(&point, &holds, &drills, &line)),
                 // Retention deleted it since it was listed.
                 Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -101,8 +104,9 @@ impl Points {
         );
         for point in points {
             let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
+            let left = if point.left { "left at a failover; " } else { "" };
             let line = format!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {}",
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {left}{}",
                 point.cycle.0,
                 time(point.cut_unix_ns),
                 word(&point.kind),

@@ -25,6 +25,9 @@ use crate::context::Context;
 /// How long a running replica may take to stop when it is taken over: it finishes what it applies.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
+/// Looking more often only keeps the vault busy.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Keep a raw file or block device at the newest recovery point (hot standby)
 #[derive(Args)]
 #[command(after_help = "\
@@ -131,7 +134,7 @@ impl ReplicaVerb {
         let followed = follow(
             &mut replica,
             &Follow {
-                interval: self.interval,
+                interval: self.interval.max(SHORTEST_INTERVAL),
                 retry: context.config.retry_of(&self.name),
                 once: self.once,
                 stop: backstay_sidecar::service::stop_on_signals()?,
@@ -213,6 +216,7 @@ impl ReplicaVerb {
             tracking: true,
             grow: false,
             base: Some(taken.base),
+            base_size: Some(taken.point.size_bytes),
             event_loops: 2,
         })?;
         let took = started.elapsed();
@@ -239,13 +243,13 @@ impl ReplicaVerb {
 /// Tells a running replica to stop, and waits until it has.
 fn stop_runner(paths: &DiskPaths) -> anyhow::Result<()> {
     let Some(pid) = runner(paths) else { return Ok(()) };
-    let pid = Pid::from_raw(i32::try_from(pid).context("a process number")?);
+    let pid = Pid::from_raw(pid);
     kill(pid, Signal::SIGTERM).with_context(|| format!("stopping the replica (process {pid})"))?;
     // A pidfd would tell at once, but the process may be gone before it is opened; the lock is what
     // counts, and it is looked for every 20 ms.
     let until = Instant::now() + STOPS_WITHIN;
     let (_keep, never) = mpsc::channel::<()>();
-    while runner(paths).is_some() {
+    while runner(paths) == Some(pid.as_raw()) {
         if Instant::now() > until {
             bail!("the replica (process {pid}) does not stop; look at what its target waits for");
         }

@@ -31,10 +31,10 @@ pub fn handover(context: &Context, name: &DiskName) -> anyhow::Result<()> {
                 bail!("disk {name} is being taken back: run backstay failover cancel {name} again")
             }
         },
-        Some(mut record) if record.state == State::Committed => {
+        Some(record) if record.state == State::Committed => {
             let begun = begin(context, name)?;
-            record.enter(root, State::HandingOver)?;
-            FailoverRecord { state: State::HandingOver, ..begun }
+            record.become_another(root, &begun)?;
+            begun
         }
         Some(record) => {
             return Err(Refused(format!(
@@ -43,9 +43,17 @@ pub fn handover(context: &Context, name: &DiskName) -> anyhow::Result<()> {
             ))
             .into());
         }
-        None => begin(context, name)?,
+        None => {
+            let begun = begin(context, name)?;
+            begun.begin(root)?;
+            begun
+        }
     };
-    record.begin(root)?;
+    if let Some(point) = laid_down(context, &record)? {
+        (record.point, record.after) = (Some(point), point.term);
+        record.enter(root, State::HandedOver)?;
+        return say(context, &record);
+    }
     quiet(context, &record)?;
     // Whoever runs a cycle now finds a disk that nobody writes.
     let last = ship_last(context, &record);
@@ -59,6 +67,29 @@ pub fn handover(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     (record.point, record.after) = (Some(point), point.term);
     record.enter(root, State::HandedOver)?;
     say(context, &record)
+}
+
+/// The point at which the term was laid down already, by a command that was killed before it could note that: no
+/// other point may come after it.
+fn laid_down(context: &Context, record: &FailoverRecord) -> anyhow::Result<Option<PointRef>> {
+    let (name, paths) = (&record.name, context.roots.disk(&record.name));
+    let Some(superblock) = stopped::superblock(&paths) else { return Ok(None) };
+    let vault = Vault::open(&record.vault)?;
+    let handover = vault.handover(record.disk)?;
+    let Some(handover) = handover.filter(|h| h.writer == stopped::writer(superblock.disk)) else {
+        return Ok(None);
+    };
+    local::stop_after_cycle(context, name)?;
+    let (_, base) = stopped::exactly_at(name, &paths)?;
+    if (base.cycle, base.point) != (handover.cycle, handover.point) {
+        bail!(
+            "disk {name} was handed over at recovery point {}, and counts from point {} now: cancel the handover \
+             (backstay failover cancel {name}) and begin anew",
+            handover.cycle,
+            base.cycle
+        );
+    }
+    Ok(Some(PointRef { cycle: base.cycle, point: base.point, term: handover.term }))
 }
 
 /// What is known before anything is changed; refuses a disk that is in use.

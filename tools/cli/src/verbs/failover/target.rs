@@ -494,20 +494,22 @@ pub fn commit(
             term.from.map_or("-".into(), |from| from.cycle.to_string())
         );
     }
+    first_cycle(context, &name, &record.vault)
+}
+
+/// Has the first cycle made: by the sidecar, or here.
+pub fn first_cycle(context: &Context, name: &DiskName, vault: &str) -> anyhow::Result<()> {
     if is_running(&context.roots) {
-        ask(root, &Asked::Cycle(name.clone()))?;
-        return Ok(());
+        return Ok(ask(&context.roots.state, &Asked::Cycle(name.clone()))?);
     }
     if !context.globals.quiet {
-        eprintln!("{name}: no sidecar is running: the first cycle is made here; then start one");
+        eprintln!("{name}: no sidecar is running: a cycle is made here; then start one");
     }
-    let report = run_once(context, &name, Some(&record.vault)).with_context(|| {
-        format!(
-            "disk {name} is committed and this host's; its first cycle is made by the next sidecar"
-        )
+    let report = run_once(context, name, Some(vault)).with_context(|| {
+        format!("disk {name} is committed and this host's; the next sidecar makes its first cycle")
     })?;
     if !context.globals.quiet {
-        eprintln!("{}", line(&name, &report));
+        eprintln!("{}", line(name, &report));
     }
     Ok(())
 }

@@ -1,0 +1,294 @@
+//! `backstay plan`: recovery plans.
+
+mod hands;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+use backstay_recovery::failover::{FailoverRecord, State as FailoverState};
+use backstay_recovery::plan::run::{clean_up, go_on, may_begin, prepare, read};
+use backstay_recovery::plan::state::What as StepWhat;
+use backstay_recovery::plan::{Action, Kind, Plan as Parsed, Report, Run, RunFolder, RunState};
+use backstay_sidecar::service::stop_on_signals;
+use backstay_vault::Vault;
+use clap::{Args, Subcommand};
+
+use crate::context::Context;
+use crate::exit::Refused;
+use hands::{HostHands, failover_again};
+
+/// Recovery plans: many disks and machines, scripts and people, in order
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay plan check shop.toml
+  backstay plan test shop.toml --dry-run
+  backstay plan test shop.toml --point group        then: backstay plan cleanup shop.toml
+  backstay plan unplanned shop.toml --point 2026-02-03T04:05:06Z
+  backstay plan resume shop.toml                    after a kill, a failed step, or when a person is done
+  backstay plan commit shop.toml
+  backstay plan report shop.toml --json
+
+What a plan looks like is in docs/recovery/plans.md.")]
+pub struct Plan {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Check(File),
+    Test(Go),
+    Planned(Go),
+    Unplanned(Go),
+    Resume(Resume),
+    Cleanup(File),
+    Commit(File),
+    Report(File),
+}
+
+/// A plan's file.
+#[derive(Args)]
+pub struct File {
+    /// The plan
+    file: PathBuf,
+}
+
+/// How a plan is run.
+#[derive(Args)]
+pub struct Go {
+    /// The plan
+    file: PathBuf,
+    /// Which points: latest, a time (each disk's newest cut by then), or group (the newest of the plan's
+    /// consistency group); a planned run takes what was handed over
+    #[arg(long, default_value = "latest")]
+    point: String,
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Go on with the last run of a plan
+#[derive(Args)]
+pub struct Resume {
+    /// The plan
+    file: PathBuf,
+    /// Leave out the step that failed
+    #[arg(long)]
+    skip: bool,
+}
+
+/// A plan that was read.
+struct Opened {
+    text: String,
+    plan: Parsed,
+}
+
+fn open(file: &Path) -> anyhow::Result<Opened> {
+    let text = read(file).with_context(|| format!("plan {}", file.display()))?;
+    let plan = Parsed::parse(&text).with_context(|| format!("plan {}", file.display()))?;
+    Ok(Opened { text, plan })
+}
+
+fn folder(context: &Context, plan: &DiskName) -> anyhow::Result<RunFolder> {
+    let taken = RunFolder::take(&context.roots.state, plan);
+    taken.with_context(|| format!("plan {plan}"))?.ok_or_else(|| {
+        Refused(format!("plan {plan} is being run by another command on this host")).into()
+    })
+}
+
+/// The last run of a plan, and the plan as it was when it began.
+fn last(context: &Context, plan: &DiskName) -> anyhow::Result<(Run, Parsed)> {
+    let run = RunFolder::last(&context.roots.state, plan)?
+        .with_context(|| format!("plan {plan} was never run on this host"))?;
+    let plan = Parsed::parse(&run.text).context("the plan of the last run")?;
+    Ok((run, plan))
+}
+
+impl Plan {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self.what {
+            What::Check(verb) => check(context, &open(&verb.file)?.plan),
+            What::Test(verb) => begin(context, Kind::Test, &verb),
+            What::Planned(verb) => begin(context, Kind::Planned, &verb),
+            What::Unplanned(verb) => begin(context, Kind::Unplanned, &verb),
+            What::Resume(verb) => resume(context, &verb),
+            What::Cleanup(verb) => cleanup(context, &open(&verb.file)?.plan.name),
+            What::Commit(verb) => commit(context, &open(&verb.file)?.plan.name),
+            What::Report(verb) => {
+                let (run, _) = last(context, &open(&verb.file)?.plan.name)?;
+                print(context, &Report::of(&run))
+            }
+        }
+    }
+}
+
+/// Whether all that a plan names is there.
+fn check(context: &Context, plan: &Parsed) -> anyhow::Result<()> {
+    let (mut wrong, mut warnings) = (vec![], vec![]);
+    for name in plan.disks() {
+        let url = plan.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
+        let found = Vault::open(url).and_then(|vault| {
+            let disk = vault.disk_named(name)?;
+            Ok((vault.points(disk.disk)?.len(), disk.disk, vault))
+        });
+        match found {
+            Ok((0, ..)) => wrong.push(format!("disk {name} has no recovery point in {url}")),
+            Ok((_, disk, vault)) => {
+                let group = plan.consistency_group.as_ref();
+                if let Some(group) = group
+                    && let Err(why) = hands::of_group(&vault, group, disk)
+                {
+                    warnings.push(format!("disk {name} cannot come up with --point group: {why}"));
+                }
+            }
+            Err(e) => wrong.push(format!("disk {name}: {e}")),
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("plan {}: {}", plan.name, wrong.join("; "));
+    }
+    if !context.globals.quiet {
+        warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    }
+    let (groups, disks) = (plan.groups.len(), plan.disks().count());
+    if context.globals.json {
+        return context.print_json(&serde_json::json!({
+            "plan": plan.name, "groups": groups, "disks": disks, "warnings": warnings,
+        }));
+    }
+    if !context.globals.quiet {
+        println!("{}: {groups} groups, {disks} disks, all of them with recovery points", plan.name);
+    }
+    Ok(())
+}
+
+fn begin(context: &Context, kind: Kind, go: &Go) -> anyhow::Result<()> {
+    let Opened { text, plan } = open(&go.file)?;
+    let signals = stop_on_signals()?;
+    let stopped = || signals.try_recv().is_ok();
+    let mut hands = HostHands::new(context, &plan, &stopped)?;
+    if go.dry_run {
+        hands.holds = false;
+        let run = prepare(&plan, &text, kind, &go.point, &hands)?;
+        return show_dry(context, &plan, &run);
+    }
+    let folder = folder(context, &plan.name)?;
+    may_begin(RunFolder::last(&context.roots.state, &plan.name)?.as_ref())?;
+    let mut run = prepare(&plan, &text, kind, &go.point, &hands)?;
+    folder.save(&run)?;
+    let result = go_on(&plan, &mut run, &folder, &hands, false);
+    end(context, &folder, &run)?;
+    Ok(result?)
+}
+
+fn resume(context: &Context, verb: &Resume) -> anyhow::Result<()> {
+    let name = open(&verb.file)?.plan.name;
+    let folder = folder(context, &name)?;
+    let (mut run, plan) = last(context, &name)?;
+    let signals = stop_on_signals()?;
+    let stopped = || signals.try_recv().is_ok();
+    let hands = HostHands::new(context, &plan, &stopped)?;
+    let result = go_on(&plan, &mut run, &folder, &hands, verb.skip);
+    end(context, &folder, &run)?;
+    Ok(result?)
+}
+
+fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+    let folder = folder(context, name)?;
+    let (mut run, plan) = last(context, name)?;
+    let signals = stop_on_signals()?;
+    let stopped = || signals.try_recv().is_ok();
+    let hands = HostHands::new(context, &plan, &stopped)?;
+    clean_up(&plan, &mut run, &folder, &hands)?;
+    if !context.globals.quiet && !context.globals.json {
+        println!("{name}: its test was taken down; nothing of it is left");
+    }
+    Ok(())
+}
+
+fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+    let _folder = folder(context, name)?;
+    let (run, _) = last(context, name)?;
+    if run.kind == Kind::Test || run.state != RunState::Done {
+        return Err(Refused(format!(
+            "the last run of plan {name} is no failover that is done; nothing was committed"
+        ))
+        .into());
+    }
+    for disk in &run.disks {
+        let Some(up) = &disk.up else { continue };
+        let record = FailoverRecord::load(&context.roots.state, &up.local)?;
+        // The command before this one was killed after it.
+        if record.is_some_and(|record| record.state == FailoverState::Committed) {
+            continue;
+        }
+        failover_again(context, &["failover", "commit", up.local.as_str()])
+            .with_context(|| format!("disk {}: run this again when that is mended", disk.disk))?;
+        if !context.globals.quiet {
+            eprintln!("{}: committed", disk.disk);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the report of a run, and shows it.
+fn end(context: &Context, folder: &RunFolder, run: &Run) -> anyhow::Result<()> {
+    let report = Report::of(run);
+    let path = folder.keep_report(run, &serde_json::to_vec_pretty(&report)?)?;
+    print(context, &report)?;
+    if !context.globals.quiet && !context.globals.json {
+        println!("\nreport: {}\nlog:    {}", path.display(), folder.log_path().display());
+    }
+    Ok(())
+}
+
+fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
+    if context.globals.json {
+        return context.print_json(report);
+    }
+    print!("{}", report.text());
+    Ok(())
+}
+
+fn show_dry(context: &Context, plan: &Parsed, run: &Run) -> anyhow::Result<()> {
+    if context.globals.json {
+        return context.print_json(&Report::of(run));
+    }
+    println!("plan {}: a {} run would do this, and nothing was done:", run.plan, run.kind.name());
+    for (number, step) in run.steps.iter().enumerate() {
+        let group = plan.groups.iter().find(|group| group.name == step.group);
+        let more = match step.what {
+            StepWhat::Machine => {
+                let machine = group.and_then(|group| {
+                    group.machines.iter().find(|machine| machine.name == step.name)
+                });
+                let start = machine.and_then(|machine| machine.start.as_deref());
+                let disks = run.disks.iter().filter(|disk| disk.machine == step.name);
+                let disks = disks.map(|disk| match disk.point {
+                    Some(point) => {
+                        format!("{} at point {}", disk.disk, point.cycle)
+                    }
+                    None => format!("{} at what was handed over", disk.disk),
+                });
+                let disks = disks.collect::<Vec<_>>().join(", ");
+                match start {
+                    Some(start) => format!("{disks}; then: {start}"),
+                    None => disks,
+                }
+            }
+            StepWhat::Script | StepWhat::Manual => group
+                .into_iter()
+                .flat_map(|group| group.before.iter().chain(&group.after))
+                .find(|of_plan| of_plan.name == step.name)
+                .map(|of_plan| match &of_plan.action {
+                    Action::Script(line) | Action::Manual(line) => line.clone(),
+                })
+                .unwrap_or_default(),
+        };
+        let what = super::target::word(&step.what);
+        println!("{:>4}  {:12}  {what:8}  {}: {more}", number + 1, step.group, step.name);
+    }
+    Ok(())
+}
