@@ -486,6 +486,41 @@ fn a_disk_comes_back_by_checksums_or_as_a_whole_or_to_a_new_file() {
     }
 }
 
+/// The vault is gone in the middle: a command says so, and goes on when the vault is back.
+#[test]
+fn a_vault_that_is_gone_stops_a_failover_and_loses_nothing() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-gone", 8 * MIB, &mut rng);
+    let (a, b) = (&source.host, &target.host);
+    let (vault, away) = (a.path("vault"), a.path("away"));
+    let without = |host: &Host, args: &[&str]| {
+        fs::rename(&vault, &away).unwrap();
+        let output = host.try_backstay(args);
+        fs::rename(&away, &vault).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", said(&output));
+    };
+    let was = scribble_and_hash(&source.served(), &mut rng);
+    without(a, &["failover", "handover", "db"]);
+    assert_eq!(hash(&source.served()), was, "it is served as before");
+    a.backstay(&["failover", "handover", "db"]);
+    without(a, &["failover", "cancel", "db"]);
+    a.backstay(&["failover", "cancel", "db"]);
+    source.mount(&[]);
+    a.backstay(&["failover", "handover", "db"]);
+    without(b, &["failover", "planned", "db"]);
+    b.backstay(&["failover", "planned", "db"]);
+    without(b, &["failover", "change", "db", "--point", "1"]);
+    without(b, &["failover", "commit", "db"]);
+    b.backstay(&["failover", "commit", "db"]);
+    assert_eq!(hash(&served(b, "db")), was);
+    let backing = source.backing.to_string_lossy().into_owned();
+    without(a, &["failback", "db", "--to", &backing]);
+    b.backstay(&["failover", "handover", "db"]);
+    without(a, &["failback", "db", "--to", &backing]);
+    a.backstay(&["failback", "db", "--to", &backing]);
+    assert_eq!(hash(&source.served()), was);
+}
+
 #[test]
 fn a_group_is_tried_at_one_of_its_points() {
     let mut rng = Rng::with_seed(seed());

@@ -13,6 +13,7 @@
 //! - [`phase`]: where a disk is in its replication
 //! - [`jobs`]: what takes long enough to be watched
 //! - [`prerequisites`]: what must hold before a disk is protected
+//! - [`doctor`]: what a host has and lacks
 //! - [`protection`]: what `backstay protect` was told
 //! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`group`]: disks of one host and of several, cut at one instant
@@ -24,6 +25,7 @@
 
 pub mod config;
 pub mod cycle;
+pub mod doctor;
 pub mod drills;
 pub mod error;
 pub mod group;
