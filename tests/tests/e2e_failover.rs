@@ -22,9 +22,13 @@ use fastrand::Rng;
 
 const MIB: u64 = 1 << 20;
 
+fn is_long() -> bool {
+    std::env::var_os("BACKSTAY_TEST_LONG").is_some()
+}
+
 fn seed() -> u64 {
     let given = std::env::var("BACKSTAY_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or(0xFA11);
+    let seed = given.unwrap_or(if is_long() { fastrand::u64(..1 << 40) } else { 0xFA11 });
     println!("BACKSTAY_SEED={seed}");
     seed
 }
@@ -173,6 +177,9 @@ fn a_planned_failover_loses_no_acknowledged_write() {
         refused(&a.try_backstay(&[verb, &backing, "--name", "db"]), "handed over");
     }
     a.backstay(&["failover", "handover", "db"]);
+    let status = source.status();
+    assert_eq!(status["failover"]["state"], "handed-over", "{status}");
+    assert!(status["health"]["reason"].as_str().unwrap().contains("handed over"), "{status}");
 
     b.disk("db", MIB);
     b.backstay(&["failover", "planned", "db"]);
@@ -425,10 +432,10 @@ fn two_rounds_there_and_back_keep_every_byte_and_move_the_union() {
     rng.fill(&mut bulk);
     File::options().write(true).open(source.served()).unwrap().write_all_at(&bulk, 0).unwrap();
     source.cycle();
-    for round in 0..2 {
+    for round in 0..if is_long() { 20 } else { 3 } {
         scribble(&source.served(), &mut rng, 4);
         let was = hash(&source.served());
-        if round == 0 {
+        if round % 2 == 0 {
             a.backstay(&["failover", "handover", "db"]);
             b.backstay(&["failover", "planned", "db"]);
             assert_eq!(hash(&served(b, "db")), was, "round {round}");
@@ -451,7 +458,7 @@ fn two_rounds_there_and_back_keep_every_byte_and_move_the_union() {
         assert!(back.status.success(), "{}", said(&back));
         let mib = fetched(&said(&back));
         println!("round {round}: {changed} bytes changed there, {mib:.1} MiB fetched");
-        assert!(mib < 8.0, "all of it moved");
+        assert!(mib < 4.0, "more than the union moved");
         assert_eq!(hash(&source.served()), was, "round {round}");
         let newest = source.points().last().unwrap().cycle;
         assert_eq!(hash(&source.restore(newest, "restored.img")), was, "round {round}");

@@ -20,6 +20,7 @@
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
+//! - [`store`]: how object stores are reached
 //! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
@@ -41,6 +42,7 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod status;
+pub mod store;
 pub mod throttle;
 pub mod upkeep;
 pub mod windows;

@@ -42,7 +42,8 @@ impl Globals {
             (true, _) => "error",
             (_, 0) => "warn",
             (_, 1) => "info",
-            _ => "debug",
+            // What the HTTP client says at that level may name a proxy with its password.
+            _ => "debug,reqwest=info,hyper=info,hyper_util=info,h2=info,rustls=info",
         };
         let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
         tracing_subscriber::fmt()
@@ -73,6 +74,7 @@ impl Context {
 
     /// With a configuration that was read already; flags win over it.
     pub fn with(globals: Globals, config: Config) -> Self {
+        config.store.apply();
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         let mut context = Self { roots: Roots::new(state, runtime), globals, config };
