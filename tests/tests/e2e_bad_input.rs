@@ -304,3 +304,17 @@ fn bad_configuration_is_shown_where_it_is() {
     let output = host.command().arg("--config").arg("/nowhere.toml").arg("status").output();
     assert!(!output.unwrap().status.success());
 }
+
+/// `backstay points d | head -0`: no panic, no words.
+#[test]
+fn output_that_nobody_reads() {
+    let host = Host::new("unread");
+    let disk = two_points(&host);
+    let vault = disk.host.vault();
+    for args in [vec!["completions", "bash"], vec!["points", "d", "--vault", &vault]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = host.command().args(&args).stdout(writer).output().unwrap();
+        assert_eq!(code_and_text(&output), (Some(141), String::new()), "{args:?}");
+    }
+}

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use backstay_tests::harness::command::said;
@@ -186,6 +186,10 @@ fn a_planned_failover_loses_no_acknowledged_write() {
     refused(&b.try_backstay(&["failover", "change", "db", "--point", "1"]), "cannot be changed");
     refused(&b.try_backstay(&["failover", "cancel", "db"]), "cannot be cancelled");
     refused(&a.try_backstay(&["failover", "cancel", "db"]), "was failed over");
+    // What was written here is the disk now.
+    refused(&b.try_backstay(&["umount", "db", "--forget"]), "it is the disk");
+    refused(&b.try_backstay(&["unprotect", "db", "--keep-points"]), "it is the disk");
+    assert_eq!(hash(&served(&b, "db")), was);
 }
 
 #[test]
@@ -311,58 +315,71 @@ fn killed_at(host: &Host, step: u32, args: &[&str]) -> bool {
     true
 }
 
-/// There and back, each command killed at the same step of its own and run again.
+/// There and back, each command killed at the same step of its own and run again. Most of it is waiting, so
+/// several rounds go at once.
 #[test]
 fn every_command_can_be_killed_at_every_step() {
-    let mut rng = Rng::with_seed(seed());
-    let mut kills = 0;
-    for step in 0.. {
-        let (source, target) = pair("fo-kill", 8 * MIB, &mut rng);
-        let (a, b) = (&source.host, &target.host);
-        let backing = source.backing.to_string_lossy().into_owned();
-        let before = kills;
-        let mut run = |host: &Host, args: &[&str]| kills += u32::from(killed_at(host, step, args));
-        // A source that thinks better of it.
-        scribble(&source.served(), &mut rng, 2);
-        let was = hash(&source.served());
-        run(a, &["failover", "handover", "db"]);
-        let cancel = ["failover", "cancel", "db"];
-        if killed_until_gone(a, step, &cancel) {
-            println!("cancel on the source was killed at step {step}");
+    const AT_ONCE: usize = 4;
+    let seed = seed();
+    let (next, kills, all) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while !all.load(Ordering::SeqCst) {
+                    let step = next.fetch_add(1, Ordering::SeqCst);
+                    match there_and_back(step, &mut Rng::with_seed(seed + u64::from(step))) {
+                        0 => all.store(true, Ordering::SeqCst),
+                        killed => drop(kills.fetch_add(killed, Ordering::SeqCst)),
+                    }
+                }
+            });
         }
-        source.mount(&[]);
-        assert_eq!(hash(&source.served()), was, "step {step}");
-        // There.
-        let was = scribble_and_hash(&source.served(), &mut rng);
-        run(a, &["failover", "handover", "db"]);
-        run(b, &["failover", "planned", "db"]);
-        let here = served(b, "db");
-        assert_eq!(hash(&here), was, "step {step}");
-        run(b, &["failover", "change", "db", "--point", "1"]);
-        run(b, &["failover", "change", "db", "--point", "latest"]);
-        assert_eq!(hash(&here), was, "step {step}");
-        killed_until_gone(b, step, &cancel);
-        assert!(!b.path("state/db").exists() && !b.runtime.join("db").exists(), "step {step}");
-        run(b, &["failover", "planned", "db"]);
-        run(b, &["failover", "commit", "db"]);
-        scribble(&here, &mut rng, 2);
-        b.backstay(&["cycle", "db"]);
-        // Back.
-        let was = scribble_and_hash(&here, &mut rng);
-        run(b, &["failover", "handover", "db"]);
-        run(a, &["failback", "db", "--to", &backing]);
-        assert_eq!(hash(&source.served()), was, "step {step}");
-        scribble(&source.served(), &mut rng, 1);
-        source.cycle();
-        let newest = source.points().last().unwrap().cycle;
-        assert_eq!(hash(&source.restore(newest, "restored.img")), hash(&source.served()));
-        a.backstay(&["verify", "db"]);
-        if kills == before {
-            break;
-        }
-    }
+    });
+    let kills = kills.into_inner();
     println!("{kills} kills");
-    assert!(kills > 20, "only {kills} kills: was this built with debug assertions?");
+    assert!(kills > 40, "only {kills} kills: was this built with debug assertions?");
+}
+
+/// One round; how many commands were killed at this step.
+fn there_and_back(step: u32, rng: &mut Rng) -> u32 {
+    let mut kills = 0;
+    let (source, target) = pair("fo-kill", 8 * MIB, rng);
+    let (a, b) = (&source.host, &target.host);
+    let backing = source.backing.to_string_lossy().into_owned();
+    let mut run = |host: &Host, args: &[&str]| kills += u32::from(killed_at(host, step, args));
+    let cancel = ["failover", "cancel", "db"];
+    // A source that thinks better of it.
+    scribble(&source.served(), rng, 2);
+    let was = hash(&source.served());
+    run(a, &["failover", "handover", "db"]);
+    killed_until_gone(a, step, &cancel);
+    source.mount(&[]);
+    assert_eq!(hash(&source.served()), was, "step {step}");
+    // There, and not quite there.
+    let was = scribble_and_hash(&source.served(), rng);
+    run(a, &["failover", "handover", "db"]);
+    run(b, &["failover", "planned", "db"]);
+    let here = served(b, "db");
+    assert_eq!(hash(&here), was, "step {step}");
+    run(b, &["failover", "change", "db", "--point", "1"]);
+    killed_until_gone(b, step, &cancel);
+    assert!(!b.path("state/db").exists() && !b.runtime.join("db").exists(), "step {step}");
+    run(b, &["failover", "planned", "db"]);
+    assert_eq!(hash(&here), was, "step {step}");
+    run(b, &["failover", "commit", "db"]);
+    scribble(&here, rng, 2);
+    b.backstay(&["cycle", "db"]);
+    // Back.
+    let was = scribble_and_hash(&here, rng);
+    run(b, &["failover", "handover", "db"]);
+    run(a, &["failback", "db", "--to", &backing]);
+    assert_eq!(hash(&source.served()), was, "step {step}");
+    scribble(&source.served(), rng, 1);
+    source.cycle();
+    let newest = source.points().last().unwrap().cycle;
+    assert_eq!(hash(&source.restore(newest, "restored.img")), hash(&source.served()));
+    a.backstay(&["verify", "db"]);
+    kills
 }
 
 /// The same for a command that leaves nothing: run again, there is nothing to do any more.

@@ -40,6 +40,20 @@ impl std::fmt::Display for Damaged {
 impl std::error::Error for Refused {}
 impl std::error::Error for Damaged {}
 
+/// Has a command whose output nobody reads any more (`| head`) end without a word, as other programs
+/// do. Drivers and sidecars must not die of a socket that was closed, so SIGPIPE stays ignored.
+pub fn leave_when_nobody_reads() {
+    const AS_BY_SIGPIPE: i32 = 128 + 13;
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("os error 32") {
+            std::process::exit(AS_BY_SIGPIPE);
+        }
+        say(panic);
+    }));
+}
+
 /// Prints what failed and makes the exit code of it.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };

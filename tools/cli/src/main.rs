@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     if let Some(helper) = helper::called_as() {
         return helper.run();
     }
+    exit::leave_when_nobody_reads();
     let cli = Cli::parse();
     exit::report(run(cli))
 }

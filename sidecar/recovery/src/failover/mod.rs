@@ -156,6 +156,30 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
+/// Refuses to remove what a failover keeps on this host: before the commit that is its own business, after it
+/// the disk itself.
+///
+/// # Errors
+/// Why, and what to do instead.
+pub fn refuse_to_forget(state_root: &Path, name: &DiskName) -> Result<(), FailoverError> {
+    let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
+    let reason = match record.state {
+        State::Committed => format!(
+            "it was failed over to this host, and what was written here is kept with its state: it is the disk. To \
+             give it to another host: backstay failover handover {name}"
+        ),
+        State::HandingOver | State::HandedOver | State::TakingBack => {
+            format!(
+                "it is {}: backstay failover cancel {name}, or failback",
+                record.state.explain()
+            )
+        }
+        _ if record.kind == Kind::Test => format!("it is a test: backstay failover cleanup {name}"),
+        state => format!("it is {}: backstay failover cancel {name}", state.explain()),
+    };
+    Err(FailoverError::Refused { name: name.clone(), reason })
+}
+
 /// The variable with which a test says at which step a command is killed.
 pub const DIE_AT_STEP: &str = "BACKSTAY_TEST_DIE_AT_STEP";
 

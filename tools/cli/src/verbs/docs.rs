@@ -14,7 +14,9 @@ pub struct Completions {
 
 impl Completions {
     pub fn run<C: CommandFactory>(self) -> anyhow::Result<()> {
-        clap_complete::generate(self.shell, &mut C::command(), "backstay", &mut std::io::stdout());
+        let mut script = vec![];
+        clap_complete::generate(self.shell, &mut C::command(), "backstay", &mut script);
+        print!("{}", String::from_utf8_lossy(&script));
         Ok(())
     }
 }

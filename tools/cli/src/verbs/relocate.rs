@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use backstay_driver::backing::copy::Step;
 use backstay_driver::offline::{Relocation, relocate};
 use backstay_format::DiskName;
+use backstay_recovery::failover::refuse_to_serve;
 use backstay_sidecar::protection::Protection;
 use clap::Args;
 
@@ -47,6 +48,7 @@ pub struct Move {
 impl Move {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         refuse_mounted_point(context, &self.name)?;
+        refuse_to_serve(&context.roots.state, &self.name)?;
         let order = Relocation {
             name: self.name.clone(),
             paths: context.roots.disk(&self.name),

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use backstay_driver::offline::{Renaming, Stage};
 use backstay_format::{DiskId, DiskName};
+use backstay_recovery::failover::refuse_to_serve;
 use backstay_sidecar::config::DiskConfig;
 use backstay_sidecar::hooks;
 use backstay_sidecar::protection::Protection;
@@ -36,6 +37,7 @@ pub struct Rename {
 impl Rename {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         refuse_mounted_point(context, &self.old)?;
+        refuse_to_serve(&context.roots.state, &self.old)?;
         let (old, new) = (&self.old, &self.new);
         // What hooks keep is kept under the old name: nobody would look there any more.
         if let Some(did) = hooks::mend(&context.roots.disk(old).runtime) {

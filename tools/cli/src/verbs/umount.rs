@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use backstay_driver::control::ControlClient;
 use backstay_format::DiskName;
 use backstay_format::control::Request;
+use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy;
 use clap::Args;
 
@@ -28,6 +29,7 @@ impl Umount {
         if !self.forget {
             return stop(&self.name, context.driver(&self.name)?);
         }
+        refuse_to_forget(&context.roots.state, &self.name)?;
         let paths = context.roots.disk(&self.name);
         if let Ok(driver) = context.driver(&self.name)
             && lazy::MountedPoint::load(&self.name, &paths).map_or(true, |of| of.is_some())

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_format::control::{DriverStatus, Request};
+use backstay_recovery::failover::refuse_to_forget;
+use backstay_recovery::lazy::MountedPoint;
 use backstay_sidecar::cycle::vault_disk;
 use backstay_sidecar::phase::Event;
 use backstay_sidecar::protection::Protection;
@@ -55,6 +57,15 @@ impl Unprotect {
         let paths = context.roots.disk(name);
         if !paths.state.exists() {
             bail!("there is no disk {name} in {}", context.roots.state.display());
+        }
+        if MountedPoint::load(name, &paths)?.is_some() {
+            // What was written to it goes with its state: there is no other backing.
+            refuse_to_forget(&context.roots.state, name)?;
+            let message = format!(
+                "disk {name} is a mounted recovery point: backstay umount {name} --forget removes it, with \
+                 what was written to it. Nothing was changed"
+            );
+            return Err(Refused(message).into());
         }
         let delete = self.points_go(context)?;
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
