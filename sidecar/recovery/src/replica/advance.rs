@@ -43,8 +43,12 @@ impl Replica {
         moved: &mut Moved,
     ) -> Result<(), ReplicaError> {
         loop {
-            watch.go_on()?;
-            match self.record.standing.clone() {
+            let standing = self.record.standing.clone();
+            // Who is there is there, whatever was told meanwhile.
+            if !matches!(&standing, Standing::At { point, .. } if point.point == to.point) {
+                watch.go_on()?;
+            }
+            match standing {
                 Standing::TakenOver { .. } => {
                     return Err(ReplicaError::TakenOver(self.record.name.clone()));
                 }
