@@ -11,6 +11,9 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/b
 # One folder for everything that is built, so that nothing is built twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
 
+# Object stores that are installed from registries other than the system's.
+export STORES_CACHE="${STORES_CACHE:-$CARGO_TARGET_DIR/stores}"
+
 say() {
     printf '%s\n' "$*"
 }

@@ -11,7 +11,9 @@ stage() {
     ln -s ../bin/backstay "$dir/sbin/mount.backstay"
     ln -s ../bin/backstay "$dir/sbin/umount.backstay"
     "$program" man "$dir/man1"
+    cp "$ROOT/tools/packaging/man/mount.backstay.8" "$dir/man8"
     echo '.so man8/mount.backstay.8' >"$dir/man8/umount.backstay.8"
+    gzip -9n "$dir"/man1/* "$dir"/man8/*
     "$program" completions bash >"$dir/completions/backstay"
     "$program" completions zsh >"$dir/completions/_backstay"
     "$program" completions fish >"$dir/completions/backstay.fish"

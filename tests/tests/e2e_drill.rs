@@ -183,6 +183,16 @@ fn a_machine_boots_from_a_point() {
     assert!(said(&failed).contains("the system is up"), "what it did say: {}", said(&failed));
     assert!(proven(&host, 0).is_empty(), "the last verdict counts");
     nothing_left(&host);
+    // Linux, from a point of an imported image.
+    let image = backstay_tests::harness::guest::image();
+    host.backstay(&["import", &image.to_string_lossy(), "--name", "guest"]);
+    let boot = ["drill", "guest", "--boot", "--expect", "GUEST booted", "--timeout", "3m"];
+    assert_eq!(host.json(&boot)["passed"], true);
+    host.backstay(&["drill", "guest", "--check", "fsck"]);
+    assert_eq!(
+        host.json(&["points", "guest"])[0]["proven"],
+        serde_json::json!(["boots", "mounts"])
+    );
 }
 
 #[test]
@@ -245,5 +255,13 @@ fn the_sidecar_drills_by_itself() {
     let jobs = host.json(&["jobs", "db"]);
     assert!(jobs.as_array().unwrap().iter().any(|job| job["work"] == "drill"), "{jobs}");
     drop(service);
+    nothing_left(&host);
+    // What a timer does where the sidecar may not mount.
+    fs::write(&config, format!("vault = \"{}\"\n{}\n", host.vault(), drill.replace("5", "0")))
+        .unwrap();
+    wait_for("a drill that is due", || {
+        host.backstay(&["drill", "--due"]);
+        disk.status()["drill"]["verdict"]["passed"] == true
+    });
     nothing_left(&host);
 }

@@ -22,9 +22,13 @@ use fastrand::Rng;
 
 const MIB: u64 = 1 << 20;
 
+fn is_long() -> bool {
+    std::env::var_os("BACKSTAY_TEST_LONG").is_some()
+}
+
 fn seed() -> u64 {
     let given = std::env::var("BACKSTAY_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or(0xFA11);
+    let seed = given.unwrap_or(if is_long() { fastrand::u64(..1 << 40) } else { 0xFA11 });
     println!("BACKSTAY_SEED={seed}");
     seed
 }
@@ -173,6 +177,9 @@ fn a_planned_failover_loses_no_acknowledged_write() {
         refused(&a.try_backstay(&[verb, &backing, "--name", "db"]), "handed over");
     }
     a.backstay(&["failover", "handover", "db"]);
+    let status = source.status();
+    assert_eq!(status["failover"]["state"], "handed-over", "{status}");
+    assert!(status["health"]["reason"].as_str().unwrap().contains("handed over"), "{status}");
 
     b.disk("db", MIB);
     b.backstay(&["failover", "planned", "db"]);
@@ -425,10 +432,10 @@ fn two_rounds_there_and_back_keep_every_byte_and_move_the_union() {
     rng.fill(&mut bulk);
     File::options().write(true).open(source.served()).unwrap().write_all_at(&bulk, 0).unwrap();
     source.cycle();
-    for round in 0..2 {
+    for round in 0..if is_long() { 20 } else { 3 } {
         scribble(&source.served(), &mut rng, 4);
         let was = hash(&source.served());
-        if round == 0 {
+        if round % 2 == 0 {
             a.backstay(&["failover", "handover", "db"]);
             b.backstay(&["failover", "planned", "db"]);
             assert_eq!(hash(&served(b, "db")), was, "round {round}");
@@ -451,7 +458,7 @@ fn two_rounds_there_and_back_keep_every_byte_and_move_the_union() {
         assert!(back.status.success(), "{}", said(&back));
         let mib = fetched(&said(&back));
         println!("round {round}: {changed} bytes changed there, {mib:.1} MiB fetched");
-        assert!(mib < 8.0, "all of it moved");
+        assert!(mib < 4.0, "more than the union moved");
         assert_eq!(hash(&source.served()), was, "round {round}");
         let newest = source.points().last().unwrap().cycle;
         assert_eq!(hash(&source.restore(newest, "restored.img")), was, "round {round}");
@@ -484,6 +491,41 @@ fn a_disk_comes_back_by_checksums_or_as_a_whole_or_to_a_new_file() {
         scribble(&source.served(), &mut rng, 1);
         source.cycle();
     }
+}
+
+/// The vault is gone in the middle: a command says so, and goes on when the vault is back.
+#[test]
+fn a_vault_that_is_gone_stops_a_failover_and_loses_nothing() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-gone", 8 * MIB, &mut rng);
+    let (a, b) = (&source.host, &target.host);
+    let (vault, away) = (a.path("vault"), a.path("away"));
+    let without = |host: &Host, args: &[&str]| {
+        fs::rename(&vault, &away).unwrap();
+        let output = host.try_backstay(args);
+        fs::rename(&away, &vault).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", said(&output));
+    };
+    let was = scribble_and_hash(&source.served(), &mut rng);
+    without(a, &["failover", "handover", "db"]);
+    assert_eq!(hash(&source.served()), was, "it is served as before");
+    a.backstay(&["failover", "handover", "db"]);
+    without(a, &["failover", "cancel", "db"]);
+    a.backstay(&["failover", "cancel", "db"]);
+    source.mount(&[]);
+    a.backstay(&["failover", "handover", "db"]);
+    without(b, &["failover", "planned", "db"]);
+    b.backstay(&["failover", "planned", "db"]);
+    without(b, &["failover", "change", "db", "--point", "1"]);
+    without(b, &["failover", "commit", "db"]);
+    b.backstay(&["failover", "commit", "db"]);
+    assert_eq!(hash(&served(b, "db")), was);
+    let backing = source.backing.to_string_lossy().into_owned();
+    without(a, &["failback", "db", "--to", &backing]);
+    b.backstay(&["failover", "handover", "db"]);
+    without(a, &["failback", "db", "--to", &backing]);
+    a.backstay(&["failback", "db", "--to", &backing]);
+    assert_eq!(hash(&source.served()), was);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 //! Needs root, /dev/fuse, qemu-img and qemu-nbd (`scripts/setup test`).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -129,6 +129,29 @@ fn an_image_becomes_a_disk() {
     must("umount", [&at]);
     must("losetup", ["-d", &device]);
     assert_eq!(busy.status.code(), Some(3), "{}", said(&busy));
+
+    // A file that somebody has open as a disk.
+    let device = must("losetup", ["--find", "--show", &text(&raw)]).trim().to_owned();
+    let busy = host.try_backstay(&["import", &text(&raw), "--name", "busy"]);
+    must("losetup", ["-d", &device]);
+    assert_eq!(busy.status.code(), Some(3), "{}", said(&busy));
+    let mut qemu = Command::new("qemu-io")
+        .args(["-f", "raw", &text(&raw)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // When it has read something, it has the image open.
+    qemu.stdin.as_mut().unwrap().write_all(b"read 0 512\n").unwrap();
+    let mut first = String::new();
+    BufReader::new(qemu.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.contains("read 512"), "{first}");
+    let busy = host.try_backstay(&["import", &text(&raw), "--name", "busy"]);
+    drop(qemu.stdin.take());
+    qemu.wait().unwrap();
+    assert_eq!(busy.status.code(), Some(3), "{}", said(&busy));
+    assert!(said(&busy).contains("locked"), "{}", said(&busy));
+    host.backstay(&["import", &text(&raw), "--name", "busy"]);
 
     // An image that would have other files of this host shipped.
     let secret = host.path("secret.qcow2");

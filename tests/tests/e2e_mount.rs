@@ -533,3 +533,69 @@ fn a_mounted_point_outlives_retention_and_its_cache_is_bounded() {
     site.source.host.backstay(&["prune", "db", "--keep", "last 1"]);
     assert_eq!(site.source.points().len(), 1);
 }
+
+/// Killed at every step of mounting and of forgetting: the command run again finishes, and nothing is left.
+#[test]
+fn killed_at_every_step_of_mounting_and_forgetting() {
+    let mut rng = Rng::with_seed(seed(18));
+    let site = Site::new("steps", SIZE);
+    site.source.mount(&[]);
+    site.point(&mut rng, 20);
+    let restored = hash(&site.source.restore(1, "restored"));
+    let vault = backstay_vault::Vault::open(&site.vault).unwrap();
+    let known = vault.disk_named(&"db".parse().unwrap()).unwrap().disk;
+    let overlay = site.other.path("overlay");
+    let elsewhere = overlay.display().to_string();
+    let disk = site.disk("steps");
+    let die = |step: u32, args: &[&str]| {
+        let mut command = site.other.command();
+        command.env("BACKSTAY_TEST_MOUNT_DIE_AT", step.to_string()).args(args);
+        command.stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    let mount = ["mount", "--vault", &site.vault, "--disk", "db", "--name", "steps"];
+    let mount = [&mount[..], &["--overlay", &elsewhere]].concat();
+    let forget = ["umount", "steps", "--forget"];
+    let (mut mounts, mut forgets) = (0, 0);
+    loop {
+        let died = !die(mounts, &mount).status.success();
+        if died {
+            assert!(vault.holds(known).unwrap().len() <= 1);
+            site.other.backstay(&mount);
+        }
+        assert_eq!(hash(&disk.served()), restored, "killed at step {mounts} of mounting");
+        assert_eq!(vault.holds(known).unwrap().len(), 1, "step {mounts}");
+        mounts += 1;
+        // Each time the same, so not each time at every step.
+        let mut step = if mounts == 1 { 0 } else { 100 };
+        loop {
+            let killed = !die(step, &forget).status.success();
+            if !killed {
+                break;
+            }
+            // One by one: each goes on where the one before was killed.
+            step += 1;
+            forgets += 1;
+            assert!(step < 20, "it never ends");
+        }
+        assert_eq!(vault.holds(known).unwrap(), []);
+        assert!(!overlay.exists() && !site.other.path("state").join("steps").exists());
+        // Forgotten after it was only begun.
+        if died {
+            die(mounts - 1, &mount);
+            let output = site.other.try_backstay(&forget);
+            let nothing = said(&output).contains("no mounted point");
+            assert!(output.status.success() || nothing, "{}", said(&output));
+            assert_eq!(vault.holds(known).unwrap(), []);
+            assert!(!overlay.exists());
+        } else {
+            break;
+        }
+    }
+    println!("killed at {} steps of mounting, {forgets} times while forgetting", mounts - 1);
+    assert!(mounts > 6 && forgets > 3);
+    // A file that is somebody else's stays.
+    fs::write(&overlay, b"precious").unwrap();
+    assert!(!site.other.try_backstay(&mount).status.success());
+    assert!(!site.other.try_backstay(&mount).status.success());
+    assert_eq!(fs::read(&overlay).unwrap(), b"precious");
+}

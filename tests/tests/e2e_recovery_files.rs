@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
-use backstay_tests::harness::acked::{Log, Writer, check, highest};
+use backstay_tests::harness::acked::{Log, Writer, check};
 use backstay_tests::harness::must;
 use backstay_tests::harness::pair::{InUse, Pair, Side};
 use backstay_tests::harness::postgres::text;
@@ -108,23 +108,15 @@ for name in os.listdir(sys.argv[1]):
     }
 }
 
-fn start(
-    pair: &Pair,
-    side: Side,
-    disk: &InUse,
-    application: &dyn Application,
-    log: &Log,
-) -> Writer {
-    let command = application.writer(&disk.at(), highest(log) + 1);
-    Writer::start(pair.on(side, &command), log)
-}
-
-/// Written on the source, killed, found on the target.
+/// Written on the source, which is killed; found on the target, where work goes on; brought back.
 fn survives(test: &str, application: &dyn Application) {
     let pair = Pair::new(test, "interval = \"0s\"\n");
+    let start = |side, disk: &InUse, first, log: &Log| {
+        Writer::start(pair.on(side, &application.writer(&disk.at(), first)), log)
+    };
     let mut source = InUse::new(pair.host(Side::Source), "data", 128 * MIB);
     let log = Log::default();
-    let writer = start(&pair, Side::Source, &source, application, &log);
+    let writer = start(Side::Source, &source, 1, &log);
     source.sidecar = Some(Service::start(pair.host(Side::Source)));
     wait_for("some recovery points", || source.disk.points().len() >= 3);
     writer.wait_for(30);
@@ -132,11 +124,22 @@ fn survives(test: &str, application: &dyn Application) {
     let disk = source.host_is_gone();
     writer.kill();
     let point = *disk.points().last().unwrap();
-    let target = InUse::of_point(pair.host(Side::Target), "data", "latest");
-    let found = application.whole(&target.at());
-    let (must, more) = check(&log, point.cut_unix_ns, &found);
+    let mut target = InUse::failed_over(pair.host(Side::Target), "data");
+    let survived = application.whole(&target.at());
+    let (must, more) = check(&log, point.cut_unix_ns, &survived);
     println!("point {}: {must} acknowledged before its cut, {more} more", point.cycle);
     assert!(must > 0);
+
+    pair.host(Side::Target).backstay(&["failover", "commit", "data"]);
+    let log = Log::default();
+    let writer = start(Side::Target, &target, survived.last().unwrap() + 1, &log);
+    target.sidecar = Some(Service::start(pair.host(Side::Target)));
+    writer.wait_for(30);
+    let source = target.fail_back(disk, || writer.kill());
+    let found = application.whole(&source.at());
+    let (must, more) = check(&log, u64::MAX, &found);
+    println!("back: {must} acknowledged, {more} more");
+    assert!(found.is_superset(&survived), "numbers of before the failback are missing");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Stdio};
 
-use backstay_tests::harness::acked::{Log, Writer, check, highest};
+use backstay_tests::harness::acked::{Log, Writer, check};
 use backstay_tests::harness::pair::{InUse, Pair, Side};
 use backstay_tests::harness::postgres::{Server, init};
 use backstay_tests::harness::service::{Service, wait_for};
@@ -26,11 +26,11 @@ struct Busy {
 }
 
 impl Busy {
-    fn start(server: Server, log: &Log) -> Self {
+    fn start(server: Server, first: u64, log: &Log) -> Self {
         let mut command = server.session();
         command.stdin(Stdio::piped()).stderr(Stdio::null());
         let mut writer = Writer::start(command, log);
-        writer.feed(highest(log) + 1, |n| {
+        writer.feed(first, |n| {
             format!("INSERT INTO numbers (n, filler) VALUES ({n}, repeat('x', 200)) RETURNING n;")
         });
         let mut load = server.client("pgbench", &["-n", "-c", "2", "-T", "600"]);
@@ -61,7 +61,7 @@ fn whole(server: &Server) -> BTreeSet<u64> {
 }
 
 #[test]
-fn a_database_under_load_fails_over_and_nothing_acknowledged_before_the_cut_is_missing() {
+fn a_database_under_load_fails_over_and_back_with_all_that_was_acknowledged() {
     let pair = Pair::new("pg", "interval = \"0s\"\n");
     let mut source = InUse::new(pair.host(Side::Source), "db", SIZE);
     init(&source.at().join("data"));
@@ -69,7 +69,7 @@ fn a_database_under_load_fails_over_and_nothing_acknowledged_before_the_cut_is_m
     server.tool("pgbench", &["-i", "-q", "-s", "2"]);
     server.sql("CREATE TABLE numbers (n bigint PRIMARY KEY, filler text)");
     let log = Log::default();
-    let busy = Busy::start(server, &log);
+    let busy = Busy::start(server, 1, &log);
     source.sidecar = Some(Service::start(pair.host(Side::Source)));
     wait_for("some recovery points", || source.disk.points().len() >= 3);
     busy.writer.wait_for(50);
@@ -77,9 +77,26 @@ fn a_database_under_load_fails_over_and_nothing_acknowledged_before_the_cut_is_m
     let disk = source.host_is_gone();
     busy.kill();
     let point = *disk.points().last().unwrap();
-    let target = InUse::of_point(pair.host(Side::Target), "db", "latest");
+    let mut target = InUse::failed_over(pair.host(Side::Target), "db");
     let server = start(&pair, Side::Target, &target);
-    let (must, more) = check(&log, point.cut_unix_ns, &whole(&server));
+    let survived = whole(&server);
+    let (must, more) = check(&log, point.cut_unix_ns, &survived);
     println!("point {}: {must} acknowledged rows before its cut, {more} more", point.cycle);
     assert!(must > 0);
+
+    // Work goes on here, and back: nothing at all may be missing then.
+    pair.host(Side::Target).backstay(&["failover", "commit", "db"]);
+    let log = Log::default();
+    let busy = Busy::start(server, survived.last().unwrap() + 1, &log);
+    let before = target.disk.points().len();
+    target.sidecar = Some(Service::start(pair.host(Side::Target)));
+    wait_for("points of the target", || target.disk.points().len() >= before + 2);
+    busy.writer.wait_for(50);
+    let source = target.fail_back(disk, || busy.kill());
+    let server = start(&pair, Side::Source, &source);
+    let found = whole(&server);
+    let (must, more) = check(&log, u64::MAX, &found);
+    println!("back: {must} acknowledged rows, {more} more");
+    assert!(found.is_superset(&survived), "rows of before the failback are missing");
+    source.disk.cycle();
 }

@@ -269,3 +269,59 @@ fn the_limit_of_the_change_log_marks_the_disk() {
     wait_for("rest", || disk.status()["state"] == "protected");
     drop(service);
 }
+
+#[test]
+fn a_doctor_says_what_is_wrong_and_changes_nothing() {
+    let host = Host::new("doctor");
+    let disk = host.disk("d", 4 * MIB);
+    let look = |more: &[&str]| {
+        let output = host.try_backstay(&[&["--json", "doctor"], more].concat());
+        let findings: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let found = move |of: &str, what: &str| {
+            let all = findings.as_array().unwrap();
+            let found = all.iter().find(|f| f["of"] == of && f["what"] == what);
+            let found = found.unwrap_or_else(|| panic!("no {what} of {of}: {findings}"));
+            let word = |key: &str| found[key].as_str().unwrap().to_owned();
+            (word("verdict"), word("found"))
+        };
+        (output.status.code(), found)
+    };
+    let (code, found) = look(&[]);
+    assert_eq!(code, Some(0));
+    for what in ["configuration", "rights", "kernel", "/dev/fuse", "io_uring", "programs"] {
+        assert_eq!(found("host", what).0, "ok", "{what}");
+    }
+    // A vault that is not there yet is no failure, and is not made by looking.
+    assert_eq!(found("vault", "reachable").0, "warning");
+    assert!(!host.path("vault").exists() && !host.path("state").exists());
+
+    disk.mount(&[]);
+    disk.cycle();
+    let (code, found) = look(&["d"]);
+    assert_eq!((code, found("d", "driver").0.as_str()), (Some(0), "ok"));
+    assert_eq!(
+        (found("vault", "reachable").0, found("d", "program").0),
+        ("ok".into(), "ok".into())
+    );
+
+    // With points in it, it is one.
+    fs::rename(host.path("vault"), host.path("elsewhere")).unwrap();
+    host.backstay(&["umount", "d"]);
+    fs::remove_file(&disk.backing).unwrap();
+    let (code, found) = look(&[]);
+    assert_eq!(code, Some(1));
+    let (verdict, why) = found("vault", "reachable");
+    assert!(verdict == "failed" && why.contains("points"), "{why}");
+    assert_eq!(
+        (found("d", "driver").0, found("d", "backing").0),
+        ("warning".into(), "failed".into())
+    );
+    let (code, found) = look(&["nobody"]);
+    assert!(code == Some(1) && found("nobody", "driver").1.contains("no disk nobody"));
+
+    // It works without a configuration, and says what is wrong with it.
+    fs::write(host.path("backstay.toml"), "intervall = \"5m\"\n").unwrap();
+    let (code, found) = look(&[]);
+    let (verdict, why) = found("host", "configuration");
+    assert!(code == Some(1) && verdict == "failed" && why.contains("intervall"), "{why}");
+}

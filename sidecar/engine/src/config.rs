@@ -17,6 +17,7 @@ use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
+use crate::store::Store;
 use crate::throttle::ThrottleSettings;
 use crate::windows::{WeeklyWindows, Zone};
 
@@ -98,6 +99,8 @@ pub struct Config {
     pub throttle: ThrottleSettings,
     /// How to ship.
     pub ship: Ship,
+    /// How object stores are reached.
+    pub store: Store,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
     /// Consistency groups.
@@ -204,6 +207,7 @@ impl Default for Config {
             blackout: WeeklyWindows::default(),
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
+            store: Store::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
             tls: None,

@@ -13,16 +13,19 @@
 //! - [`phase`]: where a disk is in its replication
 //! - [`jobs`]: what takes long enough to be watched
 //! - [`prerequisites`]: what must hold before a disk is protected
+//! - [`doctor`]: what a host has and lacks
 //! - [`protection`]: what `backstay protect` was told
 //! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`group`]: disks of one host and of several, cut at one instant
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
+//! - [`store`]: how object stores are reached
 //! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
 pub mod cycle;
+pub mod doctor;
 pub mod drills;
 pub mod error;
 pub mod group;
@@ -39,6 +42,7 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod status;
+pub mod store;
 pub mod throttle;
 pub mod upkeep;
 pub mod windows;

@@ -67,27 +67,44 @@ pub fn check(
         looked("clock", clock()),
     ]
     .into_iter()
-    .map(|(what, found)| match found {
-        Found::Good(found) => Check { what, verdict: Verdict::Ok, found },
-        Found::Odd(found) => Check { what, verdict: Verdict::Warning, found },
-        Found::Bad(found) => Check { what, verdict: Verdict::Failed, found },
+    .map(|(what, found)| {
+        let (verdict, found) = found.split();
+        Check { what, verdict, found }
     })
     .collect()
 }
 
-enum Found {
+/// What was found of a thing.
+pub(crate) enum Found {
+    /// As it should be.
     Good(String),
+    /// To be looked at.
     Odd(String),
+    /// It will not work.
     Bad(String),
+}
+
+impl Found {
+    /// How it is, and the words.
+    pub(crate) fn split(self) -> (Verdict, String) {
+        match self {
+            Good(found) => (Verdict::Ok, found),
+            Odd(found) => (Verdict::Warning, found),
+            Bad(found) => (Verdict::Failed, found),
+        }
+    }
 }
 use Found::{Bad, Good, Odd};
 
 /// A thing that could not even be looked at is bad.
-fn looked(what: &'static str, found: Result<Found, impl Display>) -> (&'static str, Found) {
+pub(crate) fn looked(
+    what: &'static str,
+    found: Result<Found, impl Display>,
+) -> (&'static str, Found) {
     (what, found.unwrap_or_else(|e| Bad(e.to_string())))
 }
 
-fn rights() -> Result<Found, std::io::Error> {
+pub(crate) fn rights() -> Result<Found, std::io::Error> {
     Ok(if nix::unistd::geteuid().is_root() {
         Good("root".into())
     } else {
@@ -95,7 +112,7 @@ fn rights() -> Result<Found, std::io::Error> {
     })
 }
 
-fn kernel() -> Result<Found, nix::errno::Errno> {
+pub(crate) fn kernel() -> Result<Found, nix::errno::Errno> {
     let name = nix::sys::utsname::uname()?;
     let release = name.release().to_string_lossy().into_owned();
     Ok(match version(&release) {
@@ -114,7 +131,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn fuse() -> Result<Found, String> {
+pub(crate) fn fuse() -> Result<Found, String> {
     let path = "/dev/fuse";
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(Good("can be opened".into())),
@@ -122,12 +139,12 @@ fn fuse() -> Result<Found, String> {
     }
 }
 
-fn backing_size(path: &Path) -> Option<u64> {
+pub(crate) fn backing_size(path: &Path) -> Option<u64> {
     let mut file = fs::File::open(path).ok()?;
     std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).ok()
 }
 
-fn usable(path: &Path) -> Result<Found, String> {
+pub(crate) fn usable(path: &Path) -> Result<Found, String> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     if swaps.lines().any(|line| line.split_whitespace().next() == path.to_str()) {
         return Ok(Bad(format!("{} is swap space; swapoff it first", path.display())));
@@ -161,16 +178,16 @@ fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::
 }
 
 /// The nearest folder that is there.
-fn existing(path: &Path) -> &Path {
+pub(crate) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"))
 }
 
-fn room(path: &Path) -> Result<u64, nix::errno::Errno> {
+pub(crate) fn room(path: &Path) -> Result<u64, nix::errno::Errno> {
     let fs = statvfs(existing(path))?;
     Ok(fs.blocks_available() * fs.fragment_size())
 }
 
-fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::errno::Errno> {
+pub(crate) fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::errno::Errno> {
     let (room, at) = (room(state)?, state.display());
     let (have, want) = (size(room), size(limit.0));
     Ok(if room < STATE_MIN {
@@ -185,7 +202,7 @@ fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::errno::Errno
     })
 }
 
-fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::errno::Errno> {
+pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::errno::Errno> {
     let (room, at) = (room(runtime)?, runtime.display());
     // One bit a sector; during a cycle there are up to five such maps.
     let most = disk / 4096 * 5;
@@ -206,7 +223,7 @@ fn writable_vault(url: &str) -> Result<Found, VaultError> {
     Ok(Good(format!("{url} can be written and read back")))
 }
 
-fn clock() -> Result<Found, std::io::Error> {
+pub(crate) fn clock() -> Result<Found, std::io::Error> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     if now < CLOCK_MIN {
         return Ok(Bad("the clock is years behind: points would carry wrong times; set it".into()));
@@ -228,7 +245,7 @@ fn is_synchronised() -> bool {
     state >= 0 && state != libc::TIME_ERROR
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).display().iec().to_string()
 }
 

@@ -120,6 +120,7 @@ impl ConfigWatch {
             tracing::warn!("state_dir and runtime_dir change only when the sidecar starts anew");
         }
         tracing::info!("the configuration has changed");
+        new.store.apply();
         self.config = Arc::new(new);
         Some(Arc::clone(&self.config))
     }

@@ -17,7 +17,7 @@ use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
-use crate::record::note_upkeep;
+use crate::record::{Record, note_upkeep};
 use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
@@ -88,7 +88,9 @@ fn work(jobs: &Receiver<Due>) {
     for Due { name, state, url, policy } in jobs {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
-            let disk = match known.get(&key) {
+            // Its name here need not be its name there.
+            let shipped = Record::load(&state).last.and_then(|last| last.disk);
+            let disk = match shipped.as_ref().or(known.get(&key)) {
                 Some(&disk) => disk,
                 None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
             };

@@ -1,10 +1,9 @@
 //! What a vault has of a disk: its record, its points.
 
 use backstay_format::{CycleNo, DiskId};
-use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{In, VaultError};
 use crate::format::document::DiskRecord;
@@ -72,27 +71,6 @@ impl Vault {
             return Err(VaultError::Inconsistent { object: key, reason });
         }
         Ok(manifest)
-    }
-
-    /// Finds out whether objects can be put, read back and deleted; leaves nothing behind.
-    ///
-    /// # Errors
-    /// The first of these that cannot be done.
-    pub fn probe(&self) -> Result<(), VaultError> {
-        let key = format!("probes/{}", uuid::Uuid::new_v4());
-        self.put(&key, PutPayload::from_static(b"backstay"))?;
-        let read = self.get(&key, 64);
-        let path = Path::from(key.as_str());
-        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
-        match read? {
-            read if read == Bytes::from_static(b"backstay") => {
-                deleted.map_err(|e| VaultError::of_store(&key, e))
-            }
-            _ => Err(VaultError::Inconsistent {
-                object: key,
-                reason: "something else was read back than was put".into(),
-            }),
-        }
     }
 
     /// Deletes everything that the vault has of a disk: its points first, its record last, so that

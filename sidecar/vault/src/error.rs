@@ -2,6 +2,8 @@
 
 use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
 
+use crate::remote::refusal::refusal;
+
 /// What to do about an error: row R-22 of the requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -20,6 +22,14 @@ pub enum VaultError {
         /// What was given.
         url: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The store cannot do what a vault needs; nothing was begun in it.
+    #[error("vault {url}: this store is no place for a vault: {reason}")]
+    Unfit {
+        /// The vault.
+        url: String,
+        /// What it cannot do.
         reason: String,
     },
     /// There is no such object.
@@ -153,6 +163,8 @@ impl VaultError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
+            // What no second try changes: told by type.
+            Self::Store { source, .. } if is_refused(source) => Class::PersonMustAct,
             Self::Store { .. }
             | Self::Full { .. }
             | Self::LostRace(_)
@@ -163,6 +175,7 @@ impl VaultError {
             Self::Retired(_)
             | Self::HoldTaken { .. }
             | Self::Url { .. }
+            | Self::Unfit { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }
@@ -203,6 +216,19 @@ impl VaultError {
             },
         }
     }
+}
+
+/// Whether a store will never do what was asked.
+fn is_refused(error: &object_store::Error) -> bool {
+    use object_store::Error as E;
+    let by_library = matches!(
+        error,
+        E::NotSupported { .. }
+            | E::NotImplemented { .. }
+            | E::InvalidPath { .. }
+            | E::UnknownConfigurationKey { .. }
+    );
+    by_library || refusal(error).is_some()
 }
 
 /// The I/O error at the bottom of a store's error.

@@ -6,6 +6,7 @@
 //! - [`store`]: a vault and the names of its objects; `disks`, `segments`: what it holds; `objects`: puts
 //!   that only one writer can win, reads, lists
 //! - [`paced`]: segments put no faster than they are let through
+//! - [`remote`]: vaults on object stores: S3, Azure Blob, Google Cloud Storage
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
@@ -25,7 +26,9 @@ mod local;
 mod names;
 mod objects;
 pub mod paced;
+mod probe;
 pub mod read;
+pub mod remote;
 pub mod retain;
 pub mod sectors;
 mod segments;

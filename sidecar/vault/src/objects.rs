@@ -13,6 +13,15 @@ use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use crate::store::Vault;
 
+/// How often a put is tried that failed because the name was taken, and then it was not.
+const CONFLICTS_MAX: u32 = 4;
+
+/// Whether an object is what was put.
+fn same(there: &[u8], payload: &PutPayload) -> bool {
+    there.len() == payload.content_length()
+        && payload.iter().flatten().zip(there).all(|(put, there)| put == there)
+}
+
 impl Vault {
     /// Makes durable the name of an object that is there though its put failed.
     pub(crate) fn settle(&self, key: &str) -> Result<(), VaultError> {
@@ -51,20 +60,54 @@ impl Vault {
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
+    /// Reads a whole object that is not longer than `most`.
     pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
-        let len = self.len(key)?;
-        if len > most as u64 {
-            let reason = format!("{len} bytes, {most} at most make sense");
-            return Err(VaultError::Inconsistent { object: key.into(), reason });
+        let path = Path::from(key);
+        let got = self.inner.runtime.block_on(async {
+            let got = self.inner.store.get(&path).await?;
+            // The length is looked at before a byte of it is taken.
+            if got.meta.size > most as u64 {
+                return Ok(Err(got.meta.size));
+            }
+            got.bytes().await.map(Ok)
+        });
+        match got.map_err(|e| VaultError::of_store(key, e))? {
+            Ok(bytes) => {
+                self.inner.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(bytes)
+            }
+            Err(len) => {
+                let reason = format!("{len} bytes, {most} at most make sense");
+                Err(VaultError::Inconsistent { object: key.into(), reason })
+            }
         }
-        self.get_range(key, 0, len)
     }
 
     /// Puts an object if it is absent, durably.
+    ///
+    /// What is put says who put it, or when: nobody else puts the same bytes. So if the answer was lost, or
+    /// a put that was sent again found itself, reading back tells.
     pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         if let Some(folders) = &self.inner.folders {
             folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
+            return self.put_once(key, payload);
         }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let Err(failed) = self.put_once(key, payload.clone()) else { return Ok(()) };
+            let VaultError::Store { source, .. } = &failed else { return Err(failed) };
+            let exists = matches!(source, object_store::Error::AlreadyExists { .. });
+            match self.get(key, payload.content_length()) {
+                Ok(there) if same(&there, &payload) => return Ok(()),
+                // A conflict with another request for this name, which did not put it either.
+                Err(VaultError::NotFound { .. }) if exists && tries < CONFLICTS_MAX => {}
+                _ => return Err(failed),
+            }
+        }
+    }
+
+    fn put_once(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
         let put = self.inner.store.put_opts(&path, payload, options);
@@ -153,6 +196,25 @@ impl Vault {
         let mut numbers: Vec<u64> =
             self.listed(prefix)?.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// As [`Self::numbers`], to the newest. Who writes, and what the ledger says, hang on it, so a store's
+    /// list is not believed to end with the newest: what follows is asked for by name.
+    pub(crate) fn numbers_to_newest(
+        &self,
+        prefix: &str,
+        key: impl Fn(u64) -> String,
+    ) -> Result<Vec<u64>, VaultError> {
+        let mut numbers = self.numbers(prefix)?;
+        while !self.is_local() {
+            let next = numbers.last().map_or(1, |newest| newest.saturating_add(1));
+            match self.len(&key(next)) {
+                Ok(_) => numbers.push(next),
+                Err(VaultError::NotFound { .. }) => break,
+                Err(e) => return Err(e),
+            }
+        }
         Ok(numbers)
     }
 }

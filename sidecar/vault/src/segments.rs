@@ -1,11 +1,13 @@
 //! Segments and points: put once, and what a failed attempt leaves.
 
 use backstay_format::{ByteLen, CycleNo, DiskId};
+use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::frame::SealedSegment;
 use crate::paced::{self, Pace, Unlimited};
+use crate::remote::upload;
 use crate::store::{Vault, point_key, segment_id, segment_key};
 
 impl Vault {
@@ -40,7 +42,10 @@ impl Vault {
                     paced::put(&folders.path(&key), parts, pace)
                 })
                 .map_err(|e| VaultError::of_io(&key, e))?,
-            // Such a store takes it as a whole: the average is right, the line is not even.
+            None if segment.len > self.inner.settings.part_bytes => {
+                self.put_in_parts(&key, &segment, pace)?
+            }
+            // A small one goes as a whole: the average is right, the line is not even.
             None => {
                 let whole = paced::wait_for_all(pace, segment.len);
                 if whole {
@@ -61,6 +66,23 @@ impl Vault {
             zero_sectors: segment.sectors.1,
             index_digest: segment.index_digest,
         })
+    }
+
+    fn put_in_parts(
+        &self,
+        key: &str,
+        segment: &SealedSegment,
+        pace: &dyn Pace,
+    ) -> Result<bool, VaultError> {
+        let settings = &self.inner.settings;
+        let parts = upload::parts(&segment.payload, settings.part_bytes);
+        let to = (&self.inner.runtime, self.store());
+        let put = upload::put_parts(to, &Path::from(key), parts, settings.parts_parallel, pace);
+        match put {
+            // The answer to its completion was lost: nobody else has this name.
+            Err(_) if self.len(key).is_ok_and(|len| len == segment.len) => Ok(true),
+            put => put.map_err(|e| VaultError::of_store(key, e)),
+        }
     }
 
     /// Removes the segments of an attempt that failed, as far as that is possible.

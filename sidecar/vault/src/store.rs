@@ -6,7 +6,7 @@
 //! What a local directory needs beyond that to be durable is in [`crate::local`].
 
 use std::io::ErrorKind;
-use std::path::{Path as FsPath, PathBuf};
+use std::path::Path as FsPath;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +22,9 @@ use crate::format::manifest::SegmentRef;
 use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
+use crate::remote::connect::connect;
+use crate::remote::place::{Kind, Place};
+use crate::remote::settings::{StoreSettings, settings};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -38,6 +41,8 @@ pub(crate) struct Inner {
     pub folders: Option<Folders>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
+    /// What it was opened with.
+    pub settings: Arc<StoreSettings>,
 }
 
 pub(crate) const VAULT_OBJECT: &str = "vault.json";
@@ -74,34 +79,52 @@ impl Vault {
     /// # Errors
     /// If there is none, or it is not of this version.
     pub fn open(url: &str) -> Result<Self, VaultError> {
-        let root = local_root(url)?;
-        if !root.is_dir() {
+        let none = || {
             let reason = "there is no vault; check the URL".into();
-            return Err(VaultError::Url { url: url.into(), reason });
+            VaultError::Url { url: url.into(), reason }
+        };
+        let vault = match Place::parse(url)? {
+            Place::Directory(root) if !root.is_dir() => return Err(none()),
+            Place::Directory(root) => Self::on_directory(url, &root)?,
+            Place::Bucket { kind, bucket, prefix } => {
+                Self::on_bucket(url, (kind, &bucket, &prefix))?
+            }
+        };
+        match vault.document::<VaultRecord>(VAULT_OBJECT) {
+            Err(VaultError::NotFound { .. }) if !vault.is_local() => Err(none()),
+            record => record.map(|_| vault),
         }
-        let vault = Self::on_directory(url, &root)?;
-        vault.document::<VaultRecord>(VAULT_OBJECT)?;
-        Ok(vault)
     }
 
-    /// Opens a vault, or makes a new one where there is none.
+    /// Opens a vault, or makes a new one where there is none. Of an object store it is found out first
+    /// whether it can do what a vault needs.
     ///
     /// # Errors
-    /// If it cannot be made, or is not of this version.
+    /// If it cannot be made, or is not of this version; [`VaultError::Unfit`] if the store is no place
+    /// for one.
     pub fn create_or_open(url: &str) -> Result<Self, VaultError> {
-        let root = local_root(url)?;
-        local::make_root(&root).map_err(|source| match source.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                VaultError::Denied { object: url.into() }
+        let vault = match &Place::parse(url)? {
+            Place::Directory(root) => {
+                local::make_root(root).map_err(|source| match source.kind() {
+                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                        VaultError::Denied { object: url.into() }
+                    }
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                        VaultError::Full { object: url.into() }
+                    }
+                    _ => VaultError::Url { url: url.into(), reason: source.to_string() },
+                })?;
+                Self::on_directory(url, root)?
             }
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                VaultError::Full { object: url.into() }
+            Place::Bucket { kind, bucket, prefix } => {
+                Self::on_bucket(url, (*kind, bucket, prefix))?
             }
-            _ => VaultError::Url { url: url.into(), reason: source.to_string() },
-        })?;
-        let vault = Self::on_directory(url, &root)?;
+        };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
+                if !vault.is_local() {
+                    vault.probe()?;
+                }
                 let record = VaultRecord {
                     vault: uuid::Uuid::new_v4(),
                     created_unix_ns: now_unix_ns(),
@@ -132,6 +155,15 @@ impl Vault {
         Self::build(url, Arc::new(store), Some(Folders::below(root)))
     }
 
+    fn on_bucket(url: &str, at: (Kind, &str, &str)) -> Result<Self, VaultError> {
+        Self::build(url, connect(url, at, &settings())?, None)
+    }
+
+    /// Whether it is in a local directory.
+    pub(crate) fn is_local(&self) -> bool {
+        self.inner.folders.is_some()
+    }
+
     /// A vault on any store.
     ///
     /// # Errors
@@ -149,6 +181,7 @@ impl Vault {
             .worker_threads(1)
             .max_blocking_threads(16)
             .thread_name("vault")
+            .enable_all()
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
         Ok(Self {
@@ -158,6 +191,7 @@ impl Vault {
                 folders,
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
+                settings: settings(),
             }),
             pace: None,
         })
@@ -208,19 +242,6 @@ pub(crate) fn segment_named(disk: DiskId, name: &str) -> Option<SegmentId> {
 pub(crate) fn segment_id(disk: DiskId, segment: &SegmentRef) -> SegmentId {
     let SegmentRef { cycle, attempt, number, .. } = *segment;
     SegmentId { disk, cycle, attempt, number }
-}
-
-fn local_root(url: &str) -> Result<PathBuf, VaultError> {
-    let path = url.strip_prefix("file://").unwrap_or(url);
-    if path.starts_with('/') {
-        return Ok(path.into());
-    }
-    let reason = if url.contains("://") && !url.starts_with("file://") {
-        "this version reaches vaults in local directories only (file:///path)"
-    } else {
-        "not a vault URL: use file:///path or an absolute path"
-    };
-    Err(VaultError::Url { url: url.into(), reason: reason.into() })
 }
 
 /// The time, nanoseconds since 1970.

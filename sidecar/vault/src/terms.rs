@@ -164,8 +164,13 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn newest_term(&self, disk: DiskId) -> Result<Option<TermRecord>, VaultError> {
-        let terms = self.numbers(&format!("disks/{disk}/terms"))?;
+        let terms = self.term_numbers(disk)?;
         terms.last().map(|&term| self.term(disk, Term(term))).transpose()
+    }
+
+    fn term_numbers(&self, disk: DiskId) -> Result<Vec<u64>, VaultError> {
+        let key = |term| term_key(disk, Term(term));
+        self.numbers_to_newest(&format!("disks/{disk}/terms"), key)
     }
 
     fn term(&self, disk: DiskId, term: Term) -> Result<TermRecord, VaultError> {
@@ -183,7 +188,7 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn terms(&self, disk: DiskId) -> Result<Vec<TermRecord>, VaultError> {
-        let terms = self.numbers(&format!("disks/{disk}/terms"))?;
+        let terms = self.term_numbers(disk)?;
         terms.into_iter().map(|term| self.term(disk, Term(term))).collect()
     }
 

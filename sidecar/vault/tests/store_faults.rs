@@ -278,7 +278,7 @@ fn two_may_make_the_same_vault_at_once() {
 
 #[test]
 fn other_schemes_and_absent_vaults_are_explained() {
-    for url in ["s3://bucket/x", "https://host:9443", "relative/path", "file://host/x", ""] {
+    for url in ["ftp://host/x", "https://host:9443", "relative/path", "file://host/x", ""] {
         assert!(matches!(Vault::create_or_open(url), Err(VaultError::Url { .. })), "{url}");
     }
     assert!(matches!(Vault::open("/nonexistent/vault"), Err(VaultError::Url { .. })));

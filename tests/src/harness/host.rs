@@ -18,7 +18,12 @@ pub struct Host {
     /// On tmpfs: sockets and bitmaps.
     pub runtime: PathBuf,
     disks: Mutex<Vec<String>>,
+    /// The vault's URL and the variables it needs, if it is not in the folder.
+    elsewhere: Mutex<Option<(String, Variables)>>,
 }
+
+/// Environment variables, by name.
+pub type Variables = Vec<(String, String)>;
 
 /// A protected disk of a host.
 pub struct Disk {
@@ -44,11 +49,19 @@ impl Host {
         for dir in [&dir, &runtime] {
             fs::create_dir_all(dir).unwrap();
         }
-        Arc::new(Self { dir, runtime, disks: Mutex::default() })
+        Arc::new(Self { dir, runtime, disks: Mutex::default(), elsewhere: Mutex::default() })
+    }
+
+    /// Has the vault be elsewhere, reached with these environment variables.
+    pub fn ship_to(&self, url: &str, variables: &[(String, String)]) {
+        *self.elsewhere.lock().unwrap() = Some((url.into(), variables.to_vec()));
     }
 
     /// The vault's URL.
     pub fn vault(&self) -> String {
+        if let Some((url, _)) = &*self.elsewhere.lock().unwrap() {
+            return url.clone();
+        }
         format!("file://{}", self.dir.join("vault").display())
     }
 
@@ -64,6 +77,9 @@ impl Host {
             fs::write(&config, format!("vault = \"{}\"\n", self.vault())).unwrap();
         }
         let mut command = Command::new(backstay());
+        if let Some((_, variables)) = &*self.elsewhere.lock().unwrap() {
+            command.envs(variables.iter().map(|(name, value)| (name, value)));
+        }
         command.arg("--config").arg(config);
         command.arg("--state-dir").arg(self.dir.join("state"));
         command.arg("--runtime-dir").arg(&self.runtime);

@@ -11,9 +11,11 @@ pub mod netns;
 pub mod ordered;
 pub mod pair;
 pub mod postgres;
+pub mod proxy;
 pub mod seed;
 pub mod service;
 pub mod stamp;
+pub mod store;
 
 pub use command::{must, run};
 pub use host::{Disk, FsMount, Host};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::host::{Disk, FsMount, Host};
 use super::netns::Cable;
-use super::service::Service;
+use super::service::{Service, wait_for};
 use super::{must, run};
 
 /// A side: which of the two hosts.
@@ -108,6 +108,49 @@ impl InUse {
         let mut new = Self { disk, device: device.trim().into(), mounted: None, sidecar: None };
         new.mount();
         new
+    }
+
+    /// The disk of a host that is gone, brought up on this one; not committed yet.
+    ///
+    /// # Panics
+    /// If it cannot be brought up.
+    pub fn failed_over(host: &Arc<Host>, name: &str) -> Self {
+        // For its clean-up; the file is not used.
+        let disk = host.disk(name, 512);
+        let device = host.backstay(&["failover", "unplanned", name, "--attach"]);
+        let mut new = Self { disk, device: device.trim().into(), mounted: None, sidecar: None };
+        new.mount();
+        new
+    }
+
+    /// Brings the disk back to its first host while this one goes on serving it. Takes it down here when
+    /// `quiet` has ended what uses it: nothing that was written until then may be lost.
+    ///
+    /// # Panics
+    /// If any of it fails.
+    pub fn fail_back(self, to: Disk, quiet: impl FnOnce()) -> Self {
+        let Self { disk, mounted, sidecar, .. } = self;
+        let backing = to.backing.to_string_lossy().into_owned();
+        let mut follows = to.host.start(&["failback", &to.name, "--to", &backing]);
+        // It follows: it holds a point here when it has begun.
+        let holds = |kind: &str| {
+            let holds = disk.host.json(&["holds", &disk.name]);
+            holds.as_array().is_some_and(|all| all.iter().any(|hold| hold["kind"] == kind))
+        };
+        wait_for("the replica", || {
+            assert_eq!(follows.try_wait().unwrap(), None, "failback ended");
+            holds("replica")
+        });
+        quiet();
+        drop(mounted);
+        disk.host.backstay(&["failover", "handover", &disk.name]);
+        drop(sidecar);
+        let ended = follows.wait().unwrap();
+        assert!(ended.success(), "failback: {ended}");
+        let device = to.attach();
+        let mut back = Self { disk: to, device, mounted: None, sidecar: None };
+        back.mount();
+        back
     }
 
     /// Mounts its file system.

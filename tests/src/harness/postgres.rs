@@ -30,11 +30,12 @@ pub fn bin(program: &str) -> String {
     newest.expect("package postgresql is installed").1.to_string_lossy().into_owned()
 }
 
-/// A command as the servers' user.
+/// A command as the servers' user; its process is the program itself, so whoever kills it kills that.
 #[must_use]
 pub fn as_user(program: &str, args: &[&str]) -> Command {
-    let mut command = Command::new("runuser");
-    command.args(["-u", USER, "--", program]).args(args);
+    let mut command = Command::new("setpriv");
+    let who = [format!("--reuid={USER}"), format!("--regid={USER}"), "--init-groups".into()];
+    command.args(who).args(["--", program]).args(args);
     command
 }
 

@@ -13,11 +13,11 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 /// Flags of every verb.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub struct Globals {
     /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
-    config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Where state that lasts is kept [default: /var/lib/backstay]
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -42,7 +42,8 @@ impl Globals {
             (true, _) => "error",
             (_, 0) => "warn",
             (_, 1) => "info",
-            _ => "debug",
+            // What the HTTP client says at that level may name a proxy with its password.
+            _ => "debug,reqwest=info,hyper=info,hyper_util=info,h2=info,rustls=info",
         };
         let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
         tracing_subscriber::fmt()
@@ -68,12 +69,18 @@ impl Context {
     /// Reads the configuration; flags win over it.
     pub fn new(globals: Globals) -> anyhow::Result<Self> {
         let config = Config::load(globals.config.as_deref())?;
+        Ok(Self::with(globals, config))
+    }
+
+    /// With a configuration that was read already; flags win over it.
+    pub fn with(globals: Globals, config: Config) -> Self {
+        config.store.apply();
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         let mut context = Self { roots: Roots::new(state, runtime), globals, config };
         let disks = context.disks();
         context.config.add_protections(&context.roots, &disks);
-        Ok(context)
+        context
     }
 
     /// The configuration, as it changes.

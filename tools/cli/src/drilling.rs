@@ -1,6 +1,10 @@
-//! Drills on a schedule, beside the sidecar: one at a time, at the lowest priority, each a process of
-//! its own (`backstay drill NAME`), so that nothing a drill does can hurt the shipping.
+//! Drills on a schedule: one at a time, each a process of its own (`backstay drill NAME`).
+//!
+//! Beside the sidecar, at the lowest priority, so that nothing a drill does can hurt the shipping; or by
+//! `backstay drill --due`, where the sidecar may not mount.
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +23,8 @@ use nix::unistd::Pid;
 
 /// How often it is looked what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long one rests that could not be made, in nanoseconds.
+const REST_NS: u64 = 60 * 1_000_000_000;
 
 /// Runs drills that are due until told to stop; then the one that runs is told to clean up.
 pub fn drills(
@@ -27,12 +33,18 @@ pub fn drills(
     roots: &Roots,
     stop: &AtomicBool,
 ) {
+    if let Err(e) = OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        // In its unit it is not allowed to mount: the timer's unit is.
+        tracing::info!("drills are left to backstay drill --due: /dev/fuse: {e}");
+        return;
+    }
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(e) => return tracing::warn!("no drills are made: where this program is: {e}"),
     };
     let mut running: Option<(DiskName, Child)> = None;
-    let mut last_failed: Option<(DiskName, u64)> = None;
+    // Those that could not even say how they failed are not begun again at once.
+    let mut rest: BTreeMap<DiskName, u64> = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK_EVERY);
         watch.look();
@@ -42,14 +54,15 @@ pub fn drills(
                 Ok(Some(status)) if status.success() => {}
                 ended => {
                     tracing::warn!("drill of disk {name}: {ended:?}; see backstay jobs {name}");
-                    last_failed = Some((name.clone(), now_unix_ns()));
+                    rest.insert(name.clone(), now_unix_ns() + REST_NS);
                 }
             }
             running = None;
         }
         let mut config = Config::clone(watch.config());
         config.add_protections(roots, &roots.disks_with_socket());
-        let Some(name) = next(&config, roots, last_failed.as_ref()) else { continue };
+        rest.retain(|_, until| *until > now_unix_ns());
+        let Some(name) = next(&config, roots, |name| rest.contains_key(name)) else { continue };
         let mut command = Command::new("nice");
         command.args(["-n", "19"]).arg(&program);
         if let Some(file) = &config_file {
@@ -62,7 +75,7 @@ pub fn drills(
             Ok(child) => running = Some((name, child)),
             Err(e) => {
                 tracing::warn!("drill of disk {name}: {e}");
-                last_failed = Some((name, now_unix_ns()));
+                rest.insert(name, now_unix_ns() + REST_NS);
             }
         }
     }
@@ -74,7 +87,11 @@ pub fn drills(
 
 /// The disk whose drill is due longest, of those that may begin now: disks of this host that have points, and
 /// those that the configuration names.
-fn next(config: &Config, roots: &Roots, failed: Option<&(DiskName, u64)>) -> Option<DiskName> {
+pub fn next(
+    config: &Config,
+    roots: &Roots,
+    leave_out: impl Fn(&DiskName) -> bool,
+) -> Option<DiskName> {
     let now = now_unix_ns();
     let here = roots.disks_with_socket().into_iter().filter(|name| {
         let record = Record::load(&roots.disk(name).state);
@@ -84,17 +101,13 @@ fn next(config: &Config, roots: &Roots, failed: Option<&(DiskName, u64)>) -> Opt
     let mut names: Vec<DiskName> = here.chain(named.cloned()).collect();
     names.sort();
     names.dedup();
-    // One that could not even say how it failed is not begun again at once.
-    let rests = |name: &DiskName| {
-        failed.is_some_and(|(of, at)| of == name && now < at + 60 * 1_000_000_000)
-    };
     let (zone, at) = (config.zone(), jiff::Timestamp::now());
     names
         .into_iter()
         .filter_map(|name| {
             let due = due(config.drill_of(&name)?, Drilled::load(&records(roots, &name)).as_ref());
             let begins = may_begin(config.blackout_of(&name), &zone, at).is_ok();
-            (due <= now && begins && !rests(&name)).then_some((due, name))
+            (due <= now && begins && !leave_out(&name)).then_some((due, name))
         })
         .min()
         .map(|(_, name)| name)

@@ -58,6 +58,7 @@ enum Verb {
     Jobs(verbs::jobs::Jobs),
     Resume(verbs::resume::Resume),
     Group(verbs::group::Group),
+    Doctor(verbs::doctor::Doctor),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
     #[command(hide = true)]
@@ -78,6 +79,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return verb.run();
     }
     cli.globals.start_logging();
+    // It works without a configuration that can be read.
+    if let Verb::Doctor(verb) = cli.verb {
+        return verb.run(cli.globals);
+    }
     let context = Context::new(cli.globals)?;
     match cli.verb {
         Verb::Protect(verb) => verb.run(&context),
@@ -114,6 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Group(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Doctor(verb) => verb.run(context.globals),
         Verb::Guardian(verb) => verb.run(),
     }
 }

@@ -127,10 +127,13 @@ fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
     })
 }
 
+/// Held by the sidecar as long as it lives.
+const LOCK: &str = ".sidecar.lock";
+
 /// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
 fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
     fs::create_dir_all(&roots.state)?;
-    let path = roots.state.join(".sidecar.lock");
+    let path = roots.state.join(LOCK);
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
@@ -152,7 +155,8 @@ fn only_one_soon(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
 /// Whether a sidecar is at work for these disks.
 #[must_use]
 pub fn is_running(roots: &Roots) -> bool {
-    matches!(only_one(roots), Err(ServiceError::Running(_)))
+    // Who only looks leaves nothing behind.
+    roots.state.join(LOCK).exists() && matches!(only_one(roots), Err(ServiceError::Running(_)))
 }
 
 fn slots(config: &Config) -> Slots {

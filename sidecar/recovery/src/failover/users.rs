@@ -1,10 +1,12 @@
 //! Who uses a served disk: found by looking, since the kernel only says that it is busy.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everybody who has a file or device open, or a file system mounted from it, in words; `spared` is the
-/// driver's own process.
+/// driver's own process. Backstay's own readers are spared, too: a sidecar reads a mounted point through the
+/// served file, and lets go of it when its cycle ends.
 #[must_use]
 pub fn of(paths: &[PathBuf], spared: u32) -> Vec<String> {
     let mut users = mounted(paths);
@@ -50,15 +52,27 @@ fn processes(paths: &[PathBuf], spared: u32) -> Vec<String> {
         if pid == spared || pid == std::process::id() {
             continue;
         }
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        let ours = name.trim() == "backstay";
         let open = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let uses =
-            open.filter_map(|fd| fs::read_link(fd.path()).ok()).find(|at| paths.contains(at));
+        let uses = open
+            .filter(|fd| !(ours && only_reads(&process.path(), &fd.file_name())))
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .find(|at| paths.contains(at));
         if let Some(at) = uses {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             found.push(format!("process {pid} ({}) has {} open", name.trim(), at.display()));
         }
     }
     found
+}
+
+/// Whether a process has a file open for reading only; not if that cannot be told.
+fn only_reads(process: &Path, fd: &OsStr) -> bool {
+    let info = fs::read_to_string(process.join("fdinfo").join(fd)).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    // The access mode: 0 is O_RDONLY.
+    flags.is_some_and(|flags| flags & 3 == 0)
 }
 
 #[cfg(test)]
@@ -81,7 +95,14 @@ mod tests {
         assert!(users.len() == 1 && users[0].contains(&child.id().to_string()), "{users:?}");
         assert!(of(&[dir.path().join("other")], 0).is_empty());
         assert!(of(&[path], child.id()).is_empty());
+        // Open for writing, as any user of a disk has it; our own readers are told from that.
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        assert!(!only_reads(&process, OsStr::new("1")));
         drop(child.stdin.take());
         child.wait().unwrap();
+        let reader = fs::File::open(dir.path().join("disk")).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&reader).to_string();
+        assert!(only_reads(Path::new("/proc/self"), OsStr::new(&fd)));
+        assert!(!only_reads(Path::new("/proc/self"), OsStr::new("none")));
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backstay_format::superblock::Geometry;
 use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, PointId, SectorRange};
@@ -25,8 +25,11 @@ use backstay_vault::{
     VaultError, verify_cycle,
 };
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::qemu::{self, Parts, Served};
 use super::{Format, ImageError};
+use crate::run::tool;
 
 /// What an import works with.
 pub struct Import<'a> {
@@ -212,6 +215,13 @@ impl Image {
             )),
             _ => said()(e),
         })?;
+        if kind.is_file()
+            && let Some(who) = user_of(path, &file)
+        {
+            return Err(ImageError::Refused(format!(
+                "{what} is in use by {who}: what is read of it would be no state it ever had. Stop                  that first, or protect it (backstay protect)"
+            )));
+        }
         let stamp = stamp(&file).map_err(said())?;
         let (size, kind) = match format {
             Format::Raw => {
@@ -335,6 +345,28 @@ fn send(
         feed.send(chunk)?;
     }
     Ok(())
+}
+
+/// Who uses an image: a loop device on it, or QEMU, which locks what it has open. Not all users can be seen; a
+/// file that is written to while it is read is noticed by its times.
+fn user_of(path: &Path, file: &File) -> Option<String> {
+    let path = std::path::absolute(path).ok()?;
+    let args = ["--noheadings", "--raw", "--output", "NAME", "--associated", path.to_str()?];
+    let loops = tool("losetup", &args, Duration::from_secs(60), &|| false).unwrap_or_default();
+    if let Some(device) = loops.lines().next() {
+        return Some(format!("loop device {device}"));
+    }
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // Only asks who would be in the way of a lock on all of it.
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
+    let locked = asked.is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short;
+    locked.then(|| "a process that has locked it (QEMU?)".to_owned())
 }
 
 /// What tells that a file was written to. Devices have no such thing; they are held instead.

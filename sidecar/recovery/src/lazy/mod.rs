@@ -13,7 +13,7 @@
 //!
 //! Reading order: `medium`, `map`, `present`, `overlay` (what was written), `index`, `window` (where a
 //! sector is in the vault), `flight`, `fetch`, `cache`, `source` (reading the point), `ahead`, `backing` (both
-//! together), `hydrate`, `record`, `mount` (start and end).
+//! together), `hydrate`, `keeper` (the hold), `record`, `make`, `mount` (start and end).
 
 mod ahead;
 mod backing;
@@ -24,6 +24,7 @@ mod flight;
 mod hydrate;
 mod index;
 mod keeper;
+mod make;
 mod map;
 mod medium;
 mod mount;
@@ -40,7 +41,8 @@ use backstay_format::DiskName;
 use backstay_vault::VaultError;
 
 pub use choice::{PointChoice, choose};
-pub use mount::{MountOptions, forget, serve, spawn, start};
+pub use make::forget;
+pub use mount::{MountOptions, serve, spawn, start};
 pub use record::{Hydration, HydrationStatus, Mounted, MountedPoint};
 
 /// Why something was not read.

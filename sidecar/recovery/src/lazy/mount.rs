@@ -1,11 +1,7 @@
-//! The beginning and the end of a mounted point.
-//!
-//! What a host keeps of it is made in a folder under another name, which is renamed when everything in it is
-//! durable: so it is there as a whole or not at all.
+//! Serving a mounted point: in this process, in the background, by running the command.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -13,29 +9,23 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use backstay_driver::backing::{AnyBacking, Made};
-use backstay_driver::life::{
-    DriverError, DriverOptions, Outcome, in_background, lock_disk, run_with,
-};
+use backstay_driver::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
 use backstay_driver::paths::{DiskPaths, Roots};
-use backstay_format::superblock::BackingId;
 use backstay_format::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault};
 
 use super::LazyError;
 use super::backing::{Point, PointBacking};
 use super::choice::{PointChoice, choose};
 use super::hydrate::Hydrator;
-use super::keeper::{self, Keeper};
-use super::medium::{OverlayFile, PlainFile, overlay_parts, sync_parent};
-use super::overlay::{Overlay, first_header, map_bytes};
-use super::record::{FOLDER, Hydration, HydrationStatus, Mounted, MountedPoint, folder};
+use super::keeper::Keeper;
+use super::make::{MANIFEST, MAP, anew, identity, overlay_path};
+use super::medium::{OverlayFile, PlainFile};
+use super::overlay::Overlay;
+use super::record::{Hydration, HydrationStatus, Mounted, MountedPoint, folder};
 use super::source::Source;
 
-/// The point's manifest, the overlay, and its map, in the folder.
-const MANIFEST: &str = "point.bin";
-const OVERLAY: &str = "overlay.data";
-const MAP: &str = "overlay.map";
 /// How often the status is written.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -188,52 +178,6 @@ pub fn spawn(
     }
 }
 
-/// Removes everything that this host has of a mounted point that nobody serves: what was written to it is
-/// gone then. The hold in the vault goes, too, if the vault can be reached; else it ends by itself.
-///
-/// # Errors
-/// If it is served, is no mounted point, or its files cannot be removed; run again, it goes on.
-pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
-    let refused = |reason: String| LazyError::Refused { name: name.clone(), reason };
-    let unfinished = paths.state.join(format!("{FOLDER}.unfinished"));
-    if !folder(paths).exists() && !unfinished.exists() {
-        return Err(refused("it is no mounted point".into()));
-    }
-    let lock = lock_disk(name, &paths.lock_file()).map_err(|e| refused(e.to_string()))?;
-    // A record that is damaged keeps nothing here.
-    if let Ok(Some(record)) = MountedPoint::load(name, paths) {
-        if let Some(overlay) = &record.overlay {
-            for (part, _) in overlay_parts(overlay, record.size_bytes) {
-                absent_is_fine(fs::remove_file(&part)).map_err(LazyError::io(part))?;
-            }
-        }
-        let released = Vault::open(&record.vault).and_then(|vault| {
-            vault.release(record.disk, &keeper::request(&record.hold, name, record.cycle)?.name)
-        });
-        if let Err(e) = released {
-            tracing::warn!("the point's hold {} ends by itself: {e}", record.hold);
-        }
-    }
-    // The folder last: as long as it is there, this can be finished.
-    absent_is_fine(fs::remove_dir_all(&paths.runtime)).map_err(LazyError::io(&paths.runtime))?;
-    let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
-        absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
-    }
-    for dir in [&unfinished, &folder(paths), &paths.state] {
-        absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
-    }
-    drop(lock);
-    Ok(())
-}
-
-fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
 /// A point, found and open.
 struct Opened {
     record: MountedPoint,
@@ -318,99 +262,6 @@ fn again(
             is_not(format!("{choice} is point {} by now", chosen.cycle))
         }
     }
-}
-
-/// A point that was not mounted here before: found, held, and its folder made.
-fn anew(
-    name: &DiskName,
-    paths: &DiskPaths,
-    options: &MountOptions,
-) -> Result<(MountedPoint, Vault, Option<Held>), LazyError> {
-    let refused = |reason: &str| LazyError::Refused { name: name.clone(), reason: reason.into() };
-    if paths.state.join("super").exists() {
-        return Err(refused(
-            "there is a protected disk of this name on this host; choose another --name",
-        ));
-    }
-    let Some(url) = &options.vault else {
-        return Err(refused("no vault was named: use --vault"));
-    };
-    let vault = Vault::open(url)?;
-    let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
-    let choice = options.point.unwrap_or(PointChoice::Latest);
-    // Retention may be faster than the hold; the newest point may then be another one.
-    let hold = format!("mount-{}", &backstay_format::PointId::random().to_string()[..13]);
-    let mut rounds = 3;
-    let (manifest, held) = loop {
-        let found = choose(&vault, disk.disk, choice)?;
-        let request = keeper::request(&hold, name, found.cycle)?;
-        match keeper::take(&vault, disk.disk, request) {
-            Err(VaultError::Retired(_) | VaultError::NotFound { .. }) if rounds > 0 => rounds -= 1,
-            held => break (found, held?),
-        }
-    };
-    let mut record = MountedPoint {
-        vault: url.clone(),
-        disk: disk.disk,
-        disk_name: disk.name,
-        cycle: manifest.cycle,
-        point: manifest.point,
-        size_bytes: manifest.size,
-        cut_unix_ns: manifest.cut_unix_ns,
-        overlay: match &options.overlay {
-            Some(path) => Some(std::path::absolute(path).map_err(LazyError::io(path))?),
-            None => None,
-        },
-        hold,
-        cache_bytes: options.cache.unwrap_or(MountOptions::CACHE_DEFAULT),
-        overlay_identity: String::new(),
-    };
-    make_folder(paths, &mut record, &manifest)?;
-    Ok((record, vault, held))
-}
-
-fn make_folder(
-    paths: &DiskPaths,
-    record: &mut MountedPoint,
-    manifest: &Manifest,
-) -> Result<(), LazyError> {
-    let unfinished = paths.state.join(format!("{FOLDER}.unfinished"));
-    absent_is_fine(fs::remove_dir_all(&unfinished)).map_err(LazyError::io(&unfinished))?;
-    let made = fs::DirBuilder::new().mode(0o700).create(&unfinished);
-    made.map_err(LazyError::io(&unfinished))?;
-    let path = overlay_path(record, &unfinished);
-    OverlayFile::create(&path, manifest.size).map_err(LazyError::io(&path))?;
-    record.overlay_identity = OverlayFile::open(&path, manifest.size)
-        .map_err(io::Error::other)
-        .and_then(|file| identity(&file))
-        .map_err(LazyError::io(&path))?;
-    let path = unfinished.join(MAP);
-    let header = first_header(manifest.disk, manifest.point, manifest.size).encode();
-    let make_map = || -> io::Result<()> {
-        let mut how = OpenOptions::new();
-        let map = how.create_new(true).write(true).mode(0o600).open(&path)?;
-        map.set_len(map_bytes(manifest.size))?;
-        map.write_all_at(&header, 0)?;
-        map.sync_all()
-    };
-    make_map().map_err(LazyError::io(&path))?;
-    let path = unfinished.join(MANIFEST);
-    super::record::put(&path, &manifest.encode(), true).map_err(LazyError::io(&path))?;
-    record.save(&unfinished)?;
-    let renamed = fs::rename(&unfinished, folder(paths)).and_then(|()| {
-        File::open(&paths.state)?.sync_all()?;
-        sync_parent(&paths.state)
-    });
-    renamed.map_err(LazyError::io(folder(paths)))
-}
-
-fn overlay_path(record: &MountedPoint, folder: &Path) -> PathBuf {
-    record.overlay.clone().unwrap_or_else(|| folder.join(OVERLAY))
-}
-
-fn identity(file: &OverlayFile) -> io::Result<String> {
-    let hex = |id: BackingId| id.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    Ok(file.identities()?.into_iter().flatten().map(hex).collect())
 }
 
 impl Opened {

@@ -321,6 +321,18 @@ impl Replica {
     }
 }
 
+/// Gives up the hold of a replica that was taken over: its target is a disk, and needs no point.
+///
+/// # Errors
+/// If its record cannot be read, or the vault not be written; the hold ends by itself then.
+pub fn release_taken_over(vault: &Vault, paths: &DiskPaths) -> Result<(), ReplicaError> {
+    let record = ReplicaRecord::load(&folder(paths))?;
+    if let Some(record) = record.filter(|r| matches!(r.standing, Standing::TakenOver { .. })) {
+        vault.release(record.disk, &hold_name(&record)?)?;
+    }
+    Ok(())
+}
+
 fn hold_name(record: &ReplicaRecord) -> Result<HoldName, ReplicaError> {
     let name = format!("replica-{}", record.replica);
     name.parse().map_err(|source| ReplicaError::State { path: "replica.json".into(), source })

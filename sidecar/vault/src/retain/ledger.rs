@@ -91,7 +91,8 @@ impl Vault {
     /// If the vault cannot be read, or the ledger is damaged.
     pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
         for _ in 0..ROUNDS_MAX {
-            let Some(&revision) = self.numbers(&prefix(disk))?.last() else { return Ok(None) };
+            let revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
+            let Some(&revision) = revisions.last() else { return Ok(None) };
             let key = key(disk, revision);
             let bytes = match self.get(&key, LEDGER_BYTES_MAX) {
                 // Replaced since it was listed.
@@ -141,7 +142,7 @@ impl Vault {
             }
             self.settle(&key)?;
         }
-        let revisions = self.numbers(&prefix(disk))?;
+        let revisions = self.numbers_to_newest(&prefix(disk), |n| self::key(disk, n))?;
         if revisions.last() != Some(&revision) {
             return Ok(Advanced::Overtaken);
         }

@@ -3,7 +3,7 @@
 
 mod mount;
 mod options;
-mod table;
+pub mod table;
 mod umount;
 
 use std::path::Path;

@@ -96,9 +96,11 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
         undo.forget();
         return Ok(0);
     }
-    // `helper` makes umount(8) call umount.backstay.
+    // Both are only for the table of mounts. `helper` makes umount(8) call umount.backstay; `_netdev` has
+    // systemd unmount it before local file systems go and the driver with them (mount(8) does not hand it on
+    // to helpers, so it is not known what fstab says).
     let mut with = options.rest.clone();
-    with.push("helper=backstay".into());
+    with.extend(["helper=backstay".to_owned(), "_netdev".to_owned()]);
     let mut command = command("mount");
     command.args(["-t", &options.fs, "-o", &with.join(",")]);
     command.args(args.flags()).arg(&device).arg(dir);

@@ -1,5 +1,6 @@
 //! `backstay drill`: try a recovery point.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +19,7 @@ use clap::Args;
 
 use super::target::{time, word};
 use crate::context::Context;
+use crate::drilling::next;
 
 /// How long a check may take, unless told otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
@@ -38,7 +40,11 @@ verdict shows in backstay points, the last one also in backstay status. By itsel
 check = \"fsck\" } in the configuration. Ends with 1 if the point failed or could not be tried.")]
 pub struct Drill {
     /// The disk's name in the vault
-    name: DiskName,
+    #[arg(required_unless_present = "due")]
+    name: Option<DiskName>,
+    /// All drills that are due by the configuration, one after the other: for a timer
+    #[arg(long, exclusive = true)]
+    due: bool,
     /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
@@ -76,11 +82,12 @@ pub struct Drill {
 
 impl Drill {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let settings = context.config.drill_of(&self.name);
-        let check = self.how(settings)?;
+        let Some(name) = &self.name else { return all_due(context) };
+        let settings = context.config.drill_of(name);
+        let check = self.how(name, settings)?;
         let timeout = self.timeout.or(settings.and_then(|drill| drill.timeout));
         let program = std::env::current_exe().context("where this program is")?;
-        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
+        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         let stopping = AtomicBool::new(false);
         let stopped = stop_on_signals()?;
         let stop = || {
@@ -90,19 +97,19 @@ impl Drill {
             stopping.load(Ordering::Relaxed)
         };
         let jobs = JobBook::below(&context.roots.state);
-        let job = jobs.begin(&self.name, Work::Drill);
+        let job = jobs.begin(name, Work::Drill);
         let result = drill(&Job {
             program: &program,
             roots: &context.roots,
             vault: url,
-            name: &self.name,
+            name,
             point: self.point,
             check: &check,
             timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
             stop: &stop,
             say: &|stage| {
                 job.progress(stage, 0, 0);
-                tracing::info!("disk {}: drill: {stage}", self.name);
+                tracing::info!("disk {name}: drill: {stage}");
             },
         });
         job.end(match &result {
@@ -110,16 +117,15 @@ impl Drill {
             Ok(verdict) => Err(format!("point {} failed: {}", verdict.cycle, verdict.message)),
             Err(e) => Err(e.to_string()),
         });
-        self.remember(context, &result);
+        remember(context, name, &result);
         let verdict = result.with_context(|| {
-            format!("disk {}: the point was not tried; nothing is said of it", self.name)
+            format!("disk {name}: the point was not tried; nothing is said of it")
         })?;
         if context.globals.json {
             context.print_json(&verdict)?;
         } else if verdict.passed && !context.globals.quiet {
             println!(
-                "{}: recovery point {} passed ({}), {}: {}",
-                self.name,
+                "{name}: recovery point {} passed ({}), {}: {}",
                 verdict.cycle,
                 word(&verdict.check),
                 time(verdict.ended_unix_ns),
@@ -128,9 +134,8 @@ impl Drill {
         }
         if !verdict.passed {
             bail!(
-                "disk {}: recovery point {} failed its drill ({}): {}. Look at it with backstay mount \
-                 --disk {0} --point {1}; other points may be whole: backstay points {0}",
-                self.name,
+                "disk {name}: recovery point {} failed its drill ({}): {}. Look at it with backstay mount \
+                 --disk {name} --point {0}; other points may be whole: backstay points {name}",
                 verdict.cycle,
                 word(&verdict.check),
                 verdict.message
@@ -140,7 +145,7 @@ impl Drill {
     }
 
     /// What was said here, or else in the configuration, or else fsck.
-    fn how(&self, settings: Option<&DrillSettings>) -> anyhow::Result<Check> {
+    fn how(&self, name: &DiskName, settings: Option<&DrillSettings>) -> anyhow::Result<Check> {
         if self.check.is_some() {
             return Ok(Check::Fsck);
         }
@@ -166,7 +171,7 @@ impl Drill {
             DrillCheck::Fsck => Check::Fsck,
             DrillCheck::Command => match &settings.command {
                 Some(line) => Check::Command(line.clone()),
-                None => bail!("the configuration's drill of {} says no command", self.name),
+                None => bail!("the configuration's drill of {name} says no command"),
             },
             DrillCheck::Boot => {
                 let usual = Boot::default();
@@ -181,27 +186,42 @@ impl Drill {
             }
         })
     }
+}
 
-    /// Writes down how it went, for `status` and for when the next one is due.
-    fn remember(&self, context: &Context, result: &Result<DrillRecord, DrillError>) {
-        let dir = records(&context.roots, &self.name);
-        let before = Drilled::load(&dir);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let drilled = match result {
-            Ok(verdict) => {
-                Drilled { tried_unix_ns: now, error: None, verdict: Some(verdict.clone()) }
-            }
-            // Somebody else's will be remembered; one that was stopped is due as it was.
-            Err(DrillError::Busy(_) | DrillError::Stopped) => return,
-            Err(e) => Drilled {
-                tried_unix_ns: now,
-                error: Some(e.to_string()),
-                verdict: before.and_then(|before| before.verdict),
-            },
-        };
-        let saved = std::fs::create_dir_all(&dir).and_then(|()| drilled.save(&dir));
-        if let Err(e) = saved {
-            tracing::warn!("remembering the drill in {}: {e}", dir.display());
+/// Writes down how it went, for `status` and for when the next one is due.
+fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, DrillError>) {
+    let dir = records(&context.roots, name);
+    let before = Drilled::load(&dir);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    let drilled = match result {
+        Ok(verdict) => Drilled { tried_unix_ns: now, error: None, verdict: Some(verdict.clone()) },
+        // Somebody else's will be remembered; one that was stopped is due as it was.
+        Err(DrillError::Busy(_) | DrillError::Stopped) => return,
+        Err(e) => Drilled {
+            tried_unix_ns: now,
+            error: Some(e.to_string()),
+            verdict: before.and_then(|before| before.verdict),
+        },
+    };
+    let saved = std::fs::create_dir_all(&dir).and_then(|()| drilled.save(&dir));
+    if let Err(e) = saved {
+        tracing::warn!("remembering the drill in {}: {e}", dir.display());
+    }
+}
+
+/// Makes every drill that is due; one that fails stops none.
+fn all_due(context: &Context) -> anyhow::Result<()> {
+    let mut tried = BTreeSet::new();
+    let mut failed = vec![];
+    while let Some(name) = next(&context.config, &context.roots, |name| tried.contains(name)) {
+        let status = context.again()?.args(["--quiet", "drill", name.as_str()]).status();
+        if !status.context("running backstay drill")?.success() {
+            failed.push(name.to_string());
         }
+        tried.insert(name);
+    }
+    match failed.as_slice() {
+        [] => Ok(()),
+        failed => bail!("drills failed or could not be made: {} (see above)", failed.join(", ")),
     }
 }

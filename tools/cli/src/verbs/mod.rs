@@ -4,6 +4,7 @@ pub mod attach;
 pub mod cycle;
 pub mod detach;
 pub mod docs;
+pub mod doctor;
 pub mod drill;
 pub mod export;
 pub mod failback;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
 use backstay_format::DiskName;
+use backstay_recovery::failover::{FailoverRecord, refuse_to_serve};
 use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
 use backstay_sidecar::record::Record;
 use backstay_sidecar::status::{DiskStatus, Level, of_disk};
@@ -38,6 +39,9 @@ struct Shown {
     disk: DiskStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     mounted_point: Option<Point>,
+    /// What a failover has done with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failover: Option<FailoverRecord>,
 }
 
 /// A mounted point.
@@ -62,6 +66,7 @@ impl Status {
                 }
                 for status in &all {
                     print(&status.disk);
+                    status.failover.iter().for_each(print_failover);
                     status.mounted_point.iter().for_each(print_point);
                 }
             }
@@ -96,10 +101,26 @@ impl Status {
             }
             let mounted_point =
                 of.map(|of| Point { of, now: Mounted::load(&paths).filter(|_| served) });
-            all.push(Shown { disk, mounted_point });
+            let failover = FailoverRecord::load(&context.roots.state, &disk.name)?;
+            if let (Some(_), Err(e), false) =
+                (&failover, refuse_to_serve(&context.roots.state, &disk.name), served)
+            {
+                (disk.health.reason, disk.health.advice) = (Some(e.to_string()), None);
+            }
+            all.push(Shown { disk, mounted_point, failover });
         }
         Ok(all)
     }
+}
+
+fn print_failover(record: &FailoverRecord) {
+    let point = record.point.map_or(String::new(), |point| format!(" at point {}", point.cycle));
+    println!(
+        "  failover    {}, {}{point}, since {}",
+        word(&record.kind),
+        record.state.explain(),
+        time(record.since_unix_ns)
+    );
 }
 
 fn print(status: &DiskStatus) {

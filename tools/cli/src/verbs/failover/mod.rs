@@ -299,15 +299,17 @@ impl Planned {
         let local = self.local.clone().unwrap_or_else(|| self.name.clone());
         if let Some(source) = here.filter(|source| *source == self.name) {
             let record = FailoverRecord::load(&context.roots.state, &source)?;
-            let is_target = record.is_some_and(|record| record.kind == Kind::Planned);
-            if !is_target && local == source {
+            // It may also be what an earlier failover left, or this one, begun.
+            let is_source = record
+                .is_none_or(|record| matches!(record.state, State::Committed | State::HandingOver));
+            if is_source && local == source {
                 return Err(Refused(format!(
                     "disk {source} is on this host, and cannot be failed over to its own name: use --as \
                      NAME. Nothing was changed"
                 ))
                 .into());
             }
-            if !is_target {
+            if is_source {
                 source::handover(context, &source)?;
             }
         }

@@ -117,11 +117,22 @@ fn begin(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
         );
         return Err(Refused(message).into());
     }
+    // A vault that is gone, or a disk that was failed over, is found out while the disk is still served.
+    let url = context.config.vault_of(name).to_owned();
+    let newest = Vault::open(&url)?.newest_term(base.vault_disk)?;
+    let newest = newest.with_context(|| format!("disk {name} has no term in {url}"))?;
+    if newest.writer != stopped::writer(superblock.disk) {
+        let message = format!(
+            "disk {name} was failed over already: term {} belongs to {}. Nothing was changed",
+            newest.term, newest.writer
+        );
+        return Err(Refused(message).into());
+    }
     Ok(FailoverRecord {
         name: name.clone(),
         kind: Kind::Source,
         state: State::HandingOver,
-        vault: context.config.vault_of(name).into(),
+        vault: url,
         disk: base.vault_disk,
         disk_name: name.clone(),
         point: None,

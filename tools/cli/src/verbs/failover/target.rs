@@ -11,6 +11,7 @@ use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
 };
 use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
+use backstay_recovery::replica;
 use backstay_sidecar::protection::Protection;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
@@ -193,7 +194,7 @@ fn refuse_if_here(
 fn start(
     context: &Context,
     mut record: FailoverRecord,
-    replica: bool,
+    from_replica: bool,
     attach: bool,
 ) -> anyhow::Result<()> {
     let name = record.name.clone();
@@ -204,7 +205,7 @@ fn start(
     }
     step();
     if local::driver(context, &name).is_none() {
-        serve(context, &record, replica)?;
+        serve(context, &record, from_replica)?;
     }
     let status =
         local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
@@ -239,9 +240,9 @@ pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> anyhow::Res
     protection.save(&paths.state).with_context(|| format!("disk {}", record.name))
 }
 
-fn serve(context: &Context, record: &FailoverRecord, replica: bool) -> anyhow::Result<()> {
+fn serve(context: &Context, record: &FailoverRecord, from_replica: bool) -> anyhow::Result<()> {
     let name = record.name.as_str();
-    if replica || record.backing.is_some() {
+    if from_replica || record.backing.is_some() {
         local::again(context, &["--quiet", "replica", name, "--take-over"])?;
         return Ok(());
     }
@@ -465,7 +466,13 @@ pub fn commit(
                 record.enter(root, State::Up)?;
                 return Err(e.into());
             }
-            term => term?,
+            term => {
+                let term = term?;
+                if let Err(e) = replica::release_taken_over(&vault, &paths) {
+                    tracing::warn!("disk {name}: the hold of its replica ends by itself: {e}");
+                }
+                term
+            }
         }
     };
     step();

@@ -1,6 +1,7 @@
 //! What a plan's run does on this host: it runs this command's own failovers.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,6 +13,7 @@ use backstay_recovery::lazy::{PointChoice, choose};
 use backstay_recovery::plan::{Answer, Chosen, Hands, Kind, Plan, Up};
 use backstay_vault::retain::{HoldRequest, holder};
 use backstay_vault::{GroupName, HoldKind, HoldName, Manifest, Vault};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 
 use crate::context::Context;
@@ -196,6 +198,13 @@ impl Hands for HostHands<'_> {
         loop {
             eprint!("\n{what}\n  Is that done? [y: yes, n: it failed, l: later] ");
             let _ = std::io::stderr().flush();
+            // Reading would not end on a signal.
+            let mut typed = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+            while poll(&mut typed, PollTimeout::from(200_u8)).is_ok_and(|ready| ready == 0) {
+                if self.stopped() {
+                    return Answer::Nobody;
+                }
+            }
             let mut line = String::new();
             match input.lock().read_line(&mut line) {
                 Ok(0) | Err(_) => return Answer::Nobody,

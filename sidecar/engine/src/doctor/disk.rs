@@ -1,0 +1,90 @@
+//! What one disk needs.
+
+use std::fs;
+
+use backstay_driver::backing::record::BackingRecord;
+use backstay_driver::control::ControlClient;
+use backstay_driver::paths::Roots;
+use backstay_format::control::DriverStatus;
+use backstay_format::{ByteLen, DiskName};
+
+use super::Finding;
+use super::system::System;
+use crate::Config;
+use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::{backing_size, looked, room_for_bitmaps, room_for_log, usable};
+
+/// Looks at a disk.
+#[must_use]
+pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
+    let paths = roots.disk(name);
+    let status = ControlClient::connect(&paths.control_socket()).and_then(|mut c| c.status()).ok();
+    let record = BackingRecord::load(&paths.state).backing.map(|seen| seen.path);
+    let known = paths.state.join("super").exists();
+    let bytes = match (&status, &record) {
+        (Some(status), _) => status.size.0,
+        (None, Some(path)) => backing_size(path).unwrap_or_default(),
+        (None, None) => 0,
+    };
+    let mut found = vec![("driver", driver(name, status.as_ref(), known))];
+    if let (None, Some(path)) = (&status, &record) {
+        found.push(looked("backing", usable(path)));
+    }
+    if let Some(status) = &status {
+        found.push(("program", program(status)));
+    }
+    if status.is_some() || record.is_some() {
+        let limit = match (&status, config.change_log_limit_of(name)) {
+            (_, Some(limit)) => limit,
+            (Some(status), None) => status.change_log_limit,
+            (None, None) => ByteLen(bytes / 2),
+        };
+        found.push(looked("change log", room_for_log(&roots.state, limit)));
+        found.push(looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, bytes)));
+        found.extend(starts(name).map(|found| ("start", found)));
+    }
+    let of_disk = |found| Finding::new(name.as_str(), found);
+    found.into_iter().map(of_disk).collect()
+}
+
+fn driver(name: &DiskName, status: Option<&DriverStatus>, known: bool) -> Found {
+    match status {
+        Some(status) => Good(format!(
+            "process {} serves {} as {}",
+            status.pid,
+            status.backing.display(),
+            status.served.display()
+        )),
+        None if known => Odd(format!(
+            "it is not served; systemctl start backstay-disk@{name}, or backstay mount --name {name}"
+        )),
+        None => Bad(format!("there is no disk {name} on this host; see backstay status")),
+    }
+}
+
+/// Whether the driver runs the program that is installed.
+fn program(status: &DriverStatus) -> Found {
+    match fs::read_link(format!("/proc/{}/exe", status.pid)) {
+        Ok(path) if path.to_string_lossy().ends_with(" (deleted)") => Odd(
+            "its driver runs a program that was replaced since; it takes the new one when the disk is \
+             served next: stop its users, then detach and mount it"
+                .into(),
+        ),
+        Ok(path) => Good(path.display().to_string()),
+        Err(e) => Odd(format!("which program its driver runs cannot be seen: {e}")),
+    }
+}
+
+/// Whether it is served again after the machine has started.
+fn starts(name: &DiskName) -> Option<Found> {
+    let system = System::default();
+    if !system.has_systemd() {
+        return None;
+    }
+    Some(match system.starts(name.as_str()) {
+        true => Good("it is served when the machine starts".into()),
+        false => Odd(format!(
+            "nothing serves it when the machine starts: systemctl enable backstay-disk@{name}"
+        )),
+    })
+}

@@ -1,0 +1,165 @@
+//! What all disks of a host need.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use io_uring::IoUring;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use super::system::{self, System};
+use super::{Finding, HOST};
+use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::{clock, existing, fuse, kernel, looked, rights, room, size};
+use crate::service::is_running;
+
+/// Bits of a process's capabilities, from linux/capability.h.
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_RESOURCE: u32 = 24;
+/// Memory that a driver locks, more or less: its program, stacks and buffers.
+const LOCKED: u64 = 64 << 20;
+/// Least room for state, sockets and bitmaps.
+const ROOM_MIN: u64 = 64 << 20;
+
+/// Looks at the host.
+#[must_use]
+pub fn host(roots: &Roots, names: &[DiskName]) -> Vec<Finding> {
+    let system = System::default();
+    let capabilities = capabilities();
+    [
+        ("version", Good(version())),
+        looked("rights", rights()),
+        looked("kernel", kernel()),
+        looked("/dev/fuse", fuse()),
+        ("loop devices", loops()),
+        ("io_uring", uring()),
+        ("programs", programs()),
+        looked("runtime directory", runtime(&roots.runtime)),
+        looked("state directory", state(&roots.state)),
+        ("locked memory", locked_memory(capabilities)),
+        ("I/O flusher", flusher(capabilities)),
+        looked("clock", clock()),
+        ("sidecar", sidecar(roots, names)),
+        ("service units", system.units()),
+        ("mount helper", system.helpers()),
+    ]
+    .into_iter()
+    .chain(system.fstab().into_iter().map(|found| ("fstab", found)))
+    .map(|found| Finding::new(HOST, found))
+    .collect()
+}
+
+fn version() -> String {
+    let program = std::env::current_exe().unwrap_or_default();
+    format!("backstay {} ({})", env!("CARGO_PKG_VERSION"), program.display())
+}
+
+/// Capabilities in force, as the kernel tells them.
+fn capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default()
+}
+
+fn has(capabilities: u64, bit: u32) -> bool {
+    capabilities >> bit & 1 == 1
+}
+
+fn loops() -> Found {
+    let path = "/dev/loop-control";
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Good(format!("{path} can be opened")),
+        Err(e) => Bad(format!("{path}: {e}; load the module: modprobe loop")),
+    }
+}
+
+fn uring() -> Found {
+    match IoUring::new(2) {
+        Ok(_) => Good("works".into()),
+        Err(e) => {
+            let switch = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+            let why = match switch.as_deref().map(str::trim) {
+                Ok("0") => "a container's or service's system call filter may forbid it",
+                Ok(_) => "sysctl kernel.io_uring_disabled=0 allows it",
+                Err(_) => "the kernel was built without it",
+            };
+            Bad(format!("{e}; disks are read with it: {why}"))
+        }
+    }
+}
+
+fn programs() -> Found {
+    let missing: Vec<&str> =
+        ["losetup", "mount", "umount"].into_iter().filter(|p| !system::on_path(p)).collect();
+    match missing.is_empty() {
+        true => Good("losetup, mount, umount".into()),
+        false => Bad(format!("missing: {}; install the package mount", missing.join(", "))),
+    }
+}
+
+fn runtime(dir: &Path) -> Result<Found, nix::errno::Errno> {
+    let at = dir.display();
+    let free = room(dir)?;
+    Ok(if statfs(existing(dir))?.filesystem_type() != TMPFS_MAGIC {
+        Odd(format!(
+            "{at} is not on tmpfs: bitmaps are written to a disk, and after a power loss they may be \
+             taken for current; use --runtime-dir or runtime_dir"
+        ))
+    } else if free < ROOM_MIN {
+        Odd(format!("{} free in {at}: disks whose bitmap finds no room are resynced", size(free)))
+    } else {
+        Good(format!("{at}, tmpfs, {} free", size(free)))
+    })
+}
+
+fn state(dir: &Path) -> Result<Found, nix::errno::Errno> {
+    let at = dir.display();
+    let free = room(dir)?;
+    let mode = fs::metadata(dir).map(|data| data.permissions().mode() & 0o077).unwrap_or_default();
+    Ok(if free < ROOM_MIN {
+        Bad(format!("{} free in {at}: {} are needed at least", size(free), size(ROOM_MIN)))
+    } else if mode != 0 {
+        Odd(format!("{at} can be looked into by others than root: chmod 0700 {at}"))
+    } else {
+        Good(format!("{at}, {} free", size(free)))
+    })
+}
+
+fn locked_memory(capabilities: u64) -> Found {
+    if has(capabilities, CAP_IPC_LOCK) {
+        return Good("without limit (CAP_IPC_LOCK)".into());
+    }
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((limit, _)) if limit >= LOCKED => Good(format!("up to {}", size(limit))),
+        Ok((limit, _)) => Odd(format!(
+            "at most {}: a driver may hang when memory runs short; ulimit -l unlimited, or CAP_IPC_LOCK",
+            size(limit)
+        )),
+        Err(e) => Odd(e.to_string()),
+    }
+}
+
+fn flusher(capabilities: u64) -> Found {
+    if has(capabilities, CAP_SYS_RESOURCE) {
+        Good("drivers can be (CAP_SYS_RESOURCE)".into())
+    } else {
+        Odd("without CAP_SYS_RESOURCE a driver cannot be one: it may hang when memory runs short. A \
+             container can be given it"
+            .into())
+    }
+}
+
+fn sidecar(roots: &Roots, names: &[DiskName]) -> Found {
+    if is_running(roots) {
+        Good("runs".into())
+    } else if names.is_empty() {
+        Good("does not run; there are no disks".into())
+    } else {
+        Odd("does not run: no recovery points are made by themselves; systemctl enable --now \
+             backstay-sidecar, or backstay sidecar"
+            .into())
+    }
+}

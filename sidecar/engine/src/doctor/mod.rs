@@ -1,0 +1,75 @@
+//! What a host has and lacks: looked at, explained, not changed.
+
+mod disk;
+mod host;
+mod system;
+
+use std::collections::BTreeSet;
+
+use backstay_driver::paths::Roots;
+use backstay_format::DiskName;
+use backstay_vault::{Vault, VaultError};
+use serde::Serialize;
+
+use crate::Config;
+use crate::config::VAULT_DEFAULT;
+use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::Verdict;
+use crate::record::Record;
+
+pub use disk::disk;
+pub use host::host;
+
+/// What findings of the host itself are about.
+pub const HOST: &str = "host";
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Of what: [`HOST`], `vault`, or a disk's name.
+    pub of: String,
+    /// What was looked at.
+    pub what: &'static str,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found, and what to do if it is not good.
+    pub found: String,
+}
+
+impl Finding {
+    fn new(of: &str, (what, found): (&'static str, Found)) -> Self {
+        let (verdict, found) = found.split();
+        Self { of: of.into(), what, verdict, found }
+    }
+}
+
+/// Looks at every vault that the configuration or a disk names.
+#[must_use]
+pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding> {
+    let mut urls: BTreeSet<&str> = names.iter().map(|name| config.vault_of(name)).collect();
+    urls.insert(&config.vault);
+    let look = |url: &str| {
+        let mut disks = names.iter().filter(|name| config.vault_of(name) == url).peekable();
+        let used = disks.peek().is_some();
+        let has_points = disks.any(|name| Record::load(&roots.disk(name).state).last.is_some());
+        Finding::new("vault", ("reachable", vault(url, used, has_points)))
+    };
+    urls.into_iter().map(look).collect()
+}
+
+fn vault(url: &str, used: bool, has_points: bool) -> Found {
+    // Opened, not made: a doctor leaves no vaults behind.
+    match Vault::open(url).and_then(|vault| vault.probe()) {
+        Ok(()) if url == VAULT_DEFAULT && used => Odd(format!(
+            "{url} can be written, but it is on this very host and lost with it; set vault = \"…\""
+        )),
+        Ok(()) => Good(format!("{url} can be written and read back")),
+        Err(e) if has_points => Bad(format!(
+            "{e}; disks of this host have their points there, and none can be made until it is back"
+        )),
+        Err(e @ VaultError::Url { .. }) => {
+            Odd(format!("{e}; if there has never been one, the first cycle makes it"))
+        }
+        Err(e) => Bad(format!("{e}; no recovery point can be made until this is mended")),
+    }
+}

@@ -1,0 +1,107 @@
+//! `[store]` in the configuration: how object stores are reached.
+//!
+//! No secret has a place here: the file may be read by many. Secrets are in the environment or in
+//! `credentials_file`, which nobody else may read.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backstay_vault::remote::StoreSettings;
+use backstay_vault::remote::settings::{PART_BYTES_MAX, PART_BYTES_MIN};
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// How object stores are reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Where the store answers, if it is not where its kind usually does.
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    pub region: Option<String>,
+    /// Whether plain `http://` is allowed.
+    pub allow_http: Option<bool>,
+    /// An HTTP proxy to go through.
+    pub proxy: Option<String>,
+    /// Certificates (PEM) to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A file of the stores' usual environment variables.
+    pub credentials_file: Option<PathBuf>,
+    /// How long connecting may take.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How long a request may take, with its body.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How often a request is tried again.
+    pub retries: usize,
+    /// How long after its first try a request is still tried again.
+    #[serde(with = "humantime_serde")]
+    pub retry_timeout: Duration,
+    /// Bytes in a part of an upload.
+    pub part_size: ByteSize,
+    /// Parts of one segment that are under way at a time.
+    pub parts_parallel: usize,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let settings = StoreSettings::default();
+        Self {
+            endpoint: None,
+            region: None,
+            allow_http: None,
+            proxy: None,
+            ca_file: None,
+            credentials_file: None,
+            connect_timeout: settings.connect_timeout,
+            timeout: settings.timeout,
+            retries: settings.retries,
+            retry_timeout: settings.retry_timeout,
+            part_size: ByteSize::b(settings.part_bytes),
+            parts_parallel: settings.parts_parallel,
+        }
+    }
+}
+
+impl Store {
+    /// Has vaults that are opened from now on be reached this way. What is not allowed becomes the
+    /// nearest that is.
+    pub fn apply(&self) {
+        let this = self.clone();
+        backstay_vault::remote::configure(StoreSettings {
+            endpoint: this.endpoint,
+            region: this.region,
+            allow_http: this.allow_http,
+            proxy: this.proxy,
+            ca_file: this.ca_file,
+            credentials_file: this.credentials_file,
+            connect_timeout: this.connect_timeout,
+            timeout: this.timeout,
+            retries: this.retries.min(100),
+            retry_timeout: this.retry_timeout,
+            part_bytes: this.part_size.as_u64().clamp(PART_BYTES_MIN, PART_BYTES_MAX),
+            parts_parallel: this.parts_parallel.clamp(1, 16),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_people_write_it() {
+        let store: Store = toml::from_str(
+            "endpoint = \"http://127.0.0.1:9000\"\nallow_http = true\ntimeout = \"30s\"\n\
+             part_size = \"16MiB\"\n",
+        )
+        .unwrap();
+        assert_eq!(store.timeout, Duration::from_secs(30));
+        assert_eq!(store.part_size, ByteSize::mib(16));
+        assert_eq!(store.retries, StoreSettings::default().retries);
+        // A secret here would be read by everyone who reads the configuration.
+        let error = toml::from_str::<Store>("secret_access_key = \"x\"").unwrap_err().to_string();
+        assert!(error.contains("unknown field"), "{error}");
+    }
+}

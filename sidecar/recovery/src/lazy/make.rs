@@ -1,0 +1,283 @@
+//! Making what a host keeps of a mounted point, and removing it.
+//!
+//! It is made in a folder under another name, which is renamed when everything in it is durable: so it is there
+//! as a whole or not at all. First of all that folder gets a *claim*, which says what is made elsewhere: the hold
+//! in the vault, and the overlay if it is to be somewhere else. Whoever was killed finds both again by it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backstay_driver::life::lock_disk;
+use backstay_driver::paths::DiskPaths;
+use backstay_format::superblock::BackingId;
+use backstay_format::{DiskId, DiskName, PointId};
+use backstay_vault::retain::Held;
+use backstay_vault::{Manifest, Vault, VaultError};
+use serde::{Deserialize, Serialize};
+
+use super::LazyError;
+use super::choice::{PointChoice, choose};
+use super::keeper;
+use super::medium::{OverlayFile, overlay_parts, sync_parent};
+use super::mount::MountOptions;
+use super::overlay::{first_header, map_bytes};
+use super::record::{FOLDER, MountedPoint, folder, put};
+
+/// The point's manifest, the overlay, and its map, in the folder.
+pub(super) const MANIFEST: &str = "point.bin";
+pub(super) const OVERLAY: &str = "overlay.data";
+pub(super) const MAP: &str = "overlay.map";
+const CLAIM: &str = "claim.json";
+
+/// The variable with which a test says at which step the process is killed.
+const DIE_AT_STEP: &str = "BACKSTAY_TEST_MOUNT_DIE_AT";
+
+/// Called around every step that lasts. A build with assertions dies here when a test says so.
+fn step() {
+    #[cfg(debug_assertions)]
+    {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static STEPS: AtomicU64 = AtomicU64::new(0);
+        let at = std::env::var(DIE_AT_STEP).ok().and_then(|at| at.parse().ok());
+        if at == Some(STEPS.fetch_add(1, Ordering::SeqCst)) {
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = DIE_AT_STEP;
+}
+
+/// What is made outside of the folder, before it is.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    vault: String,
+    disk: DiskId,
+    hold: String,
+    overlay: Option<PathBuf>,
+}
+
+impl Claim {
+    fn load(unfinished: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(unfinished.join(CLAIM)).ok()?).ok()
+    }
+
+    /// Empties the folder and takes a claim, the one before if it is for the same.
+    fn take(
+        paths: &DiskPaths,
+        vault: &str,
+        disk: DiskId,
+        overlay: Option<PathBuf>,
+    ) -> Result<Self, LazyError> {
+        let unfinished = unfinished(paths);
+        let before = Self::load(&unfinished);
+        before.iter().for_each(Self::remove_overlay);
+        let hold = match before {
+            Some(before) if (before.vault.as_str(), before.disk) == (vault, disk) => before.hold,
+            _ => format!("mount-{}", &PointId::random().to_string()[..13]),
+        };
+        if let Some(path) = overlay.as_ref().filter(|path| path.exists()) {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(LazyError::Io { path: path.clone(), source });
+        }
+        // A removal that was killed in the middle.
+        absent_is_fine(fs::remove_dir_all(folder(paths))).map_err(LazyError::io(folder(paths)))?;
+        let make = || {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&unfinished)?;
+            for entry in fs::read_dir(&unfinished)?.flatten() {
+                if entry.file_name() != CLAIM {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            let claim = Self { vault: vault.into(), disk, hold, overlay };
+            let bytes = serde_json::to_vec_pretty(&claim).map_err(io::Error::other)?;
+            put(&unfinished.join(CLAIM), &bytes, true)?;
+            sync_parent(&unfinished)?;
+            Ok(claim)
+        };
+        make().map_err(LazyError::io(&unfinished))
+    }
+
+    /// Removes the overlay that was made elsewhere; nothing was ever written to it.
+    fn remove_overlay(&self) {
+        let Some(overlay) = &self.overlay else { return };
+        for (part, _) in overlay_parts(overlay, backstay_format::superblock::Geometry::SIZE_MAX) {
+            if fs::metadata(&part).is_ok_and(|meta| meta.is_file() && meta.blocks() == 0)
+                && let Err(e) = fs::remove_file(&part)
+            {
+                tracing::warn!("{}: {e}", part.display());
+            }
+        }
+    }
+}
+
+/// Where it is made.
+fn unfinished(paths: &DiskPaths) -> PathBuf {
+    paths.state.join(format!("{FOLDER}.unfinished"))
+}
+
+/// A point that was not mounted here before: found, held, and its folder made.
+pub(super) fn anew(
+    name: &DiskName,
+    paths: &DiskPaths,
+    options: &MountOptions,
+) -> Result<(MountedPoint, Vault, Option<Held>), LazyError> {
+    let refused = |reason: &str| LazyError::Refused { name: name.clone(), reason: reason.into() };
+    if paths.state.join("super").exists() {
+        return Err(refused(
+            "there is a protected disk of this name on this host; choose another --name",
+        ));
+    }
+    let Some(url) = &options.vault else {
+        return Err(refused("no vault was named: use --vault"));
+    };
+    let vault = Vault::open(url)?;
+    let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
+    let choice = options.point.unwrap_or(PointChoice::Latest);
+    let overlay =
+        options.overlay.as_ref().map(|path| std::path::absolute(path).map_err(LazyError::io(path)));
+    let claim = Claim::take(paths, url, disk.disk, overlay.transpose()?)?;
+    step();
+    // Retention may be faster than the hold; the newest point may then be another one.
+    let mut rounds = 3;
+    let (manifest, held) = loop {
+        let found = choose(&vault, disk.disk, choice)?;
+        let request = keeper::request(&claim.hold, name, found.cycle)?;
+        match keeper::take(&vault, disk.disk, request) {
+            Err(VaultError::Retired(_) | VaultError::NotFound { .. }) if rounds > 0 => rounds -= 1,
+            held => break (found, held?),
+        }
+    };
+    let mut record = MountedPoint {
+        vault: url.clone(),
+        disk: disk.disk,
+        disk_name: disk.name,
+        cycle: manifest.cycle,
+        point: manifest.point,
+        size_bytes: manifest.size,
+        cut_unix_ns: manifest.cut_unix_ns,
+        overlay: claim.overlay.clone(),
+        hold: claim.hold,
+        cache_bytes: options.cache.unwrap_or(MountOptions::CACHE_DEFAULT),
+        overlay_identity: String::new(),
+    };
+    step();
+    make_folder(paths, &mut record, &manifest)?;
+    step();
+    Ok((record, vault, held))
+}
+
+fn make_folder(
+    paths: &DiskPaths,
+    record: &mut MountedPoint,
+    manifest: &Manifest,
+) -> Result<(), LazyError> {
+    let unfinished = unfinished(paths);
+    let path = overlay_path(record, &unfinished);
+    OverlayFile::create(&path, manifest.size).map_err(LazyError::io(&path))?;
+    record.overlay_identity = OverlayFile::open(&path, manifest.size)
+        .map_err(io::Error::other)
+        .and_then(|file| identity(&file))
+        .map_err(LazyError::io(&path))?;
+    step();
+    let path = unfinished.join(MAP);
+    let header = first_header(manifest.disk, manifest.point, manifest.size).encode();
+    let make_map = || -> io::Result<()> {
+        let mut how = OpenOptions::new();
+        let map = how.create_new(true).write(true).mode(0o600).open(&path)?;
+        map.set_len(map_bytes(manifest.size))?;
+        map.write_all_at(&header, 0)?;
+        map.sync_all()
+    };
+    make_map().map_err(LazyError::io(&path))?;
+    step();
+    let path = unfinished.join(MANIFEST);
+    super::record::put(&path, &manifest.encode(), true).map_err(LazyError::io(&path))?;
+    step();
+    record.save(&unfinished)?;
+    step();
+    let renamed = fs::rename(&unfinished, folder(paths)).and_then(|()| {
+        File::open(&paths.state)?.sync_all()?;
+        sync_parent(&paths.state)
+    });
+    renamed.map_err(LazyError::io(folder(paths)))?;
+    // From here on the record says all that the claim does.
+    let _ = fs::remove_file(folder(paths).join(CLAIM));
+    Ok(())
+}
+
+pub(super) fn overlay_path(record: &MountedPoint, folder: &Path) -> PathBuf {
+    record.overlay.clone().unwrap_or_else(|| folder.join(OVERLAY))
+}
+
+pub(super) fn identity(file: &OverlayFile) -> io::Result<String> {
+    let hex = |id: BackingId| id.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(file.identities()?.into_iter().flatten().map(hex).collect())
+}
+
+/// Removes everything that this host has of a mounted point that nobody serves: what was written to it is
+/// gone then. The hold in the vault goes, too, if the vault can be reached; else it ends by itself.
+///
+/// # Errors
+/// If it is served, is no mounted point, or its files cannot be removed; run again, it goes on.
+pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
+    let refused = |reason: String| LazyError::Refused { name: name.clone(), reason };
+    let unfinished = unfinished(paths);
+    if !folder(paths).exists() && !unfinished.exists() && !is_bare(&paths.state) {
+        return Err(refused("it is no mounted point".into()));
+    }
+    let lock = lock_disk(name, &paths.lock_file()).map_err(|e| refused(e.to_string()))?;
+    // A record that is damaged keeps nothing here.
+    if let Ok(Some(record)) = MountedPoint::load(name, paths) {
+        if let Some(overlay) = &record.overlay {
+            for (part, _) in overlay_parts(overlay, record.size_bytes) {
+                absent_is_fine(fs::remove_file(&part)).map_err(LazyError::io(part))?;
+            }
+        }
+        release(&record.vault, record.disk, &record.hold, name);
+    }
+    step();
+    if let Some(claim) = Claim::load(&unfinished) {
+        claim.remove_overlay();
+        release(&claim.vault, claim.disk, &claim.hold, name);
+    }
+    step();
+    // The folder last: as long as it is there, this can be finished.
+    absent_is_fine(fs::remove_dir_all(&paths.runtime)).map_err(LazyError::io(&paths.runtime))?;
+    let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
+        absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
+    }
+    for dir in [&unfinished, &folder(paths), &paths.state] {
+        step();
+        absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Whether a state directory is what is left when nothing else is.
+fn is_bare(state: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(state) else { return false };
+    entries.all(|entry| {
+        entry.is_ok_and(|entry| entry.file_name() == "lock" || entry.file_name() == "driver.log")
+    })
+}
+
+fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Releases a hold, if the vault can be reached; else it ends by itself.
+fn release(url: &str, disk: DiskId, hold: &str, name: &DiskName) {
+    let released = Vault::open(url).and_then(|vault| {
+        vault.release(disk, &keeper::request(hold, name, backstay_format::CycleNo(0))?.name)
+    });
+    if let Err(e) = released {
+        tracing::warn!("the point's hold {hold} ends by itself: {e}");
+    }
+}

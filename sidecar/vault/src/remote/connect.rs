@@ -1,0 +1,209 @@
+//! A client for a vault's object store, made of its URL, the settings and the environment.
+
+use std::path::Path as FsPath;
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::prefix::PrefixStore;
+use object_store::{
+    BackoffConfig, Certificate, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig,
+};
+
+use super::place::Kind;
+use super::refusal::Connector;
+use super::settings::StoreSettings;
+use super::variables::variables;
+use crate::error::VaultError;
+
+/// A client for a bucket, and what all keys in it begin with. Nothing is asked of the store yet.
+pub(crate) fn connect(
+    url: &str,
+    (kind, bucket, prefix): (Kind, &str, &str),
+    settings: &StoreSettings,
+) -> Result<Arc<dyn ObjectStore>, VaultError> {
+    install_tls();
+    let variables = variables(kind, settings.credentials_file.as_deref()).map_err(|e| {
+        let file = settings.credentials_file.as_deref().unwrap_or(FsPath::new("the environment"));
+        wrong(url, format!("{}: {e}", file.display()))
+    })?;
+    check_credentials(url, kind, settings, &variables)?;
+    let http = client_options(url, kind, settings, &variables)?;
+    let store = match kind {
+        Kind::S3 => s3(bucket, settings, &variables, http),
+        Kind::Azure => azure(bucket, settings, &variables, http),
+        Kind::Google => google(bucket, settings, &variables, http),
+    };
+    let store = store.map_err(|e| wrong(url, said(&e)))?;
+    Ok(match prefix {
+        "" => store,
+        prefix => Arc::new(PrefixStore::new(store, prefix)),
+    })
+}
+
+/// Without credentials the library asks the cloud's own machines for some, and goes on asking for minutes
+/// where there are none: at an endpoint of one's own.
+fn check_credentials(
+    url: &str,
+    kind: Kind,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+) -> Result<(), VaultError> {
+    const MARKS: [&str; 8] =
+        ["KEY", "TOKEN", "SAS", "CLIENT", "CREDENTIALS", "IDENTITY", "SKIP", "USE_"];
+    let own_endpoint =
+        settings.endpoint.is_some() || variables.iter().any(|(name, _)| name.ends_with("ENDPOINT"));
+    let some = variables.iter().any(|(name, _)| MARKS.iter().any(|mark| name.contains(mark)));
+    let names = match kind {
+        Kind::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        Kind::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        Kind::Google => return Ok(()),
+    };
+    match own_endpoint && !some {
+        true => Err(wrong(
+            url,
+            format!(
+                "no credentials: set {names} in the environment or in the file that \
+                 store.credentials_file names"
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
+fn wrong(url: &str, reason: String) -> VaultError {
+    VaultError::Url { url: url.into(), reason }
+}
+
+/// An error of the library without the words that say nothing here.
+fn said(error: &object_store::Error) -> String {
+    match error {
+        object_store::Error::Generic { source, .. } => source.to_string(),
+        error => error.to_string(),
+    }
+}
+
+/// Without a choice of its own the HTTP client finds none: the cryptography is that of the rest.
+fn install_tls() {
+    let provider = rustls::crypto::ring::default_provider();
+    // It fails if there is one already, which is as good.
+    let _ = provider.install_default();
+}
+
+fn retries(settings: &StoreSettings) -> RetryConfig {
+    RetryConfig {
+        // Doubles with jitter up to fifteen seconds.
+        backoff: BackoffConfig::default(),
+        max_retries: settings.retries,
+        retry_timeout: settings.retry_timeout,
+    }
+}
+
+/// Where a setting and a variable say different things, the setting counts.
+fn client_options(
+    url: &str,
+    kind: Kind,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+) -> Result<ClientOptions, VaultError> {
+    let mut options = ClientOptions::new()
+        .with_connect_timeout(settings.connect_timeout)
+        .with_timeout(settings.timeout);
+    for (name, value) in variables {
+        let name = name[kind.variables_begin_with().len()..].to_ascii_lowercase();
+        if let Ok(key) = name.parse::<ClientConfigKey>() {
+            options = options.with_config(key, value);
+        }
+    }
+    if let Some(allow) = settings.allow_http {
+        options = options.with_allow_http(allow);
+    }
+    if let Some(proxy) = &settings.proxy {
+        options = options.with_proxy_url(proxy);
+    }
+    if let Some(file) = &settings.ca_file {
+        let pem = std::fs::read(file)
+            .map_err(|e| wrong(url, format!("store.ca_file {}: {e}", file.display())))?;
+        let certificates = Certificate::from_pem_bundle(&pem)
+            .map_err(|e| wrong(url, format!("store.ca_file {}: {}", file.display(), said(&e))))?;
+        for certificate in certificates {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
+
+type Made = object_store::Result<Arc<dyn ObjectStore>>;
+
+fn s3(
+    bucket: &str,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+    http: ClientOptions,
+) -> Made {
+    let mut builder = AmazonS3Builder::new();
+    for (name, value) in variables {
+        if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(region) = &settings.region {
+        builder = builder.with_region(region);
+    }
+    let builder = builder
+        .with_bucket_name(bucket)
+        .with_client_options(http)
+        .with_retry(retries(settings))
+        .with_http_connector(Connector);
+    Ok(Arc::new(builder.build()?))
+}
+
+fn azure(
+    container: &str,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+    http: ClientOptions,
+) -> Made {
+    let mut builder = MicrosoftAzureBuilder::new();
+    for (name, value) in variables {
+        if let Ok(key) = name.to_ascii_lowercase().parse::<AzureConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    let builder = builder
+        .with_container_name(container)
+        .with_client_options(http)
+        .with_retry(retries(settings))
+        .with_http_connector(Connector);
+    Ok(Arc::new(builder.build()?))
+}
+
+fn google(
+    bucket: &str,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+    http: ClientOptions,
+) -> Made {
+    let mut builder = GoogleCloudStorageBuilder::new();
+    for (name, value) in variables {
+        if let Ok(key) = name.to_ascii_lowercase().parse::<GoogleConfigKey>() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
+    }
+    let builder = builder
+        .with_bucket_name(bucket)
+        .with_client_options(http)
+        .with_retry(retries(settings))
+        .with_http_connector(Connector);
+    Ok(Arc::new(builder.build()?))
+}

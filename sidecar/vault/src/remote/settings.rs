@@ -1,0 +1,75 @@
+//! What the configuration says of object stores.
+//!
+//! A program says it once, before it opens its first vault, and again when its configuration changes: so
+//! a vault's URL is all that has to be passed on. Vaults that are open keep what they were opened with.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// Least bytes in a part of an upload: S3 takes no smaller ones.
+pub const PART_BYTES_MIN: u64 = 5 << 20;
+/// Most bytes in a part of an upload.
+pub const PART_BYTES_MAX: u64 = 256 << 20;
+
+/// How object stores are reached. What is not said here comes from the stores' usual environment
+/// variables (`AWS_…`, `AZURE_…`, `GOOGLE_…`) or is the client library's default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// Where the store answers, if it is not where its kind usually does.
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    pub region: Option<String>,
+    /// Whether plain `http://` is allowed.
+    pub allow_http: Option<bool>,
+    /// An HTTP proxy to go through.
+    pub proxy: Option<String>,
+    /// Certificates (PEM) to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A file of environment variables that hold secrets; nobody else may be able to read it.
+    pub credentials_file: Option<PathBuf>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long a request may take, with its body.
+    pub timeout: Duration,
+    /// How often a request is tried again.
+    pub retries: usize,
+    /// How long after its first try a request is still tried again.
+    pub retry_timeout: Duration,
+    /// Bytes in a part of an upload.
+    pub part_bytes: u64,
+    /// Parts of one segment that are under way at a time.
+    pub parts_parallel: usize,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            allow_http: None,
+            proxy: None,
+            ca_file: None,
+            credentials_file: None,
+            connect_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(120),
+            retries: 10,
+            retry_timeout: Duration::from_secs(180),
+            part_bytes: 8 << 20,
+            parts_parallel: 2,
+        }
+    }
+}
+
+static SETTINGS: RwLock<Option<Arc<StoreSettings>>> = RwLock::new(None);
+
+/// Has vaults that are opened from now on be reached as these settings say.
+pub fn configure(settings: StoreSettings) {
+    *SETTINGS.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(settings));
+}
+
+/// The settings that hold.
+pub(crate) fn settings() -> Arc<StoreSettings> {
+    let set = SETTINGS.read().unwrap_or_else(PoisonError::into_inner).clone();
+    set.unwrap_or_default()
+}

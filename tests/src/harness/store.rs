@@ -1,0 +1,125 @@
+//! Object stores that answer on this machine: real servers, started by `scripts/store`.
+//!
+//! Each caller has a prefix of its own in the bucket. A server ends when it is dropped, and in any case
+//! soon after the test process.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::host::Host;
+use super::proxy::Proxy;
+
+/// Kinds of stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Ceph's gateway.
+    S3,
+    /// Azurite.
+    Azure,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Azure => "azurite",
+        }
+    }
+}
+
+static PREFIXES: AtomicU32 = AtomicU32::new(0);
+
+/// A server; ended, with what it holds, when it is dropped.
+pub struct Store {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it answers, on 127.0.0.1.
+    pub port: u16,
+    dir: PathBuf,
+    variables: Vec<(String, String)>,
+}
+
+impl Store {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// If it is not installed (`scripts/setup stores`) or does not come up.
+    pub fn start(kind: Kind) -> Self {
+        let port = free_ports();
+        let dir = format!("/var/tmp/backstay-test-{}-{port}", kind.name());
+        let mut store = Self { kind, port, dir: dir.into(), variables: vec![] };
+        store.variables = store.bring_back();
+        store
+    }
+
+    /// Kills what answers, as a crash would; [`Self::bring_back`] starts it again with what it held.
+    pub fn kill(&self) {
+        self.script("kill");
+    }
+
+    /// Starts what was killed.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn bring_back(&self) -> Vec<(String, String)> {
+        let said = self.script("start");
+        let pairs = said.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        pairs.map(|(name, value)| (name.into(), value.trim_matches('\'').into())).collect()
+    }
+
+    fn script(&self, verb: &str) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/store");
+        let mut command = Command::new(&script);
+        command.args([self.kind.name(), verb, "--port", &self.port.to_string(), "--dir"]);
+        command.arg(&self.dir).args(["--until", &std::process::id().to_string()]);
+        command.stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
+        assert!(output.status.success(), "{command:?}: {}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The URL of a vault of its own for each caller.
+    pub fn url(&self) -> String {
+        let (_, bucket) = self.variables.iter().find(|(name, _)| name == "STORE_URL").unwrap();
+        format!("{bucket}/vault-{}", PREFIXES.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The variables that reach it.
+    pub fn variables(&self) -> &[(String, String)] {
+        &self.variables
+    }
+
+    /// The variables that reach it through a proxy in front of it.
+    pub fn variables_through(&self, proxy: &Proxy) -> Vec<(String, String)> {
+        let (from, to) = (format!(":{}", self.port), format!(":{}", proxy.port()));
+        let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT") {
+            true => (name.clone(), value.replace(&from, &to)),
+            false => (name.clone(), value.clone()),
+        };
+        self.variables.iter().map(replaced).collect()
+    }
+
+    /// Has the vault of a host be in it, reached directly.
+    pub fn serve(&self, host: &Host) {
+        host.ship_to(&self.url(), &self.variables);
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.script("stop");
+    }
+}
+
+/// A free port whose next one is free, too.
+fn free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The same life of a disk on every kind of store, against real servers: Ceph's S3 gateway and Azurite.
+//!
+//! Needs root, /dev/fuse and what `scripts/setup stores` installs.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use backstay_tests::harness::command::said;
+use backstay_tests::harness::host::hash;
+use backstay_tests::harness::proxy::{Fault, Proxy};
+use backstay_tests::harness::service::{Service, wait_for, write_config};
+use backstay_tests::harness::store::{Kind, Store};
+use backstay_tests::harness::{Disk, Host};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 24 * MIB;
+/// Segments of several parts.
+const SMALL: &str = "interval = \"1d\"\n[ship]\nsegment_size = \"11MiB\"\n";
+const PARTS: &str = "[store]\npart_size = \"5MiB\"\n";
+const BOTH: [Kind; 2] = [Kind::S3, Kind::Azure];
+
+/// The server of a kind that all tests share; it ends with this process.
+fn server(kind: Kind) -> &'static Store {
+    static RUNNING: [OnceLock<Store>; 2] = [const { OnceLock::new() }; 2];
+    RUNNING[usize::from(kind == Kind::Azure)].get_or_init(|| Store::start(kind))
+}
+
+fn noise(path: &Path, at: u64, len: u64, seed: u64) {
+    let mut bytes = vec![0; len as usize];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&bytes, at).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// A host whose vault is in a store, and a disk of it that is served.
+fn disk_in(test: &str, store: &Store, settings: &str) -> (Arc<Host>, Disk) {
+    let host = Host::new(test);
+    store.serve(&host);
+    write_config(&host, &format!("{SMALL}{settings}"));
+    let disk = host.disk("db", SIZE);
+    noise(&disk.backing, 0, 14 * MIB, 1);
+    disk.mount(&[]);
+    (host, disk)
+}
+
+/// From the first copy to a restore on another host.
+fn life(host: &Arc<Host>, disk: &Disk, variables: &[(String, String)]) {
+    let served = disk.served();
+    disk.cycle();
+    let mut hashes = vec![hash(&served)];
+    for n in 2..=4 {
+        noise(&served, n * 3 * MIB + 4096 * n, MIB, n);
+        disk.cycle();
+        hashes.push(hash(&served));
+    }
+    // Rules, a pin, merging and collecting.
+    host.backstay(&["pin", "db", "2", "--name", "before"]);
+    host.backstay(&["prune", "db", "--keep", "last 1"]);
+    let cycles: Vec<u64> = disk.points().iter().map(|point| point.cycle).collect();
+    assert_eq!(cycles, [2, 4]);
+    // A comparison by checksums, after the backing was changed behind our back.
+    host.backstay(&["umount", "db"]);
+    noise(&disk.backing, 20 * MIB, 4096, 9);
+    disk.mount(&[]);
+    host.backstay(&["resync", "db", "--now"]);
+    assert_eq!(host.json(&["points", "db"])[2]["kind"], "resync");
+    host.backstay(&["unpin", "db", "before"]);
+    host.backstay(&["prune", "db", "--keep", "last 2"]);
+    host.backstay(&["verify", "db"]);
+    // Another host has nothing but the URL and the credentials.
+    let other = Host::new("stores-other");
+    other.ship_to(&host.vault(), variables);
+    write_config(&other, "");
+    for (cycle, expected) in [(4, hashes.pop().unwrap()), (5, hash(&disk.served()))] {
+        let to = other.path("restored.img");
+        let (to, point) = (to.to_str().unwrap(), cycle.to_string());
+        other.backstay(&["restore", "db", "--point", &point, "--to", to, "--force"]);
+        assert_eq!(hash(Path::new(to)), expected, "point {cycle}");
+    }
+    let gone = other.try_backstay(&["restore", "db", "--point", "2", "--to", "/dev/null"]);
+    assert!(said(&gone).contains("no recovery point 2"), "{}", said(&gone));
+}
+
+#[test]
+fn a_life_in_a_directory() {
+    let host = Host::new("stores-file");
+    write_config(&host, &format!("{SMALL}{PARTS}"));
+    let disk = host.disk("db", SIZE);
+    noise(&disk.backing, 0, 14 * MIB, 1);
+    disk.mount(&[]);
+    life(&host, &disk, &[]);
+}
+
+#[test]
+fn a_life_on_s3() {
+    let store = server(Kind::S3);
+    let (host, disk) = disk_in("stores-s3", store, PARTS);
+    life(&host, &disk, store.variables());
+}
+
+#[test]
+fn a_life_on_azure() {
+    let store = server(Kind::Azure);
+    let (host, disk) = disk_in("stores-azure", store, PARTS);
+    life(&host, &disk, store.variables());
+}
+
+/// Each put that only one writer can win is done and its answer lost; every third part of a segment arrives
+/// by half; one answer in thirteen is a server error. Nothing of that costs a cycle or shows in a point.
+#[test]
+fn a_life_on_a_bad_day() {
+    for kind in BOTH {
+        let store = server(kind);
+        let proxy = Proxy::start(store.port);
+        let (puts, parts) = (AtomicU64::new(0), AtomicU64::new(0));
+        proxy.choose(move |request| match request {
+            // The first of each pair: the library sends it again, and it finds itself.
+            _ if request.only_if_absent
+                && puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) =>
+            {
+                Fault::LoseAnswer
+            }
+            _ if request.is_part() && parts.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) => {
+                Fault::Tear
+            }
+            _ if request.number.is_multiple_of(13) => Fault::Answer(503),
+            _ => Fault::Pass,
+        });
+        let host = Host::new("stores-bad-day");
+        let variables = store.variables_through(&proxy);
+        host.ship_to(&store.url(), &variables);
+        write_config(&host, &format!("{SMALL}{PARTS}"));
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 14 * MIB, 1);
+        disk.mount(&[]);
+        life(&host, &disk, &variables);
+        assert!(proxy.faults() > 20, "{} faults", proxy.faults());
+    }
+}
+
+/// Killed in the middle of an upload and started again: the cycle ends well, by trying again or by the next.
+#[test]
+fn a_server_that_is_killed_in_the_middle() {
+    for kind in BOTH {
+        // Its own, so that others do not notice.
+        let store = Store::start(kind);
+        let proxy = Proxy::start(store.port);
+        let (in_the_middle, reached) = std::sync::mpsc::channel();
+        let parts = AtomicU64::new(0);
+        proxy.choose(move |request| {
+            if request.is_part() && parts.fetch_add(1, Ordering::Relaxed) == 2 {
+                in_the_middle.send(()).unwrap();
+            }
+            Fault::Pass
+        });
+        let host = Host::new("stores-killed");
+        host.ship_to(&store.url(), &store.variables_through(&proxy));
+        write_config(&host, &format!("{SMALL}{PARTS}[throttle]\nlimit = \"20MB/s\"\n"));
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 20 * MIB, 1);
+        let served = disk.mount(&[]);
+        let mut cycle = host.start(&["cycle", "db"]);
+        reached.recv().unwrap();
+        store.kill();
+        // I4: the guest notices nothing.
+        noise(&served, 22 * MIB, MIB, 2);
+        store.bring_back();
+        if !cycle.wait().unwrap().success() {
+            assert_ne!(disk.status()["health"]["level"], "critical", "{kind:?}");
+        }
+        disk.cycle();
+        let newest = disk.points().pop().unwrap().cycle;
+        assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served), "{kind:?}");
+        host.backstay(&["verify", "db"]);
+    }
+}
+
+/// Storms and stalls that outlast all patience cost the cycle and nothing else, and are tried again by
+/// themselves (R-22).
+#[test]
+fn storms_and_stalls_pass() {
+    for kind in BOTH {
+        let store = server(kind);
+        let proxy = Proxy::start(store.port);
+        let host = Host::new("stores-storm");
+        host.ship_to(&store.url(), &store.variables_through(&proxy));
+        write_config(&host, &format!("{SMALL}{PARTS}"));
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 14 * MIB, 1);
+        let served = disk.mount(&[]);
+        disk.cycle();
+        let points = disk.points().len();
+        let impatient = "[store]\npart_size = \"5MiB\"\ntimeout = \"1s\"\nretries = 1\n";
+        write_config(&host, &format!("{SMALL}{impatient}"));
+        let faults = [Fault::Answer(500), Fault::Answer(503), Fault::Answer(429), Fault::Close];
+        for (n, fault) in faults.into_iter().chain([Fault::Stall]).enumerate() {
+            // The vault is found; what is put then meets the storm.
+            proxy.choose(move |request| match &request.method[..] {
+                "PUT" => fault,
+                _ => Fault::Pass,
+            });
+            noise(&served, 16 * MIB, MIB, n as u64);
+            let failed = host.try_backstay(&["cycle", "db"]);
+            let (text, health) = (said(&failed), disk.status()["health"].clone());
+            assert_eq!(failed.status.code(), Some(1), "{kind:?} {fault:?}: {text}");
+            assert_eq!(health["level"], "warning", "{kind:?} {fault:?}: {health} {text}");
+            assert_eq!(disk.points().len(), points);
+        }
+        proxy.choose(|_| Fault::Pass);
+        proxy.release();
+        write_config(&host, &format!("{SMALL}{PARTS}"));
+        disk.cycle();
+        let newest = disk.points().pop().unwrap().cycle;
+        assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served));
+        host.backstay(&["prune", "db"]);
+        host.backstay(&["verify", "db"]);
+    }
+}
+
+/// The service ships again by itself when a store that was gone is back.
+#[test]
+fn the_service_goes_on_when_the_store_is_back() {
+    let store = server(Kind::S3);
+    let proxy = Proxy::start(store.port);
+    let host = Host::new("stores-service");
+    host.ship_to(&store.url(), &store.variables_through(&proxy));
+    write_config(&host, "interval = \"1s\"\nretry = [\"1s\"]\n[store]\nretries = 1\n");
+    let disk = host.disk("db", SIZE);
+    let served = disk.mount(&[]);
+    let service = Service::start(&host);
+    wait_for("the first point", || !disk.points().is_empty());
+    proxy.choose(|_| Fault::Close);
+    noise(&served, 0, MIB, 1);
+    wait_for("a warning", || disk.status()["health"]["level"] == "warning");
+    let before = disk.status()["health"]["since_unix_ns"].clone();
+    assert!(before.is_u64(), "{}", disk.status()["health"]);
+    proxy.choose(|_| Fault::Pass);
+    let points = disk.points().len();
+    wait_for("the next points", || disk.points().len() > points);
+    drop(service);
+    disk.cycle();
+    let newest = disk.points().pop().unwrap().cycle;
+    assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served));
+}
+
+/// I5: a store that does not keep puts apart is refused, before anything is begun in it.
+#[test]
+fn a_store_without_conditional_puts_is_refused() {
+    for kind in BOTH {
+        let store = server(kind);
+        let proxy = Proxy::start(store.port);
+        proxy.choose(|_| Fault::DenyConditions);
+        let host = Host::new("stores-unfit");
+        host.ship_to(&store.url(), &store.variables_through(&proxy));
+        let disk = host.disk("db", SIZE);
+        let backing = disk.backing.to_str().unwrap();
+        let refused = host.try_backstay(&["protect", backing, "--name", "db"]);
+        let text = said(&refused);
+        assert!(text.contains("no place for a vault") && text.contains("If-None-Match"), "{text}");
+        assert!(text.contains("Nothing was changed"), "{text}");
+        // Switched off by the library's own setting.
+        if kind == Kind::S3 {
+            let mut variables = store.variables().to_vec();
+            variables.push(("AWS_CONDITIONAL_PUT".into(), "disabled".into()));
+            host.ship_to(&store.url(), &variables);
+            let text = said(&host.try_backstay(&["protect", backing, "--name", "db"]));
+            assert!(text.contains("no place for a vault"), "{text}");
+        }
+        // Nothing is left of the attempt.
+        host.ship_to(&store.url(), store.variables());
+        host.backstay(&["protect", backing, "--name", "db", "--check"]);
+    }
+}
+
+/// What only a person can mend says so, at once, and gives away no secret.
+#[test]
+fn mistakes_are_explained_and_secrets_kept() {
+    const SECRET: &str = "aHVudGVyMmh1bnRlcjJodW50ZXIy";
+    for kind in BOTH {
+        let store = server(kind);
+        let host = Host::new("stores-mistakes");
+        let url = store.url();
+        let disk = host.disk("db", SIZE);
+        let backing = disk.backing.to_str().unwrap();
+        let tried = |url: &str, variables: &[(String, String)]| {
+            host.ship_to(url, variables);
+            let args = ["-vv", "protect", backing, "--name", "db", "--vault", url, "--check"];
+            let output = host.try_backstay(&args);
+            assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+            let text = said(&output);
+            assert!(!text.contains(SECRET) && !text.contains("for-tests-only"), "{text}");
+            text
+        };
+        let wrong_key: Vec<(String, String)> = store
+            .variables()
+            .iter()
+            .map(|(name, value)| match name.contains("SECRET") || name.ends_with("ACCOUNT_KEY") {
+                true => (name.clone(), SECRET.into()),
+                false => (name.clone(), value.clone()),
+            })
+            .collect();
+        let text = tried(&url, &wrong_key);
+        assert!(text.contains("permission denied"), "{text}");
+        let no_bucket = url.replace("//vault/", "//no-such-bucket/");
+        let text = tried(&no_bucket, store.variables());
+        assert!(text.contains("no such bucket or container"), "{text}");
+        let no_key: Vec<(String, String)> =
+            wrong_key.iter().filter(|(name, _)| !name.contains("KEY")).cloned().collect();
+        let text = tried(&url, &no_key);
+        assert!(text.contains("no credentials"), "{text}");
+        let text = tried(&url.replace("//", &format!("//me:{SECRET}@")), store.variables());
+        assert!(text.contains("no credentials or parameters in a vault's URL"), "{text}");
+    }
+}
+
+/// A service has its secrets in a file that nobody else can read, and the rest in the configuration.
+#[test]
+fn secrets_come_from_a_private_file() {
+    let store = server(Kind::S3);
+    let host = Host::new("stores-file-of-secrets");
+    let url = store.url();
+    let of = |wanted: &str| {
+        store.variables().iter().find(|(name, _)| name == wanted).map(|(_, value)| value).unwrap()
+    };
+    host.ship_to(&url, &[]);
+    let secrets = host.path("credentials");
+    let mut file = fs::File::create(&secrets).unwrap();
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        writeln!(file, "{name}={}", of(name)).unwrap();
+    }
+    let mode = |mode| fs::set_permissions(&secrets, fs::Permissions::from_mode(mode)).unwrap();
+    let settings = format!(
+        "[store]\nendpoint = \"{}\"\nallow_http = true\nregion = \"us-east-1\"\n\
+         credentials_file = \"{}\"\n",
+        of("AWS_ENDPOINT"),
+        secrets.display()
+    );
+    write_config(&host, &settings);
+    let disk = host.disk("db", SIZE);
+    disk.mount(&[]);
+    mode(0o644);
+    let refused = host.try_backstay(&["cycle", "db"]);
+    assert!(said(&refused).contains("chmod 600"), "{}", said(&refused));
+    mode(0o600);
+    disk.cycle();
+    assert_eq!(disk.points().len(), 1);
+}
+
+/// Only outbound, through an HTTP proxy.
+#[test]
+fn through_an_http_proxy() {
+    let store = server(Kind::S3);
+    let proxy = Proxy::start(store.port);
+    let strays = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&strays);
+    proxy.choose(move |request| {
+        if !request.as_proxy {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Fault::Pass
+    });
+    let proxied = format!("{PARTS}proxy = \"http://127.0.0.1:{}\"\n", proxy.port());
+    let (_host, disk) = disk_in("stores-proxy", store, &proxied);
+    disk.cycle();
+    assert_eq!(hash(&disk.restore(1, "restored.img")), hash(&disk.served()));
+    assert!(proxy.seen() > 5 && strays.load(Ordering::Relaxed) == 0, "{}", proxy.seen());
+}

@@ -1,0 +1,74 @@
+//! `backstay doctor`: what this host has and lacks.
+
+use anyhow::bail;
+use backstay_format::DiskName;
+use backstay_sidecar::Config;
+use backstay_sidecar::config::{ConfigError, PATH_DEFAULT};
+use backstay_sidecar::doctor::{self, Finding, HOST};
+use backstay_sidecar::prerequisites::Verdict;
+use clap::Args;
+
+use crate::context::{Context, Globals};
+
+/// Check this host: kernel, rights, memory, services, vaults, and every disk
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay doctor                 everything
+  backstay doctor db              the host, and of the disks this one
+  backstay --json doctor | jq '.[] | select(.verdict != \"ok\")'
+
+Nothing is changed; to a vault that is there, a small object is written, read back and deleted. Each finding
+says what to do. The exit code is 1 if anything FAILED; warnings do not count.")]
+pub struct Doctor {
+    /// Only these disks
+    names: Vec<DiskName>,
+}
+
+impl Doctor {
+    pub fn run(self, globals: Globals) -> anyhow::Result<()> {
+        let read = Config::load(globals.config.as_deref());
+        let mut findings = vec![configuration(&globals, read.as_ref().err())];
+        let context = Context::with(globals, read.unwrap_or_default());
+        let names = if self.names.is_empty() { context.disks() } else { self.names };
+        findings.extend(doctor::host(&context.roots, &names));
+        findings.extend(doctor::vaults(&context.roots, &context.config, &names));
+        for name in &names {
+            findings.extend(doctor::disk(&context.roots, &context.config, name));
+        }
+        if context.globals.json {
+            context.print_json(&findings)?;
+        } else {
+            let shown =
+                |finding: &&Finding| !context.globals.quiet || finding.verdict != Verdict::Ok;
+            findings.iter().filter(shown).for_each(print);
+        }
+        let failed = findings.iter().filter(|f| f.verdict == Verdict::Failed).count();
+        if failed > 0 {
+            bail!("{failed} of {} findings are failures", findings.len());
+        }
+        Ok(())
+    }
+}
+
+fn configuration(globals: &Globals, error: Option<&ConfigError>) -> Finding {
+    let path = globals.config.clone().unwrap_or_else(|| PATH_DEFAULT.into());
+    let (verdict, found) = match error {
+        Some(e) => (Verdict::Failed, format!("{e}; what follows is of a host without one")),
+        None if path.exists() => (Verdict::Ok, path.display().to_string()),
+        None => (
+            Verdict::Ok,
+            format!("there is no {}: all settings have their defaults", path.display()),
+        ),
+    };
+    Finding { of: HOST.into(), what: "configuration", verdict, found }
+}
+
+fn print(finding: &Finding) {
+    let verdict = match finding.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Failed => "FAILED",
+    };
+    println!("{verdict:8} {:12} {:18} {}", finding.of, finding.what, finding.found);
+}
