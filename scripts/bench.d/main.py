@@ -8,11 +8,12 @@ from pathlib import Path
 import common
 import fleet
 import guest
+import recover
 import resync
 import ship
 
 COMPARISONS = {"guest": guest.compare, "ship": ship.compare, "resync": resync.compare,
-               "fleet": fleet.compare}
+               "fleet": fleet.compare, "recover": recover.compare}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
 
 

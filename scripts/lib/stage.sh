@@ -7,7 +7,8 @@ stage() {
     rm -rf "$dir"
     mkdir -p "$dir"/{bin,sbin,man1,man8,completions}
     install -m 755 "$program" "$dir/bin/backstay"
-    strip --strip-debug "$dir/bin/backstay"
+    # Only smaller; a machine that just installs may not have it.
+    ! have strip || strip --strip-debug "$dir/bin/backstay"
     ln -s ../bin/backstay "$dir/sbin/mount.backstay"
     ln -s ../bin/backstay "$dir/sbin/umount.backstay"
     "$program" man "$dir/man1"

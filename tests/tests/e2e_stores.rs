@@ -49,7 +49,7 @@ fn disk_in(test: &str, store: &Store, settings: &str) -> (Arc<Host>, Disk) {
     (host, disk)
 }
 
-/// From the first copy to a restore on another host.
+/// From the first copy to restore, mount and failover on another host.
 fn life(host: &Arc<Host>, disk: &Disk, variables: &[(String, String)]) {
     let served = disk.served();
     disk.cycle();
@@ -74,9 +74,7 @@ fn life(host: &Arc<Host>, disk: &Disk, variables: &[(String, String)]) {
     host.backstay(&["prune", "db", "--keep", "last 2"]);
     host.backstay(&["verify", "db"]);
     // Another host has nothing but the URL and the credentials.
-    let other = Host::new("stores-other");
-    other.ship_to(&host.vault(), variables);
-    write_config(&other, "");
+    let other = another(&host.vault(), variables);
     for (cycle, expected) in [(4, hashes.pop().unwrap()), (5, hash(&disk.served()))] {
         let to = other.path("restored.img");
         let (to, point) = (to.to_str().unwrap(), cycle.to_string());
@@ -85,6 +83,44 @@ fn life(host: &Arc<Host>, disk: &Disk, variables: &[(String, String)]) {
     }
     let gone = other.try_backstay(&["restore", "db", "--point", "2", "--to", "/dev/null"]);
     assert!(said(&gone).contains("no recovery point 2"), "{}", said(&gone));
+    mount(&another(&host.vault(), variables), &hash(&disk.served()));
+    fail_over(disk, &other);
+}
+
+/// Another host, with nothing but a vault's URL and the credentials.
+fn another(vault: &str, variables: &[(String, String)]) -> Arc<Host> {
+    let other = Host::new("stores-other");
+    other.ship_to(vault, variables);
+    write_config(&other, "");
+    other
+}
+
+/// A point is mounted and read as a disk.
+fn mount(host: &Arc<Host>, expected: &str) {
+    // For its clean-up.
+    host.disk("tried", SIZE);
+    let of = ["--disk", "db", "--name", "tried", "--point", "5"];
+    let file = host.backstay(&[&["mount", "--vault", &host.vault()], &of[..]].concat());
+    assert_eq!(hash(Path::new(file.trim())), expected, "mounted");
+    host.backstay(&["umount", "tried"]);
+}
+
+/// Another host takes the disk over; the old source is shut out (I5).
+fn fail_over(source: &Disk, other: &Arc<Host>) {
+    let was = hash(&source.served());
+    let target = other.disk("db", SIZE);
+    other.backstay(&["failover", "unplanned", "db"]);
+    assert_eq!(hash(&target.served()), was, "failed over");
+    noise(&target.served(), 9 * MIB, MIB, 21);
+    other.backstay(&["failover", "commit", "db"]);
+    other.backstay(&["cycle", "db"]);
+    let newest = target.points().pop().unwrap().cycle;
+    assert!(newest > 5);
+    assert_eq!(hash(&target.restore(newest, "after.img")), hash(&target.served()));
+    noise(&source.served(), 9 * MIB, MIB, 22);
+    let fenced = source.host.try_backstay(&["cycle", "db"]);
+    assert!(said(&fenced).contains("is over"), "{}", said(&fenced));
+    assert_eq!(target.points().pop().unwrap().cycle, newest, "the old source committed");
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl Store {
             credentials_file: this.credentials_file,
             connect_timeout: this.connect_timeout,
             timeout: this.timeout,
-            retries: this.retries.min(100),
+            retries: this.retries.min(1000),
             retry_timeout: this.retry_timeout,
             part_bytes: this.part_size.as_u64().clamp(PART_BYTES_MIN, PART_BYTES_MAX),
             parts_parallel: this.parts_parallel.clamp(1, 16),

@@ -14,3 +14,4 @@ pub mod lazy;
 pub mod plan;
 pub mod replica;
 mod run;
+mod soon;

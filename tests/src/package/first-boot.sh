@@ -34,6 +34,16 @@ now 'backstay --json points db | grep -q \"application'
 backstay verify db
 backstay doctor db
 
+# An upgrade takes the new sidecar and leaves the driver alone; the doctor says so.
+driver=$(systemctl show --property MainPID --value backstay-disk@db)
+sidecar=$(systemctl show --property MainPID --value backstay-sidecar)
+dpkg --force-unsafe-io --install /root/backstay.deb
+[ "$(systemctl show --property MainPID --value backstay-disk@db)" = "$driver" ]
+[ "$(systemctl show --property MainPID --value backstay-sidecar)" != "$sidecar" ]
+systemctl is-active backstay-sidecar
+cat /mnt/db/one
+backstay doctor db | grep -q '^warning  db .*program that was replaced'
+
 # Killed, it comes back, and nobody noticed.
 systemctl kill --signal=KILL backstay-sidecar
 echo two >/mnt/db/two

@@ -8,25 +8,30 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backstay_driver::control::ControlClient;
+use backstay_driver::life::lock_disk;
 use backstay_driver::paths::Roots;
 use backstay_format::control::Request;
 use backstay_format::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
 use backstay_vault::{DrillRecord, Vault, VaultError};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use super::{Check, DrillError, try_disk};
 use crate::lazy::{self, LazyError, MountOptions, PointChoice};
 use crate::run::tool;
+use crate::soon::lock_soon;
 
 /// Blocks that a drill keeps of what it fetched.
 const CACHE: ByteLen = ByteLen(256 << 20);
 /// How long taking down may take, each step of it.
 const DOWN_MAX: Duration = Duration::from_secs(60);
+/// How often, a tenth of a second each, a mount that is starting is waited for.
+const STARTING_TRIES: u32 = 300;
 
 /// A drill.
 pub struct Drill<'a> {
@@ -150,8 +155,8 @@ impl<'a> Place<'a> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(state.join(format!("{name}.lock"))).map_err(DrillError::Io)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| DrillError::Busy(name.clone()))?;
+        let lock = lock_soon(lock).map_err(DrillError::Io)?;
+        let lock = lock.ok_or_else(|| DrillError::Busy(name.clone()))?;
         let work = runtime.join(format!("{name}.work"));
         Ok(Self { roots: Roots { state, runtime }, name, work, _lock: lock })
     }
@@ -167,10 +172,17 @@ impl<'a> Place<'a> {
         for device in loops_below(&paths.runtime)? {
             tool("losetup", &["-d", &device], DOWN_MAX, &never).map_err(io)?;
         }
-        if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
-            let asked = driver.ask(&Request::Stop);
-            asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
-            driver.wait_until_gone();
+        for _ in 0..STARTING_TRIES {
+            if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
+                let asked = driver.ask(&Request::Stop);
+                asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
+                driver.wait_until_gone();
+            }
+            // A mount that a killed drill began may just be starting.
+            if !paths.lock_file().exists() || lock_disk(self.name, &paths.lock_file()).is_ok() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
         }
         // A driver that was killed leaves its mount.
         for at in mounts_below(&paths.runtime).map_err(io)? {

@@ -10,10 +10,11 @@ use backstay_format::{ByteLen, ByteOffset};
 use backstay_vault::read::ordered::{InOrder, in_order};
 use backstay_vault::read::{FileTarget, Progress, RestoreTarget, restore};
 use backstay_vault::{Manifest, Vault};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use super::qemu::{self, Served};
 use super::{Format, ImageError};
+use crate::soon::lock_soon;
 
 /// Writes a point to a new image. It is made beside its place and gets its name when it is whole and
 /// durable: killed, or failing, an export leaves no image that could be mistaken for one.
@@ -139,7 +140,9 @@ impl Part {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(ImageError::io(format!("making {}", path.display())))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        let lock =
+            lock_soon(file).map_err(ImageError::io(format!("locking {}", path.display())))?;
+        let lock = lock.ok_or_else(|| {
             ImageError::Refused(format!("{} is being written by another export", path.display()))
         })?;
         Ok(Self { path, _lock: lock, finished: false })

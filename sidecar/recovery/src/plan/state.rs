@@ -9,15 +9,18 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use backstay_format::{CycleNo, DiskName, PointId};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::parse::Kind;
+use crate::soon::lock_soon;
 
 const FORMAT: &str = "backstay-plan-run";
 const VERSION: u32 = 1;
 /// Longest file of a run.
 const RUN_BYTES_MAX: u64 = 16 << 20;
+/// How often, a second each, it is tried whether the commands of a killed run are done.
+const HELPERS_TRIES: u32 = 120;
 /// Reports that are kept.
 const REPORTS_KEPT: usize = 100;
 
@@ -223,11 +226,7 @@ impl RunFolder {
             .write(true)
             .mode(0o600)
             .open(dir.join("lock"))?;
-        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self { dir, _lock: lock })),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, e)) => Err(e.into()),
-        }
+        Ok(lock_soon(lock)?.map(|lock| Self { dir, _lock: lock }))
     }
 
     /// The last run of a plan, whoever is at it.
@@ -303,6 +302,27 @@ impl RunFolder {
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    /// Held, shared, by commands that work for a run: they outlive it if it is killed.
+    #[must_use]
+    pub fn helpers_path(&self) -> PathBuf {
+        self.dir.join("helpers")
+    }
+
+    /// Waits until commands that a killed run has left are done; false if they are not in time.
+    ///
+    /// # Errors
+    /// If it cannot be looked.
+    pub fn helpers_are_done(&self) -> io::Result<bool> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        for _ in 0..HELPERS_TRIES {
+            if lock_soon(options.open(self.helpers_path())?)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where the run's file is, for scripts.

@@ -53,7 +53,9 @@ impl Default for StoreSettings {
             credentials_file: None,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(120),
-            retries: 10,
+            // More than fit into the time: ten, as the library has it, were over in two seconds, and a store
+            // that was restarted cost a first copy of hours.
+            retries: 100,
             retry_timeout: Duration::from_secs(180),
             part_bytes: 8 << 20,
             parts_parallel: 2,

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use backstay_format::{DiskId, DiskName};
 use backstay_recovery::failover::FailoverRecord;
 use backstay_recovery::lazy::{PointChoice, choose};
-use backstay_recovery::plan::{Answer, Chosen, Hands, Kind, Plan, Up};
+use backstay_recovery::plan::{Answer, Chosen, Hands, Kind, Plan, RunFolder, Up};
 use backstay_vault::retain::{HoldRequest, holder};
 use backstay_vault::{GroupName, HoldKind, HoldName, Manifest, Vault};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,8 +26,8 @@ pub struct HostHands<'a> {
     context: &'a Context,
     plan: &'a Plan,
     hold: HoldName,
-    /// Whether points that are chosen are held.
-    pub holds: bool,
+    /// Where the run is kept; without, nothing is done and no point held.
+    folder: Option<&'a RunFolder>,
     stopped: AtomicBool,
     signals: &'a (dyn Fn() -> bool + Sync),
 }
@@ -45,12 +45,13 @@ impl<'a> HostHands<'a> {
     pub fn new(
         context: &'a Context,
         plan: &'a Plan,
+        folder: Option<&'a RunFolder>,
         signals: &'a (dyn Fn() -> bool + Sync),
     ) -> anyhow::Result<Self> {
         let mut hold = format!("plan-{}", plan.name);
         hold.truncate(HoldName::LEN_MAX);
         let hold = hold.parse().context("the name of a hold")?;
-        Ok(Self { context, plan, hold, holds: true, stopped: AtomicBool::new(false), signals })
+        Ok(Self { context, plan, hold, folder, stopped: AtomicBool::new(false), signals })
     }
 
     fn url(&self, disk: &DiskName) -> &str {
@@ -63,6 +64,10 @@ impl<'a> HostHands<'a> {
             Kind::Test => Ok(format!("{disk}.plan").parse()?),
             Kind::Planned | Kind::Unplanned => Ok(disk.clone()),
         }
+    }
+
+    fn failover(&self, args: &[&str]) -> anyhow::Result<String> {
+        failover_again(self.context, self.folder.context("this is a dry run")?, args)
     }
 
     fn find(&self, disk: &DiskName, point: &str) -> anyhow::Result<(Vault, Manifest)> {
@@ -103,7 +108,7 @@ impl<'a> HostHands<'a> {
         if attach {
             args.push("--attach");
         }
-        let said = failover_again(self.context, &args)?;
+        let said = self.failover(&args)?;
         let up: BroughtUp = serde_json::from_str(&said)
             .with_context(|| format!("backstay failover {} said {said:?}", kind.name()))?;
         let chosen = match (point, up.cycle) {
@@ -132,7 +137,7 @@ impl Hands for HostHands<'_> {
         }
         let found = (|| {
             let (vault, manifest) = self.find(disk, point)?;
-            if self.holds {
+            if self.folder.is_some() {
                 let until = now_unix_ns() + HELD_FOR.as_nanos() as u64;
                 let request = HoldRequest {
                     name: self.hold.clone(),
@@ -170,7 +175,7 @@ impl Hands for HostHands<'_> {
         let down = (|| {
             let local = self.local(Kind::Test, disk)?;
             if FailoverRecord::load(&self.context.roots.state, &local)?.is_some() {
-                failover_again(self.context, &["failover", "cleanup", local.as_str()])?;
+                self.failover(&["failover", "cleanup", local.as_str()])?;
             }
             anyhow::Ok(())
         })();
@@ -178,7 +183,7 @@ impl Hands for HostHands<'_> {
     }
 
     fn let_go(&self, disk: &DiskName) {
-        if !self.holds {
+        if self.folder.is_none() {
             return;
         }
         let released = (|| {
@@ -238,9 +243,17 @@ fn chosen(manifest: &Manifest) -> Chosen {
     Chosen { cycle: *cycle, point: *point, cut_unix_ns: *cut_unix_ns }
 }
 
-/// Runs this command once more, with the same flags; what it printed.
-pub fn failover_again(context: &Context, args: &[&str]) -> anyhow::Result<String> {
-    let mut command = context.again()?;
+/// Runs this command once more, with the same flags; what it printed. If we are killed it goes on, and the next
+/// command of the plan waits for it: `flock` holds the lock for it, and lets nothing that it starts inherit it.
+pub fn failover_again(
+    context: &Context,
+    folder: &RunFolder,
+    args: &[&str],
+) -> anyhow::Result<String> {
+    let again = context.again()?;
+    let mut command = Command::new("flock");
+    command.args(["--shared", "--close"]).arg(folder.helpers_path());
+    command.arg(again.get_program()).args(again.get_args());
     let output = command.args(args).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("running backstay {}", args.join(" ")))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();

@@ -93,9 +93,14 @@ fn open(file: &Path) -> anyhow::Result<Opened> {
 
 fn folder(context: &Context, plan: &DiskName) -> anyhow::Result<RunFolder> {
     let taken = RunFolder::take(&context.roots.state, plan);
-    taken.with_context(|| format!("plan {plan}"))?.ok_or_else(|| {
-        Refused(format!("plan {plan} is being run by another command on this host")).into()
-    })
+    let folder = taken.with_context(|| format!("plan {plan}"))?.ok_or_else(|| {
+        Refused(format!("plan {plan} is being run by another command on this host"))
+    })?;
+    if folder.helpers_are_done()? {
+        return Ok(folder);
+    }
+    let message = format!("a failover that a killed run of plan {plan} began is still at work");
+    Err(Refused(format!("{message}; wait for it, or end it")).into())
 }
 
 /// The last run of a plan, and the plan as it was when it began.
@@ -168,13 +173,13 @@ fn begin(context: &Context, kind: Kind, go: &Go) -> anyhow::Result<()> {
     let Opened { text, plan } = open(&go.file)?;
     let signals = stop_on_signals()?;
     let stopped = || signals.try_recv().is_ok();
-    let mut hands = HostHands::new(context, &plan, &stopped)?;
     if go.dry_run {
-        hands.holds = false;
+        let hands = HostHands::new(context, &plan, None, &stopped)?;
         let run = prepare(&plan, &text, kind, &go.point, &hands)?;
         return show_dry(context, &plan, &run);
     }
     let folder = folder(context, &plan.name)?;
+    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
     may_begin(RunFolder::last(&context.roots.state, &plan.name)?.as_ref())?;
     let mut run = prepare(&plan, &text, kind, &go.point, &hands)?;
     folder.save(&run)?;
@@ -189,7 +194,7 @@ fn resume(context: &Context, verb: &Resume) -> anyhow::Result<()> {
     let (mut run, plan) = last(context, &name)?;
     let signals = stop_on_signals()?;
     let stopped = || signals.try_recv().is_ok();
-    let hands = HostHands::new(context, &plan, &stopped)?;
+    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
     let result = go_on(&plan, &mut run, &folder, &hands, verb.skip);
     end(context, &folder, &run)?;
     Ok(result?)
@@ -200,7 +205,7 @@ fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     let (mut run, plan) = last(context, name)?;
     let signals = stop_on_signals()?;
     let stopped = || signals.try_recv().is_ok();
-    let hands = HostHands::new(context, &plan, &stopped)?;
+    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
     clean_up(&plan, &mut run, &folder, &hands)?;
     if !context.globals.quiet && !context.globals.json {
         println!("{name}: its test was taken down; nothing of it is left");
@@ -209,7 +214,7 @@ fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
 }
 
 fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
-    let _folder = folder(context, name)?;
+    let folder = folder(context, name)?;
     let (run, _) = last(context, name)?;
     if run.kind == Kind::Test || run.state != RunState::Done {
         return Err(Refused(format!(
@@ -224,7 +229,7 @@ fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
         if record.is_some_and(|record| record.state == FailoverState::Committed) {
             continue;
         }
-        failover_again(context, &["failover", "commit", up.local.as_str()])
+        failover_again(context, &folder, &["failover", "commit", up.local.as_str()])
             .with_context(|| format!("disk {}: run this again when that is mended", disk.disk))?;
         if !context.globals.quiet {
             eprintln!("{}: committed", disk.disk);
