@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -111,9 +112,9 @@ impl Pair {
         self.standby.try_backstay(&self.replica(&["--once"]))
     }
 
-    fn follow(&self, more: &[&str]) -> Child {
+    fn follow(&self, more: &[&str]) -> Running {
         let args = self.replica(&[&["--follow", "--interval", "50ms"], more].concat());
-        self.standby.command().args(args).stdin(Stdio::null()).spawn().unwrap()
+        Running(self.standby.command().args(args).stdin(Stdio::null()).spawn().unwrap())
     }
 
     fn status(&self) -> serde_json::Value {
@@ -157,7 +158,31 @@ impl Pair {
     }
 }
 
-fn terminate(mut child: Child) {
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed any more.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn terminate(mut child: Running) {
     must("kill", ["-TERM", &child.id().to_string()]);
     assert!(child.wait().unwrap().success());
 }
@@ -185,7 +210,15 @@ fn it_follows_under_load_through_kills_merges_and_a_vault_that_goes_away() {
             pair.source.backstay(&["prune", "db", "--keep", "last 4"]);
         }
         if point == 20 {
-            // Between cycles: the source is not the point here.
+            // Between cycles, with nothing of the follower's on its way into the vault.
+            let newest = pair.newest();
+            wait_for("a quiet moment", || {
+                let shown = pair.status()["shown"].clone();
+                pair.at() == Some(newest)
+                    && shown["pid"] == follower.id()
+                    && shown["phase"] == "waiting"
+                    && shown["newest"]["cycle"] == newest
+            });
             pair.hide_vault(true);
             wait_for("the failure", || pair.status()["shown"]["failures"].as_u64() > Some(1));
             let status = pair.status();

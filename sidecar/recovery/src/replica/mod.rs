@@ -14,15 +14,16 @@
 //! follow(replica, ..)                                to the newest point, over and over
 //! ```
 //! A replica is locked as long as its value lives: its name (with the lock that drivers take) and
-//! its target. `seams` in [`Limits`] lets tests fail at each durable step.
+//! its target. The seam in [`Limits`] lets tests fail at each durable step.
 //!
 //! - [`record`]: what lasts; [`log`], [`set`]: its files
 //! - [`difference`]: which sectors may differ between two points
 //! - [`target`]: what it is kept on
-//! - `advance`: from point to point; `seed`: to the first one
-//! - [`follow`]: staying at the newest; [`status`]: what people see
+//! - `advance`: from point to point; `apply`: from the log to the target; `seed`: to the first point
+//! - [`mod@follow`]: staying at the newest; [`status`]: what people see
 
 mod advance;
+mod apply;
 pub mod difference;
 mod error;
 pub mod follow;
