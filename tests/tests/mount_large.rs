@@ -156,8 +156,8 @@ fn any_of_a_thousand_points_of_a_tebibyte_is_there_at_once() {
     }
 }
 
-/// 16 million runs, one sector each, from the start of the disk to its end: as many as a full disk has in
-/// frames of 256 KiB, four times over.
+/// 16 million runs, one sector each, from the start of the disk to its end, and as many of zeroes between
+/// them.
 #[test]
 fn sixteen_tebibytes_with_data_all_over() {
     let long = std::env::var_os("BACKSTAY_TEST_LONG").is_some();

@@ -21,6 +21,7 @@ mod cache;
 mod choice;
 mod fetch;
 mod flight;
+mod heap;
 mod hydrate;
 mod index;
 mod keeper;

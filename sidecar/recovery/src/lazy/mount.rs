@@ -18,6 +18,7 @@ use backstay_vault::{Manifest, Vault};
 use super::LazyError;
 use super::backing::{Point, PointBacking};
 use super::choice::{PointChoice, choose};
+use super::heap;
 use super::hydrate::Hydrator;
 use super::keeper::Keeper;
 use super::make::{MANIFEST, MAP, anew, identity, overlay_path};
@@ -89,6 +90,7 @@ pub fn serve(
     options: MountOptions,
     ready: impl FnOnce(),
 ) -> Result<(), DriverError> {
+    heap::give_back_large_blocks();
     let mut keeper = None;
     let open = |driver: &mut DriverOptions| {
         let failed = |e: LazyError| DriverError::Made {

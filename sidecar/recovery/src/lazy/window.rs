@@ -77,6 +77,7 @@ impl Builder {
 
     pub fn finish(mut self) -> Window {
         self.pieces.sort_unstable_by_key(|piece| piece.run.start);
+        self.pieces.shrink_to_fit();
         let holes = self.open.into_iter().map(|(start, end)| SectorRange::new(start, end));
         Window { pieces: self.pieces, holes: holes.collect() }
     }
