@@ -5,6 +5,8 @@
 
 #[path = "../fuzz/replica.rs"]
 mod entry;
+#[path = "../../vault/tests/common/survives.rs"]
+mod survives;
 
 use std::path::Path;
 
@@ -14,6 +16,7 @@ use backstay_recovery::replica::record::{LogRef, SetRef, TargetRecord};
 use backstay_recovery::replica::{PointRef, ReplicaRecord, Seed, Standing, set};
 use backstay_vault::SectorSet;
 use backstay_vault::format::document::encode;
+use survives::survives;
 
 const SIZE: ByteLen = ByteLen((1 << 20) + 300);
 
@@ -173,38 +176,7 @@ fn a_record_names_no_file_outside_its_folder() {
 /// The fuzz targets as an ordinary test: corpus, golden files, and mutations of both.
 #[test]
 fn any_bytes_are_a_file_or_an_error() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let count = if std::env::var_os("BACKSTAY_TEST_LONG").is_some() { 200_000 } else { 2_000 };
     for (name, target) in entry::TARGETS {
-        for folder in [here.join("fuzz/corpus").join(name), here.join("tests/golden")] {
-            let entries = std::fs::read_dir(&folder).unwrap().collect::<Vec<_>>();
-            assert!(!entries.is_empty(), "nothing in {}", folder.display());
-            for path in entries.into_iter().map(|entry| entry.unwrap().path()) {
-                let seed = std::fs::read(&path).unwrap();
-                target(&seed);
-                let mut rng = fastrand::Rng::with_seed(seed.len() as u64);
-                for n in 0..count {
-                    let bytes = mutated(&seed, &mut rng);
-                    let done = std::panic::catch_unwind(|| target(&bytes));
-                    assert!(done.is_ok(), "{name}: mutation {n} of {}", path.display());
-                }
-            }
-        }
+        survives(name, target);
     }
-}
-
-fn mutated(seed: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut bytes = seed.to_vec();
-    for _ in 0..rng.usize(1..5) {
-        let at = rng.usize(..bytes.len().max(1));
-        match rng.u8(..5) {
-            _ if bytes.is_empty() => bytes.push(rng.u8(..)),
-            0 => bytes[at] ^= 1 << rng.u8(..8),
-            1 => bytes[at] = [0, 1, 0x7F, 0x80, 0xFF][rng.usize(..5)],
-            2 => bytes.truncate(at),
-            3 => bytes.insert(at, rng.u8(..)),
-            _ => bytes[at..].iter_mut().take(8).for_each(|byte| *byte = rng.u8(..)),
-        }
-    }
-    bytes
 }

@@ -40,33 +40,47 @@ pub struct Report {
 
 /// A step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct StepReport {
+    /// Its place in the run, from 1.
     pub number: usize,
+    /// The plan's group it is of.
     pub group: String,
+    /// What the plan calls it.
     pub name: String,
+    /// What it is.
     pub what: What,
+    /// How it is.
     pub state: StepState,
+    /// How often it was begun.
     pub tries: u32,
+    /// When it was last begun, nanoseconds since 1970.
     pub began_unix_ns: Option<u64>,
+    /// How long it took.
     pub seconds: Option<f64>,
+    /// What it said, or why it failed.
     pub message: Option<String>,
 }
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct DiskReport {
+    /// Its name in the vault.
     pub disk: DiskName,
+    /// The machine it belongs to.
     pub machine: String,
+    /// The point that came up: its cycle,
     pub cycle: Option<CycleNo>,
+    /// its identity,
     pub point: Option<PointId>,
+    /// and its cut, nanoseconds since 1970.
     pub cut_unix_ns: Option<u64>,
     /// From the point's cut to the beginning of the run.
     pub rpo_seconds: Option<f64>,
     /// From the beginning of the run until it was up.
     pub up_after_seconds: Option<f64>,
+    /// Its loop device, if it has one.
     pub device: Option<String>,
+    /// The file it is served as.
     pub served: Option<std::path::PathBuf>,
 }
 
