@@ -1,0 +1,1 @@
+//! The gateway between sources and a vault: HTTPS with client certificates, append-only to sources.
