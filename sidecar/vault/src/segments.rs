@@ -38,10 +38,11 @@ impl Vault {
             Some(folders) => folders
                 .prepare(&key)
                 .and_then(|()| {
-                    let parts = segment.payload.iter().map(AsRef::as_ref);
+                    let parts = segment.payload.iter().map(Ok);
                     paced::put(&folders.path(&key), parts, pace)
                 })
                 .map_err(|e| VaultError::of_io(&key, e))?,
+            None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
             None if segment.len > self.inner.settings.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
             }
@@ -66,6 +67,17 @@ impl Vault {
             zero_sectors: segment.sectors.1,
             index_digest: segment.index_digest,
         })
+    }
+
+    fn put_at_gateway(
+        &self,
+        key: &str,
+        segment: &SealedSegment,
+        pace: &dyn Pace,
+    ) -> Result<bool, VaultError> {
+        let Some(gateway) = &self.inner.gateway else { return Ok(false) };
+        let put = gateway.put_segment(&self.inner.runtime, key, &segment.payload, pace);
+        put.map_err(|e| VaultError::of_store(key, e))
     }
 
     fn put_in_parts(

@@ -23,6 +23,7 @@ use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::remote::connect::connect;
+use crate::remote::gateway::{Gateway, Role};
 use crate::remote::place::{Kind, Place};
 use crate::remote::settings::{StoreSettings, settings};
 
@@ -39,6 +40,8 @@ pub(crate) struct Inner {
     pub store: Arc<dyn ObjectStore>,
     /// Of a vault in a local directory.
     pub folders: Option<Folders>,
+    /// What it is behind, if it is behind a gateway.
+    pub gateway: Option<Gateway>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
     /// What it was opened with.
@@ -89,6 +92,7 @@ impl Vault {
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (kind, &bucket, &prefix))?
             }
+            Place::Gateway { hosts } => Self::behind(url, &hosts)?,
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) if !vault.is_local() => Err(none()),
@@ -119,6 +123,8 @@ impl Vault {
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (*kind, bucket, prefix))?
             }
+            // The gateway made it when it began.
+            Place::Gateway { .. } => return Self::open(url),
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {
@@ -152,11 +158,32 @@ impl Vault {
         let store = LocalFileSystem::new_with_prefix(root)
             .map_err(|e| VaultError::of_store(url, e))?
             .with_fsync(true);
-        Self::build(url, Arc::new(store), Some(Folders::below(root)))
+        Self::build(url, Arc::new(store), Some(Folders::below(root)), None)
     }
 
     fn on_bucket(url: &str, at: (Kind, &str, &str)) -> Result<Self, VaultError> {
-        Self::build(url, connect(url, at, &settings())?, None)
+        Self::build(url, connect(url, at, &settings())?, None, None)
+    }
+
+    fn behind(url: &str, hosts: &[String]) -> Result<Self, VaultError> {
+        let gateway = Gateway::new(url, hosts, &settings())?;
+        let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
+        Self::build(url, store, None, Some(gateway))
+    }
+
+    /// What the gateway that it is behind lets us do; `None` if it is behind none.
+    ///
+    /// # Errors
+    /// If the gateway does not say.
+    pub fn role(&self) -> Result<Option<Role>, VaultError> {
+        let Inner { gateway, runtime, .. } = &*self.inner;
+        gateway.as_ref().map(|gateway| gateway.role(runtime)).transpose()
+    }
+
+    /// Whether it is behind a gateway, which does the upkeep itself.
+    #[must_use]
+    pub fn is_behind_gateway(&self) -> bool {
+        self.inner.gateway.is_some()
     }
 
     /// Whether it is in a local directory.
@@ -169,13 +196,14 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
-        Self::build(url, store, None)
+        Self::build(url, store, None, None)
     }
 
     fn build(
         url: &str,
         store: Arc<dyn ObjectStore>,
         folders: Option<Folders>,
+        gateway: Option<Gateway>,
     ) -> Result<Self, VaultError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -189,6 +217,7 @@ impl Vault {
                 url: url.into(),
                 store,
                 folders,
+                gateway,
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
                 settings: settings(),

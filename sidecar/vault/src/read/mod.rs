@@ -25,6 +25,7 @@ use crate::store::{Vault, segment_id, segment_key};
 
 pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
+pub(crate) use verify::verify_segment;
 pub use verify::{Verified, verify_point, verify_points};
 
 /// Tells how far a long operation is: bytes done, bytes in all.
