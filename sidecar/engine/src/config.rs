@@ -17,6 +17,7 @@ use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
+use crate::gateway::GatewayConfig;
 use crate::store::Store;
 use crate::throttle::ThrottleSettings;
 use crate::windows::{WeeklyWindows, Zone};
@@ -101,6 +102,8 @@ pub struct Config {
     pub ship: Ship,
     /// How object stores are reached.
     pub store: Store,
+    /// The gateway on this host.
+    pub gateway: GatewayConfig,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
     /// Consistency groups.
@@ -208,6 +211,7 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             store: Store::default(),
+            gateway: GatewayConfig::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
             tls: None,
