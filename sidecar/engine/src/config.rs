@@ -13,11 +13,11 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::drills::DrillSettings;
+use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
-use crate::gateway::GatewayConfig;
 use crate::store::Store;
 use crate::throttle::ThrottleSettings;
 use crate::windows::{WeeklyWindows, Zone};

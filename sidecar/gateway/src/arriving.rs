@@ -84,7 +84,8 @@ impl Arriving<'_> {
                             return wrong("the certificate does not name that disk");
                         }
                         let held = self.vault.name_record(&record.name)?;
-                        match held.is_some_and(|held| held.disk == disk && held.renamed_to.is_none())
+                        match held
+                            .is_some_and(|held| held.disk == disk && held.renamed_to.is_none())
                         {
                             true => Ok(()),
                             false => wrong("the name is not this disk's: it is taken first"),
@@ -107,7 +108,8 @@ impl Arriving<'_> {
                         }
                     }
                     Piece::Ledger(revision) => {
-                        let next = Ledger::decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
+                        let next =
+                            Ledger::decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
                         if (next.disk, next.revision) != (disk, *revision) {
                             return wrong("it is another ledger");
                         }
@@ -171,7 +173,10 @@ impl Arriving<'_> {
             }
             let there = self.vault.manifest(member.disk, member.cycle)?;
             if there.point != member.point {
-                return wrong(format!("recovery point {} of {} is another", member.cycle, member.name));
+                return wrong(format!(
+                    "recovery point {} of {} is another",
+                    member.cycle, member.name
+                ));
             }
         }
         Ok(())
@@ -260,7 +265,9 @@ impl Arriving<'_> {
         };
         match same && next.merges.is_empty() && next.revision == revision {
             true => Ok(()),
-            false => wrong("retention runs at the gateway: from elsewhere a ledger only loses merges"),
+            false => {
+                wrong("retention runs at the gateway: from elsewhere a ledger only loses merges")
+            }
         }
     }
 }

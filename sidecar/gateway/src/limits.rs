@@ -144,7 +144,8 @@ impl Clients {
         if known.len() >= CLIENTS_MAX {
             known.retain(|_, client| Arc::strong_count(client) > 1);
         }
-        let client = known.entry(name.into()).or_insert_with(|| Arc::new(Client::new(&self.limits)));
+        let client =
+            known.entry(name.into()).or_insert_with(|| Arc::new(Client::new(&self.limits)));
         Arc::clone(client)
     }
 }
@@ -167,11 +168,8 @@ mod tests {
 
     #[test]
     fn each_has_its_own() {
-        let limits = Limits {
-            connections_per_client: 1,
-            requests_per_second: 1,
-            ..Limits::default()
-        };
+        let limits =
+            Limits { connections_per_client: 1, requests_per_second: 1, ..Limits::default() };
         let clients = Clients::new(limits);
         let (a, b) = (clients.of("a"), clients.of("b"));
         let held = a.connection();

@@ -86,11 +86,7 @@ impl Owners {
     ///
     /// # Errors
     /// If the vault cannot be read.
-    pub fn disks(
-        &self,
-        vault: &Vault,
-        who: &Identity,
-    ) -> Result<Option<Vec<DiskId>>, VaultError> {
+    pub fn disks(&self, vault: &Vault, who: &Identity) -> Result<Option<Vec<DiskId>>, VaultError> {
         let Disks::Named(names) = &who.disks else { return Ok(None) };
         let mut disks = vec![];
         for name in names {

@@ -125,12 +125,8 @@ impl Spool {
         let room = Arc::clone(&self.room).acquire_many_owned(units(len) as u32).await;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("incoming").join(number.to_string());
-        let file = OpenOptions::new()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file =
+            OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
         Ok(Some((Incoming { path, room: room.ok(), kept: false }, file)))
     }
 
@@ -139,7 +135,13 @@ impl Spool {
     ///
     /// # Errors
     /// If it cannot be made durable.
-    pub fn keep(&self, key: &str, mut incoming: Incoming, file: &File, len: u64) -> io::Result<bool> {
+    pub fn keep(
+        &self,
+        key: &str,
+        mut incoming: Incoming,
+        file: &File,
+        len: u64,
+    ) -> io::Result<bool> {
         file.sync_all()?;
         let path = self.path(key);
         // Fails if there is one: nothing is overwritten, here neither.
@@ -154,6 +156,16 @@ impl Spool {
         self.waiting().insert(key.into(), waiting);
         let _ = self.uploads.send(key.into());
         Ok(true)
+    }
+
+    /// A segment that is here, to be read, and its length. It stays readable when its upload removes its name.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open_segment(&self, key: &str) -> io::Result<Option<(File, u64)>> {
+        let waiting = self.waiting();
+        let Some(found) = waiting.get(key) else { return Ok(None) };
+        Ok(Some((File::open(&found.path)?, found.len)))
     }
 
     /// The file of a segment that is here, and its length.
@@ -209,7 +221,10 @@ impl Spool {
             // In the store first, then gone here: a reader finds it at every instant.
             self.waiting().remove(&key);
             if let Err(e) = fs::remove_file(&path) {
-                tracing::warn!("{}: {e}: it is in the store and goes at the next start", path.display());
+                tracing::warn!(
+                    "{}: {e}: it is in the store and goes at the next start",
+                    path.display()
+                );
             }
             self.done.fetch_add(1, Ordering::Relaxed);
             self.moved.notify_waiters();

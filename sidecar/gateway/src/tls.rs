@@ -108,9 +108,7 @@ fn stamps(files: &TlsFiles) -> Vec<Option<(SystemTime, u64)>> {
 
 fn load(files: &TlsFiles) -> Result<Loaded, TlsError> {
     let wrong = |file: &Path, reason: String| TlsError { file: file.display().to_string(), reason };
-    let read = |file: &Path| {
-        std::fs::read(file).map_err(|e: io::Error| wrong(file, e.to_string()))
-    };
+    let read = |file: &Path| std::fs::read(file).map_err(|e: io::Error| wrong(file, e.to_string()));
     // Before they are read: one that changes meanwhile is read again.
     let stamps = stamps(files);
     let certs = |file: &Path| -> Result<Vec<CertificateDer<'static>>, TlsError> {

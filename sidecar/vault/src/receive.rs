@@ -74,7 +74,8 @@ pub fn check_segment(file: &File, len: u64, id: SegmentId) -> Result<(), VaultEr
             .map_err(|e| wrong(format!("its index cannot be decompressed: {e}")))?,
     };
     // How large the disk is, its point says.
-    let index = Index::decode(&raw, &footer, SectorRange::whole(Geometry::SIZE_MAX)).within(&key)?;
+    let index =
+        Index::decode(&raw, &footer, SectorRange::whole(Geometry::SIZE_MAX)).within(&key)?;
     let mut frame = vec![];
     for entry in &index.frames {
         frame.resize(entry.stored_len as usize, 0);
@@ -226,7 +227,9 @@ fn check_list(
     }
     let must_have_moved = |range: SectorRange| match moved.runs_within(range, false).first() {
         None => Ok(()),
-        Some(range) => wrong(format!("{range} did not move, and no earlier point stands in for it")),
+        Some(range) => {
+            wrong(format!("{range} did not move, and no earlier point stands in for it"))
+        }
     };
     if inherited.is_empty() {
         return match point.kind {
@@ -238,7 +241,10 @@ fn check_list(
         return wrong("it lays over something, and there is nothing before it".into());
     };
     if before.size > point.size {
-        return wrong(format!("the disk became smaller: {} bytes, {} before", point.size, before.size));
+        return wrong(format!(
+            "the disk became smaller: {} bytes, {} before",
+            point.size, before.size
+        ));
     }
     if before.size < point.size {
         let end = SectorRange::whole(point.size).end.0;
@@ -250,7 +256,9 @@ fn check_list(
         let merges = ledger.is_some_and(|ledger| !ledger.merges.is_empty());
         return match !merges && inherited == before.segments {
             true => Ok(()),
-            false => wrong("it does not have the list of the point that its term goes on from".into()),
+            false => {
+                wrong("it does not have the list of the point that its term goes on from".into())
+            }
         };
     }
     match is_list_after(&before.segments, ledger.as_ref(), inherited) {

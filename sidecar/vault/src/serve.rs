@@ -82,7 +82,9 @@ impl Vault {
             for part in steps(file, part_bytes) {
                 let put = match part {
                     Ok(part) => upload.put_part(part.into()).await,
-                    Err(e) => Err(object_store::Error::Generic { store: "cache", source: e.into() }),
+                    Err(e) => {
+                        Err(object_store::Error::Generic { store: "cache", source: e.into() })
+                    }
                 };
                 if let Err(e) = put {
                     let _ = upload.abort().await;

@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -86,7 +86,8 @@ impl<'a> Pieces<'a> {
 
     /// All of it.
     pub async fn whole(mut self) -> Result<Bytes, BodyError> {
-        let mut all = Vec::with_capacity(self.body.size_hint().exact().unwrap_or(0).min(self.left) as usize);
+        let mut all =
+            Vec::with_capacity(self.body.size_hint().exact().unwrap_or(0).min(self.left) as usize);
         while let Some(piece) = self.next().await? {
             all.extend_from_slice(&piece);
         }
@@ -113,6 +114,13 @@ pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
     let mut text = text.into();
     text.push('\n');
     with(status, "text/plain; charset=utf-8", text.into())
+}
+
+/// An answer without a body.
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer
 }
 
 /// An answer of a kind.

@@ -1,10 +1,11 @@
 //! Reading objects: whole, ranges, or only whether they are there.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backstay_format::ByteLen;
 use backstay_vault::format::document::decode;
@@ -17,8 +18,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 
-use super::body::{Answer, stream as streamed, text};
-use super::request::{Asked, Refused, blocking};
+use super::body::{Answer, empty, stream as streamed, text};
+use super::request::{Asked, Refused};
 use crate::counters::add;
 use crate::key::ObjectKey;
 use crate::owners::Standing;
@@ -28,7 +29,7 @@ use crate::rights::Right;
 /// Most segments of which it is remembered where their indexes are.
 const PLACES_MAX: usize = 16_384;
 /// Bytes of a file that are read at a time.
-const STEP_BYTES: usize = 256 << 10;
+const STEP_BYTES: u64 = 256 << 10;
 
 /// Where the indexes of segments begin, by key.
 #[derive(Default)]
@@ -38,7 +39,7 @@ pub(super) struct IndexPlaces(Mutex<HashMap<String, u64>>);
 enum Place {
     Store,
     /// In the cache: it is on its way.
-    Here(PathBuf),
+    Here(Arc<File>),
 }
 
 /// Answers GET and HEAD.
@@ -49,15 +50,16 @@ pub(super) async fn get<B>(
     request: &Request<B>,
 ) -> Result<Answer, Refused> {
     let name = key.to_string();
-    let (place, len) = match asked.shared.spool.find(&name) {
-        Some((path, len)) => (Place::Here(path), len),
+    let here = asked.shared.spool.open_segment(&name);
+    let (place, len) = match here.map_err(|e| Refused::Store(e.to_string()))? {
+        Some((file, len)) => (Place::Here(Arc::new(file)), len),
         None => (Place::Store, asked.shared.store.head(&Path::from(name.as_str())).await?.size),
     };
     if let (ObjectKey::GroupPoint(..), Disks::Named(_)) = (key, &asked.who.disks) {
         group_has_ours(asked, &name).await?;
     }
     if request.method() == Method::HEAD {
-        return Ok(with_len(text(StatusCode::OK, ""), len));
+        return Ok(with_len(empty(StatusCode::OK), len));
     }
     let range = match request.headers().get(RANGE) {
         Some(range) => match parse_range(range.to_str().unwrap_or(""), len) {
@@ -76,9 +78,10 @@ pub(super) async fn get<B>(
         }
     }
     let wanted = range.clone().unwrap_or(0..len);
-    add(&asked.shared.counters.sent_bytes_total, wanted.end - wanted.start);
+    let (first, count) = (wanted.start, wanted.end - wanted.start);
+    add(&asked.shared.counters.sent_bytes_total, count);
     let body = match place {
-        Place::Here(path) => streamed(read_file(path, wanted.clone()).await?),
+        Place::Here(file) => streamed(read_file(file, wanted)),
         Place::Store => {
             let options = GetOptions {
                 range: (wanted.start < wanted.end).then(|| GetRange::Bounded(wanted.clone())),
@@ -86,7 +89,9 @@ pub(super) async fn get<B>(
             };
             let got = asked.shared.store.get_opts(&Path::from(name.as_str()), options).await?;
             if got.range != wanted {
-                return Err(Refused::Store("the store gives another range than it was asked for".into()));
+                return Err(Refused::Store(
+                    "the store gives another range than it was asked for".into(),
+                ));
             }
             streamed(got.into_stream().map_err(io::Error::other))
         }
@@ -94,12 +99,12 @@ pub(super) async fn get<B>(
     let mut answer = Response::new(body);
     if range.is_some() {
         *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
-        let says = format!("bytes {}-{}/{len}", wanted.start, wanted.end - 1);
+        let says = format!("bytes {first}-{}/{len}", first + count - 1);
         if let Ok(says) = HeaderValue::from_str(&says) {
             answer.headers_mut().insert(CONTENT_RANGE, says);
         }
     }
-    Ok(with_len(answer, wanted.end - wanted.start))
+    Ok(with_len(answer, count))
 }
 
 fn with_len(mut answer: Answer, len: u64) -> Answer {
@@ -143,8 +148,8 @@ async fn index_at(asked: &Asked, name: &str, place: &Place, len: u64) -> Result<
     };
     let footer = match place {
         Place::Store => asked.shared.store.get_range(&Path::from(name), at..len).await?,
-        Place::Here(path) => {
-            let mut pieces = Box::pin(read_file(path.clone(), at..len).await?);
+        Place::Here(file) => {
+            let mut pieces = Box::pin(read_file(Arc::clone(file), at..len));
             let mut footer = vec![];
             while let Some(piece) = pieces.next().await {
                 footer.extend_from_slice(&piece.map_err(|e| Refused::Store(e.to_string()))?);
@@ -161,31 +166,25 @@ async fn index_at(asked: &Asked, name: &str, place: &Place, len: u64) -> Result<
     Ok(footer.index_offset)
 }
 
-/// A range of a file, step by step. The file stays readable when its upload removes its name.
-async fn read_file(
-    path: PathBuf,
+/// A range of a file, step by step.
+fn read_file(
+    file: Arc<File>,
     range: Range<u64>,
-) -> Result<impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static, Refused> {
-    let opened = blocking(move || match std::fs::File::open(&path) {
-        Ok(file) => Ok(file),
-        // It got to the store since: asked again, it is found there.
-        Err(e) => Err(Refused::Store(e.to_string())),
-    });
-    let file = std::sync::Arc::new(opened.await?);
-    Ok(stream::try_unfold((file, range), |(file, range)| async move {
+) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold((file, range), |(file, range)| async move {
         if range.start >= range.end {
             return Ok(None);
         }
-        let len = (range.end - range.start).min(STEP_BYTES as u64);
-        let of = std::sync::Arc::clone(&file);
+        let len = (range.end - range.start).min(STEP_BYTES);
+        let of = Arc::clone(&file);
         let read = move || {
             let mut step = vec![0; len as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&*of, &mut step, range.start)?;
+            of.read_exact_at(&mut step, range.start)?;
             Ok::<_, io::Error>(Bytes::from(step))
         };
         let step = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
         Ok(Some((step, (file, range.start + len..range.end))))
-    }))
+    })
 }
 
 /// A group point is for those who have a disk in it.

@@ -54,7 +54,8 @@ impl Query {
                 _ => return None,
             }
         }
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+        let plain =
+            |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
         (plain(&query.prefix) && plain(&query.after) && query.after.len() <= 512).then_some(query)
     }
 }
@@ -162,8 +163,7 @@ mod tests {
     #[test]
     fn queries() {
         let parsed = Query::parse("prefix=disks/x&after=&folders=1").unwrap();
-        let expected =
-            Query { prefix: "disks/x".into(), after: String::new(), folders: true };
+        let expected = Query { prefix: "disks/x".into(), after: String::new(), folders: true };
         assert_eq!(parsed, expected);
         assert_eq!(Query::parse(""), Some(Query::default()));
         for wrong in ["prefix", "x=1", "prefix=a%2fb", "prefix=a b", "after=\u{e9}"] {

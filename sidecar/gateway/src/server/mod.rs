@@ -209,7 +209,10 @@ impl Gateway {
             stopped();
             let _ = told.send(true);
         };
-        std::thread::Builder::new().name("stop".into()).spawn(wait).map_err(GatewayError::Runtime)?;
+        std::thread::Builder::new()
+            .name("stop".into())
+            .spawn(wait)
+            .map_err(GatewayError::Runtime)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_name("gateway")

@@ -9,7 +9,7 @@ use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
-use super::body::{Answer, BodyError, drain, text, with};
+use super::body::{Answer, BodyError, drain, empty, text, with};
 use super::{Shared, get, list, put};
 use crate::counters::add;
 use crate::key::{KEY_BYTES_MAX, ObjectKey, Piece};
@@ -105,7 +105,8 @@ impl Refused {
             Self::Wrong(reason) => text(S::UNPROCESSABLE_ENTITY, reason),
             Self::TooLong => text(S::PAYLOAD_TOO_LARGE, "it is longer than it may be"),
             Self::TooMany => {
-                let mut answer = text(S::TOO_MANY_REQUESTS, "too many requests of this certificate");
+                let mut answer =
+                    text(S::TOO_MANY_REQUESTS, "too many requests of this certificate");
                 answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 answer
             }
@@ -185,7 +186,9 @@ impl Asked {
             return self.object(key, request).await;
         }
         match (request.method(), path.as_str()) {
-            (&Method::GET, "/v1/list") => list::list(self, request.uri().query().unwrap_or("")).await,
+            (&Method::GET, "/v1/list") => {
+                list::list(self, request.uri().query().unwrap_or("")).await
+            }
             (&Method::GET, "/v1/whoami") => {
                 let disks: Vec<String> = match &who.disks {
                     Disks::All => vec!["*".into()],
@@ -201,7 +204,9 @@ impl Asked {
             }
             _ => {
                 drain(shared, request.into_body()).await;
-                Err(Refused::BadRequest("a gateway has /v1/objects/, /v1/list and /v1/whoami".into()))
+                Err(Refused::BadRequest(
+                    "a gateway has /v1/objects/, /v1/list and /v1/whoami".into(),
+                ))
             }
         }
     }
@@ -221,13 +226,17 @@ impl Asked {
             Verb::Delete => {
                 let (shared, key) = (Arc::clone(&self.shared), key.to_string());
                 blocking(move || Ok(shared.vault.delete_object(&key)?)).await?;
-                Ok(text(StatusCode::NO_CONTENT, ""))
+                Ok(empty(StatusCode::NO_CONTENT))
             }
         }
     }
 
     /// What a request means, if the certificate lets it through.
-    async fn allowed(&self, key: &str, method: &Method) -> Result<(ObjectKey, Verb, Right), Refused> {
+    async fn allowed(
+        &self,
+        key: &str,
+        method: &Method,
+    ) -> Result<(ObjectKey, Verb, Right), Refused> {
         let verb = match *method {
             Method::GET | Method::HEAD => Verb::Get,
             Method::PUT => Verb::Put,
@@ -269,7 +278,10 @@ impl Asked {
         }
     }
 
-    pub(super) async fn standing(&self, disk: backstay_format::DiskId) -> Result<Standing, Refused> {
+    pub(super) async fn standing(
+        &self,
+        disk: backstay_format::DiskId,
+    ) -> Result<Standing, Refused> {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         blocking(move || Ok(shared.owners.standing(&shared.vault, &who, disk)?)).await
     }

@@ -50,7 +50,10 @@ impl Place {
             return Ok(Self::Directory(path.into()));
         }
         let Some((scheme, rest)) = url.split_once("://") else {
-            return wrong(url, "not a vault URL: use file:///path, s3://, az://, gs:// or https://");
+            return wrong(
+                url,
+                "not a vault URL: use file:///path, s3://, az://, gs:// or https://",
+            );
         };
         if scheme == "https" {
             return Self::gateway(rest);

@@ -75,7 +75,8 @@ impl GatewayVerb {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         match context.globals.json {
             true => {
-                let store = serde_json::json!({ "listen": address, "health": health, "store": store });
+                let store =
+                    serde_json::json!({ "listen": address, "health": health, "store": store });
                 context.print_json(&store)?;
             }
             false if !context.globals.quiet => println!("{address}: gateway to {store}"),
@@ -89,7 +90,10 @@ impl GatewayVerb {
         let config = &context.config.gateway;
         let need = |value: Option<PathBuf>, set: &Option<PathBuf>, what: &str| {
             value.or_else(|| set.clone()).with_context(|| {
-                format!("gateway: --{what}, or gateway.{} in the configuration", what.replace('-', "_"))
+                format!(
+                    "gateway: --{what}, or gateway.{} in the configuration",
+                    what.replace('-', "_")
+                )
             })
         };
         let cert = need(self.cert, &config.cert, "cert")?;

@@ -119,11 +119,13 @@ impl GatewayStore {
         what: &str,
         query: &[(&str, &str)],
     ) -> Result<T> {
-        let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let query: Vec<String> =
+            query.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let query = query.join("&");
         let make = || self.http.get(format!("{}/{what}?{query}", self.base()));
         let bytes = self.whole(what, make, JSON_BYTES_MAX).await?.1;
-        serde_json::from_slice(&bytes).map_err(|e| passing(format!("{what}: no answer of a gateway: {e}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|e| passing(format!("{what}: no answer of a gateway: {e}")))
     }
 
     /// An answer with its whole body, which is asked for again if the line breaks in it.
@@ -150,7 +152,11 @@ impl GatewayStore {
         let page: Page = self
             .json(
                 "list",
-                &[("prefix", prefix), ("after", after), ("folders", if folders { "1" } else { "0" })],
+                &[
+                    ("prefix", prefix),
+                    ("after", after),
+                    ("folders", if folders { "1" } else { "0" }),
+                ],
             )
             .await?;
         // A list that does not go on would never end.
@@ -211,7 +217,12 @@ fn content_range(response: &Response) -> Option<(Range<u64>, u64)> {
 
 #[async_trait]
 impl ObjectStore for GatewayStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> Result<PutResult> {
         // A gateway has no other.
         if !matches!(opts.mode, PutMode::Create) {
             return Err(Error::NotSupported { source: "a gateway overwrites nothing".into() });
