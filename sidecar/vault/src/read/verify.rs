@@ -129,8 +129,10 @@ fn verify_segment(
     let key = segment_key(segment_id(disk, segment));
     let index = read_index(vault, disk, size, segment)?;
     let header = vault.get_range(&key, 0, HEADER_BYTES as u64)?;
-    if decode_header(&header).within(&key)? != segment_id(disk, segment) {
-        let reason = "its header says it is another segment".into();
+    let (id, sealed) = decode_header(&header).within(&key)?;
+    let as_index = index.opens.0.as_ref().map(|key| key.public_start());
+    if id != segment_id(disk, segment) || sealed != as_index {
+        let reason = "its header says it is another segment, or sealed otherwise".into();
         return Err(VaultError::Inconsistent { object: key, reason });
     }
     let mut decompressor = Decompressor::new()?;
