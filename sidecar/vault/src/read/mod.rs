@@ -28,7 +28,7 @@ use crate::store::{Vault, segment_id, segment_key};
 
 pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
-pub use verify::{Verified, verify_point, verify_points};
+pub use verify::{Verified, verify_newest_segments, verify_point, verify_points};
 
 /// Tells how far a long operation is: bytes done, bytes in all.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);

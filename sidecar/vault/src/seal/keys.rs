@@ -26,7 +26,12 @@ static KEYCHAIN: RwLock<Option<Arc<Keychain>>> = RwLock::new(None);
 
 /// Has vaults that are opened from now on be unlocked as these settings say.
 pub fn configure(settings: KeySettings) {
+    let mut settings = settings;
     let mut keychain = KEYCHAIN.write().unwrap_or_else(PoisonError::into_inner);
+    // Who can be asked stays the same in a process, whatever its configuration says.
+    if let (None, Some(there)) = (&settings.prompt, keychain.as_ref()) {
+        settings.prompt.clone_from(&there.settings.prompt);
+    }
     if keychain.as_ref().is_none_or(|there| there.settings != settings) {
         *keychain = Some(Keychain::new(settings));
     }

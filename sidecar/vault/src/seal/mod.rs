@@ -5,6 +5,7 @@
 //! - [`sign`]: signatures on recovery points and ledgers; who may make them
 //! - [`keyring`], [`unlock`]: who can open the vault: slots, generations
 //! - [`writer`]: the key of a host that may write and not read
+//! - [`proofs`]: when a slot was opened last
 //! - [`settings`]: what this host has; `keys`, `vault`: how a vault uses it
 //!
 //! docs/FORMAT-VAULT.md says it byte by byte, docs/decisions/0011-encryption.md why.
@@ -12,6 +13,7 @@
 mod agree;
 pub mod keyring;
 pub mod keys;
+pub mod proofs;
 mod secret;
 pub mod segment;
 pub mod settings;

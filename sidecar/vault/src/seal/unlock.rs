@@ -20,6 +20,16 @@ const MEMORY_KIB_MAX: u32 = 1 << 20;
 const PASSES_MAX: u32 = 64;
 const LANES_MAX: u32 = 16;
 
+/// The content of a new key file; `None` if the system has no random bytes.
+#[must_use]
+pub fn new_key_file() -> Option<Zeroizing<Vec<u8>>> {
+    let (first, second) = (Secret::random().ok()?, Secret::random().ok()?);
+    let mut content = Zeroizing::new(Vec::with_capacity(64));
+    content.extend_from_slice(first.bytes());
+    content.extend_from_slice(second.bytes());
+    Some(content)
+}
+
 /// What somebody has to open the keyring with.
 pub enum Unlock {
     /// A passphrase.

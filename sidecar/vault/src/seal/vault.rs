@@ -43,6 +43,12 @@ impl Vault {
         self.inner.record.get().is_some_and(|record| record.encrypted)
     }
 
+    /// Whether this host can only write into it: what others put there, it cannot read.
+    #[must_use]
+    pub fn is_write_only(&self) -> bool {
+        self.is_encrypted() && self.inner.keychain.settings.writer_file.is_some()
+    }
+
     /// Its identity, as far as it was read.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {
