@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod key;
 pub mod mount;
 pub mod pin;
+pub mod pki;
 pub mod plan;
 pub mod points;
 mod progress;
