@@ -13,9 +13,7 @@ use crate::format::segment::{
     FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
     chunk_sum, encode_header,
 };
-use crate::seal::segment::{
-    Envelope, INDEX_OVERHEAD_BYTES, NotAuthentic, SegmentKey, TAG_BYTES,
-};
+use crate::seal::segment::{Envelope, INDEX_OVERHEAD_BYTES, NotAuthentic, SegmentKey, TAG_BYTES};
 
 /// Granularity of looking for zeroes inside a run.
 const ZERO_SECTORS: u64 = 8;
@@ -352,7 +350,8 @@ impl SealedSegment {
                 None => parts.push(stored),
                 Some((key, _)) => {
                     // Nobody else has these bytes: sealed where they are.
-                    let mut bytes = stored.try_into_mut().unwrap_or_else(|shared| shared[..].into());
+                    let mut bytes =
+                        stored.try_into_mut().unwrap_or_else(|shared| shared[..].into());
                     let tag = key.seal_frame(at, entry.codec, entry.raw_len, &mut bytes);
                     let tag = tag.map_err(failed)?;
                     entry.stored_len += TAG_BYTES as u32;
@@ -370,8 +369,11 @@ impl SealedSegment {
         let raw = self.index.encode();
         let (raw_len, digest) = (raw.len() as u32, *blake3::hash(&raw).as_bytes());
         let compressed = zstd::bulk::compress(&raw, self.level)?;
-        let (stored, index_codec) =
-            if compressed.len() < raw.len() { (compressed, Codec::Zstd) } else { (raw, Codec::Raw) };
+        let (stored, index_codec) = if compressed.len() < raw.len() {
+            (compressed, Codec::Zstd)
+        } else {
+            (raw, Codec::Raw)
+        };
         let overhead = key.as_ref().map_or(0, |_| INDEX_OVERHEAD_BYTES);
         let mut footer = Footer {
             id: self.id,

@@ -7,8 +7,8 @@
 
 use std::io::ErrorKind;
 use std::path::Path as FsPath;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{CycleNo, DiskId, Term};
@@ -175,19 +175,14 @@ impl Vault {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
         };
-        if !vault.is_local()
-            && matches!(vault.len(VAULT_OBJECT), Err(VaultError::NotFound { .. }))
+        if !vault.is_local() && matches!(vault.len(VAULT_OBJECT), Err(VaultError::NotFound { .. }))
         {
             vault.probe()?;
         }
         Ok(vault)
     }
 
-    fn on_directory(
-        url: &str,
-        root: &FsPath,
-        keychain: Arc<Keychain>,
-    ) -> Result<Self, VaultError> {
+    fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let store = LocalFileSystem::new_with_prefix(root)
             .map_err(|e| VaultError::of_store(url, e))?
             .with_fsync(true);

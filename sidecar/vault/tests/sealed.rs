@@ -146,7 +146,8 @@ fn slots_come_and_go_and_a_rotation_keeps_them_all() {
     assert_eq!(writer.keys().unwrap().generation(), 2);
     let lab = &site.lab;
     let segments =
-        common::ship(&writer, lab.disk, CycleNo(3), &points[1].1, &[SectorRange::new(0, 8)]).unwrap();
+        common::ship(&writer, lab.disk, CycleNo(3), &points[1].1, &[SectorRange::new(0, 8)])
+            .unwrap();
     for key in ["1", "2"] {
         let vault = site.open(key);
         assert_eq!(site.restored(&vault, 1).unwrap(), points[0].1);
@@ -229,12 +230,22 @@ fn a_source_that_can_only_write_ships_and_reads_nothing_back() {
     // A whole cycle: what it put it can read back and compare, and its point counts everywhere.
     let run = SectorRange::new(4000, 4100);
     content[4000 * 512..4100 * 512].fill(b'y');
-    let lab = Lab { vault: source, dir: tempfile::tempdir().unwrap(), disk: site.lab.disk, size: site.lab.size };
+    let lab = Lab {
+        vault: source,
+        dir: tempfile::tempdir().unwrap(),
+        disk: site.lab.disk,
+        size: site.lab.size,
+    };
     let third = lab.cycle(Some(&before), &content, &[run]).unwrap();
     assert_eq!(site.restored(&site.open("1"), 3).unwrap(), content);
     // Once it was started again it cannot read even that.
     let again = Vault::open_with(site.url(), settings).unwrap();
-    let read = backstay_vault::read::read_index(&again, lab.disk, lab.size, third.segments.last().unwrap());
+    let read = backstay_vault::read::read_index(
+        &again,
+        lab.disk,
+        lab.size,
+        third.segments.last().unwrap(),
+    );
     assert!(matches!(read, Err(VaultError::WriteOnly { .. })), "{read:?}");
     assert!(format!("{key:?}").len() < 80, "its secret is not printed");
 }
@@ -251,7 +262,10 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
     let point = lab.cycle(None, &content, &[lab.whole()]).unwrap();
     let refused = reason(Vault::open_with(url, required.clone()));
     assert!(refused.contains("not encrypted"), "{refused}");
-    assert!(reason(Vault::create_encrypted(url, "", &new_slot(1))).contains("cannot be encrypted later"));
+    assert!(
+        reason(Vault::create_encrypted(url, "", &new_slot(1)))
+            .contains("cannot be encrypted later")
+    );
     // vault.json of the one put into the other.
     let record = plain.path().join("vault.json");
     let theirs = site.lab.dir.path().join("vault.json");
@@ -265,8 +279,11 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
     fs::write(&record, &encrypted).unwrap();
     let keys = plain.path().join("keys");
     fs::create_dir(&keys).unwrap();
-    fs::copy(site.lab.dir.path().join("keys").join(format!("{:020}", 1)), keys.join(format!("{:020}", 1)))
-        .unwrap();
+    fs::copy(
+        site.lab.dir.path().join("keys").join(format!("{:020}", 1)),
+        keys.join(format!("{:020}", 1)),
+    )
+    .unwrap();
     let vault = Vault::open_with(url, with_key(&site.keys.path().join("1"))).unwrap();
     assert!(reason(vault.manifest(lab.disk, point.cycle)).contains("not signed"));
     let read = backstay_vault::read::read_index(&vault, lab.disk, lab.size, &point.segments[0]);

@@ -136,8 +136,12 @@ mod tests {
 
     #[test]
     fn a_proven_disk_flows_by_itself() {
-        let go = |status, newest: u64| flow(&status, Some(&point(newest)), false, None, false).unwrap();
-        assert_eq!(flow(&status(None, None, None), None, false, None, false).unwrap(), Flow::Initial);
+        let go =
+            |status, newest: u64| flow(&status, Some(&point(newest)), false, None, false).unwrap();
+        assert_eq!(
+            flow(&status(None, None, None), None, false, None, false).unwrap(),
+            Flow::Initial
+        );
         assert_eq!(go(status(Some(base(5)), None, None), 5), Flow::Delta);
         assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 5), Flow::Delta);
         assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 6), Flow::Delta);

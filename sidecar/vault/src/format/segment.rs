@@ -7,7 +7,7 @@
 use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, Sector, SectorRange};
 
 use super::{Reader, checked, seal};
-use crate::seal::segment::{Opens, INDEX_OVERHEAD_BYTES, TAG_BYTES};
+use crate::seal::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
 
 const WHAT: &str = "segment";
 const MAGIC: &[u8; 8] = b"BSTYSEGM";

@@ -113,7 +113,8 @@ pub fn maintain(
         true => collect::collect(&job)?,
         false => Collected::default(),
     };
-    let merged = if policy.merge && merges(vault) { compact::compact(&job)? } else { Merged::default() };
+    let merged =
+        if policy.merge && merges(vault) { compact::compact(&job)? } else { Merged::default() };
     Ok(Report { retired, merged, collected })
 }
 
@@ -142,7 +143,8 @@ pub fn preview(
     let policy = Policy { thorough: true, ..policy.clone() };
     let job = Job { vault, disk, policy: &policy, now_unix_ns, stop: &AtomicBool::new(false) };
     let (retired, verdicts) = retire::preview(&job)?;
-    let merged = if policy.merge && merges(vault) { compact::preview(&job)? } else { Merged::default() };
+    let merged =
+        if policy.merge && merges(vault) { compact::preview(&job)? } else { Merged::default() };
     let gone: Vec<CycleNo> =
         verdicts.iter().filter(|verdict| !verdict.stays).map(|verdict| verdict.cycle).collect();
     let collected = collect::preview(&job, &gone)?;

@@ -19,9 +19,7 @@ use uuid::Uuid;
 use super::agree::{open_box, public_of, seal_to};
 use super::secret::{NoRandom, Secret, hex, random, unhex, unhex32};
 use super::sign::{self, PublicKey, Signer};
-use super::unlock::{
-    Hardness, Opener, Unlock, open_with_identities, seal_for_recipient,
-};
+use super::unlock::{Hardness, Opener, Unlock, open_with_identities, seal_for_recipient};
 use crate::format::document::Document;
 use crate::store::now_unix_ns;
 
@@ -166,7 +164,9 @@ pub enum KeyringError {
     #[error("there is no slot {0}; see backstay key list")]
     NoSlot(u32),
     /// Nothing would open the vault any more.
-    #[error("slot {0} is the last one: without it nobody could ever read the vault; add another first")]
+    #[error(
+        "slot {0} is the last one: without it nobody could ever read the vault; add another first"
+    )]
     LastSlot(u32),
     /// There are too many.
     #[error("there are {0} already, and more have no place in a keyring")]
@@ -202,12 +202,8 @@ impl Keyring {
         let signer = Signer::owner(&seed).ok_or(KeyringError::NoRandom)?;
         let public = public_of(&secret);
         let now = now_unix_ns();
-        let generation = Generation {
-            generation: 1,
-            public: hex(&public),
-            since_unix_ns: now,
-            sealed: None,
-        };
+        let generation =
+            Generation { generation: 1, public: hex(&public), since_unix_ns: now, sealed: None };
         let mut keyring = Self {
             vault,
             revision,

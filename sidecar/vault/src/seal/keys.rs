@@ -155,7 +155,11 @@ impl Keys {
     }
 
     /// The key of a segment that is there.
-    pub(crate) fn open(&self, id: SegmentId, envelope: &Envelope) -> Result<SegmentKey, NoSegmentKey> {
+    pub(crate) fn open(
+        &self,
+        id: SegmentId,
+        envelope: &Envelope,
+    ) -> Result<SegmentKey, NoSegmentKey> {
         if let Some(secret) = self.secrets.get(&envelope.generation) {
             return SegmentKey::opened(secret, envelope, id).ok_or(NoSegmentKey::Malformed);
         }

@@ -220,7 +220,8 @@ impl SegmentKey {
     pub fn open_index(&self, footer: &Footer, sealed: &[u8]) -> Result<Vec<u8>, NotAuthentic> {
         let (nonce, aad) = (Self::nonce(Piece::Index, footer.index_offset), self.of_index(footer));
         let mut bytes = sealed.to_vec();
-        let len = self.key.open_in_place(nonce, Aad::from(aad), &mut bytes).map_err(|_| NotAuthentic)?;
+        let len =
+            self.key.open_in_place(nonce, Aad::from(aad), &mut bytes).map_err(|_| NotAuthentic)?;
         let len = len.len();
         bytes.truncate(len);
         Ok(bytes)

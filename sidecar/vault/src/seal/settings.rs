@@ -154,7 +154,10 @@ impl KeySettings {
         }
         if let Ok(text) = std::env::var(PASSPHRASE_VARIABLE) {
             let text = Zeroizing::new(text);
-            ways.push((format!("passphrase in {PASSPHRASE_VARIABLE}"), Ok(Unlock::Passphrase(text))));
+            ways.push((
+                format!("passphrase in {PASSPHRASE_VARIABLE}"),
+                Ok(Unlock::Passphrase(text)),
+            ));
         }
         if let (true, Some(prompt)) = (ways.is_empty(), &self.prompt) {
             ways.push(("passphrase".into(), prompt(vault).map(Unlock::Passphrase)));

@@ -159,7 +159,9 @@ mod tests {
     #[test]
     fn what_would_take_all_memory_is_refused() {
         let of = |memory_kib, passes, lanes| Hardness { memory_kib, passes, lanes };
-        for hard in [of(u32::MAX, 3, 4), of(1024, 0, 1), of(1024, 1000, 1), of(8, 1, 4), of(64, 1, 0)] {
+        for hard in
+            [of(u32::MAX, 3, 4), of(1024, 0, 1), of(1024, 1000, 1), of(8, 1, 4), of(64, 1, 0)]
+        {
             assert!(Opener::of_passphrase("password", &[0; 16], hard).is_none(), "{hard:?}");
         }
         assert!(Hardness::default().is_sane());

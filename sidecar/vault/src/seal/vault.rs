@@ -84,7 +84,9 @@ impl Vault {
         for _ in 0..ROUNDS_MAX {
             let revisions = self.numbers_to_newest(PREFIX, keyring_key)?;
             let Some(&revision) = revisions.last() else {
-                return Err(self.locked("its keyring is gone: without keys/ nobody can read it".into()));
+                return Err(
+                    self.locked("its keyring is gone: without keys/ nobody can read it".into())
+                );
             };
             let key = keyring_key(revision);
             let keyring = match self.document::<Keyring>(&key) {
@@ -308,7 +310,9 @@ impl Vault {
     /// An object's content, if its signature is what it should be. A host without any key cannot tell, and can use none
     /// of what the object leads to: it may look.
     pub(crate) fn verified<'a>(&self, key: &str, bytes: &'a [u8]) -> Result<&'a [u8], VaultError> {
-        if !self.is_encrypted() || (self.inner.keys.get().is_none() && !self.inner.keychain.settings.can_unlock()) {
+        if !self.is_encrypted()
+            || (self.inner.keys.get().is_none() && !self.inner.keychain.settings.can_unlock())
+        {
             return Ok(content(bytes));
         }
         let keys = self.keys()?;
@@ -330,9 +334,10 @@ impl Vault {
         let vault = Self::at_new_place(url)?;
         let exists = || VaultError::Url {
             url: url.into(),
-            reason: "there is a vault already. One that is not encrypted cannot be encrypted later: \
+            reason:
+                "there is a vault already. One that is not encrypted cannot be encrypted later: \
                      make a new one somewhere else. To one that is, add a slot: backstay key add"
-                .into(),
+                    .into(),
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => {}
@@ -346,7 +351,8 @@ impl Vault {
             encrypted: true,
         };
         // What a killed one left is of no vault.
-        let revision = vault.numbers_to_newest(PREFIX, keyring_key)?.last().map_or(1, |last| last + 1);
+        let revision =
+            vault.numbers_to_newest(PREFIX, keyring_key)?.last().map_or(1, |last| last + 1);
         let made = Keyring::new(record.vault, revision, label, first);
         let (keyring, opened) = made.map_err(|e| vault.locked(e.to_string()))?;
         vault.put_keyring(&keyring)?;

@@ -117,8 +117,7 @@ impl Check {
     fn read_disks(&self, vault: &Vault) -> anyhow::Result<Vec<OfDisk>> {
         let mut disks = vec![];
         for record in vault.disks()? {
-            let mut found =
-                OfDisk { name: record.name, point: None, bytes_read: 0, problem: None };
+            let mut found = OfDisk { name: record.name, point: None, bytes_read: 0, problem: None };
             let mut read = || -> Result<(), VaultError> {
                 let Some(&newest) = vault.points(record.disk)?.last() else { return Ok(()) };
                 found.point = Some(newest.0);

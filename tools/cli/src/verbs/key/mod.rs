@@ -288,7 +288,11 @@ impl List {
                 slot.slot,
                 slot.kind.to_string(),
                 time(slot.since_unix_ns),
-                if slot.label.is_empty() { slot.recipient.as_deref().unwrap_or("") } else { &slot.label }
+                if slot.label.is_empty() {
+                    slot.recipient.as_deref().unwrap_or("")
+                } else {
+                    &slot.label
+                }
             );
             println!("{}", line.trim_end());
         }

@@ -50,7 +50,8 @@ impl NewSecret {
     pub fn take(&self) -> anyhow::Result<(NewSlot, Setting)> {
         let Which { passphrase_file, key_file, recipient, .. } = &self.which;
         if let Some(path) = key_file {
-            let content = key_content(path).with_context(|| format!("key file {}", path.display()))?;
+            let content =
+                key_content(path).with_context(|| format!("key file {}", path.display()))?;
             return Ok((NewSlot::KeyFile(content), Some(("key_file", absolute(path)))));
         }
         if let Some(recipient) = recipient {
@@ -65,7 +66,9 @@ impl NewSecret {
             None => (ask_twice()?, None),
         };
         if text.chars().count() < PASSPHRASE_CHARS_MIN {
-            bail!("a passphrase has at least {PASSPHRASE_CHARS_MIN} characters; better, several words");
+            bail!(
+                "a passphrase has at least {PASSPHRASE_CHARS_MIN} characters; better, several words"
+            );
         }
         Ok((NewSlot::Passphrase(text, Hardness::default()), setting))
     }
@@ -83,7 +86,8 @@ fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
             let content = content.context("the system has no random bytes to give")?;
             file.write_all(&content)?;
             file.sync_all()?;
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder =
+                path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             std::fs::File::open(folder)?.sync_all()?;
             Ok(content)
         }
