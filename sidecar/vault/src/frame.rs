@@ -8,6 +8,7 @@ use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 
+use crate::format::bounds::Bounds;
 use crate::format::segment::{
     CHUNK_SHIFT_DEFAULT, ChunkSum, Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer,
     FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
@@ -231,6 +232,7 @@ pub struct SealedSegment {
     pub(crate) payload: PutPayload,
     pub(crate) len: u64,
     pub(crate) sectors: (u64, u64),
+    pub(crate) bounds: Bounds,
     pub(crate) index_digest: [u8; 32],
 }
 
@@ -351,6 +353,7 @@ impl SegmentBuilder {
         Ok(SealedSegment {
             id: self.id,
             sectors: self.index.sectors(),
+            bounds: self.index.span().map_or(Bounds::UNKNOWN, Bounds::around),
             payload: self.parts.into_iter().collect(),
             len: self.len,
             index_digest,

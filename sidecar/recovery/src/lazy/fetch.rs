@@ -1,7 +1,8 @@
 //! Threads that fetch indexes and frames from the vault, so that whoever waits for one can stop waiting.
 //!
 //! A thread that hangs in the vault holds up nothing but what else was asked of the vault; each wait has its
-//! end. While nobody waits for anything, they fetch the indexes that are missing.
+//! end. Some fetch frames and others indexes, which are many and small, so that neither waits for the other.
+//! While nobody waits for an index, a few of these fetch the ones that are missing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,11 @@ use super::Trouble;
 use super::flight::Flights;
 use super::index::IndexStore;
 
-const THREADS: usize = 16;
+const FRAME_THREADS: usize = 16;
+/// A store answers after some 50 ms: a thousand indexes are here within a second.
+const INDEX_THREADS: usize = 64;
+/// Threads that fetch indexes nobody waits for.
+const BACKGROUND_THREADS: usize = 4;
 /// Uncompressed frames kept in memory.
 const FRAMES_BYTES: usize = 32 << 20;
 /// Indexes unpacked at the same time; they take some three times as much memory.
@@ -34,10 +39,8 @@ pub(crate) struct Frame {
     pub checked: Mutex<Vec<u32>>,
 }
 
-enum Job {
-    Index(u32),
-    Frames(u32, Vec<(u32, FrameEntry)>),
-}
+/// Frames of a segment that are fetched with one request.
+type Frames = (u32, Vec<(u32, FrameEntry)>);
 
 /// What the vault is like.
 #[derive(Default)]
@@ -48,7 +51,8 @@ pub(crate) struct Health {
 
 pub(crate) struct Fetcher {
     shared: Arc<Shared>,
-    jobs: Sender<Job>,
+    indexes: Sender<u32>,
+    frames: Sender<Frames>,
 }
 
 struct Shared {
@@ -65,6 +69,8 @@ struct Shared {
     room: Room,
     /// Indexes that are still to be fetched in the background, the newest last.
     missing: Mutex<Vec<usize>>,
+    /// A segment holds what its bounds say it does not: they are not to be believed.
+    false_bounds: OnceLock<String>,
 }
 
 /// Frames in memory, the one longest unused goes first.
@@ -99,13 +105,26 @@ impl Fetcher {
             looking: Mutex::new(()),
             room: Room::default(),
             missing: Mutex::new(missing),
+            false_bounds: OnceLock::new(),
         });
-        let (jobs, queue) = unbounded();
-        for _ in 0..THREADS {
+        let (frames, queue) = unbounded();
+        for _ in 0..FRAME_THREADS {
             let (shared, queue) = (Arc::clone(&shared), queue.clone());
-            thread::Builder::new().name("fetch".into()).spawn(move || shared.work(&queue))?;
+            let work = move || shared.fetch_frames(&queue);
+            thread::Builder::new().name("frames".into()).spawn(work)?;
         }
-        Ok(Self { shared, jobs })
+        let (indexes, queue) = unbounded();
+        for number in 0..INDEX_THREADS.min(shared.point.segments.len()) {
+            let (shared, queue) = (Arc::clone(&shared), queue.clone());
+            let work = move || shared.fetch_indexes(&queue, number < BACKGROUND_THREADS);
+            thread::Builder::new().name("indexes".into()).spawn(work)?;
+        }
+        Ok(Self { shared, indexes, frames })
+    }
+
+    /// Fails if the bounds in the point's list are not to be believed: nobody knows then where anything is.
+    pub fn trusted(&self) -> Result<(), Trouble> {
+        self.shared.false_bounds.get().map_or(Ok(()), |why| Err(Trouble::Damaged(why.clone())))
     }
 
     /// Sees that the indexes of segments are here.
@@ -116,7 +135,7 @@ impl Fetcher {
                 .map(|&segment| {
                     let (flight, new) = self.shared.indexes.join(segment);
                     if new {
-                        let _ = self.jobs.send(Job::Index(segment));
+                        let _ = self.indexes.send(segment);
                     }
                     flight
                 })
@@ -159,7 +178,7 @@ impl Fetcher {
                     let entries: Vec<FrameEntry> = frames.iter().map(|(_, entry)| *entry).collect();
                     let rest =
                         frames.split_off(backstay_vault::read::random::one_request(&entries));
-                    let _ = self.jobs.send(Job::Frames(segment, frames));
+                    let _ = self.frames.send((segment, frames));
                     frames = rest;
                 }
             }
@@ -203,30 +222,44 @@ fn late() -> Trouble {
 }
 
 impl Shared {
-    fn work(&self, queue: &Receiver<Job>) {
+    /// Fetches frames that are asked for; while none are, looks after a vault that is gone.
+    fn fetch_frames(&self, queue: &Receiver<Frames>) {
         let mut reader = None;
         loop {
-            let (job, asked) = match queue.try_recv() {
-                Ok(job) => (Some(job), true),
-                Err(_) => match self.next_missing() {
-                    Some(segment) => (Some(Job::Index(segment)), false),
-                    None => match queue.recv_timeout(BREATH) {
-                        Ok(job) => (Some(job), true),
-                        Err(RecvTimeoutError::Timeout) => (None, false),
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    },
+            let job = queue.recv_timeout(BREATH);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            match job {
+                Ok((segment, frames)) => self.fetch_frames_of(segment, &frames, &mut reader),
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Fetches indexes that are asked for; in the background those that are missing, too.
+    fn fetch_indexes(&self, queue: &Receiver<u32>, background: bool) {
+        loop {
+            let asked = match background {
+                // Nobody waits for one now: the next that is missing, or whichever is asked for.
+                true => queue.try_recv().map_err(|_| self.next_missing()),
+                false => Err(None),
+            };
+            let (segment, asked) = match asked {
+                Ok(segment) => (segment, true),
+                Err(Some(segment)) => (segment, false),
+                Err(None) => match queue.recv_timeout(BREATH) {
+                    Ok(segment) => (segment, true),
+                    Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Acquire) => return,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 },
             };
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            match job {
-                Some(Job::Index(segment)) => self.fetch_index(segment, asked),
-                Some(Job::Frames(segment, frames)) => {
-                    self.fetch_frames(segment, &frames, &mut reader);
-                }
-                None => self.look(),
-            }
+            self.fetch_index(segment, asked);
         }
     }
 
@@ -267,6 +300,16 @@ impl Shared {
         Ok(self.vault.get_or_init(|| vault))
     }
 
+    /// From now on nothing more is read from the vault for this point.
+    fn distrust(&self, why: &VaultError) {
+        if self.false_bounds.set(why.to_string()).is_ok() {
+            tracing::error!(
+                "{why}. What was read of this point so far may be wrong; nothing more is read from the vault \
+                 for it. Unmount it, and take another point"
+            );
+        }
+    }
+
     fn fetch_index(&self, segment: u32, asked: bool) {
         let of = &self.point.segments[segment as usize];
         let mut room = None;
@@ -281,7 +324,12 @@ impl Shared {
                     .put(segment as usize, of.index_digest, index)
                     .map_err(|e| Trouble::Local(format!("keeping an index: {e}")))
             }
-            Err(e) => Err(self.trouble(e)),
+            Err(e) => {
+                if matches!(e, VaultError::OutOfBounds { .. }) {
+                    self.distrust(&e);
+                }
+                Err(self.trouble(e))
+            }
         };
         drop(room);
         // What is damaged stays so: whoever asks for it is told.
@@ -293,7 +341,7 @@ impl Shared {
         }
     }
 
-    fn fetch_frames(
+    fn fetch_frames_of(
         &self,
         segment: u32,
         frames: &[(u32, FrameEntry)],

@@ -307,6 +307,7 @@ impl Source {
 
     /// What a window is made of; whoever asks first finds out.
     fn window(&self, number: u64, until: Instant) -> Result<Arc<Window>, Trouble> {
+        self.fetcher.trusted()?;
         if let Some(window) = self.windows().get(number) {
             return Ok(window);
         }
@@ -327,8 +328,8 @@ impl Source {
     fn resolve(&self, number: u64, until: Instant) -> Result<Window, Trouble> {
         let start = number * WINDOW_SECTORS;
         let window = SectorRange::new(start, (start + WINDOW_SECTORS).min(self.end()));
-        let missing: Vec<u32> = self.index.missing().into_iter().map(|s| s as u32).collect();
-        self.fetcher.indexes(&missing, until)?;
+        let missing = self.index.missing_near(window).into_iter().map(|s| s as u32);
+        self.fetcher.indexes(&missing.collect::<Vec<_>>(), until)?;
         let mut builder = Builder::new(window);
         for segment in self.index.near(window) {
             if builder.is_done() {
@@ -341,7 +342,7 @@ impl Source {
             extents.into_iter().for_each(|extent| builder.add(segment as u32, extent));
         }
         // An index that was forgotten meanwhile would be missing in it.
-        if !self.index.missing().is_empty() {
+        if !self.index.missing_near(window).is_empty() {
             return Err(Trouble::IndexLost);
         }
         Ok(builder.finish())
