@@ -19,6 +19,7 @@ pub mod import;
 pub mod jobs;
 pub mod mount;
 pub mod pin;
+pub mod pki;
 pub mod plan;
 pub mod points;
 mod progress;
