@@ -56,7 +56,7 @@ impl Chunk {
 }
 
 /// A chunk, checksummed and compressed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SealedFrame {
     /// The stored bytes; empty if all was zero.
     stored: Bytes,
@@ -70,6 +70,25 @@ pub struct SealedFrame {
     chunk_shift: u32,
     /// Checksums of the whole chunks in it.
     sums: Vec<ChunkSum>,
+}
+
+impl SealedFrame {
+    /// The same frame so many sectors further on, for tests and measurements of disks that nobody could
+    /// write in time. Its chunks' checksums are made up, so that an index of many takes as much room as one of a
+    /// real disk: a resync would not find them right.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn further(&self, sectors: u64) -> Self {
+        let moved = |run: SectorRange| SectorRange::new(run.start.0 + sectors, run.end.0 + sectors);
+        let mut frame = self.clone();
+        frame.extents.iter_mut().for_each(|extent| extent.0 = moved(extent.0));
+        frame.zeroes.iter_mut().for_each(|run| *run = moved(*run));
+        for sum in &mut frame.sums {
+            sum.start.0 += sectors;
+            sum.sum = chunk_sum(&sum.start.0.to_le_bytes());
+        }
+        frame
+    }
 }
 
 /// Compresses chunks; one a thread, its memory is used again and again.

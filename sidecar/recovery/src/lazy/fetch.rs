@@ -5,11 +5,12 @@
 //! While nobody waits for an index, a few of these fetch the ones that are missing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backstay_format::ByteLen;
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::{FrameReader, read_index_at_once};
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -69,6 +70,10 @@ struct Shared {
     room: Room,
     /// Indexes that are still to be fetched in the background, the newest last.
     missing: Mutex<Vec<usize>>,
+    /// Requests for frames.
+    frames_fetched: AtomicU64,
+    /// Requests for indexes that nobody waited for.
+    background: AtomicU64,
     /// A segment holds what its bounds say it does not: they are not to be believed.
     false_bounds: OnceLock<String>,
 }
@@ -105,6 +110,8 @@ impl Fetcher {
             looking: Mutex::new(()),
             room: Room::default(),
             missing: Mutex::new(missing),
+            frames_fetched: AtomicU64::new(0),
+            background: AtomicU64::new(0),
             false_bounds: OnceLock::new(),
         });
         let (frames, queue) = unbounded();
@@ -120,6 +127,15 @@ impl Fetcher {
             thread::Builder::new().name("indexes".into()).spawn(work)?;
         }
         Ok(Self { shared, indexes, frames })
+    }
+
+    /// Requests of the vault so far, how many of them nobody waited for, and the bytes of all; `None` while no
+    /// frame was read from it.
+    pub fn asked(&self) -> Option<(u64, u64, ByteLen)> {
+        let frames = self.shared.frames_fetched.load(Ordering::Relaxed);
+        let vault = self.shared.vault.get().filter(|_| frames > 0)?;
+        let background = self.shared.background.load(Ordering::Relaxed);
+        Some((vault.requests(), background, vault.fetched()))
     }
 
     /// Fails if the bounds in the point's list are not to be believed: nobody knows then where anything is.
@@ -312,6 +328,9 @@ impl Shared {
 
     fn fetch_index(&self, segment: u32, asked: bool) {
         let of = &self.point.segments[segment as usize];
+        if !asked {
+            self.background.fetch_add(1, Ordering::Relaxed);
+        }
         let mut room = None;
         let fetched = self.vault().and_then(|vault| {
             let admit = |bytes| room = Some(self.room.take(bytes));
@@ -359,6 +378,7 @@ impl Shared {
         match fetched {
             Ok(fetched) => {
                 self.health.is_up();
+                self.frames_fetched.fetch_add(1, Ordering::Relaxed);
                 for (&(number, _), bytes) in frames.iter().zip(fetched) {
                     let key = (segment, number);
                     let frame = bytes
