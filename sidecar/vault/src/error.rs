@@ -91,6 +91,17 @@ pub enum VaultError {
         /// How.
         reason: String,
     },
+    /// A segment holds sectors outside of the bounds that its point says it has.
+    #[error(
+        "vault: {object} is damaged: it holds sectors within {span}, and the point that names it says that it \
+         reaches less far: whoever read these sectors by that point got older ones"
+    )]
+    OutOfBounds {
+        /// The key.
+        object: String,
+        /// From its first sector to its last.
+        span: SectorRange,
+    },
     /// I7: what arrived is not what had to move.
     #[error(
         "{range} {problem}: the cycle was not committed and its sectors ship with the next one"
@@ -199,6 +210,7 @@ impl VaultError {
             | Self::Denied { .. }
             | Self::Damaged { .. }
             | Self::Inconsistent { .. }
+            | Self::OutOfBounds { .. }
             | Self::Fenced { .. }
             | Self::NameTaken { .. }
             | Self::Renamed { .. }
@@ -209,7 +221,7 @@ impl VaultError {
     /// Whether damaged data was found.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. })
+        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. } | Self::OutOfBounds { .. })
     }
 
     pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {

@@ -8,6 +8,7 @@ use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 
+use crate::format::bounds::Bounds;
 use crate::format::segment::{
     CHUNK_SHIFT_DEFAULT, ChunkSum, Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer,
     FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
@@ -56,7 +57,7 @@ impl Chunk {
 }
 
 /// A chunk, checksummed and compressed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SealedFrame {
     /// The stored bytes; empty if all was zero.
     stored: Bytes,
@@ -70,6 +71,25 @@ pub struct SealedFrame {
     chunk_shift: u32,
     /// Checksums of the whole chunks in it.
     sums: Vec<ChunkSum>,
+}
+
+impl SealedFrame {
+    /// The same frame so many sectors further on, for tests and measurements of disks that nobody could
+    /// write in time. Its chunks' checksums are made up, so that an index of many takes as much room as one of a
+    /// real disk: a resync would not find them right.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn further(&self, sectors: u64) -> Self {
+        let moved = |run: SectorRange| SectorRange::new(run.start.0 + sectors, run.end.0 + sectors);
+        let mut frame = self.clone();
+        frame.extents.iter_mut().for_each(|extent| extent.0 = moved(extent.0));
+        frame.zeroes.iter_mut().for_each(|run| *run = moved(*run));
+        for sum in &mut frame.sums {
+            sum.start.0 += sectors;
+            sum.sum = chunk_sum(&sum.start.0.to_le_bytes());
+        }
+        frame
+    }
 }
 
 /// Compresses chunks; one a thread, its memory is used again and again.
@@ -241,6 +261,7 @@ pub(crate) struct Object {
     pub payload: PutPayload,
     pub len: u64,
     pub sectors: (u64, u64),
+    pub bounds: Bounds,
     pub index_digest: [u8; 32],
 }
 
@@ -402,6 +423,7 @@ impl SealedSegment {
         parts.extend([Bytes::from(stored), Bytes::from(footer.encode())]);
         Ok(Object {
             sectors: self.index.sectors(),
+            bounds: self.index.span().map_or(Bounds::UNKNOWN, Bounds::around),
             payload: parts.into_iter().collect(),
             len,
             index_digest: footer.index_digest,

@@ -39,6 +39,7 @@ pub mod terms;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
+pub use format::bounds::Bounds;
 pub use format::document::{DiskRecord, NameRecord};
 pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};

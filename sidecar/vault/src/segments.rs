@@ -68,6 +68,7 @@ impl Vault {
             object: ByteLen(segment.len),
             data_sectors: segment.sectors.0,
             zero_sectors: segment.sectors.1,
+            bounds: segment.bounds,
             index_digest: segment.index_digest,
         })
     }

@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub folders: Option<Folders>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
+    /// Requests for objects and lists.
+    pub requests: AtomicU64,
     /// What it was opened with.
     pub settings: Arc<StoreSettings>,
     /// What `vault.json` says.
@@ -230,6 +232,7 @@ impl Vault {
                 folders,
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
+                requests: AtomicU64::new(0),
                 settings: settings(),
                 record: OnceLock::new(),
                 keychain,

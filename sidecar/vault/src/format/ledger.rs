@@ -268,6 +268,7 @@ fn merge(r: &mut Reader<'_>, room: &mut usize) -> Result<Merge, FormatError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bounds::Bounds;
     use super::*;
     use backstay_format::ByteLen;
     use proptest::prelude::*;
@@ -280,6 +281,7 @@ mod tests {
             object: ByteLen(4_000_000),
             data_sectors: 8_000,
             zero_sectors: 192,
+            bounds: Bounds::UNKNOWN,
             index_digest: [number as u8 + 1; 32],
         }
     }

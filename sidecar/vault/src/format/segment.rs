@@ -365,6 +365,15 @@ impl Index {
         SectorRange::new(sum.start.0, sum.start.0 + (1 << self.chunk_shift))
     }
 
+    /// From its first sector to the end of its last; `None` if it holds nothing.
+    #[must_use]
+    pub fn span(&self) -> Option<SectorRange> {
+        let ranges = || self.extents.iter().map(|extent| extent.range);
+        let start = ranges().map(|range| range.start).min()?;
+        let end = ranges().map(|range| range.end).max()?;
+        Some(SectorRange { start, end })
+    }
+
     /// Sectors held as data, and sectors said to be zero.
     #[must_use]
     pub fn sectors(&self) -> (u64, u64) {

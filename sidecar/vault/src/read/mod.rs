@@ -94,6 +94,10 @@ fn index_of(
     if index.sectors() != (segment.data_sectors, segment.zero_sectors) {
         return Err(wrong("its index holds other sectors than its manifest says"));
     }
+    // Whoever looked for one of these by the bounds did not find it.
+    if let Some(span) = index.span().filter(|span| !segment.bounds.admit(*span)) {
+        return Err(VaultError::OutOfBounds { object: key, span });
+    }
     Ok(Index { opens, ..index })
 }
 
