@@ -13,6 +13,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::drills::DrillSettings;
+use crate::encryption::Encryption;
 use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
@@ -104,6 +105,8 @@ pub struct Config {
     pub store: Store,
     /// The gateway on this host.
     pub gateway: GatewayConfig,
+    /// What this host has to open vaults with.
+    pub encryption: Encryption,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
     /// Consistency groups.
@@ -212,6 +215,7 @@ impl Default for Config {
             ship: Ship::default(),
             store: Store::default(),
             gateway: GatewayConfig::default(),
+            encryption: Encryption::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
             tls: None,

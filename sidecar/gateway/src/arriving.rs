@@ -9,7 +9,8 @@ use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::hold::{HoldKind, HoldRecord};
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
-use backstay_vault::receive::{NotTaken, Rules, check_point};
+use backstay_vault::receive::{self, NotTaken, Rules, check_point};
+use backstay_vault::seal::proofs::KeyProof;
 use backstay_vault::{Vault, VaultError};
 
 use crate::key::{ObjectKey, Piece};
@@ -50,7 +51,15 @@ impl Arriving<'_> {
     /// Why not.
     pub fn check(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
         match key {
-            ObjectKey::Vault => wrong("a gateway's vault is there"),
+            ObjectKey::Vault | ObjectKey::Keyring(_) => wrong("that is made where the store is"),
+            ObjectKey::Proof(slot, at) => {
+                let proof: KeyProof = document(bytes)?;
+                self.recent(*at)?;
+                match (proof.slot, proof.proved_unix_ns) == (*slot, *at) {
+                    true => Ok(()),
+                    false => wrong("it is another proof"),
+                }
+            }
             ObjectKey::Name(name, number) => {
                 let record: NameRecord = document(bytes)?;
                 if record.name != *name {
@@ -109,7 +118,7 @@ impl Arriving<'_> {
                     }
                     Piece::Ledger(revision) => {
                         let next =
-                            Ledger::decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
+                            receive::ledger(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
                         if (next.disk, next.revision) != (disk, *revision) {
                             return wrong("it is another ledger");
                         }

@@ -19,6 +19,10 @@ pub const KEY_BYTES_MAX: usize = 256;
 pub enum ObjectKey {
     /// `vault.json`
     Vault,
+    /// `keys/<revision>`
+    Keyring(u64),
+    /// `proofs/<slot>/<time>`
+    Proof(u32, u64),
     /// `names/<name>/<number>`
     Name(DiskName, u64),
     /// `groups/<name>/points/<number>`
@@ -58,6 +62,8 @@ impl ObjectKey {
         let parts: Vec<&str> = text.split('/').collect();
         let key = match parts[..] {
             ["vault.json"] => Self::Vault,
+            ["keys", revision] => Self::Keyring(revision.parse().ok()?),
+            ["proofs", slot, at] => Self::Proof(slot.parse().ok()?, at.parse().ok()?),
             ["names", name, number] => Self::Name(name.parse().ok()?, number.parse().ok()?),
             ["groups", group, "points", number] => {
                 Self::GroupPoint(group.parse().ok()?, number.parse().ok()?)
@@ -117,6 +123,8 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vault => f.write_str("vault.json"),
+            Self::Keyring(revision) => write!(f, "keys/{revision:020}"),
+            Self::Proof(slot, at) => write!(f, "proofs/{slot:010}/{at:020}"),
             Self::Name(name, number) => write!(f, "names/{name}/{number:020}"),
             Self::GroupPoint(group, number) => write!(f, "groups/{group}/points/{number:020}"),
             Self::Disk(disk, piece) => write!(f, "disks/{disk}/{piece}"),
@@ -150,6 +158,8 @@ pub enum Scope {
     Disks,
     /// `names`
     Names,
+    /// `keys`, `proofs` or those of one slot.
+    Keys,
     /// `names/<name>`
     NamesOf(DiskName),
     /// `groups`, or one group, or its points.
@@ -175,6 +185,11 @@ impl Scope {
             [""] => Self::All,
             ["disks"] => Self::Disks,
             ["names"] => Self::Names,
+            ["keys"] | ["proofs"] => Self::Keys,
+            ["proofs", slot] => {
+                let number: u32 = slot.parse().ok()?;
+                (format!("{number:010}") == slot).then_some(Self::Keys)?
+            }
             ["names", name] => Self::NamesOf(name.parse().ok()?),
             ["groups"] => Self::Groups,
             ["groups", name] | ["groups", name, "points"] => group(name).map(|_| Self::Groups)?,
@@ -204,6 +219,8 @@ mod tests {
         let numbered = |what: &str| format!("disks/{DISK}/{what}/{:020}", 7);
         for key in [
             "vault.json".into(),
+            format!("keys/{:020}", 2),
+            format!("proofs/{:010}/{:020}", 1, 7),
             format!("names/db.1/{:020}", 3),
             format!("groups/shop/points/{:020}", 1),
             format!("disks/{DISK}/disk.json"),

@@ -35,7 +35,8 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
         (Verb::Get, K::Disk(_, Piece::Segment(_))) if role == Role::Source => Right::IndexOnly,
         (Verb::Get, _) => Right::Yes,
         // What is put is looked at besides (`crate::arriving`).
-        (Verb::Put, K::Vault) => Right::No,
+        (Verb::Put, K::Vault | K::Keyring(_)) => Right::No,
+        (Verb::Put, K::Proof(..)) => yes_if(role != Role::Source),
         (Verb::Put, K::Name(..) | K::GroupPoint(..)) => yes_if(role != Role::Maintainer),
         (Verb::Put, K::Disk(_, piece)) => yes_if(match piece {
             Piece::Record | Piece::Handover(_) | Piece::Segment(_) | Piece::Point(_) => {
@@ -49,7 +50,8 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
             Piece::Ledger(_) => role == Role::Recovery,
         }),
         // Points and segments go by retention alone, which runs here.
-        (Verb::Delete, K::Disk(_, Piece::Hold(..))) => yes_if(role != Role::Source),
+        // The proof before, when there is a new one.
+        (Verb::Delete, K::Proof(..) | K::Disk(_, Piece::Hold(..))) => yes_if(role != Role::Source),
         (Verb::Delete, _) => Right::No,
     }
 }
@@ -66,6 +68,8 @@ mod tests {
         let of = |piece| ObjectKey::Disk(disk, piece);
         vec![
             ObjectKey::Vault,
+            ObjectKey::Keyring(1),
+            ObjectKey::Proof(1, 1),
             ObjectKey::Name("db".parse().unwrap(), 1),
             ObjectKey::GroupPoint("shop".parse().unwrap(), 1),
             of(Piece::Record),
@@ -91,15 +95,15 @@ mod tests {
             };
             keys().iter().map(|key| mark(right(role, verb, key))).collect()
         };
-        //                                               VNGRTthSPLHD
-        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyiyyyy");
-        assert_eq!(mark(Role::Source, Verb::Put), "-yyyy-yyy-y-");
-        assert_eq!(mark(Role::Source, Verb::Delete), "------------");
-        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Put), "-yyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Delete), "----------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyy");
-        assert_eq!(mark(Role::Maintainer, Verb::Put), "----------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Delete), "----------y-");
+        //                                               VKPNGRTthSPLHD
+        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyiyyyy");
+        assert_eq!(mark(Role::Source, Verb::Put), "---yyyy-yyy-y-");
+        assert_eq!(mark(Role::Source, Verb::Delete), "--------------");
+        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Put), "--yyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Delete), "--y---------y-");
+        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Maintainer, Verb::Put), "--y---------y-");
+        assert_eq!(mark(Role::Maintainer, Verb::Delete), "--y---------y-");
     }
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use backstay_format::superblock::Geometry;
-use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
+use backstay_format::{CycleNo, DiskId, FormatError, SECTOR_BYTES, SectorRange};
 
 use crate::error::{In, VaultError};
 use crate::format::ledger::Ledger;
@@ -17,9 +17,13 @@ use crate::format::segment::{
     Codec, FOOTER_BYTES, Footer, HEADER_BYTES, Index, SEGMENT_BYTES_MAX, SegmentId, decode_header,
 };
 use crate::format::term::TermRecord;
-use crate::read::{read_index, verify_segment};
+use crate::read::{read_footer, read_index, verify_segment};
+use crate::seal::sign::content;
 use crate::sectors::SectorSet;
 use crate::store::{Vault, point_key, segment_id, segment_key};
+
+/// Bytes that are looked at at a time.
+const STEP_BYTES: usize = 256 << 10;
 
 /// Why something is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +51,18 @@ pub struct Rules {
     pub content: bool,
 }
 
-/// Checks a segment, all of it but what only decompressing shows: header, footer, index, their bounds, that
-/// it is the one it is said to be, and the checksum of each frame as it is stored.
+/// Checks a segment, all of it but what only opening and decompressing show: header, footer, index, their
+/// bounds, that it is the one it is said to be, and the checksum of each frame as it is stored; of one that
+/// is sealed, the digest of its index and the checksum of all frames. That needs no key.
 ///
 /// # Errors
 /// [`VaultError::Damaged`] or [`VaultError::Inconsistent`]; or the file cannot be read.
-pub fn check_segment(file: &File, len: u64, id: SegmentId) -> Result<(), VaultError> {
+pub fn check_segment(
+    vault: &Vault,
+    file: &File,
+    len: u64,
+    id: SegmentId,
+) -> Result<(), VaultError> {
     let key = segment_key(id);
     let of_io = |e| VaultError::of_io(&key, e);
     let wrong = |reason: String| VaultError::Inconsistent { object: key.clone(), reason };
@@ -63,11 +73,32 @@ pub fn check_segment(file: &File, len: u64, id: SegmentId) -> Result<(), VaultEr
     file.read_exact_at(&mut header, 0).map_err(of_io)?;
     file.read_exact_at(&mut footer, len - FOOTER_BYTES as u64).map_err(of_io)?;
     let footer = Footer::decode(&footer, backstay_format::ByteLen(len)).within(&key)?;
-    if decode_header(&header).within(&key)? != id || footer.id != id {
+    let (of_header, sealed) = decode_header(&header).within(&key)?;
+    if of_header != id || footer.id != id {
         return Err(wrong("it is another segment".into()));
+    }
+    if sealed.is_some() != footer.sealed || footer.sealed != vault.is_encrypted() {
+        return Err(wrong("it is encrypted and the vault is not, or the other way round".into()));
     }
     let mut stored = vec![0; footer.index_stored_len as usize];
     file.read_exact_at(&mut stored, footer.index_offset).map_err(of_io)?;
+    if footer.sealed {
+        if *blake3::hash(&stored).as_bytes() != footer.index_digest {
+            return Err(wrong("its index does not have the digest in its footer".into()));
+        }
+        let (mut crc, mut at) = (0, HEADER_BYTES as u64);
+        let mut step = vec![0; STEP_BYTES];
+        while at < footer.index_offset {
+            let some = (footer.index_offset - at).min(STEP_BYTES as u64) as usize;
+            file.read_exact_at(&mut step[..some], at).map_err(of_io)?;
+            crc = crc32c::crc32c_append(crc, &step[..some]);
+            at += some as u64;
+        }
+        return match crc == footer.frames_crc {
+            true => Ok(()),
+            false => Err(wrong("its frames do not have the checksum in its footer".into())),
+        };
+    }
     let raw = match footer.index_codec {
         Codec::Raw => stored,
         Codec::Zstd => zstd::bulk::decompress(&stored, footer.index_raw_len as usize)
@@ -100,7 +131,8 @@ pub fn check_point(
     rules: Rules,
 ) -> Result<Manifest, NotTaken> {
     let key = point_key(disk, cycle);
-    let point = Manifest::decode(bytes).within(&key)?;
+    vault.check_signature(&key, bytes)?;
+    let point = Manifest::decode(content(bytes)).within(&key)?;
     if (point.disk, point.cycle) != (disk, cycle) {
         let reason = format!("it is point {} of disk {}", point.cycle, point.disk);
         return Err(NotTaken::Wrong(reason));
@@ -128,7 +160,7 @@ pub fn check_point(
     let before = before(vault, &point, &term, newest.as_ref())?;
     check_times(&point, before.as_ref(), rules)?;
     let moved = check_segments(vault, &point, rules)?;
-    check_list(vault, &point, before.as_ref(), newest.as_ref(), &moved)?;
+    check_list(vault, &point, before.as_ref(), newest.as_ref(), moved.as_ref())?;
     Ok(point)
 }
 
@@ -178,16 +210,28 @@ fn check_times(point: &Manifest, before: Option<&Manifest>, rules: Rules) -> Res
     }
 }
 
-/// I7: the sectors that its new segments hold are those that it says had to move.
-fn check_segments(vault: &Vault, point: &Manifest, rules: Rules) -> Result<SectorSet, NotTaken> {
+/// I7: the sectors that its new segments hold are those that it says had to move. Which they are, only who
+/// can open the vault sees; without its key, that each segment is there, of its length and with its index.
+fn check_segments(
+    vault: &Vault,
+    point: &Manifest,
+    rules: Rules,
+) -> Result<Option<SectorSet>, NotTaken> {
+    let missing = |e| match e {
+        VaultError::NotFound { object } => {
+            NotTaken::Wrong(format!("{object}, which it names, is not there"))
+        }
+        e => e.into(),
+    };
+    if vault.is_encrypted() && (vault.is_write_only() || vault.keys().is_err()) {
+        for segment in point.own_segments() {
+            read_footer(vault, point.disk, segment).map_err(missing)?;
+        }
+        return Ok(None);
+    }
     let mut moved = SectorSet::new();
     for segment in point.own_segments() {
-        let index = read_index(vault, point.disk, point.size, segment).map_err(|e| match e {
-            VaultError::NotFound { object } => {
-                NotTaken::Wrong(format!("{object}, which it names, is not there"))
-            }
-            e => e.into(),
-        })?;
+        let index = read_index(vault, point.disk, point.size, segment).map_err(missing)?;
         for extent in &index.extents {
             moved.insert(extent.range);
         }
@@ -203,7 +247,7 @@ fn check_segments(vault: &Vault, point: &Manifest, rules: Rules) -> Result<Secto
             point.moved_sectors
         )));
     }
-    Ok(moved)
+    Ok(Some(moved))
 }
 
 /// The list of segments: that of the point before, then its own; or its own alone, if they are the whole
@@ -213,7 +257,7 @@ fn check_list(
     point: &Manifest,
     before: Option<&Manifest>,
     newest: Option<&Manifest>,
-    moved: &SectorSet,
+    moved: Option<&SectorSet>,
 ) -> Result<(), NotTaken> {
     let wrong = |reason: String| Err(NotTaken::Wrong(reason));
     let is_own = |segment: &SegmentRef| segment.cycle == point.cycle;
@@ -225,7 +269,8 @@ fn check_list(
     if names.len() != own.len() || !own.iter().all(is_own) {
         return wrong("its own segments are not the last of its list, each once".into());
     }
-    let must_have_moved = |range: SectorRange| match moved.runs_within(range, false).first() {
+    let missed = |range| moved.and_then(|moved| moved.runs_within(range, false).first().copied());
+    let must_have_moved = |range: SectorRange| match missed(range) {
         None => Ok(()),
         Some(range) => {
             wrong(format!("{range} did not move, and no earlier point stands in for it"))
@@ -284,7 +329,19 @@ fn is_list_after(list: &[SegmentRef], ledger: Option<&Ledger>, found: &[SegmentR
 }
 
 /// Which objects the new segments of a point are.
-#[must_use]
-pub fn own_keys(point: &Manifest) -> Vec<String> {
-    point.own_segments().map(|segment| segment_key(segment_id(point.disk, segment))).collect()
+///
+/// # Errors
+/// If it is no point.
+pub fn own_keys(bytes: &[u8]) -> Result<Vec<String>, FormatError> {
+    let point = Manifest::decode(content(bytes))?;
+    let key = |segment| segment_key(segment_id(point.disk, segment));
+    Ok(point.own_segments().map(key).collect())
+}
+
+/// A ledger as it arrives, its signature not looked at.
+///
+/// # Errors
+/// If it is none.
+pub fn ledger(bytes: &[u8]) -> Result<Ledger, FormatError> {
+    Ledger::decode(content(bytes))
 }

@@ -73,7 +73,7 @@ impl Seen {
             Some(ObjectKey::Disk(disk, _)) => disks.contains(&disk),
             Some(ObjectKey::Name(name, _)) => asked.who.disks.has(&name),
             // Names of groups are everybody's; what is in their points is not.
-            Some(ObjectKey::Vault | ObjectKey::GroupPoint(..)) => true,
+            Some(_) => true,
             None => false,
         }
     }
@@ -98,7 +98,9 @@ pub(super) async fn list(asked: &Asked, query: &str) -> Result<Answer, Refused> 
     let seen = match (&scope, &asked.who.disks) {
         (_, Disks::All) => Seen::All,
         (Scope::NamesOf(name), Disks::Named(names)) if !names.contains(name) => return Err(no()),
-        (Scope::NamesOf(_) | Scope::Names | Scope::Groups, _) => Seen::Of(HashSet::new()),
+        (Scope::NamesOf(_) | Scope::Names | Scope::Groups | Scope::Keys, _) => {
+            Seen::Of(HashSet::new())
+        }
         (Scope::Disk(disk), _) => match asked.standing(*disk).await? {
             Standing::Others => return Err(no()),
             _ => Seen::Of(HashSet::from([*disk])),

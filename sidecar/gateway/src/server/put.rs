@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use backstay_vault::format::document::DOCUMENT_BYTES_MAX;
 use backstay_vault::format::ledger::LEDGER_BYTES_MAX;
-use backstay_vault::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use backstay_vault::format::manifest::MANIFEST_BYTES_MAX;
 use backstay_vault::format::segment::{SEGMENT_BYTES_MAX, SegmentId};
 use backstay_vault::receive::{check_segment, own_keys};
+use backstay_vault::seal::sign::TRAILER_BYTES;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, IF_NONE_MATCH};
@@ -37,8 +38,8 @@ pub(super) async fn put(
     let len: Option<u64> = header(CONTENT_LENGTH).and_then(|len| len.parse().ok());
     let most = match &key {
         ObjectKey::Disk(_, Piece::Segment(_)) => SEGMENT_BYTES_MAX,
-        ObjectKey::Disk(_, Piece::Point(_)) => MANIFEST_BYTES_MAX as u64,
-        ObjectKey::Disk(_, Piece::Ledger(_)) => LEDGER_BYTES_MAX as u64,
+        ObjectKey::Disk(_, Piece::Point(_)) => (MANIFEST_BYTES_MAX + TRAILER_BYTES) as u64,
+        ObjectKey::Disk(_, Piece::Ledger(_)) => (LEDGER_BYTES_MAX + TRAILER_BYTES) as u64,
         _ => DOCUMENT_BYTES_MAX as u64,
     };
     let len = match len {
@@ -102,10 +103,10 @@ async fn segment(
         return Err(Refused::BadRequest(format!("{received} bytes came, {len} were announced")));
     }
     let _check = shared.checks.acquire().await;
-    let (spool, to) = (Arc::clone(&shared.spool), name.clone());
+    let (of, to) = (Arc::clone(shared), name.clone());
     let kept = blocking(move || {
-        check_segment(&file, len, id)?;
-        spool.keep(&to, incoming, &file, len).map_err(|e| Refused::Store(e.to_string()))
+        check_segment(&of.vault, &file, len, id)?;
+        of.spool.keep(&to, incoming, &file, len).map_err(|e| Refused::Store(e.to_string()))
     });
     if !kept.await? {
         return Err(there());
@@ -151,8 +152,7 @@ async fn small(
 
 /// Waits until no segment of a point is only here: it is a point only if the store has all of it.
 async fn segments_are_there(asked: &Asked, bytes: &Bytes) -> Result<(), Refused> {
-    let point = Manifest::decode(bytes).map_err(|e| Refused::Wrong(e.to_string()))?;
-    let keys = own_keys(&point);
+    let keys = own_keys(bytes).map_err(|e| Refused::Wrong(e.to_string()))?;
     let spool = &asked.shared.spool;
     let until = Instant::now() + WAITS;
     loop {

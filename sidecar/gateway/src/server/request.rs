@@ -274,7 +274,10 @@ impl Asked {
                 (Standing::Begun | Standing::Unknown, Verb::Get) => Err(Refused::NotFound),
                 (Standing::Begun | Standing::Unknown, _) => Err(no()),
             },
-            ObjectKey::Vault | ObjectKey::GroupPoint(..) => Ok(()),
+            ObjectKey::Vault
+            | ObjectKey::Keyring(_)
+            | ObjectKey::Proof(..)
+            | ObjectKey::GroupPoint(..) => Ok(()),
         }
     }
 
