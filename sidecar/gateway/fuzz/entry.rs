@@ -23,6 +23,6 @@ pub fn certificate(data: &[u8]) {
 pub fn revocations(data: &[u8]) {
     for list in [Revocations::from_pem(data), Revocations::from_der(data)].into_iter().flatten() {
         assert!(!list.lists().is_empty());
-        assert_eq!(list.is_empty(), list.len() == 0);
+        assert!(list.len() <= data.len(), "an entry has at least a byte");
     }
 }

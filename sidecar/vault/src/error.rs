@@ -33,6 +33,23 @@ pub enum VaultError {
         /// What it cannot do.
         reason: String,
     },
+    /// It is encrypted, and nothing this host has opens it.
+    #[error("vault {url} is encrypted: {reason}")]
+    Locked {
+        /// The vault.
+        url: String,
+        /// Why it did not open.
+        reason: String,
+    },
+    /// This host has a writer's key: it cannot read what it did not write itself, since it was started.
+    #[error(
+        "vault: {object} cannot be read here: this host has a writer's key, which seals and does not \
+         open. Do this where the vault's key is"
+    )]
+    WriteOnly {
+        /// The key.
+        object: String,
+    },
     /// There is no such object.
     #[error("vault: {object} is not there")]
     NotFound {
@@ -74,6 +91,17 @@ pub enum VaultError {
         object: String,
         /// How.
         reason: String,
+    },
+    /// A segment holds sectors outside of the bounds that its point says it has.
+    #[error(
+        "vault: {object} is damaged: it holds sectors within {span}, and the point that names it says that it \
+         reaches less far: whoever read these sectors by that point got older ones"
+    )]
+    OutOfBounds {
+        /// The key.
+        object: String,
+        /// From its first sector to its last.
+        span: SectorRange,
     },
     /// I7: what arrived is not what had to move.
     #[error(
@@ -177,10 +205,13 @@ impl VaultError {
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::Unfit { .. }
+            | Self::Locked { .. }
+            | Self::WriteOnly { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }
             | Self::Inconsistent { .. }
+            | Self::OutOfBounds { .. }
             | Self::Fenced { .. }
             | Self::NameTaken { .. }
             | Self::Renamed { .. }
@@ -191,7 +222,7 @@ impl VaultError {
     /// Whether damaged data was found.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. })
+        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. } | Self::OutOfBounds { .. })
     }
 
     pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {
