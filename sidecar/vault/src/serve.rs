@@ -13,7 +13,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::VaultError;
-use crate::paced::{self, Unlimited};
+use crate::paced::Unlimited;
 use crate::store::Vault;
 
 /// Bytes that are copied at a time.
@@ -56,11 +56,7 @@ impl Vault {
         let file = File::open(path).map_err(of_io)?;
         let len = file.metadata().map_err(of_io)?.len();
         if let Some(folders) = &self.inner.folders {
-            folders.prepare(key).map_err(of_io)?;
-            // Another gateway may be at the same object: what one has linked the other must not write to.
-            let number = uuid::Uuid::new_v4().as_u64_pair().0;
-            let to = folders.path(key);
-            let put = paced::put_staged(&to, number, steps(file, STEP_BYTES), &Unlimited);
+            let put = folders.put(key, steps(file, STEP_BYTES), &Unlimited);
             return match put {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(exists(key)),
                 put => put.map(drop).map_err(of_io),
