@@ -125,6 +125,20 @@ fn a_test_failover_touches_nothing_and_leaves_nothing() {
     refused(&b.try_backstay(&["failover", "commit", "db.test"]), "never committed");
     assert_eq!(objects(&vault), before, "the vault was changed");
     assert!(holds(&vault) > 0, "the point is held");
+    // A command that tries it has nobody to talk to, and what it mounts is its own.
+    let (here, line) = (b.path("seen"), "ls /sys/class/net; cat /proc/net/dev; test $$ -lt 20");
+    let line = format!(
+        "mount -t tmpfs none /mnt; ({line}; cmp $BACKSTAY_DEVICE $BACKSTAY_SERVED && echo same) > {}",
+        here.display()
+    );
+    b.backstay(&["failover", "test", "db", "--run", &line]);
+    let seen = fs::read_to_string(&here).unwrap();
+    let interfaces = seen.lines().filter(|line| line.contains(": ")).count();
+    assert!(interfaces == 1 && seen.contains("lo:") && seen.contains("same"), "{seen}");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("none /mnt tmpfs"), "{mounts}");
+    let failed = b.try_backstay(&["failover", "test", "db", "--run", "exit 3"]);
+    assert!(said(&failed).contains("the test stays up"), "{}", said(&failed));
     // Replication goes on.
     scribble(&source.served(), &mut rng, 2);
     source.cycle();

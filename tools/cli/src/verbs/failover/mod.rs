@@ -2,6 +2,7 @@
 //! docs/recovery/failover.md.
 
 mod group;
+mod isolated;
 mod last;
 pub mod local;
 mod serving;
@@ -68,8 +69,10 @@ Examples:
   backstay failover test db --vault file:///mnt/vault
   backstay failover test db --vault file:///mnt/vault --point 17 --as db.friday --attach
   backstay failover test --group shop --vault file:///mnt/vault
+  backstay failover test db --vault file:///mnt/vault --run 'fsck.ext4 -fn $BACKSTAY_DEVICE'
 
-The vault gets a hold on the point and nothing else; what is written stays on this host, until backstay
+A command given with --run has a network (a loopback and nothing else), mounts and process numbers of its own, so
+that a copy of a production machine cannot reach production. The vault gets a hold on the point and nothing else; what is written stays on this host, until backstay
 failover cleanup.")]
 pub struct Test {
     /// The disk's name in the vault
@@ -86,6 +89,10 @@ pub struct Test {
     /// The name on this host [default: NAME.test]
     #[arg(long = "as", value_name = "NAME")]
     local: Option<DiskName>,
+    /// Run a command line on it, without the host's network; its exit code counts (BACKSTAY_DEVICE,
+    /// BACKSTAY_SERVED)
+    #[arg(long, value_name = "COMMAND", conflicts_with = "group")]
+    run: Option<String>,
     #[command(flatten)]
     up: Up,
 }
@@ -324,14 +331,15 @@ impl Test {
             &target::Order {
                 kind: Kind::Test,
                 name,
-                local,
+                local: local.clone(),
                 which: target::Which::Choice(self.point.at, self.point.left_history),
                 vault: self.up.vault,
-                attach: self.up.attach,
+                attach: self.up.attach || self.run.is_some(),
                 group: None,
                 replica: false,
             },
-        )
+        )?;
+        self.run.map_or(Ok(()), |line| isolated::run(context, &local, &line))
     }
 }
 
