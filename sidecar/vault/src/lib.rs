@@ -13,6 +13,7 @@
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
 //! - `drills`: verdicts on points that were tried
+//! - [`seal`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
@@ -30,6 +31,7 @@ mod probe;
 pub mod read;
 pub mod remote;
 pub mod retain;
+pub mod seal;
 pub mod sectors;
 mod segments;
 pub mod store;
@@ -37,6 +39,7 @@ pub mod terms;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
+pub use format::bounds::Bounds;
 pub use format::document::{DiskRecord, NameRecord};
 pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};

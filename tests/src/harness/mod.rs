@@ -10,6 +10,7 @@ pub mod host;
 pub mod netns;
 pub mod ordered;
 pub mod pair;
+pub mod pki;
 pub mod postgres;
 pub mod proxy;
 pub mod seed;
