@@ -219,7 +219,9 @@ fn a_power_loss_of_the_folder_leaves_a_whole_point() {
     let (from, to) = (&points[0], &points[2]);
     let redo = |host: &Host| {
         let files = std::fs::read_dir(&host.dir).unwrap().map(|entry| entry.unwrap().path());
-        files.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("redo"))
+        files
+            .into_iter()
+            .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("redo"))
     };
     let (mut not_synced, mut log) = (0, None);
     for step in 1.. {

@@ -80,7 +80,10 @@ fn a_disk_in_use_is_handed_over_or_served_as_before() {
     let mut handover = a.start(&[&stop[..], &[&wait]].concat());
     wait_for("the command", || Path::new(&format!("{go}.here")).exists());
     for args in [&["failover", "handover", "db"][..], &["failover", "cancel", "db"]] {
-        refused(&a.try_backstay(args), "another command is at work on it (backstay failover handover");
+        refused(
+            &a.try_backstay(args),
+            "another command is at work on it (backstay failover handover",
+        );
     }
     let to = a.path("x.img").display().to_string();
     refused(&a.try_backstay(&["failback", "db", "--to", &to]), "another command is at work");
@@ -155,7 +158,11 @@ fn a_group_goes_as_a_whole_and_comes_back() {
     fs::create_dir(b.runtime.join("y")).unwrap();
     fs::write(b.runtime.join("y/mnt"), "in the way").unwrap();
     let failed = b.try_backstay(&shop("planned"));
-    assert!(!failed.status.success() && said(&failed).contains("removed again"), "{}", said(&failed));
+    assert!(
+        !failed.status.success() && said(&failed).contains("removed again"),
+        "{}",
+        said(&failed)
+    );
     assert!(!b.path("state/x").exists() && !b.runtime.join("x").exists());
     // The source thinks better of it, and again.
     a.backstay(&shop("cancel"));

@@ -59,7 +59,10 @@ impl Jobs {
 }
 
 fn print(jobs: &[Job]) {
-    println!("{:>5}  {:16}  {:18}  {:11}  {:20}  PROGRESS", "JOB", "DISK", "WORK", "STATE", "BEGAN");
+    println!(
+        "{:>5}  {:16}  {:18}  {:11}  {:20}  PROGRESS",
+        "JOB", "DISK", "WORK", "STATE", "BEGAN"
+    );
     for job in jobs {
         let progress = match (job.state, &job.message) {
             (JobState::Running, _) => {
@@ -71,7 +74,12 @@ fn print(jobs: &[Job]) {
                 match job.all_bytes {
                     0 => format!("{}{at}", job.stage),
                     all => {
-                        format!("{}: {} of {}{left}{at}", job.stage, size(job.done_bytes), size(all))
+                        format!(
+                            "{}: {} of {}{left}{at}",
+                            job.stage,
+                            size(job.done_bytes),
+                            size(all)
+                        )
                     }
                 }
             }

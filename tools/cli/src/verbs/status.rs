@@ -154,9 +154,11 @@ fn health_of(replica: &ReplicaStatus) -> Health {
     let shown = replica.shown.as_ref();
     let failure = shown.filter(|_| replica.running).and_then(|shown| shown.failure.clone());
     let (level, reason, advice) = match failure {
-        Some(why) if shown.is_some_and(|shown| shown.person_must_act) => {
-            (Level::Critical, Some(why), Some("mend what it says; it is tried again by itself".into()))
-        }
+        Some(why) if shown.is_some_and(|shown| shown.person_must_act) => (
+            Level::Critical,
+            Some(why),
+            Some("mend what it says; it is tried again by itself".into()),
+        ),
         Some(why) => (Level::Warning, Some(why), Some("it is tried again by itself".into())),
         None if !replica.running => (
             Level::Warning,
@@ -175,9 +177,10 @@ fn print_failover(record: &FailoverRecord) {
         Term(0) => String::new(),
         term => format!(", term {term}"),
     };
-    let group = record.group.as_ref().map_or(String::new(), |of| {
-        format!(", of point {} of group {}", of.number, of.group)
-    });
+    let group = record
+        .group
+        .as_ref()
+        .map_or(String::new(), |of| format!(", of point {} of group {}", of.number, of.group));
     println!(
         "  failover    {}, {}{point}{group}{term}, since {}",
         word(&record.kind),

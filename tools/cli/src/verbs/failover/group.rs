@@ -17,7 +17,9 @@ use crate::exit::Refused;
 /// The disks of a group on this host, as its source.
 pub fn of_source(context: &Context, group: &GroupName) -> anyhow::Result<Vec<DiskName>> {
     let config = context.config.group.get(group).with_context(|| {
-        format!("there is no group {group} in the configuration: a source hands over what that names")
+        format!(
+            "there is no group {group} in the configuration: a source hands over what that names"
+        )
     })?;
     anyhow::ensure!(!config.disks.is_empty(), "group {group} has no disks on this host");
     let others = config.member.is_some() || config.coordinator.is_some();
@@ -50,7 +52,8 @@ fn members(
     number: Option<GroupPointNo>,
 ) -> anyhow::Result<(GroupPointNo, Vec<GroupMember>)> {
     let number = number.or(vault.group_points(group)?.last().copied());
-    let number = number.with_context(|| format!("group {group} has no point in {}", vault.url()))?;
+    let number =
+        number.with_context(|| format!("group {group} has no point in {}", vault.url()))?;
     Ok((number, vault.group_point(group, number)?.members))
 }
 
@@ -183,7 +186,8 @@ pub fn commit(context: &Context, group: &GroupName, how: &Committing<'_>) -> any
         target::may_commit(context, record, how)?;
         // Before the first is taken: a group of which a part is somebody else's is not worth having.
         let vault = Vault::open(&record.vault)?;
-        let newest = vault.newest_term(record.disk)?.context("the disk has no term in the vault")?;
+        let newest =
+            vault.newest_term(record.disk)?.context("the disk has no term in the vault")?;
         if newest.term != record.after && !at_vault::is_taken(&vault, record)? {
             return Err(FailoverError::TakenOver {
                 name: record.name.clone(),
@@ -220,7 +224,9 @@ pub fn cancel(context: &Context, group: &GroupName) -> anyhow::Result<()> {
                 let disk = stopped::superblock(&context.roots.disk(&record.name));
                 let writer = disk.map(|superblock| stopped::writer(superblock.disk));
                 let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
-                if let Some(newest) = newest.filter(|newest| Some(&newest.writer) != writer.as_ref()) {
+                if let Some(newest) =
+                    newest.filter(|newest| Some(&newest.writer) != writer.as_ref())
+                {
                     return Err(Refused(format!(
                         "group {group} cannot be taken back: disk {} was failed over, term {} belongs to {}. \
                          Nothing was changed",

@@ -490,8 +490,7 @@ impl Cancel {
 
 impl Commit {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let how =
-            target::Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
+        let how = target::Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
         if let Some(group) = &self.group {
             return group::commit(context, group, &how);
         }

@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn an_engine_is_chosen_as_it_was() {
-        for (says, flag) in [("direct (io_uring)", "direct"), ("buffered", "buffered"), ("", "auto")] {
+        for (says, flag) in
+            [("direct (io_uring)", "direct"), ("buffered", "buffered"), ("", "auto")]
+        {
             assert_eq!(engine_flag(says), flag);
         }
     }

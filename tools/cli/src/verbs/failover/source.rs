@@ -212,7 +212,9 @@ impl Handover<'_> {
             anyhow::Ok(vault.commit_group(group, members, cut)?)
         };
         if let Err(e) = put() {
-            tracing::warn!("group {group}: its disks are handed over, but have no group point: {e}");
+            tracing::warn!(
+                "group {group}: its disks are handed over, but have no group point: {e}"
+            );
         }
     }
 
@@ -283,9 +285,8 @@ impl Member {
 
     fn job(&mut self, context: &Context) -> &JobHandle {
         let name = &self.record.name;
-        self.job.get_or_insert_with(|| {
-            JobBook::below(&context.roots.state).begin(name, Work::Handover)
-        })
+        self.job
+            .get_or_insert_with(|| JobBook::below(&context.roots.state).begin(name, Work::Handover))
     }
 
     fn end_job(&mut self, ended: &Result<(), String>) {

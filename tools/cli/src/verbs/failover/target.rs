@@ -12,10 +12,10 @@ use backstay_recovery::failover::{
 };
 use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
 use backstay_recovery::replica;
+use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::protection::Protection;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
-use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::schedule::Work;
 use backstay_sidecar::service::is_running;
 use backstay_vault::{TermRecord, Vault};
