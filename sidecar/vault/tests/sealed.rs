@@ -138,6 +138,9 @@ fn slots_come_and_go_and_a_rotation_keeps_them_all() {
     let (keyring, third) = keyring.with_slot(&opened, "third", &new_slot(2)).unwrap();
     assert_eq!(third, 3, "numbers are not used again");
     site.lab.vault.put_keyring(&keyring).unwrap();
+    // It has the vault open all the time, as a replica does.
+    let follower = site.open("2");
+    assert_eq!(site.restored(&follower, 1).unwrap(), points[0].1);
     let (keyring, opened) = site.open("2").open_keyring().unwrap();
     let (keyring, opened) = keyring.rotated(opened).unwrap();
     site.lab.vault.put_keyring(&keyring).unwrap();
@@ -148,8 +151,7 @@ fn slots_come_and_go_and_a_rotation_keeps_them_all() {
     let segments =
         common::ship(&writer, lab.disk, CycleNo(3), &points[1].1, &[SectorRange::new(0, 8)])
             .unwrap();
-    for key in ["1", "2"] {
-        let vault = site.open(key);
+    for vault in [site.open("1"), site.open("2"), follower] {
         assert_eq!(site.restored(&vault, 1).unwrap(), points[0].1);
         backstay_vault::read::read_index(&vault, lab.disk, lab.size, &segments[0]).unwrap();
     }
