@@ -203,7 +203,7 @@ class Keys:
         content, trailer = data[:-TRAILER], data[-TRAILER + 8:]
         signer, certificate, signature = trailer[:32], trailer[32:96], trailer[96:]
         allowed = b"backstay writer 1\0" + self.vault.bytes + signer
-        need(signer == self.owner or signed(self.owner, allowed, certificate),
+        need(certificate == bytes(64) if signer == self.owner else signed(self.owner, allowed, certificate),
              f"{path} is signed by somebody whom the vault's owner did not allow to write")
         name = path.encode()
         message = b"backstay object 1\0" + self.vault.bytes + struct.pack("<I", len(name)) + name + content

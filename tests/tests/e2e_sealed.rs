@@ -67,7 +67,14 @@ fn everything_is_lost_but_the_vault_and_one_key() {
     let path = |name: &str| safe.path(name).to_string_lossy().into_owned();
     let vault = safe.vault();
     let printed = safe.backstay(&[
-        "key", "init", "--vault", &vault, "--key-file", &path("key"), "--label", "usb stick",
+        "key",
+        "init",
+        "--vault",
+        &vault,
+        "--key-file",
+        &path("key"),
+        "--label",
+        "usb stick",
     ]);
     let (key_file, owner) = (setting(&printed, "key_file"), setting(&printed, "owner"));
     assert_eq!(fs::metadata(path("key")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -116,7 +123,10 @@ fn everything_is_lost_but_the_vault_and_one_key() {
         recovery.backstay(&["restore", "db", "--point", &point, "--to", &to_text, "--force"]);
         assert_eq!(hash(&to), right[cycle as usize - 1], "point {cycle}");
         for key in [["--key-file", &path("key")], ["--passphrase-file", &words]] {
-            read_point(&vault, &["db", "--point", &point, "--to", &to_text, "--force", key[0], key[1]]);
+            read_point(
+                &vault,
+                &["db", "--point", &point, "--to", &to_text, "--force", key[0], key[1]],
+            );
             assert_eq!(hash(&to), right[cycle as usize - 1], "point {cycle} with {}", key[0]);
         }
     }
@@ -143,11 +153,20 @@ fn everything_is_lost_but_the_vault_and_one_key() {
 
     // Without the key, or with the wrong owner, nothing; and no message has a secret.
     let stranger = host("sealed-stranger", &vault, &format!("required = true\n{owner}"));
-    let refused = stranger.try_backstay(&["restore", "db", "--point", "latest", "--to", &path("nothing")]);
+    let refused =
+        stranger.try_backstay(&["restore", "db", "--point", "latest", "--to", &path("nothing")]);
     assert!(!refused.status.success() && said(&refused).contains("no key"), "{}", said(&refused));
     assert!(!Path::new(&path("nothing")).exists());
-    let fooled = host("sealed-fooled", &vault, &format!("{key_file}\nowner = \"{}\"", "ab".repeat(32)));
-    let refused = said(&fooled.try_backstay(&["restore", "db", "--point", "latest", "--to", &path("nothing")]));
+    let fooled =
+        host("sealed-fooled", &vault, &format!("{key_file}\nowner = \"{}\"", "ab".repeat(32)));
+    let refused = said(&fooled.try_backstay(&[
+        "restore",
+        "db",
+        "--point",
+        "latest",
+        "--to",
+        &path("nothing"),
+    ]));
     assert!(refused.contains("not of the owner"), "{refused}");
     fs::set_permissions(&words, fs::Permissions::from_mode(0o644)).unwrap();
     let open = host("sealed-open", &vault, &format!("passphrase_file = {words:?}"));
@@ -180,7 +199,8 @@ fn a_source_that_can_only_write_is_recovered_by_a_host_that_reads() {
         disk.cycle();
         right.push(hash(&disk.backing));
     }
-    let refused = source.try_backstay(&["restore", "db", "--point", "latest", "--to", &path("nothing")]);
+    let refused =
+        source.try_backstay(&["restore", "db", "--point", "latest", "--to", &path("nothing")]);
     let refused = said(&refused);
     assert!(refused.contains("seals and does not open"), "{refused}");
     // Looking after the vault goes as far as it can without reading.
@@ -213,7 +233,8 @@ fn a_vault_is_not_written_in_the_clear_by_mistake() {
     assert!(refused.contains("not encrypted"), "{refused}");
     // The other way about: no key for one that is encrypted.
     safe.backstay(&["key", "init", "--key-file", &key, "--vault", &safe.vault()]);
-    let refused = said(&safe.try_backstay(&["key", "init", "--key-file", &key, "--vault", &plain.vault()]));
+    let refused =
+        said(&safe.try_backstay(&["key", "init", "--key-file", &key, "--vault", &plain.vault()]));
     assert!(refused.contains("cannot be encrypted later"), "{refused}");
     let disk = safe.disk("third", MIB * 8);
     scribble(&disk.mount(&[]), &mut rng, true);
@@ -224,7 +245,8 @@ fn a_vault_is_not_written_in_the_clear_by_mistake() {
 }
 
 fn read_point(vault: &str, args: &[&str]) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/read_point.py");
+    let script =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/read_point.py");
     let output = Command::new(script).arg(vault).args(args).output().unwrap();
     let said = said(&output);
     assert!(!said.contains("No module named"), "{said}: run scripts/setup");

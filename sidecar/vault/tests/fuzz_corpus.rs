@@ -15,6 +15,11 @@ fn segment_index() {
 }
 
 #[test]
+fn sealed_formats() {
+    survives("sealed_formats", entry::sealed_formats);
+}
+
+#[test]
 fn manifest() {
     survives("manifest", entry::manifest);
 }
