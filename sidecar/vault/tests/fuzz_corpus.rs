@@ -15,8 +15,8 @@ fn segment_index() {
 }
 
 #[test]
-fn sealed_formats() {
-    survives("sealed_formats", entry::sealed_formats);
+fn signed() {
+    survives("signed", entry::signed);
 }
 
 #[test]
@@ -32,4 +32,14 @@ fn ledger() {
 #[test]
 fn document() {
     survives("document", entry::document);
+}
+
+#[test]
+fn keyring() {
+    survives("keyring", entry::keyring);
+}
+
+#[test]
+fn envelope() {
+    survives("envelope", entry::envelope);
 }

@@ -1,7 +1,0 @@
-#![no_main]
-
-#[path = "../entry.rs"]
-#[allow(dead_code)]
-mod entry;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| entry::sealed_formats(data));
