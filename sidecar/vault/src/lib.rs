@@ -34,6 +34,7 @@ pub mod sectors;
 mod segments;
 pub mod store;
 pub mod terms;
+mod until;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
