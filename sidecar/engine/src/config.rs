@@ -13,6 +13,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::drills::DrillSettings;
+use crate::encryption::Encryption;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
@@ -101,6 +102,8 @@ pub struct Config {
     pub ship: Ship,
     /// How object stores are reached.
     pub store: Store,
+    /// What this host has to open vaults with.
+    pub encryption: Encryption,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
     /// Consistency groups.
@@ -208,6 +211,7 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             store: Store::default(),
+            encryption: Encryption::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
             tls: None,

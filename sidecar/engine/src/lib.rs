@@ -27,6 +27,7 @@ pub mod config;
 pub mod cycle;
 pub mod doctor;
 pub mod drills;
+pub mod encryption;
 pub mod error;
 pub mod group;
 pub mod hooks;

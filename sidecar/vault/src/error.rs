@@ -32,6 +32,23 @@ pub enum VaultError {
         /// What it cannot do.
         reason: String,
     },
+    /// It is encrypted, and nothing this host has opens it.
+    #[error("vault {url} is encrypted: {reason}")]
+    Locked {
+        /// The vault.
+        url: String,
+        /// Why it did not open.
+        reason: String,
+    },
+    /// This host has a writer's key: it cannot read what it did not write itself, since it was started.
+    #[error(
+        "vault: {object} cannot be read here: this host has a writer's key, which seals and does not \
+         open. Do this where the vault's key is"
+    )]
+    WriteOnly {
+        /// The key.
+        object: String,
+    },
     /// There is no such object.
     #[error("vault: {object} is not there")]
     NotFound {
@@ -187,6 +204,8 @@ impl VaultError {
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::Unfit { .. }
+            | Self::Locked { .. }
+            | Self::WriteOnly { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }

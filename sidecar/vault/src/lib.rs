@@ -13,6 +13,7 @@
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
 //! - `drills`: verdicts on points that were tried
+//! - [`seal`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
@@ -30,6 +31,7 @@ mod probe;
 pub mod read;
 pub mod remote;
 pub mod retain;
+pub mod seal;
 pub mod sectors;
 mod segments;
 pub mod store;

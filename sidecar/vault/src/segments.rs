@@ -5,7 +5,7 @@ use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
-use crate::frame::SealedSegment;
+use crate::frame::{Object, SealedSegment};
 use crate::paced::{self, Pace, Unlimited};
 use crate::remote::upload;
 use crate::store::{Vault, point_key, segment_id, segment_key};
@@ -34,6 +34,10 @@ impl Vault {
     ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
         let key = segment_key(id);
+        let sealing = self.segment_key_to_seal(id)?;
+        let segment = segment
+            .into_object(sealing)
+            .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
         let whole = match &self.inner.folders {
             Some(folders) => folders
                 .prepare(&key)
@@ -72,7 +76,7 @@ impl Vault {
     fn put_in_parts(
         &self,
         key: &str,
-        segment: &SealedSegment,
+        segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
         let settings = &self.inner.settings;
@@ -118,6 +122,8 @@ impl Vault {
     }
 
     pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<(), VaultError> {
-        self.put(&point_key(manifest.disk, manifest.cycle), manifest.encode().into())
+        let key = point_key(manifest.disk, manifest.cycle);
+        let bytes = self.signed(&key, manifest.encode())?;
+        self.put(&key, bytes.into())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use backstay_driver::control::ControlClient;
@@ -9,8 +10,10 @@ use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_sidecar::config::Config;
 use backstay_sidecar::reload::ConfigWatch;
+use backstay_vault::seal::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 /// Flags of every verb.
 #[derive(Args, Clone, Default)]
@@ -55,6 +58,15 @@ impl Globals {
     }
 }
 
+/// How to ask for a vault's passphrase, if there is somebody to ask.
+fn prompt() -> Option<Arc<Prompt>> {
+    let ask = |vault: &str| {
+        rpassword::prompt_password(format!("Passphrase of vault {vault}: ")).map(Zeroizing::new)
+    };
+    (std::io::stdin().is_terminal() && std::io::stderr().is_terminal())
+        .then(|| Arc::new(ask) as Arc<Prompt>)
+}
+
 /// What a verb works with.
 pub struct Context {
     /// The global flags.
@@ -75,6 +87,7 @@ impl Context {
     /// With a configuration that was read already; flags win over it.
     pub fn with(globals: Globals, config: Config) -> Self {
         config.store.apply();
+        config.encryption.apply(prompt());
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         let mut context = Self { roots: Roots::new(state, runtime), globals, config };

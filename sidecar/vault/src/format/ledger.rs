@@ -7,6 +7,7 @@ use backstay_format::{CycleNo, DiskId, FormatError, PointId};
 
 use super::manifest::{SEGMENT_BYTES, SEGMENTS_MAX, SegmentRef};
 use super::{Reader, checked, seal};
+use crate::seal::sign::content;
 
 const WHAT: &str = "ledger";
 const MAGIC: &[u8; 8] = b"BSTYLEDG";
@@ -196,6 +197,7 @@ impl Ledger {
     /// # Errors
     /// Anything but a whole ledger of a known version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let bytes = content(bytes);
         Reader::new(WHAT, bytes).magic(MAGIC)?;
         let body = checked(WHAT, bytes)?;
         let mut r = Reader::new(WHAT, body);

@@ -8,6 +8,7 @@ use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, PointId, Term};
 
 use super::bounds::Bounds;
 use super::{Reader, checked, seal};
+use crate::seal::sign::content;
 
 const WHAT: &str = "recovery point";
 const MAGIC: &[u8; 8] = b"BSTYPONT";
@@ -197,6 +198,8 @@ impl Manifest {
     /// # Errors
     /// Anything but a whole manifest of a known version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        // Who signed it, if anybody, is not this format's business: see `Vault::manifest`.
+        let bytes = content(bytes);
         let mut r = Reader::new(WHAT, bytes);
         r.magic(MAGIC)?;
         let mut r = Reader::new(WHAT, checked(WHAT, bytes)?);

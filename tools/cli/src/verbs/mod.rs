@@ -17,6 +17,7 @@ pub mod hooks;
 pub mod hydrate;
 pub mod import;
 pub mod jobs;
+pub mod key;
 pub mod mount;
 pub mod pin;
 pub mod pki;
