@@ -35,6 +35,8 @@ pub enum Work {
     Delta,
     /// A point is tried; no cycle, and in nobody's way.
     Drill,
+    /// All of a mounted point is fetched; no cycle.
+    Hydration,
 }
 
 /// What the schedule is told of a disk.
