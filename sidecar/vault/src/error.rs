@@ -2,6 +2,7 @@
 
 use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
 
+use crate::local::Planted;
 use crate::remote::refusal::refusal;
 
 /// What to do about an error: row R-22 of the requirements.
@@ -259,7 +260,14 @@ fn is_refused(error: &object_store::Error) -> bool {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. }
     );
-    by_library || refusal(error).is_some()
+    by_library || refusal(error).is_some() || is_planted(error)
+}
+
+/// Whether a link or a device stands where a vault's directory should have an object.
+fn is_planted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<std::io::Error>());
+    io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<Planted>())
 }
 
 /// The I/O error at the bottom of a store's error.

@@ -1,8 +1,8 @@
 //! Putting a segment no faster than somebody lets it through.
 //!
 //! A store takes an object as a whole, and what it does with it then is its own affair. A directory,
-//! though, is written here, by the same rules `object_store` has: a staged file is written and synced,
-//! linked to its name, and the name is synced. In between each step waits until it is let through,
+//! though, is written here: a staged file is written and synced, linked to its name, and the name is
+//! synced. In between each step waits until it is let through,
 //! and its write-back is begun soon: on a network file system it leaves the machine then,
 //! not all together at the end.
 
@@ -10,10 +10,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes after which write-back is begun.
 const WRITE_BACK_BYTES: i64 = 256 << 10;
+
+/// Most puts of one name that may be under way, or were killed.
+const STAGED_MAX: u32 = 1 << 16;
 
 /// Lets bytes through, some at a time.
 pub trait Pace: Sync {
@@ -50,14 +53,11 @@ pub(crate) fn put<'a>(
     parts: impl IntoIterator<Item = &'a [u8]>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
-    // `object_store` passes over files named like this when it lists a directory.
-    let mut staged = to.as_os_str().to_owned();
-    staged.push("#1");
-    let staged = Path::new(&staged);
-    let put = write(staged, parts, pace).and_then(|whole| {
+    let (staged, file) = stage(to)?;
+    let put = write(file, parts, pace).and_then(|whole| {
         if whole {
             // Fails if the name is taken: nothing is ever overwritten.
-            std::fs::hard_link(staged, to)?;
+            std::fs::hard_link(&staged, to)?;
         }
         Ok(whole)
     });
@@ -70,13 +70,26 @@ pub(crate) fn put<'a>(
     Ok(whole)
 }
 
+/// Makes a file beside a name that is this put's alone. Lists pass over names like these. Nothing that is
+/// there is opened: another put may be at it, or somebody may have planted a link.
+fn stage(to: &Path) -> io::Result<(PathBuf, File)> {
+    let mut number = 0;
+    loop {
+        number += 1;
+        let mut staged = to.as_os_str().to_owned();
+        staged.push(format!("#{number}"));
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&staged) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < STAGED_MAX => {}
+            file => return Ok((staged.into(), file?)),
+        }
+    }
+}
+
 fn write<'a>(
-    staged: &Path,
+    mut file: File,
     parts: impl IntoIterator<Item = &'a [u8]>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(staged)?;
     let (mut at, mut begun) = (0, 0);
     for mut part in parts {
         while !part.is_empty() {

@@ -39,13 +39,10 @@ impl Vault {
             .into_object(sealing)
             .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
         let whole = match &self.inner.folders {
-            Some(folders) => folders
-                .prepare(&key)
-                .and_then(|()| {
-                    let parts = segment.payload.iter().map(AsRef::as_ref);
-                    paced::put(&folders.path(&key), parts, pace)
-                })
-                .map_err(|e| VaultError::of_io(&key, e))?,
+            Some(folders) => {
+                let parts = segment.payload.iter().map(AsRef::as_ref);
+                folders.put(&key, parts, pace).map_err(|e| VaultError::of_io(&key, e))?
+            }
             None if segment.len > self.inner.settings.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
             }

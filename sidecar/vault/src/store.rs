@@ -13,7 +13,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{CycleNo, DiskId, Term};
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use tokio::runtime::Runtime;
 
 use crate::error::VaultError;
@@ -185,10 +184,8 @@ impl Vault {
     }
 
     fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
-        let store = LocalFileSystem::new_with_prefix(root)
-            .map_err(|e| VaultError::of_store(url, e))?
-            .with_fsync(true);
-        Self::build(url, Arc::new(store), Some(Folders::below(root)), keychain)
+        let folders = Folders::below(root);
+        Self::build(url, Arc::new(folders.store()), Some(folders), keychain)
     }
 
     fn on_bucket(

@@ -45,10 +45,15 @@ impl Globals {
             (true, _) => "error",
             (_, 0) => "warn",
             (_, 1) => "info",
-            // What the HTTP client says at that level may name a proxy with its password.
-            _ => "debug,reqwest=info,hyper=info,hyper_util=info,h2=info,rustls=info",
+            _ => "debug",
         };
-        let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
+        let filter_of_user =
+            EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
+        // What these say below that level may hold secrets: a proxy's password, headers, signed URLs.
+        // Whatever is asked for, they do not say it.
+        let quiet = ["reqwest", "hyper", "hyper_util", "h2", "rustls", "object_store"];
+        let filter = quiet.into_iter().filter_map(|of| format!("{of}=warn").parse().ok());
+        let filter = filter.fold(filter_of_user, EnvFilter::add_directive);
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)

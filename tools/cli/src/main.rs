@@ -72,6 +72,8 @@ fn main() -> ExitCode {
         return helper.run();
     }
     exit::leave_when_nobody_reads();
+    // It may know keys and passphrases: no core, and nobody but root looks into its memory.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = Cli::parse();
     exit::report(run(cli))
 }

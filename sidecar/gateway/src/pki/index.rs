@@ -105,3 +105,49 @@ impl Index {
         serde_json::from_value(envelope.body).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_and_golden() {
+        let record = |name: &str, serial: &str| CertificateRecord {
+            serial: serial.to_owned().try_into().unwrap(),
+            name: name.parse().unwrap(),
+            role: None,
+            disks: None,
+            hosts: vec![],
+            server: false,
+            client: true,
+            from_unix_s: 1_700_000_000,
+            until_unix_s: 1_734_387_200,
+            revoked_unix_s: None,
+        };
+        let named = ["db", "wal"].map(|name| name.parse().unwrap()).into();
+        let source = CertificateRecord {
+            role: Some(Role::Source),
+            disks: Some(Disks::Named(named)),
+            revoked_unix_s: Some(1_700_000_001),
+            ..record("db-host", "5509cb3ffb134fd78dec9ac1e3b71155")
+        };
+        let recovery = CertificateRecord {
+            role: Some(Role::Recovery),
+            disks: Some(Disks::All),
+            ..record("dr-host", "4a")
+        };
+        let server = CertificateRecord {
+            hosts: vec!["gateway.example".into(), "10.0.0.1".into()],
+            server: true,
+            client: false,
+            ..record("gw1", "4b")
+        };
+        let index = Index { crl_number: 2, certificates: vec![source, recovery, server] };
+        let bytes = index.encode().unwrap();
+        assert_eq!(Index::decode(&bytes), Ok(index));
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            include_str!("../../tests/golden/pki-index.json")
+        );
+    }
+}

@@ -32,21 +32,36 @@ impl Revocations {
         }
         let mut found = Self::default();
         for list in CertificateRevocationListDer::pem_slice_iter(pem) {
-            let list = list.map_err(|e| no(e.to_string()))?;
-            let (rest, parsed) = CertificateRevocationList::from_der(&list)
-                .map_err(|e| no(format!("it cannot be read: {e}")))?;
-            if !rest.is_empty() {
-                return Err(no("something follows it".into()));
-            }
-            found.serials.extend(
-                parsed.iter_revoked_certificates().map(|r| Serial::from_bytes(r.raw_serial())),
-            );
-            found.lists.push(list);
+            found.add(list.map_err(|e| no(e.to_string()))?)?;
         }
         match found.lists.is_empty() {
             true => Err(no("none is in it".into())),
             false => Ok(found),
         }
+    }
+
+    /// Reads one list (DER).
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn from_der(der: &[u8]) -> Result<Self, PkiError> {
+        let mut found = Self::default();
+        found.add(der.to_vec().into())?;
+        Ok(found)
+    }
+
+    fn add(&mut self, list: CertificateRevocationListDer<'static>) -> Result<(), PkiError> {
+        let no = |why: String| PkiError::Revocations(why);
+        let (rest, parsed) = CertificateRevocationList::from_der(&list)
+            .map_err(|e| no(format!("it cannot be read: {e}")))?;
+        if !rest.is_empty() {
+            return Err(no("something follows it".into()));
+        }
+        let serials =
+            parsed.iter_revoked_certificates().map(|r| Serial::from_bytes(r.raw_serial()));
+        self.serials.extend(serials);
+        self.lists.push(list);
+        Ok(())
     }
 
     /// For `WebPkiClientVerifier::with_crls`.
