@@ -50,7 +50,7 @@ impl Hydrator {
         let mut looked: Option<(Instant, Hydration)> = None;
         let book = JobBook::below(self.paths.state.parent().unwrap_or(&self.paths.state));
         // The job, and where it began.
-        let mut job: Option<(JobHandle<'_>, u64)> = None;
+        let mut job: Option<(JobHandle, u64)> = None;
         while !self.point.stop.load(Ordering::Acquire) {
             if self.point.overlay.is_whole() {
                 match self.point.overlay.sync() {
