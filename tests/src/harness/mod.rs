@@ -7,6 +7,7 @@ pub mod acked;
 pub mod command;
 pub mod guest;
 pub mod host;
+pub mod https;
 pub mod netns;
 pub mod ordered;
 pub mod pair;

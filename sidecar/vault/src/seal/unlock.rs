@@ -72,9 +72,10 @@ impl Default for Hardness {
 impl Hardness {
     /// Whether a reader does it: what the store holds must not make it use all memory, or for ever.
     pub(crate) fn is_sane(&self) -> bool {
-        (8 * self.lanes..=MEMORY_KIB_MAX).contains(&self.memory_kib)
+        // The lanes first: what is computed with them below must not overflow.
+        (1..=LANES_MAX).contains(&self.lanes)
+            && (8 * self.lanes..=MEMORY_KIB_MAX).contains(&self.memory_kib)
             && (1..=PASSES_MAX).contains(&self.passes)
-            && (1..=LANES_MAX).contains(&self.lanes)
     }
 }
 
