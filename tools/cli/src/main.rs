@@ -74,7 +74,12 @@ impl Verb {
     fn serves(&self) -> bool {
         matches!(
             self,
-            Self::Sidecar(_) | Self::Mount(_) | Self::Attach(_) | Self::Replica(_) | Self::Group(_)
+            Self::Sidecar(_)
+                | Self::Mount(_)
+                | Self::Attach(_)
+                | Self::Replica(_)
+                | Self::Group(_)
+                | Self::Gateway(_)
         )
     }
 
