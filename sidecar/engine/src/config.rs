@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::drills::DrillSettings;
 use crate::encryption::Encryption;
+use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
@@ -102,6 +103,8 @@ pub struct Config {
     pub ship: Ship,
     /// How object stores are reached.
     pub store: Store,
+    /// The gateway on this host.
+    pub gateway: GatewayConfig,
     /// What this host has to open vaults with.
     pub encryption: Encryption,
     /// Settings of single disks.
@@ -211,6 +214,7 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             store: Store::default(),
+            gateway: GatewayConfig::default(),
             encryption: Encryption::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),

@@ -20,7 +20,7 @@
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
-//! - [`store`]: how object stores are reached
+//! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
 //! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
@@ -29,6 +29,7 @@ pub mod doctor;
 pub mod drills;
 pub mod encryption;
 pub mod error;
+pub mod gateway;
 pub mod group;
 pub mod hooks;
 pub mod jobs;

@@ -113,6 +113,15 @@ pub enum VaultError {
         /// Whether it is missing or too much.
         problem: &'static str,
     },
+    /// A segment that this cycle put is not there.
+    #[error(
+        "vault: {object} was put by this cycle and is not there (a gateway that was stopped has it, \
+         or somebody deleted it): the cycle was not committed and its sectors ship with the next one"
+    )]
+    Lost {
+        /// Its key.
+        object: String,
+    },
     /// I5: another writer has taken over this disk.
     #[error(
         "term {ours} of this disk is over: term {newest} belongs to {writer}. The disk was failed \
@@ -198,6 +207,7 @@ impl VaultError {
             | Self::Full { .. }
             | Self::LostRace(_)
             | Self::Missed { .. }
+            | Self::Lost { .. }
             | Self::Stopped { .. }
             | Self::Contended { .. }
             | Self::MaintenanceStopped => Class::Recoverable,

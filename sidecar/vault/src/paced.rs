@@ -48,9 +48,9 @@ pub(crate) fn wait_for_all(pace: &dyn Pace, len: u64) -> bool {
 
 /// Writes a new file of parts, durably, step by step; false if it was given up, and nothing is there.
 /// The directory must be there; its own name is the caller's affair.
-pub(crate) fn put<'a>(
+pub(crate) fn put<B: AsRef<[u8]>>(
     to: &Path,
-    parts: impl IntoIterator<Item = &'a [u8]>,
+    parts: impl IntoIterator<Item = io::Result<B>>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
     let (staged, file) = stage(to)?;
@@ -85,13 +85,15 @@ fn stage(to: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-fn write<'a>(
+fn write<B: AsRef<[u8]>>(
     mut file: File,
-    parts: impl IntoIterator<Item = &'a [u8]>,
+    parts: impl IntoIterator<Item = io::Result<B>>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
     let (mut at, mut begun) = (0, 0);
-    for mut part in parts {
+    for part in parts {
+        let part = part?;
+        let mut part = part.as_ref();
         while !part.is_empty() {
             let Some(some) = pace.let_through(part.len() as u64) else { return Ok(false) };
             let all = part.len();
@@ -154,10 +156,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("segment");
         let parts: [&[u8]; 4] = [b"first", b"", b"second part", b"x"];
-        assert!(put(&to, parts, &steps(3, 17)).unwrap());
+        assert!(put(&to, parts.map(Ok), &steps(3, 17)).unwrap());
         assert_eq!(std::fs::read(&to).unwrap(), b"firstsecond partx");
         assert_eq!(names(dir.path()), ["segment"]);
-        let error = put(&to, parts, &Unlimited).unwrap_err();
+        let error = put(&to, parts.map(Ok), &Unlimited).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(names(dir.path()), ["segment"]);
     }
@@ -166,7 +168,7 @@ mod tests {
     fn what_is_given_up_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let parts: [&[u8]; 2] = [b"first", b"second"];
-        assert!(!put(&dir.path().join("segment"), parts, &steps(4, 10)).unwrap());
+        assert!(!put(&dir.path().join("segment"), parts.map(Ok), &steps(4, 10)).unwrap());
         assert!(names(dir.path()).is_empty());
         assert!(!wait_for_all(&steps(4, 10), 11) && wait_for_all(&steps(4, 10), 10));
     }
@@ -188,7 +190,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let staged = dir.path().join("segment#1");
         let pace = Looks(&staged, Mutex::default());
-        assert!(put(&dir.path().join("segment"), [&[7u8; 9][..]], &pace).unwrap());
+        assert!(put(&dir.path().join("segment"), [Ok(&[7u8; 9][..])], &pace).unwrap());
         let seen = pace.1.into_inner().unwrap();
         assert_eq!(seen, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]);
     }

@@ -40,9 +40,10 @@ impl Vault {
             .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
         let whole = match &self.inner.folders {
             Some(folders) => {
-                let parts = segment.payload.iter().map(AsRef::as_ref);
+                let parts = segment.payload.iter().map(Ok);
                 folders.put(&key, parts, pace).map_err(|e| VaultError::of_io(&key, e))?
             }
+            None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
             None if segment.len > self.inner.settings.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
             }
@@ -68,6 +69,17 @@ impl Vault {
             bounds: segment.bounds,
             index_digest: segment.index_digest,
         })
+    }
+
+    fn put_at_gateway(
+        &self,
+        key: &str,
+        segment: &Object,
+        pace: &dyn Pace,
+    ) -> Result<bool, VaultError> {
+        let Some(gateway) = &self.inner.gateway else { return Ok(false) };
+        let put = gateway.put_segment(&self.inner.runtime, key, &segment.payload, pace);
+        put.map_err(|e| VaultError::of_store(key, e))
     }
 
     fn put_in_parts(

@@ -22,6 +22,7 @@ use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::remote::connect::connect;
+use crate::remote::gateway::{Gateway, Role};
 use crate::remote::place::{Kind, Place};
 use crate::remote::settings::{StoreSettings, settings};
 use crate::seal::KeySettings;
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     pub store: Arc<dyn ObjectStore>,
     /// Of a vault in a local directory.
     pub folders: Option<Folders>,
+    /// What it is behind, if it is behind a gateway.
+    pub gateway: Option<Gateway>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
     /// Requests for objects and lists.
@@ -112,6 +115,7 @@ impl Vault {
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (kind, &bucket, &prefix), keychain)?
             }
+            Place::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) if !vault.is_local() => Err(none()),
@@ -175,6 +179,8 @@ impl Vault {
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
+            // The gateway made it when it began.
+            Place::Gateway { hosts } => return Self::behind(url, hosts, keychain),
         };
         if !vault.is_local() && matches!(vault.len(VAULT_OBJECT), Err(VaultError::NotFound { .. }))
         {
@@ -185,7 +191,7 @@ impl Vault {
 
     fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let folders = Folders::below(root);
-        Self::build(url, Arc::new(folders.store()), Some(folders), keychain)
+        Self::build(url, Arc::new(folders.store()), Some(folders), None, keychain)
     }
 
     fn on_bucket(
@@ -193,7 +199,28 @@ impl Vault {
         at: (Kind, &str, &str),
         keychain: Arc<Keychain>,
     ) -> Result<Self, VaultError> {
-        Self::build(url, connect(url, at, &settings())?, None, keychain)
+        Self::build(url, connect(url, at, &settings())?, None, None, keychain)
+    }
+
+    fn behind(url: &str, hosts: &[String], keychain: Arc<Keychain>) -> Result<Self, VaultError> {
+        let gateway = Gateway::new(url, hosts, &settings())?;
+        let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
+        Self::build(url, store, None, Some(gateway), keychain)
+    }
+
+    /// What the gateway that it is behind lets us do; `None` if it is behind none.
+    ///
+    /// # Errors
+    /// If the gateway does not say.
+    pub fn role(&self) -> Result<Option<Role>, VaultError> {
+        let Inner { gateway, runtime, .. } = &*self.inner;
+        gateway.as_ref().map(|gateway| gateway.role(runtime)).transpose()
+    }
+
+    /// Whether it is behind a gateway, which does the upkeep itself.
+    #[must_use]
+    pub fn is_behind_gateway(&self) -> bool {
+        self.inner.gateway.is_some()
     }
 
     /// Whether it is in a local directory.
@@ -206,13 +233,14 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
-        Self::build(url, store, None, Keychain::current())
+        Self::build(url, store, None, None, Keychain::current())
     }
 
     fn build(
         url: &str,
         store: Arc<dyn ObjectStore>,
         folders: Option<Folders>,
+        gateway: Option<Gateway>,
         keychain: Arc<Keychain>,
     ) -> Result<Self, VaultError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -227,6 +255,7 @@ impl Vault {
                 url: url.into(),
                 store,
                 folders,
+                gateway,
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
                 requests: AtomicU64::new(0),

@@ -76,10 +76,10 @@ impl Folders {
     }
 
     /// Puts an object of parts, see [`paced::put`].
-    pub fn put<'a>(
+    pub fn put<B: AsRef<[u8]>>(
         &self,
         key: &str,
-        parts: impl IntoIterator<Item = &'a [u8]>,
+        parts: impl IntoIterator<Item = io::Result<B>>,
         pace: &dyn Pace,
     ) -> io::Result<bool> {
         let folder = self.prepare(key)?;

@@ -28,6 +28,7 @@ use crate::store::{Vault, segment_id, segment_key};
 
 pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
+pub(crate) use verify::verify_segment;
 pub use verify::{Verified, verify_newest_segments, verify_point, verify_points};
 
 /// Tells how far a long operation is: bytes done, bytes in all.
@@ -55,6 +56,22 @@ pub fn read_index(
     };
     let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
     index_of(vault, disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
+}
+
+/// Reads a segment's footer as the vault holds it, and checks it, and the length, against the reference.
+pub(crate) fn read_footer(
+    vault: &Vault,
+    disk: DiskId,
+    segment: &SegmentRef,
+) -> Result<Footer, VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    let len = vault.len(&key)?;
+    let at = len.checked_sub(FOOTER_BYTES as u64).filter(|_| len == segment.object.0);
+    let Some(at) = at else {
+        let reason = format!("{len} bytes, its manifest says {}", segment.object);
+        return Err(VaultError::Inconsistent { object: key, reason });
+    };
+    footer_of(vault, disk, segment, &vault.get_range(&key, at, FOOTER_BYTES as u64)?)
 }
 
 /// The index that a segment's footer names, read by `get` and checked against the reference.

@@ -141,7 +141,8 @@ fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
     })
 }
 
-fn verify_segment(
+/// Reads a segment's frames and compares every checksum of its sectors.
+pub(crate) fn verify_segment(
     vault: &Vault,
     disk: DiskId,
     size: ByteLen,

@@ -107,7 +107,7 @@ fn said(error: &object_store::Error) -> String {
 }
 
 /// Without a choice of its own the HTTP client finds none: the cryptography is that of the rest.
-fn install_tls() {
+pub(super) fn install_tls() {
     let provider = rustls::crypto::ring::default_provider();
     // It fails if there is one already, which is as good.
     let _ = provider.install_default();

@@ -322,6 +322,18 @@ impl Vault {
         }
     }
 
+    /// Whether an object that arrives was signed by the vault's owner, or by a writer that it has a certificate
+    /// of. That needs no key but the public half in the keyring.
+    ///
+    /// # Errors
+    /// If it was not, or the keyring cannot be read. In a vault that is not encrypted nothing is signed.
+    pub(crate) fn check_signature(&self, key: &str, bytes: &[u8]) -> Result<(), VaultError> {
+        let Some(keyring) = self.keyring()? else { return Ok(()) };
+        let wrong = |reason: String| VaultError::Inconsistent { object: key.into(), reason };
+        let owner = keyring.owner().ok_or_else(|| wrong("the keyring names no owner".into()))?;
+        signed_by(&owner, keyring.vault, key, bytes).map(drop).map_err(|e| wrong(e.to_string()))
+    }
+
     /// Makes a new encrypted vault.
     ///
     /// # Errors

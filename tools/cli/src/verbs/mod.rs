@@ -9,6 +9,7 @@ pub mod drill;
 pub mod export;
 pub mod failback;
 pub mod failover;
+pub mod gateway;
 pub mod group;
 pub mod grow;
 pub mod guardian;
