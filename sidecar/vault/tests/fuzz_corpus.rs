@@ -15,6 +15,11 @@ fn segment_index() {
 }
 
 #[test]
+fn signed() {
+    survives("signed", entry::signed);
+}
+
+#[test]
 fn manifest() {
     survives("manifest", entry::manifest);
 }
