@@ -195,7 +195,7 @@ fn installed_in_a_clean_root_and_removed() {
     ];
     let verified = root.sh(&format!("systemd-analyze verify {} 2>&1", units.join(" ")));
     assert_eq!(verified, "", "{verified}");
-    for (unit, most) in units.iter().zip(["35", "35", "35", "15"]) {
+    for (unit, most) in units.iter().zip(["35", "35", "35", "20"]) {
         let unit = unit.replace("@db", "@");
         root.sh(&format!(
             "systemd-analyze security --no-pager --offline=true --threshold={most} /usr/lib/systemd/system/{unit}"
