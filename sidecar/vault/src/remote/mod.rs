@@ -4,12 +4,14 @@
 //! - [`settings`]: what the configuration says of stores, for the whole process
 //! - `variables`: the stores' usual environment variables, and a file of them for a service
 //! - `connect`: a client of the `object_store` crate, made of the three
+//! - `patience`: how long a request may take
 //! - `refusal`: answers that no second try will change, told by type
 //! - `upload`: segments in parts
 //!
 //! What a store must be able to do, and what is asked of it, is in docs/STORES.md.
 
 pub(crate) mod connect;
+mod patience;
 pub(crate) mod place;
 pub(crate) mod refusal;
 pub mod settings;
