@@ -241,16 +241,21 @@ def binary(data, magic, head, path, end=4):
     need(version == 1, f"{path} has version {version}, only 1 is known")
 
 
-Entry = namedtuple("Entry", "cycle attempt size data_sectors zero_sectors number digest")
+Entry = namedtuple("Entry", "cycle attempt size data_sectors zero_sectors number bounds digest")
 Point = namedtuple("Point", "kind consistency disk id before_id size cycle term before cut committed "
                             "written moved moved_digest segments")
 Ledger = namedtuple("Ledger", "revision horizon points")
 
 
 def entries(data, at, count):
-    for cycle, attempt, size, data_sectors, zero_sectors, number, digest in \
-            struct.iter_unpack("<QQQQQI4x32s", data[at:at + 80 * count]):
-        yield Entry(cycle, attempt, size, data_sectors, zero_sectors, number, digest)
+    for fields in struct.iter_unpack("<QQQQQII32s", data[at:at + 80 * count]):
+        yield Entry(*fields)
+
+
+def admitted(bounds):
+    """First sector and sector after the last of what an entry's bounds let a segment hold."""
+    granules, first, shift = (bounds & 0xFF) + 1, bounds >> 8 & 0x7FFFF, (bounds >> 27) + 10
+    return (first << shift, first + granules << shift) if bounds >> 27 else (0, 1 << 64)
 
 
 def read_point(data, path, disk, cycle):
@@ -502,6 +507,9 @@ class Segment:
         self.need(last <= sectors, "has an extent beyond the disk's end")
         self.need((data, zero) == (entry.data_sectors, entry.zero_sectors),
                   "does not hold as many sectors as the point says")
+        low, high = admitted(entry.bounds)
+        self.need(last <= high and all(extent.first >= low for extent in self.extents),
+                  "holds sectors outside of the bounds that the point says it has")
 
     def check_chunks(self, table, chunk_log, sectors):
         self.need(3 <= chunk_log <= 9 or not table and chunk_log == 0, "has chunks of a size there is not")

@@ -2,7 +2,7 @@
 #
 #   . "$(dirname "$(readlink -f "$0")")/lib/common.sh"
 #
-# It sets ROOT (the checkout), PATH and CARGO_TARGET_DIR.
+# It sets ROOT (the checkout), PATH, CARGO_TARGET_DIR and BACKSTAY_CACHE.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
@@ -11,8 +11,11 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/b
 # One folder for everything that is built, so that nothing is built twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
 
+# What is fetched from registries and made of it: a checkout that is built anew need not fetch it again.
+export BACKSTAY_CACHE="${BACKSTAY_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/backstay}"
+
 # Object stores that are installed from registries other than the system's.
-export STORES_CACHE="${STORES_CACHE:-$CARGO_TARGET_DIR/stores}"
+export STORES_CACHE="${STORES_CACHE:-$BACKSTAY_CACHE/stores}"
 
 say() {
     printf '%s\n' "$*"

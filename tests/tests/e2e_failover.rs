@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use backstay_tests::harness::command::said;
+use backstay_tests::harness::command::{must, said};
 use backstay_tests::harness::host::hash;
 use backstay_tests::harness::service::{Service, wait_for};
 use backstay_tests::harness::stamp::{StopOnDrop, check_at, now_ns, open_direct, write_until};
 use backstay_tests::harness::{Disk, Host};
 use fastrand::Rng;
+
+#[path = "e2e_failover/handover.rs"]
+mod handover;
 
 const MIB: u64 = 1 << 20;
 
@@ -122,6 +125,20 @@ fn a_test_failover_touches_nothing_and_leaves_nothing() {
     refused(&b.try_backstay(&["failover", "commit", "db.test"]), "never committed");
     assert_eq!(objects(&vault), before, "the vault was changed");
     assert!(holds(&vault) > 0, "the point is held");
+    // A command that tries it has nobody to talk to, and what it mounts is its own.
+    let (here, line) = (b.path("seen"), "ls /sys/class/net; cat /proc/net/dev; test $$ -lt 20");
+    let line = format!(
+        "mount -t tmpfs none /mnt; ({line}; cmp $BACKSTAY_DEVICE $BACKSTAY_SERVED && echo same) > {}",
+        here.display()
+    );
+    b.backstay(&["failover", "test", "db", "--run", &line]);
+    let seen = fs::read_to_string(&here).unwrap();
+    let interfaces = seen.lines().filter(|line| line.contains(": ")).count();
+    assert!(interfaces == 1 && seen.contains("lo:") && seen.contains("same"), "{seen}");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("none /mnt tmpfs"), "{mounts}");
+    let failed = b.try_backstay(&["failover", "test", "db", "--run", "exit 3"]);
+    assert!(said(&failed).contains("the test stays up"), "{}", said(&failed));
     // Replication goes on.
     scribble(&source.served(), &mut rng, 2);
     source.cycle();
@@ -149,7 +166,7 @@ fn a_planned_failover_loses_no_acknowledged_write() {
     let source = a.disk("db", BLOCKS * 4096);
     let served_there = source.mount(&[]);
     source.cycle();
-    let _sidecar = Service::start(&a);
+    let sidecar = Service::start(&a);
     let (stop, written) = (AtomicBool::new(false), AtomicBool::new(false));
     let log = thread::scope(|scope| {
         let ends = StopOnDrop(&stop);
@@ -172,6 +189,15 @@ fn a_planned_failover_loses_no_acknowledged_write() {
     assert!(!log.disk_gone && acknowledged > 3_000);
     let was = hash(&source.served());
     a.backstay(&["failover", "handover", "db"]);
+    // Its last cycle was the sidecar's, ahead of all others.
+    let jobs = a.json(&["jobs", "db"]);
+    let last = |work: &str| {
+        let job = jobs.as_array().unwrap().iter().find(|job| job["work"] == work);
+        job.unwrap_or_else(|| panic!("no {work} in {jobs}")).clone()
+    };
+    let (on_demand, handover) = (last("on-demand"), last("handover"));
+    assert_eq!(on_demand["process"]["pid"], sidecar.child.id(), "{jobs}");
+    assert_eq!((&handover["state"], &handover["point"]), (&"done".into(), &on_demand["point"]));
     let backing = source.backing.to_string_lossy().into_owned();
     for verb in ["mount", "attach", "protect"] {
         refused(&a.try_backstay(&[verb, &backing, "--name", "db"]), "handed over");

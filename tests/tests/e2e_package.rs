@@ -77,7 +77,8 @@ impl Root {
         if !Path::new("/run/systemd/system").exists() {
             nspawn.arg("--keep-unit");
         }
-        nspawn.arg(format!("--machine=backstay-{}", std::process::id()));
+        // A name of its own: a machine that ends takes what it had below /run with it, by its name.
+        nspawn.arg(format!("--machine={}", self.dir.file_name().unwrap().to_str().unwrap()));
         nspawn.args(["--capability=all", "--bind=/dev/fuse", "--bind=/dev/loop-control"]);
         nspawn.arg(format!("--bind-ro={}:/src", checkout().display()));
         nspawn.arg("--directory").arg(&self.dir).args(more);
@@ -140,9 +141,10 @@ impl Root {
         journal
     }
 
-    /// All files that a package could have left.
+    /// All files that a package could have left. The checkout is left out: it is on the same file system, so
+    /// `-xdev` alone would look into it, and into what cargo builds below it.
     fn files(&self) -> Vec<String> {
-        let find = "find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o \
+        let find = "find / -xdev \\( -path /src -o -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o \
                     -path /root -o -path /var/lib/dpkg -o -path /var/log -o -path /var/cache \\) -prune -o -print";
         let mut files: Vec<String> = self.sh(find).lines().map(str::to_owned).collect();
         files.sort();

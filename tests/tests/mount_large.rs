@@ -1,5 +1,5 @@
-//! First reads of mounted points where there are many: a thousand points, a disk of 1 TiB; and the memory
-//! that a disk of 16 TiB with data all over takes (long form).
+//! First reads of mounted points where there are many: a thousand points, a disk of 1 TiB, empty or full of data;
+//! and the memory that a disk of 16 TiB with data all over takes (long form).
 //!
 //! Needs root, /dev/fuse.
 
@@ -17,6 +17,9 @@ use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::{
     Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, verify_cycle,
 };
+
+#[path = "../../sidecar/vault/examples/full_disk/lay.rs"]
+mod lay;
 
 const TIB: u64 = 1 << 40;
 
@@ -176,4 +179,91 @@ fn sixteen_tebibytes_with_data_all_over() {
     let rss = rss_mib(&disk);
     println!("{rss} MiB");
     assert!(rss < 512, "{rss} MiB");
+}
+
+/// What the first read of a mounted point took, as its driver says: requests somebody waited for, indexes in all.
+fn first_read_took(disk: &Disk) -> (u64, u64) {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let path = disk.host.runtime.join(format!("{}/mounted.json", disk.name));
+        let status = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let status: serde_json::Value = status.unwrap_or_default();
+        let number = |of: &serde_json::Value| of.as_u64().unwrap();
+        let first = &status["first_read"];
+        if first.is_object() {
+            println!("{first}");
+            let waited_for = number(&first["requests"]) - number(&first["in_background"]);
+            return (waited_for, number(&status["indexes"][1]));
+        }
+        assert!(Instant::now() < until, "{}: {status}", path.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A disk of 1 TiB without a hole, in segments of its order, and changes all over it since.
+#[test]
+fn a_full_tebibyte_needs_few_indexes() {
+    let long = std::env::var_os("BACKSTAY_TEST_LONG").is_some();
+    let (segments, points) = if long { (32_768, 1000) } else { (2048, 100) };
+    let large = Large::new("full", 512);
+    let mut laid = lay::Laid::new(large.vault.clone(), "full", ByteLen(TIB)).unwrap();
+    laid.full(segments, 1).unwrap();
+    let sectors = TIB / 512;
+    // Sixteen pages a point, no two of them the same.
+    let page = |point: u64, n: u64| (n * sectors / 16 + point * 8 * 101) / 8 * 8;
+    for point in 2..=points {
+        let places: Vec<u64> = (0..16).map(|n| page(point, n)).collect();
+        laid.write(&places, (point % 250 + 2) as u8).unwrap();
+    }
+    let mount = |name: &str| {
+        let disk = large.host.disk(name, 512);
+        let begun = Instant::now();
+        let args = ["mount", "--vault", &large.url, "--disk", "full", "--name", name];
+        let served = large.host.backstay(&args);
+        (disk, File::open(served.trim()).unwrap(), begun)
+    };
+    let (disk, file, begun) = mount("far");
+    expect(&file, sectors - 700, 1);
+    let took = begun.elapsed();
+    let (requests, all) = first_read_took(&disk);
+    println!(
+        "{segments} segments, {points} points: first byte after {took:?}, {requests} requests, {} MiB",
+        rss_mib(&disk)
+    );
+    assert_eq!(all, segments + points - 1);
+    // Each later point's, and of the base those few that may reach there.
+    assert!(requests < points + 40, "{requests} requests");
+    for point in [2, points / 2, points] {
+        for n in [0, 7, 15] {
+            expect(&file, page(point, n), (point % 250 + 2) as u8);
+            expect(&file, page(point, n) + 8, 1);
+        }
+    }
+    // Killed, it finds the indexes where it had put them.
+    drop(file);
+    disk.kill_driver();
+    let (disk, file, begun) = mount("far");
+    expect(&file, sectors / 3, 1);
+    let took = begun.elapsed();
+    println!("after a kill: first byte after {took:?}, {:?}", first_read_took(&disk));
+    // One damaged index costs what its segment may hold.
+    let number = segments / 2;
+    let segment =
+        format!("{}/disks/{}/segments/{:020}-{:016x}-{number}", large.url, laid.disk, 1, 1);
+    let bytes = File::options().read(true).write(true).open(&segment).unwrap();
+    let mut byte = [0];
+    // In its footer, whose checksum does not match then.
+    let at = bytes.metadata().unwrap().len() - 100;
+    bytes.read_exact_at(&mut byte, at).unwrap();
+    bytes.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let (disk, file, _) = mount("hurt");
+    let of = |number: u64| number * sectors / segments + 4096;
+    let mut read = [0; 512];
+    let failed = file.read_exact_at(&mut read, of(number) * 512).unwrap_err();
+    assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+    // Away from it by more than bounds are rounded.
+    for other in [0, number - 16, number + 16, segments - 1] {
+        expect(&file, of(other), 1);
+    }
+    drop((file, disk));
 }

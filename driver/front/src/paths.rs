@@ -72,6 +72,11 @@ impl DiskPaths {
     pub fn mount_point(&self) -> PathBuf {
         self.runtime.join("mnt")
     }
+    /// Where it is mounted while it is handed over: nobody uses it there.
+    #[must_use]
+    pub fn handover_point(&self) -> PathBuf {
+        self.runtime.join("handover")
+    }
     /// Held by its driver as long as it lives.
     #[must_use]
     pub fn lock_file(&self) -> PathBuf {

@@ -13,6 +13,8 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::drills::DrillSettings;
+use crate::encryption::Encryption;
+use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
@@ -101,6 +103,10 @@ pub struct Config {
     pub ship: Ship,
     /// How object stores are reached.
     pub store: Store,
+    /// The gateway on this host.
+    pub gateway: GatewayConfig,
+    /// What this host has to open vaults with.
+    pub encryption: Encryption,
     /// Settings of single disks.
     pub disk: BTreeMap<DiskName, DiskConfig>,
     /// Consistency groups.
@@ -208,6 +214,8 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             store: Store::default(),
+            gateway: GatewayConfig::default(),
+            encryption: Encryption::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),
             tls: None,

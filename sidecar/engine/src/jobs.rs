@@ -1,7 +1,8 @@
 //! Jobs: what the sidecar and people's commands do that takes long enough to be watched.
 //!
 //! One small JSON file a job in `<state>/.jobs/`, replaced as a whole. Initial copies, resyncs and
-//! on-demand cycles are jobs from their beginning; a delta becomes one when it takes longer than a
+//! on-demand cycles are jobs from their beginning, as are failovers, failbacks and replicas that follow;
+//! a delta becomes one when it takes longer than a
 //! second, or fails: with cycles every second the rest would only be noise. A job whose process
 //! is gone without an end is shown, and written down by the next sidecar, as interrupted.
 
@@ -158,7 +159,19 @@ impl JobBook {
 
     /// A job that begins now.
     #[must_use]
-    pub fn begin(&self, disk: &DiskName, work: Work) -> JobHandle<'_> {
+    pub fn begin(&self, disk: &DiskName, work: Work) -> JobHandle {
+        let handle = self.begin_if_long(disk, work);
+        if work != Work::Delta {
+            let mut state = handle.state();
+            handle.write(&mut state);
+            drop(state);
+        }
+        handle
+    }
+
+    /// Work that begins now, and is a job only if it takes longer than a second or fails.
+    #[must_use]
+    pub fn begin_if_long(&self, disk: &DiskName, work: Work) -> JobHandle {
         let now = now_unix_ns();
         let job = Job {
             id: 0,
@@ -175,17 +188,11 @@ impl JobBook {
             message: None,
             process: Process::me(),
         };
-        let handle = JobHandle {
-            book: self,
+        JobHandle {
+            book: self.clone(),
             began: Instant::now(),
             state: Mutex::new(Watched { job, written: None }),
-        };
-        if work != Work::Delta {
-            let mut state = handle.state();
-            handle.write(&mut state);
-            drop(state);
         }
-        handle
     }
 
     fn numbers(&self) -> Vec<u64> {
@@ -234,8 +241,8 @@ impl JobBook {
 
 /// A running job.
 #[derive(Debug)]
-pub struct JobHandle<'a> {
-    book: &'a JobBook,
+pub struct JobHandle {
+    book: JobBook,
     began: Instant,
     state: Mutex<Watched>,
 }
@@ -246,7 +253,7 @@ struct Watched {
     written: Option<Instant>,
 }
 
-impl JobHandle<'_> {
+impl JobHandle {
     /// Notes how far it is.
     pub fn progress(&self, stage: &str, done_bytes: u64, all_bytes: u64) {
         let mut state = self.state();
@@ -263,13 +270,30 @@ impl JobHandle<'_> {
         }
     }
 
+    /// Notes the recovery point that work which goes on has come to.
+    pub fn came_to(&self, point: CycleNo) {
+        let mut state = self.state();
+        (state.job.point, state.job.updated_unix_ns) = (Some(point), now_unix_ns());
+        if state.written.is_some() {
+            self.write(&mut state);
+        }
+    }
+
     /// Notes how it ended; its number, if it has one.
     pub fn end(self, result: Result<CycleNo, String>) -> Option<u64> {
+        self.end_at(result.map(Some))
+    }
+
+    /// The same for work that may end without a point of its own, or has [come to](Self::came_to) one.
+    pub fn end_at(self, result: Result<Option<CycleNo>, String>) -> Option<u64> {
         let mut state = self.state();
         state.job.updated_unix_ns = now_unix_ns();
         let failed = result.is_err();
         match result {
-            Ok(point) => (state.job.state, state.job.point) = (JobState::Done, Some(point)),
+            Ok(point) => {
+                state.job.state = JobState::Done;
+                state.job.point = point.or(state.job.point);
+            }
             Err(message) => {
                 (state.job.state, state.job.message) = (JobState::Failed, Some(message));
             }

@@ -20,14 +20,16 @@
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
-//! - [`store`]: how object stores are reached
+//! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
 //! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod config;
 pub mod cycle;
 pub mod doctor;
 pub mod drills;
+pub mod encryption;
 pub mod error;
+pub mod gateway;
 pub mod group;
 pub mod hooks;
 pub mod jobs;

@@ -97,7 +97,7 @@ impl Phase {
                 Work::Resync => Ok(Self::ResyncQueued),
                 Work::OnDemand => Ok(Self::OnDemandQueued),
                 // No part of replication.
-                Work::Drill => illegal,
+                _ => illegal,
             },
             Event::Held => Ok(Self::ResyncRequired),
             Event::Began(work) => match (self, work) {

@@ -121,6 +121,7 @@ impl ConfigWatch {
         }
         tracing::info!("the configuration has changed");
         new.store.apply();
+        new.encryption.apply(None);
         self.config = Arc::new(new);
         Some(Arc::clone(&self.config))
     }

@@ -4,9 +4,9 @@
 //! nothing is asked. What exactly is asked stands in the disk's own state, but for an on-demand
 //! cycle, which is said by the name alone.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use backstay_format::DiskName;
@@ -38,7 +38,8 @@ pub fn ask(state_root: &Path, asked: &Asked) -> io::Result<()> {
         Asked::Cycle(name) => format!("{ON_DEMAND}-{name}"),
         Asked::Look(name) => name.to_string(),
     };
-    fs::write(folder.join(name), b"")
+    let mut file = OpenOptions::new();
+    file.create(true).truncate(true).write(true).mode(0o600).open(folder.join(name)).map(drop)
 }
 
 /// Takes everything that is asked.

@@ -28,6 +28,10 @@ pub struct Store {
     pub proxy: Option<String>,
     /// Certificates (PEM) to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate (PEM) that a gateway knows this host by.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key (PEM), if that is not in the same file.
+    pub client_key: Option<PathBuf>,
     /// A file of the stores' usual environment variables.
     pub credentials_file: Option<PathBuf>,
     /// How long connecting may take.
@@ -58,6 +62,8 @@ impl Default for Store {
             allow_http: None,
             proxy: None,
             ca_file: None,
+            client_cert: None,
+            client_key: None,
             credentials_file: None,
             connect_timeout: settings.connect_timeout,
             timeout: settings.timeout,
@@ -81,6 +87,8 @@ impl Store {
             allow_http: this.allow_http,
             proxy: this.proxy,
             ca_file: this.ca_file,
+            client_cert: this.client_cert,
+            client_key: this.client_key,
             credentials_file: this.credentials_file,
             connect_timeout: this.connect_timeout,
             timeout: this.timeout,

@@ -59,6 +59,10 @@ pub fn share(throttle: &Arc<Throttle>) {
 pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
     static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
+    // Behind a gateway retention is the gateway's: a source may not delete anything.
+    if url.starts_with("https://") {
+        return;
+    }
     let Some(worker) = WORKER.get_or_init(start) else { return };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if last.get(name).is_some_and(|at| at.elapsed() < EVERY) {

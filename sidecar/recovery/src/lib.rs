@@ -13,5 +13,5 @@ pub mod image;
 pub mod lazy;
 pub mod plan;
 pub mod replica;
-mod run;
+pub mod run;
 mod soon;

@@ -186,6 +186,96 @@ fn a_failure_at_any_step_leaves_a_whole_point_or_what_makes_one() {
     }
 }
 
+/// Where a difference was too large for the log, and its set is small enough for it when it goes on (`--log-limit`
+/// was raised, or the seed was that of a stopped disk): through the log, from what is not a whole point.
+#[test]
+fn a_known_set_that_fits_the_log_goes_through_it() {
+    let (_dir, vault) = room();
+    let (history, mut host, points) = begun(&vault, 30, 5);
+    host.log = ByteLen(8 << 10);
+    let seam = Seam::with(|step| match step {
+        "standing said" => Err(std::io::Error::other("killed")),
+        _ => Ok(()),
+    });
+    host.bring(&vault, &points[2], seam).unwrap_err();
+    let standing = host.record().standing;
+    assert!(matches!(standing, Standing::But { seen: 0, .. }), "{standing:?}");
+    host.log = ByteLen(1 << 30);
+    let steps = at_every_step("but", &history, &host, &vault, &points[2], &points[4]);
+    for step in ["log synced", "reserved", "record written", "target synced"] {
+        assert!(steps.contains(step), "{step} in {steps:?}");
+    }
+    assert!(!steps.contains("stretch written"), "straight from the vault: {steps:?}");
+}
+
+/// What a power loss makes of the replica's own folder: of a log that was not synced anything may be there, and
+/// one that was removed may be there again.
+#[test]
+fn a_power_loss_of_the_folder_leaves_a_whole_point() {
+    let (_dir, vault) = room();
+    let first = seed(31);
+    let (history, before, points) = begun(&vault, first, 5);
+    let mut rng = Rng::with_seed(first);
+    let (from, to) = (&points[0], &points[2]);
+    let redo = |host: &Host| {
+        let files = std::fs::read_dir(&host.dir).unwrap().map(|entry| entry.unwrap().path());
+        files
+            .into_iter()
+            .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("redo"))
+    };
+    let (mut not_synced, mut log) = (0, None);
+    for step in 1.. {
+        let host = before.copy();
+        let (seam, steps) = failing(step);
+        let brought = host.bring(&vault, to, seam);
+        let steps = steps.lock().unwrap().clone();
+        let Some(&at) = steps.get(step as usize - 1) else {
+            brought.unwrap();
+            break;
+        };
+        if at == "log synced" {
+            let path = redo(&host).expect("the log");
+            log = Some((path.file_name().unwrap().to_owned(), std::fs::read(&path).unwrap()));
+        }
+        if !["log begun", "log written"].contains(&at) {
+            continue;
+        }
+        for round in 0..if long() { 200 } else { 20 } {
+            let lost = host.copy();
+            let what = format!("seed {first}, {at}, round {round}");
+            // It fails as it should when it can; whoever loses power cannot remove it.
+            let path = redo(&lost).unwrap_or_else(|| lost.dir.join("redo-1"));
+            let mut bytes = std::fs::read(&path).unwrap_or_default();
+            bytes.resize(rng.usize(..256 << 10), 0);
+            for sector in bytes.chunks_mut(512) {
+                match rng.u8(..3) {
+                    0 => rng.fill(sector),
+                    1 => sector.fill(0),
+                    _ => {}
+                }
+            }
+            std::fs::write(&path, bytes).unwrap();
+            lost.target.lose_power(&mut rng);
+            lost.start(Seam::default()).finish().unwrap_or_else(|e| panic!("{what}: {e}"));
+            lost.is_at(&history, &from.into(), &what);
+            lost.bring(&vault, to, Seam::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            lost.is_at(&history, &to.into(), &what);
+            not_synced += 1;
+        }
+    }
+    assert!(not_synced >= 40, "only {not_synced} rounds");
+    // It got there, and its log is back: of no use any more, and of no harm.
+    let (name, bytes) = log.expect("a log that was synced");
+    let host = before.copy();
+    host.bring(&vault, &points[4], Seam::default()).unwrap();
+    std::fs::write(host.dir.join(&name), bytes).unwrap();
+    host.start(Seam::default()).finish().unwrap();
+    host.is_at(&history, &(&points[4]).into(), "with an old log beside it");
+    host.bring(&vault, to, Seam::default()).unwrap();
+    host.is_at(&history, &to.into(), "and back");
+    assert_eq!(redo(&host), None);
+}
+
 #[test]
 fn going_back_and_forth_is_whole_at_any_step() {
     let (_dir, vault) = room();

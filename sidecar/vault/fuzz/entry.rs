@@ -4,6 +4,7 @@
 use backstay_format::{ByteLen, SectorRange};
 use backstay_vault::format::document::{DiskRecord, NameRecord, VaultRecord, decode, encode};
 use backstay_vault::format::drill::DrillRecord;
+use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::hold::HoldRecord;
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::manifest::Manifest;
@@ -11,6 +12,9 @@ use backstay_vault::format::segment::{
     FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
 };
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
+use backstay_vault::seal::proofs::KeyProof;
+use backstay_vault::seal::segment::Envelope;
+use backstay_vault::seal::{Keyring, Unlock, WriterKey};
 
 /// A footer, and the index that follows it in the input.
 pub fn segment_index(data: &[u8]) {
@@ -86,6 +90,11 @@ pub fn document(data: &[u8]) {
         let again = encode(&drill).and_then(|bytes| decode::<DrillRecord>(&bytes));
         assert_eq!(again, Ok(drill));
     }
+    if let Ok(point) = decode::<GroupPoint>(data) {
+        let _ = point.check();
+    }
+    let _ = decode::<KeyProof>(data);
+    let _ = decode::<WriterKey>(data);
     let _ = decode::<VaultRecord>(data);
     let _ = decode::<TermRecord>(data);
     let _ = decode::<HandoverRecord>(data);
@@ -96,6 +105,31 @@ pub fn document(data: &[u8]) {
     if let Ok(disk) = decode::<DiskRecord>(data) {
         let again = encode(&disk).and_then(|bytes| decode::<DiskRecord>(&bytes));
         assert_eq!(again, Ok(disk));
+    }
+}
+
+/// Who can open a vault: as it is, and with a checksum that fits, so that what is behind it is reached; opened with a
+/// key file that is none of its.
+pub fn keyring(data: &[u8]) {
+    let opened = |bytes: &[u8]| {
+        let Ok(keyring) = decode::<Keyring>(bytes) else { return };
+        let _ = keyring.check(keyring.vault);
+        let _ = keyring.open(&Unlock::KeyFile(b"none of its".to_vec().into()));
+        assert_eq!(encode(&keyring).and_then(|bytes| decode::<Keyring>(&bytes)), Ok(keyring));
+    };
+    opened(data);
+    let Ok(mut document) = serde_json::from_slice::<serde_json::Value>(data) else { return };
+    let crc = document.get("body").map(|body| crc32c::crc32c(body.to_string().as_bytes()));
+    if let (Some(crc), Some(document)) = (crc, document.as_object_mut()) {
+        document.insert("crc32c".into(), crc.into());
+    }
+    opened(document.to_string().as_bytes());
+}
+
+/// What stands behind a sealed index.
+pub fn envelope(data: &[u8]) {
+    if let Ok(envelope) = Envelope::decode(data) {
+        assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
     }
 }
 

@@ -88,7 +88,11 @@ pub fn verify_cycle(
                     reason: format!("it was made by cycle {}, not by {cycle}", segment.cycle),
                 });
             }
-            let index = read_index(vault, disk, size, segment)?;
+            let index = read_index(vault, disk, size, segment).map_err(|e| match e {
+                // It was put a moment ago. A gateway that had it and was killed may still have it.
+                VaultError::NotFound { object } => VaultError::Lost { object },
+                e => e,
+            })?;
             for extent in &index.extents {
                 if arrived.insert(extent.range) != extent.range.sectors() {
                     let problem = "arrived twice";

@@ -8,6 +8,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use crate::error::{In, VaultError};
 use crate::format::document::DiskRecord;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::seal::sign::TRAILER_BYTES;
 use crate::store::{Vault, disk_key, point_key};
 
 impl Vault {
@@ -65,7 +66,8 @@ impl Vault {
     /// If there is none, or it is damaged or not what its name says.
     pub fn manifest(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
         let key = point_key(disk, cycle);
-        let manifest = Manifest::decode(&self.get(&key, MANIFEST_BYTES_MAX)?).within(&key)?;
+        let bytes = self.get(&key, MANIFEST_BYTES_MAX + TRAILER_BYTES)?;
+        let manifest = Manifest::decode(self.verified(&key, &bytes)?).within(&key)?;
         if (manifest.disk, manifest.cycle) != (disk, cycle) {
             let reason = format!("it is point {} of disk {}", manifest.cycle, manifest.disk);
             return Err(VaultError::Inconsistent { object: key, reason });

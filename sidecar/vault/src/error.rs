@@ -2,6 +2,7 @@
 
 use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
 
+use crate::local::Planted;
 use crate::remote::refusal::refusal;
 
 /// What to do about an error: row R-22 of the requirements.
@@ -31,6 +32,23 @@ pub enum VaultError {
         url: String,
         /// What it cannot do.
         reason: String,
+    },
+    /// It is encrypted, and nothing this host has opens it.
+    #[error("vault {url} is encrypted: {reason}")]
+    Locked {
+        /// The vault.
+        url: String,
+        /// Why it did not open.
+        reason: String,
+    },
+    /// This host has a writer's key: it cannot read what it did not write itself, since it was started.
+    #[error(
+        "vault: {object} cannot be read here: this host has a writer's key, which seals and does not \
+         open. Do this where the vault's key is"
+    )]
+    WriteOnly {
+        /// The key.
+        object: String,
     },
     /// There is no such object.
     #[error("vault: {object} is not there")]
@@ -74,6 +92,17 @@ pub enum VaultError {
         /// How.
         reason: String,
     },
+    /// A segment holds sectors outside of the bounds that its point says it has.
+    #[error(
+        "vault: {object} is damaged: it holds sectors within {span}, and the point that names it says that it \
+         reaches less far: whoever read these sectors by that point got older ones"
+    )]
+    OutOfBounds {
+        /// The key.
+        object: String,
+        /// From its first sector to its last.
+        span: SectorRange,
+    },
     /// I7: what arrived is not what had to move.
     #[error(
         "{range} {problem}: the cycle was not committed and its sectors ship with the next one"
@@ -83,6 +112,15 @@ pub enum VaultError {
         range: SectorRange,
         /// Whether it is missing or too much.
         problem: &'static str,
+    },
+    /// A segment that this cycle put is not there.
+    #[error(
+        "vault: {object} was put by this cycle and is not there (a gateway that was stopped has it, \
+         or somebody deleted it): the cycle was not committed and its sectors ship with the next one"
+    )]
+    Lost {
+        /// Its key.
+        object: String,
     },
     /// I5: another writer has taken over this disk.
     #[error(
@@ -169,6 +207,7 @@ impl VaultError {
             | Self::Full { .. }
             | Self::LostRace(_)
             | Self::Missed { .. }
+            | Self::Lost { .. }
             | Self::Stopped { .. }
             | Self::Contended { .. }
             | Self::MaintenanceStopped => Class::Recoverable,
@@ -176,10 +215,13 @@ impl VaultError {
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::Unfit { .. }
+            | Self::Locked { .. }
+            | Self::WriteOnly { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }
             | Self::Inconsistent { .. }
+            | Self::OutOfBounds { .. }
             | Self::Fenced { .. }
             | Self::NameTaken { .. }
             | Self::Renamed { .. }
@@ -190,7 +232,7 @@ impl VaultError {
     /// Whether damaged data was found.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. })
+        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. } | Self::OutOfBounds { .. })
     }
 
     pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {
@@ -228,7 +270,14 @@ fn is_refused(error: &object_store::Error) -> bool {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. }
     );
-    by_library || refusal(error).is_some()
+    by_library || refusal(error).is_some() || is_planted(error)
+}
+
+/// Whether a link or a device stands where a vault's directory should have an object.
+fn is_planted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<std::io::Error>());
+    io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<Planted>())
 }
 
 /// The I/O error at the bottom of a store's error.

@@ -8,11 +8,13 @@ use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 
+use crate::format::bounds::Bounds;
 use crate::format::segment::{
     CHUNK_SHIFT_DEFAULT, ChunkSum, Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer,
     FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
     chunk_sum, encode_header,
 };
+use crate::seal::segment::{Envelope, INDEX_OVERHEAD_BYTES, NotAuthentic, SegmentKey, TAG_BYTES};
 
 /// Granularity of looking for zeroes inside a run.
 const ZERO_SECTORS: u64 = 8;
@@ -55,7 +57,7 @@ impl Chunk {
 }
 
 /// A chunk, checksummed and compressed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SealedFrame {
     /// The stored bytes; empty if all was zero.
     stored: Bytes,
@@ -71,11 +73,31 @@ pub struct SealedFrame {
     sums: Vec<ChunkSum>,
 }
 
+impl SealedFrame {
+    /// The same frame so many sectors further on, for tests and measurements of disks that nobody could
+    /// write in time. Its chunks' checksums are made up, so that an index of many takes as much room as one of a
+    /// real disk: a resync would not find them right.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn further(&self, sectors: u64) -> Self {
+        let moved = |run: SectorRange| SectorRange::new(run.start.0 + sectors, run.end.0 + sectors);
+        let mut frame = self.clone();
+        frame.extents.iter_mut().for_each(|extent| extent.0 = moved(extent.0));
+        frame.zeroes.iter_mut().for_each(|run| *run = moved(*run));
+        for sum in &mut frame.sums {
+            sum.start.0 += sectors;
+            sum.sum = chunk_sum(&sum.start.0.to_le_bytes());
+        }
+        frame
+    }
+}
+
 /// Compresses chunks; one a thread, its memory is used again and again.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
     chunk_shift: u32,
+    level: i32,
 }
 
 impl Compressor {
@@ -86,7 +108,7 @@ impl Compressor {
     pub fn new(level: i32) -> std::io::Result<Self> {
         let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES_MAX));
         let zstd = zstd::bulk::Compressor::new(level)?;
-        Ok(Self { zstd, scratch, chunk_shift: CHUNK_SHIFT_DEFAULT })
+        Ok(Self { zstd, scratch, chunk_shift: CHUNK_SHIFT_DEFAULT, level })
     }
 
     /// The same with checksums of chunks of `1 << chunk_shift` sectors; see
@@ -219,7 +241,7 @@ fn for_each_piece(run: SectorRange, bytes: &[u8], mut each: impl FnMut(SectorRan
 #[derive(Debug)]
 pub struct SegmentBuilder {
     id: SegmentId,
-    parts: Vec<Bytes>,
+    frames: Vec<Bytes>,
     len: u64,
     index: Index,
 }
@@ -228,18 +250,19 @@ pub struct SegmentBuilder {
 #[derive(Debug)]
 pub struct SealedSegment {
     pub(crate) id: SegmentId,
-    pub(crate) payload: PutPayload,
-    pub(crate) len: u64,
-    pub(crate) sectors: (u64, u64),
-    pub(crate) index_digest: [u8; 32],
+    frames: Vec<Bytes>,
+    index: Index,
+    level: i32,
 }
 
-impl SealedSegment {
-    /// Its length, in bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.len
-    }
+/// A segment's object.
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub payload: PutPayload,
+    pub len: u64,
+    pub sectors: (u64, u64),
+    pub bounds: Bounds,
+    pub index_digest: [u8; 32],
 }
 
 impl SegmentBuilder {
@@ -247,8 +270,7 @@ impl SegmentBuilder {
     #[must_use]
     pub fn new(disk: DiskId, cycle: CycleNo, attempt: u64, number: u32) -> Self {
         let id = SegmentId { disk, cycle, attempt, number };
-        let header = Bytes::from(encode_header(id));
-        Self { id, parts: vec![header], len: HEADER_BYTES as u64, index: Index::default() }
+        Self { id, frames: vec![], len: HEADER_BYTES as u64, index: Index::default() }
     }
 
     /// Adds a frame.
@@ -274,7 +296,7 @@ impl SegmentBuilder {
             self.index.sums.extend(frame.sums);
         }
         self.len += frame.stored.len() as u64;
-        self.parts.push(frame.stored);
+        self.frames.push(frame.stored);
     }
 
     /// Says that a run is zero. Runs that follow each other become one.
@@ -314,46 +336,97 @@ impl SegmentBuilder {
     /// Ends the segment.
     ///
     /// # Errors
-    /// If it is larger than a reader would accept, or zstd fails, which it does only without
-    /// memory.
-    pub fn finish(mut self, compressor: &mut Compressor) -> std::io::Result<SealedSegment> {
-        let raw = self.index.encode();
-        let most = self.len + (raw.len() + FOOTER_BYTES) as u64;
-        if raw.len() > INDEX_BYTES_MAX || most > SEGMENT_BYTES_MAX {
+    /// If it is larger than a reader would accept.
+    pub fn finish(self, compressor: &mut Compressor) -> std::io::Result<SealedSegment> {
+        let index = self.index.encoded_len();
+        let sealing = self.frames.len() * TAG_BYTES + INDEX_OVERHEAD_BYTES;
+        let most = self.len + (index + sealing + FOOTER_BYTES) as u64;
+        if index > INDEX_BYTES_MAX || most > SEGMENT_BYTES_MAX {
             return Err(std::io::Error::other(format!(
-                "a segment of {most} bytes with an index of {} bytes is too large: end segments \
-                 earlier",
-                raw.len()
+                "a segment of {most} bytes with an index of {index} bytes is too large: end \
+                 segments earlier"
             )));
         }
-        let index_digest = *blake3::hash(&raw).as_bytes();
-        let stored = compressor.zstd.compress(&raw)?;
-        let (stored, index_codec) = if stored.len() < raw.len() {
-            (Bytes::from(stored), Codec::Zstd)
+        let Self { id, frames, index, .. } = self;
+        Ok(SealedSegment { id, frames, index, level: compressor.level })
+    }
+}
+
+impl SealedSegment {
+    /// Its object: as it is, or sealed.
+    ///
+    /// # Errors
+    /// If zstd fails, which it does only without memory.
+    pub(crate) fn into_object(
+        mut self,
+        key: Option<(SegmentKey, Envelope)>,
+    ) -> std::io::Result<Object> {
+        let failed = |_: NotAuthentic| std::io::Error::other("AES-256-GCM failed");
+        let public = key.as_ref().map(|(key, _)| key.public_start());
+        let mut parts = vec![Bytes::from(encode_header(self.id, public))];
+        let (mut at, mut frames_crc) = (HEADER_BYTES as u64, 0);
+        for (entry, stored) in self.index.frames.iter_mut().zip(self.frames) {
+            entry.offset = at;
+            match &key {
+                None => parts.push(stored),
+                Some((key, _)) => {
+                    // Nobody else has these bytes: sealed where they are.
+                    let mut bytes =
+                        stored.try_into_mut().unwrap_or_else(|shared| shared[..].into());
+                    let tag = key.seal_frame(at, entry.codec, entry.raw_len, &mut bytes);
+                    let tag = tag.map_err(failed)?;
+                    entry.stored_len += TAG_BYTES as u32;
+                    entry.stored_crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), &tag);
+                    frames_crc = crc32c::crc32c_combine(
+                        frames_crc,
+                        entry.stored_crc,
+                        entry.stored_len as usize,
+                    );
+                    parts.extend([bytes.freeze(), Bytes::copy_from_slice(&tag)]);
+                }
+            }
+            at += u64::from(entry.stored_len);
+        }
+        let raw = self.index.encode();
+        let (raw_len, digest) = (raw.len() as u32, *blake3::hash(&raw).as_bytes());
+        let compressed = zstd::bulk::compress(&raw, self.level)?;
+        let (stored, index_codec) = if compressed.len() < raw.len() {
+            (compressed, Codec::Zstd)
         } else {
-            (Bytes::from(raw.clone()), Codec::Raw)
+            (raw, Codec::Raw)
         };
-        let footer = Footer {
+        let overhead = key.as_ref().map_or(0, |_| INDEX_OVERHEAD_BYTES);
+        let mut footer = Footer {
             id: self.id,
-            index_offset: self.len,
-            index_stored_len: stored.len() as u32,
-            index_raw_len: raw.len() as u32,
+            index_offset: at,
+            index_stored_len: (stored.len() + overhead) as u32,
+            index_raw_len: raw_len,
             index_codec,
             frames: self.index.frames.len() as u32,
             extents: self.index.extents.len() as u32,
-            index_digest,
+            index_digest: digest,
             sums: self.index.sums.len() as u32,
             chunk_shift: self.index.chunk_shift,
+            sealed: key.is_some(),
+            frames_crc,
         };
-        self.len += stored.len() as u64 + FOOTER_BYTES as u64;
-        self.parts.push(stored);
-        self.parts.push(Bytes::from(footer.encode()));
-        Ok(SealedSegment {
-            id: self.id,
+        let stored = match &key {
+            None => stored,
+            Some((key, envelope)) => {
+                let mut sealed = key.seal_index(&footer, stored).map_err(failed)?;
+                sealed.extend_from_slice(&envelope.encode());
+                footer.index_digest = *blake3::hash(&sealed).as_bytes();
+                sealed
+            }
+        };
+        let len = at + (stored.len() + FOOTER_BYTES) as u64;
+        parts.extend([Bytes::from(stored), Bytes::from(footer.encode())]);
+        Ok(Object {
             sectors: self.index.sectors(),
-            payload: self.parts.into_iter().collect(),
-            len: self.len,
-            index_digest,
+            bounds: self.index.span().map_or(Bounds::UNKNOWN, Bounds::around),
+            payload: parts.into_iter().collect(),
+            len,
+            index_digest: footer.index_digest,
         })
     }
 }

@@ -13,6 +13,8 @@
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
 //! - `drills`: verdicts on points that were tried
+//! - [`receive`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
+//! - [`seal`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
@@ -28,15 +30,19 @@ mod objects;
 pub mod paced;
 mod probe;
 pub mod read;
+pub mod receive;
 pub mod remote;
 pub mod retain;
+pub mod seal;
 pub mod sectors;
 mod segments;
+mod serve;
 pub mod store;
 pub mod terms;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};
+pub use format::bounds::Bounds;
 pub use format::document::{DiskRecord, NameRecord};
 pub use format::drill::{DrillCheck, DrillRecord};
 pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};

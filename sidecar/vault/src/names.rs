@@ -90,6 +90,14 @@ impl Vault {
         Ok(self.newest_of_name(name)?.is_some_and(|(_, newest)| newest.disk == disk))
     }
 
+    /// The newest document of a name, if there is one.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn name_record(&self, name: &DiskName) -> Result<Option<NameRecord>, VaultError> {
+        Ok(self.newest_of_name(name)?.map(|(_, record)| record))
+    }
+
     /// Gives a disk another name. Done again after it was killed in the middle, it finishes.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ impl Vault {
             return Ok(Bytes::new());
         }
         let path = Path::from(key);
-        let got = self.inner.runtime.block_on(self.inner.store.get_range(&path, at..at + len));
+        let got = self.inner.runtime.block_on(self.ask().get_range(&path, at..at + len));
         let got = got.map_err(|e| VaultError::of_store(key, e))?;
         if got.len() as u64 != len {
             let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
@@ -54,9 +54,21 @@ impl Vault {
         ByteLen(self.inner.fetched_bytes.load(Ordering::Relaxed))
     }
 
+    /// Requests for objects and for lists since it was opened; a long list counts once.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.inner.requests.load(Ordering::Relaxed)
+    }
+
+    /// The store, which is asked for something.
+    fn ask(&self) -> &dyn ObjectStore {
+        self.inner.requests.fetch_add(1, Ordering::Relaxed);
+        &*self.inner.store
+    }
+
     /// The length of an object.
     pub(crate) fn len(&self, key: &str) -> Result<u64, VaultError> {
-        let head = self.inner.runtime.block_on(self.inner.store.head(&Path::from(key)));
+        let head = self.inner.runtime.block_on(self.ask().head(&Path::from(key)));
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
@@ -64,7 +76,7 @@ impl Vault {
     pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
         let path = Path::from(key);
         let got = self.inner.runtime.block_on(async {
-            let got = self.inner.store.get(&path).await?;
+            let got = self.ask().get(&path).await?;
             // The length is looked at before a byte of it is taken.
             if got.meta.size > most as u64 {
                 return Ok(Err(got.meta.size));
@@ -110,7 +122,7 @@ impl Vault {
     fn put_once(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
-        let put = self.inner.store.put_opts(&path, payload, options);
+        let put = self.ask().put_opts(&path, payload, options);
         self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
         Ok(())
     }
@@ -119,7 +131,7 @@ impl Vault {
     /// may bring it back until [`Self::settle`] was called.
     pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
         let path = Path::from(key);
-        let deleted = self.inner.runtime.block_on(self.inner.store.delete(&path));
+        let deleted = self.inner.runtime.block_on(self.ask().delete(&path));
         match deleted.map_err(|e| VaultError::of_store(key, e)) {
             Err(VaultError::NotFound { .. }) => Ok(()),
             deleted => deleted,
@@ -130,7 +142,7 @@ impl Vault {
     pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
         let first = keys.first().cloned().unwrap_or_default();
         let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
-        let deleted = self.inner.store.delete_stream(futures::stream::iter(paths).boxed());
+        let deleted = self.ask().delete_stream(futures::stream::iter(paths).boxed());
         let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
         for one in deleted {
             match one.map_err(|e| VaultError::of_store(&first, e)) {
@@ -159,7 +171,7 @@ impl Vault {
     /// The names of the objects directly below a prefix, and their lengths, by name.
     pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
         let path = Path::from(prefix);
-        let objects = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
+        let objects = self.ask().list(Some(&path)).try_collect::<Vec<_>>();
         let objects =
             self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
         let mut names: Vec<(String, u64)> = objects
@@ -185,7 +197,7 @@ impl Vault {
     /// The names of the folders right below a prefix.
     pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
         let path = Path::from(prefix);
-        let listed = self.inner.runtime.block_on(self.inner.store.list_with_delimiter(Some(&path)));
+        let listed = self.inner.runtime.block_on(self.ask().list_with_delimiter(Some(&path)));
         let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
         let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
         Ok(names.map(str::to_owned).collect())

@@ -1,8 +1,8 @@
 //! Putting a segment no faster than somebody lets it through.
 //!
 //! A store takes an object as a whole, and what it does with it then is its own affair. A directory,
-//! though, is written here, by the same rules `object_store` has: a staged file is written and synced,
-//! linked to its name, and the name is synced. In between each step waits until it is let through,
+//! though, is written here: a staged file is written and synced, linked to its name, and the name is
+//! synced. In between each step waits until it is let through,
 //! and its write-back is begun soon: on a network file system it leaves the machine then,
 //! not all together at the end.
 
@@ -10,10 +10,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes after which write-back is begun.
 const WRITE_BACK_BYTES: i64 = 256 << 10;
+
+/// Most puts of one name that may be under way, or were killed.
+const STAGED_MAX: u32 = 1 << 16;
 
 /// Lets bytes through, some at a time.
 pub trait Pace: Sync {
@@ -45,19 +48,16 @@ pub(crate) fn wait_for_all(pace: &dyn Pace, len: u64) -> bool {
 
 /// Writes a new file of parts, durably, step by step; false if it was given up, and nothing is there.
 /// The directory must be there; its own name is the caller's affair.
-pub(crate) fn put<'a>(
+pub(crate) fn put<B: AsRef<[u8]>>(
     to: &Path,
-    parts: impl IntoIterator<Item = &'a [u8]>,
+    parts: impl IntoIterator<Item = io::Result<B>>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
-    // `object_store` passes over files named like this when it lists a directory.
-    let mut staged = to.as_os_str().to_owned();
-    staged.push("#1");
-    let staged = Path::new(&staged);
-    let put = write(staged, parts, pace).and_then(|whole| {
+    let (staged, file) = stage(to)?;
+    let put = write(file, parts, pace).and_then(|whole| {
         if whole {
             // Fails if the name is taken: nothing is ever overwritten.
-            std::fs::hard_link(staged, to)?;
+            std::fs::hard_link(&staged, to)?;
         }
         Ok(whole)
     });
@@ -70,15 +70,30 @@ pub(crate) fn put<'a>(
     Ok(whole)
 }
 
-fn write<'a>(
-    staged: &Path,
-    parts: impl IntoIterator<Item = &'a [u8]>,
+/// Makes a file beside a name that is this put's alone. Lists pass over names like these. Nothing that is
+/// there is opened: another put may be at it, or somebody may have planted a link.
+fn stage(to: &Path) -> io::Result<(PathBuf, File)> {
+    let mut number = 0;
+    loop {
+        number += 1;
+        let mut staged = to.as_os_str().to_owned();
+        staged.push(format!("#{number}"));
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&staged) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < STAGED_MAX => {}
+            file => return Ok((staged.into(), file?)),
+        }
+    }
+}
+
+fn write<B: AsRef<[u8]>>(
+    mut file: File,
+    parts: impl IntoIterator<Item = io::Result<B>>,
     pace: &dyn Pace,
 ) -> io::Result<bool> {
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(staged)?;
     let (mut at, mut begun) = (0, 0);
-    for mut part in parts {
+    for part in parts {
+        let part = part?;
+        let mut part = part.as_ref();
         while !part.is_empty() {
             let Some(some) = pace.let_through(part.len() as u64) else { return Ok(false) };
             let all = part.len();
@@ -141,10 +156,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("segment");
         let parts: [&[u8]; 4] = [b"first", b"", b"second part", b"x"];
-        assert!(put(&to, parts, &steps(3, 17)).unwrap());
+        assert!(put(&to, parts.map(Ok), &steps(3, 17)).unwrap());
         assert_eq!(std::fs::read(&to).unwrap(), b"firstsecond partx");
         assert_eq!(names(dir.path()), ["segment"]);
-        let error = put(&to, parts, &Unlimited).unwrap_err();
+        let error = put(&to, parts.map(Ok), &Unlimited).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(names(dir.path()), ["segment"]);
     }
@@ -153,7 +168,7 @@ mod tests {
     fn what_is_given_up_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let parts: [&[u8]; 2] = [b"first", b"second"];
-        assert!(!put(&dir.path().join("segment"), parts, &steps(4, 10)).unwrap());
+        assert!(!put(&dir.path().join("segment"), parts.map(Ok), &steps(4, 10)).unwrap());
         assert!(names(dir.path()).is_empty());
         assert!(!wait_for_all(&steps(4, 10), 11) && wait_for_all(&steps(4, 10), 10));
     }
@@ -175,7 +190,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let staged = dir.path().join("segment#1");
         let pace = Looks(&staged, Mutex::default());
-        assert!(put(&dir.path().join("segment"), [&[7u8; 9][..]], &pace).unwrap());
+        assert!(put(&dir.path().join("segment"), [Ok(&[7u8; 9][..])], &pace).unwrap());
         let seen = pace.1.into_inner().unwrap();
         assert_eq!(seen, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]);
     }

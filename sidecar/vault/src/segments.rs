@@ -5,7 +5,7 @@ use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
-use crate::frame::SealedSegment;
+use crate::frame::{Object, SealedSegment};
 use crate::paced::{self, Pace, Unlimited};
 use crate::remote::upload;
 use crate::store::{Vault, point_key, segment_id, segment_key};
@@ -34,14 +34,16 @@ impl Vault {
     ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
         let key = segment_key(id);
+        let sealing = self.segment_key_to_seal(id)?;
+        let segment = segment
+            .into_object(sealing)
+            .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
         let whole = match &self.inner.folders {
-            Some(folders) => folders
-                .prepare(&key)
-                .and_then(|()| {
-                    let parts = segment.payload.iter().map(AsRef::as_ref);
-                    paced::put(&folders.path(&key), parts, pace)
-                })
-                .map_err(|e| VaultError::of_io(&key, e))?,
+            Some(folders) => {
+                let parts = segment.payload.iter().map(Ok);
+                folders.put(&key, parts, pace).map_err(|e| VaultError::of_io(&key, e))?
+            }
+            None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
             None if segment.len > self.inner.settings.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
             }
@@ -64,14 +66,26 @@ impl Vault {
             object: ByteLen(segment.len),
             data_sectors: segment.sectors.0,
             zero_sectors: segment.sectors.1,
+            bounds: segment.bounds,
             index_digest: segment.index_digest,
         })
+    }
+
+    fn put_at_gateway(
+        &self,
+        key: &str,
+        segment: &Object,
+        pace: &dyn Pace,
+    ) -> Result<bool, VaultError> {
+        let Some(gateway) = &self.inner.gateway else { return Ok(false) };
+        let put = gateway.put_segment(&self.inner.runtime, key, &segment.payload, pace);
+        put.map_err(|e| VaultError::of_store(key, e))
     }
 
     fn put_in_parts(
         &self,
         key: &str,
-        segment: &SealedSegment,
+        segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
         let settings = &self.inner.settings;
@@ -117,6 +131,8 @@ impl Vault {
     }
 
     pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<(), VaultError> {
-        self.put(&point_key(manifest.disk, manifest.cycle), manifest.encode().into())
+        let key = point_key(manifest.disk, manifest.cycle);
+        let bytes = self.signed(&key, manifest.encode())?;
+        self.put(&key, bytes.into())
     }
 }

@@ -7,13 +7,12 @@
 
 use std::io::ErrorKind;
 use std::path::Path as FsPath;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{CycleNo, DiskId, Term};
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use tokio::runtime::Runtime;
 
 use crate::error::VaultError;
@@ -23,8 +22,11 @@ use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::remote::connect::connect;
+use crate::remote::gateway::{Gateway, Role};
 use crate::remote::place::{Kind, Place};
 use crate::remote::settings::{StoreSettings, settings};
+use crate::seal::KeySettings;
+use crate::seal::keys::{Keychain, Keys, SegmentKeys};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -39,10 +41,22 @@ pub(crate) struct Inner {
     pub store: Arc<dyn ObjectStore>,
     /// Of a vault in a local directory.
     pub folders: Option<Folders>,
+    /// What it is behind, if it is behind a gateway.
+    pub gateway: Option<Gateway>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
+    /// Requests for objects and lists.
+    pub requests: AtomicU64,
     /// What it was opened with.
     pub settings: Arc<StoreSettings>,
+    /// What `vault.json` says.
+    pub record: OnceLock<VaultRecord>,
+    /// What this process has to open it with.
+    pub keychain: Arc<Keychain>,
+    /// Its keys, once they were needed.
+    pub keys: OnceLock<Arc<Keys>>,
+    /// Keys of segments that were read.
+    pub segment_keys: SegmentKeys,
 }
 
 pub(crate) const VAULT_OBJECT: &str = "vault.json";
@@ -79,20 +93,33 @@ impl Vault {
     /// # Errors
     /// If there is none, or it is not of this version.
     pub fn open(url: &str) -> Result<Self, VaultError> {
+        Self::open_with_keychain(url, Keychain::current())
+    }
+
+    /// The same with other keys than the configuration's.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_with(url: &str, keys: KeySettings) -> Result<Self, VaultError> {
+        Self::open_with_keychain(url, Keychain::new(keys))
+    }
+
+    fn open_with_keychain(url: &str, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let none = || {
             let reason = "there is no vault; check the URL".into();
             VaultError::Url { url: url.into(), reason }
         };
         let vault = match Place::parse(url)? {
             Place::Directory(root) if !root.is_dir() => return Err(none()),
-            Place::Directory(root) => Self::on_directory(url, &root)?,
+            Place::Directory(root) => Self::on_directory(url, &root, keychain)?,
             Place::Bucket { kind, bucket, prefix } => {
-                Self::on_bucket(url, (kind, &bucket, &prefix))?
+                Self::on_bucket(url, (kind, &bucket, &prefix), keychain)?
             }
+            Place::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) if !vault.is_local() => Err(none()),
-            record => record.map(|_| vault),
+            record => vault.take_record(record?).map(|()| vault),
         }
     }
 
@@ -103,6 +130,39 @@ impl Vault {
     /// If it cannot be made, or is not of this version; [`VaultError::Unfit`] if the store is no place
     /// for one.
     pub fn create_or_open(url: &str) -> Result<Self, VaultError> {
+        let vault = Self::at_new_place(url)?;
+        match vault.document::<VaultRecord>(VAULT_OBJECT) {
+            Err(VaultError::NotFound { .. }) if vault.inner.keychain.settings.required => {
+                let reason = "there is no vault, and [encryption] of this host's configuration says \
+                              that its vaults are encrypted. Make one: backstay key init --vault URL"
+                    .into();
+                Err(VaultError::Url { url: url.into(), reason })
+            }
+            Err(VaultError::NotFound { .. }) => {
+                let record = VaultRecord {
+                    vault: uuid::Uuid::new_v4(),
+                    created_unix_ns: now_unix_ns(),
+                    names: true,
+                    encrypted: false,
+                };
+                let record = match vault.put_document(VAULT_OBJECT, &record) {
+                    // Somebody else made it at the same time.
+                    Err(VaultError::Store {
+                        source: object_store::Error::AlreadyExists { .. },
+                        ..
+                    }) => vault.document::<VaultRecord>(VAULT_OBJECT)?,
+                    put => put.map(|()| record)?,
+                };
+                vault.take_record(record).map(|()| vault)
+            }
+            record => vault.take_record(record?).map(|()| vault),
+        }
+    }
+
+    /// A place where a vault is, or can be. Of an object store it is found out first whether it can do what a
+    /// vault needs.
+    pub(crate) fn at_new_place(url: &str) -> Result<Self, VaultError> {
+        let keychain = Keychain::current();
         let vault = match &Place::parse(url)? {
             Place::Directory(root) => {
                 local::make_root(root).map_err(|source| match source.kind() {
@@ -114,49 +174,53 @@ impl Vault {
                     }
                     _ => VaultError::Url { url: url.into(), reason: source.to_string() },
                 })?;
-                Self::on_directory(url, root)?
+                Self::on_directory(url, root, keychain)?
             }
             Place::Bucket { kind, bucket, prefix } => {
-                Self::on_bucket(url, (*kind, bucket, prefix))?
+                Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
+            // The gateway made it when it began.
+            Place::Gateway { hosts } => return Self::behind(url, hosts, keychain),
         };
-        match vault.document::<VaultRecord>(VAULT_OBJECT) {
-            Err(VaultError::NotFound { .. }) => {
-                if !vault.is_local() {
-                    vault.probe()?;
-                }
-                let record = VaultRecord {
-                    vault: uuid::Uuid::new_v4(),
-                    created_unix_ns: now_unix_ns(),
-                    names: true,
-                };
-                match vault.put_document(VAULT_OBJECT, &record) {
-                    // Somebody else made it at the same time.
-                    Err(VaultError::Store {
-                        source: object_store::Error::AlreadyExists { .. },
-                        ..
-                    }) => {
-                        vault.document::<VaultRecord>(VAULT_OBJECT)?;
-                    }
-                    put => put?,
-                }
-            }
-            found => {
-                found?;
-            }
+        if !vault.is_local() && matches!(vault.len(VAULT_OBJECT), Err(VaultError::NotFound { .. }))
+        {
+            vault.probe()?;
         }
         Ok(vault)
     }
 
-    fn on_directory(url: &str, root: &FsPath) -> Result<Self, VaultError> {
-        let store = LocalFileSystem::new_with_prefix(root)
-            .map_err(|e| VaultError::of_store(url, e))?
-            .with_fsync(true);
-        Self::build(url, Arc::new(store), Some(Folders::below(root)))
+    fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
+        let folders = Folders::below(root);
+        Self::build(url, Arc::new(folders.store()), Some(folders), None, keychain)
     }
 
-    fn on_bucket(url: &str, at: (Kind, &str, &str)) -> Result<Self, VaultError> {
-        Self::build(url, connect(url, at, &settings())?, None)
+    fn on_bucket(
+        url: &str,
+        at: (Kind, &str, &str),
+        keychain: Arc<Keychain>,
+    ) -> Result<Self, VaultError> {
+        Self::build(url, connect(url, at, &settings())?, None, None, keychain)
+    }
+
+    fn behind(url: &str, hosts: &[String], keychain: Arc<Keychain>) -> Result<Self, VaultError> {
+        let gateway = Gateway::new(url, hosts, &settings())?;
+        let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
+        Self::build(url, store, None, Some(gateway), keychain)
+    }
+
+    /// What the gateway that it is behind lets us do; `None` if it is behind none.
+    ///
+    /// # Errors
+    /// If the gateway does not say.
+    pub fn role(&self) -> Result<Option<Role>, VaultError> {
+        let Inner { gateway, runtime, .. } = &*self.inner;
+        gateway.as_ref().map(|gateway| gateway.role(runtime)).transpose()
+    }
+
+    /// Whether it is behind a gateway, which does the upkeep itself.
+    #[must_use]
+    pub fn is_behind_gateway(&self) -> bool {
+        self.inner.gateway.is_some()
     }
 
     /// Whether it is in a local directory.
@@ -169,13 +233,15 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
-        Self::build(url, store, None)
+        Self::build(url, store, None, None, Keychain::current())
     }
 
     fn build(
         url: &str,
         store: Arc<dyn ObjectStore>,
         folders: Option<Folders>,
+        gateway: Option<Gateway>,
+        keychain: Arc<Keychain>,
     ) -> Result<Self, VaultError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -189,9 +255,15 @@ impl Vault {
                 url: url.into(),
                 store,
                 folders,
+                gateway,
                 runtime,
                 fetched_bytes: AtomicU64::new(0),
+                requests: AtomicU64::new(0),
                 settings: settings(),
+                record: OnceLock::new(),
+                keychain,
+                keys: OnceLock::new(),
+                segment_keys: SegmentKeys::default(),
             }),
             pace: None,
         })

@@ -3,7 +3,7 @@
 mod common;
 
 use backstay_format::{CycleNo, SectorRange, Term};
-use backstay_vault::{CycleKind, Pass, VaultError, verify_cycle};
+use backstay_vault::{Bounds, CycleKind, Pass, VaultError, verify_cycle};
 use common::{Lab, content, meta, set};
 
 const SIZE: u64 = 1 << 20;
@@ -45,6 +45,38 @@ fn a_segment_that_is_gone_cannot_be_committed() {
     let pass = Pass { must_move: set(&[lab.whole()]), segments };
     let gone = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap_err();
     assert!(matches!(gone, VaultError::NotFound { .. }), "{gone}");
+}
+
+/// Whoever reads a sector by bounds that are too narrow gets an older one.
+#[test]
+fn bounds_that_are_too_narrow_are_not_committed() {
+    const MIB: u64 = 2048;
+    let mut lab = Lab::new(4 << 20);
+    let now = content(&mut fastrand::Rng::with_seed(2), 4 << 20);
+    let segments = lab.ship(1, &now, &[SectorRange::new(MIB, 2 * MIB + 1)]);
+    let reach = |segment: &backstay_vault::SegmentRef| segment.bounds.span().unwrap();
+    assert!(segments.iter().all(|segment| segment.bounds != Bounds::UNKNOWN));
+    assert_eq!(segments.iter().map(|s| reach(s).start.0).min(), Some(MIB));
+    assert_eq!(segments.iter().map(|s| reach(s).end.0).max(), Some(3 * MIB));
+    // The disk may have grown by the time they are read.
+    lab.size.0 *= 1 << 20;
+    let verify = |bounds| {
+        let mut segments = segments.clone();
+        let last = segments.iter_mut().max_by_key(|s| reach(s).end).unwrap();
+        last.bounds = bounds;
+        let must_move = set(&[SectorRange::new(MIB, 2 * MIB + 1)]);
+        let pass = Pass { must_move, segments };
+        verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass])
+    };
+    verify(Bounds::UNKNOWN).unwrap();
+    verify(Bounds::around(SectorRange::new(0, 1 << 40))).unwrap();
+    for narrow in [(0, 2 * MIB), (2 * MIB + 1 - 2048, 2 * MIB), (3 * MIB, 9 * MIB)] {
+        match verify(Bounds::around(SectorRange::new(narrow.0, narrow.1))).unwrap_err() {
+            e @ VaultError::OutOfBounds { .. } => assert!(e.is_damage(), "{e}"),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(lab.vault.points(lab.disk).unwrap(), []);
 }
 
 /// Two writers ship the same cycle; exactly one of them commits it.

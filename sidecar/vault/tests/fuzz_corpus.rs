@@ -28,3 +28,13 @@ fn ledger() {
 fn document() {
     survives("document", entry::document);
 }
+
+#[test]
+fn keyring() {
+    survives("keyring", entry::keyring);
+}
+
+#[test]
+fn envelope() {
+    survives("envelope", entry::envelope);
+}

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use backstay_driver::control::ControlClient;
@@ -9,8 +10,10 @@ use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
 use backstay_sidecar::config::Config;
 use backstay_sidecar::reload::ConfigWatch;
+use backstay_vault::seal::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 /// Flags of every verb.
 #[derive(Args, Clone, Default)]
@@ -42,10 +45,15 @@ impl Globals {
             (true, _) => "error",
             (_, 0) => "warn",
             (_, 1) => "info",
-            // What the HTTP client says at that level may name a proxy with its password.
-            _ => "debug,reqwest=info,hyper=info,hyper_util=info,h2=info,rustls=info",
+            _ => "debug",
         };
-        let filter = EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
+        let filter_of_user =
+            EnvFilter::try_from_env("BACKSTAY_LOG").unwrap_or_else(|_| level.into());
+        // What these say below that level may hold secrets: a proxy's password, headers, signed URLs.
+        // Whatever is asked for, they do not say it.
+        let quiet = ["reqwest", "hyper", "hyper_util", "h2", "rustls", "object_store"];
+        let filter = quiet.into_iter().filter_map(|of| format!("{of}=warn").parse().ok());
+        let filter = filter.fold(filter_of_user, EnvFilter::add_directive);
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -53,6 +61,15 @@ impl Globals {
             .with_target(false)
             .init();
     }
+}
+
+/// How to ask for a vault's passphrase, if there is somebody to ask.
+fn prompt() -> Option<Arc<Prompt>> {
+    let ask = |vault: &str| {
+        rpassword::prompt_password(format!("Passphrase of vault {vault}: ")).map(Zeroizing::new)
+    };
+    (std::io::stdin().is_terminal() && std::io::stderr().is_terminal())
+        .then(|| Arc::new(ask) as Arc<Prompt>)
 }
 
 /// What a verb works with.
@@ -75,6 +92,7 @@ impl Context {
     /// With a configuration that was read already; flags win over it.
     pub fn with(globals: Globals, config: Config) -> Self {
         config.store.apply();
+        config.encryption.apply(prompt());
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         let mut context = Self { roots: Roots::new(state, runtime), globals, config };

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use backstay_driver::control::ClientError;
 use backstay_driver::life::DriverError;
 use backstay_driver::offline::OfflineError;
+use backstay_gateway::pki::PkiError;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
@@ -85,6 +86,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
             || matches!(e.downcast_ref(), Some(RunError::Refused(_)))
+            || e.downcast_ref::<PkiError>().is_some_and(PkiError::is_refusal)
             || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
             || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_refusal)
     });

@@ -56,8 +56,11 @@ enum Verb {
     Prune(verbs::prune::Prune),
     Status(verbs::status::Status),
     Jobs(verbs::jobs::Jobs),
+    Key(verbs::key::Key),
     Resume(verbs::resume::Resume),
     Group(verbs::group::Group),
+    Gateway(verbs::gateway::GatewayVerb),
+    Pki(verbs::pki::Pki),
     Doctor(verbs::doctor::Doctor),
     Completions(verbs::docs::Completions),
     Man(verbs::docs::Man),
@@ -70,6 +73,8 @@ fn main() -> ExitCode {
         return helper.run();
     }
     exit::leave_when_nobody_reads();
+    // It may know keys and passphrases: no core, and nobody but root looks into its memory.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = Cli::parse();
     exit::report(run(cli))
 }
@@ -115,8 +120,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Prune(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
         Verb::Jobs(verb) => verb.run(&context),
+        Verb::Key(verb) => verb.run(&context),
         Verb::Resume(verb) => verb.run(&context),
         Verb::Group(verb) => verb.run(&context),
+        Verb::Gateway(verb) => verb.run(&context),
+        Verb::Pki(verb) => verb.run(&context),
         Verb::Completions(verb) => verb.run::<Cli>(),
         Verb::Man(verb) => verb.run::<Cli>(),
         Verb::Doctor(verb) => verb.run(context.globals),

@@ -39,6 +39,7 @@ pub fn flow(
     newest: Option<&Manifest>,
     adopted: bool,
     asked: Option<&Request>,
+    write_only: bool,
 ) -> Result<Flow, CycleError> {
     let Some(newest) = newest else { return Ok(Flow::Initial) };
     let is_newest = |point: Option<backstay_format::superblock::Base>| {
@@ -57,7 +58,8 @@ pub fn flow(
     let (deep, full) = asked.map_or((false, false), |asked| (asked.deep, asked.full));
     Ok(match (proven && asked.is_none(), status.resync) {
         (true, None) => Flow::Delta,
-        _ if full || newest.size != status.size => Flow::Full,
+        // Whoever cannot read the vault compares nothing: everything ships.
+        _ if full || write_only || newest.size != status.size => Flow::Full,
         _ => Flow::Resync { deep },
     })
 }
@@ -134,8 +136,12 @@ mod tests {
 
     #[test]
     fn a_proven_disk_flows_by_itself() {
-        let go = |status, newest: u64| flow(&status, Some(&point(newest)), false, None).unwrap();
-        assert_eq!(flow(&status(None, None, None), None, false, None).unwrap(), Flow::Initial);
+        let go =
+            |status, newest: u64| flow(&status, Some(&point(newest)), false, None, false).unwrap();
+        assert_eq!(
+            flow(&status(None, None, None), None, false, None, false).unwrap(),
+            Flow::Initial
+        );
         assert_eq!(go(status(Some(base(5)), None, None), 5), Flow::Delta);
         assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 5), Flow::Delta);
         assert_eq!(go(status(Some(base(5)), Some(base(6)), None), 6), Flow::Delta);
@@ -152,16 +158,16 @@ mod tests {
             for resync in [None, Some(Resync::NeverShipped)] {
                 let disk = status(at, announced, resync);
                 for ask in [None, Some(asked(None)), Some(asked(Some(4)))] {
-                    let refused = flow(&disk, Some(&point(5)), false, ask.as_ref());
+                    let refused = flow(&disk, Some(&point(5)), false, ask.as_ref(), false);
                     assert!(matches!(refused, Err(CycleError::WhichSide { .. })), "{at:?}");
                 }
-                let told = flow(&disk, Some(&point(5)), false, Some(&asked(Some(5))));
+                let told = flow(&disk, Some(&point(5)), false, Some(&asked(Some(5))), false);
                 assert_eq!(told.unwrap(), Flow::Resync { deep: true });
             }
         }
         // A disk found by its name alone proves nothing.
         let disk = status(Some(base(5)), None, None);
-        assert!(flow(&disk, Some(&point(5)), true, None).is_err());
+        assert!(flow(&disk, Some(&point(5)), true, None, false).is_err());
     }
 
     #[test]
@@ -170,6 +176,6 @@ mod tests {
             size: ByteLen(2 << 20),
             ..status(Some(base(5)), None, Some(Resync::BackingChanged))
         };
-        assert_eq!(flow(&disk, Some(&point(5)), false, None).unwrap(), Flow::Full);
+        assert_eq!(flow(&disk, Some(&point(5)), false, None, false).unwrap(), Flow::Full);
     }
 }

@@ -146,7 +146,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     found.refuse_fenced(job.vault)?;
     let from = found.from(job.vault)?;
     let onto = from.as_ref().or(found.newest.as_ref());
-    let flow = flow(&status, onto, found.adopted, asked.as_ref())?;
+    let write_only = job.vault.is_write_only();
+    let flow = flow(&status, onto, found.adopted, asked.as_ref(), write_only)?;
     let term = found.term(job.vault)?;
     if let Some(from) = term.from.filter(|_| from.is_some()) {
         job.vault.hold_from(found.disk, term.term, &from)?;

@@ -91,11 +91,21 @@ pub fn run(line: &str, environment: &Environment, timeout: Duration) -> Result<(
     Err(CommandError::TimedOut { line: line.into(), timeout, said: watch.said() })
 }
 
+/// How variables begin that may hold a secret of a store or a vault.
+const OPENS_VAULTS: [&str; 4] = ["AWS_", "AZURE_", "GOOGLE_", "BACKSTAY_PASSPHRASE"];
+
 fn start(line: &str, environment: &Environment) -> io::Result<(Child, File)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(line).current_dir("/").process_group(0);
+    // An application's hook reaches no vault: what opens one is not handed on.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if OPENS_VAULTS.iter().any(|start| text.starts_with(start)) {
+            command.env_remove(&name);
+        }
+    }
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
     Ok((command.spawn()?, File::from(read)))

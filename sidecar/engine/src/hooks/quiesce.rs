@@ -36,11 +36,13 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// A disk's hooks; none if it has none.
+    /// A disk's hooks; none if it has none, or if nobody uses it because it is being handed over: what was to
+    /// wait for the cut has been stopped.
     #[must_use]
     pub fn of(config: &Config, roots: &Roots, disk: &DiskName) -> Option<Self> {
         let settings = config.hooks_of(disk);
-        if settings.is_none() {
+        let handed_over = roots.disk(disk).handover_point().join("disk").exists();
+        if settings.is_none() || handed_over {
             return None;
         }
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

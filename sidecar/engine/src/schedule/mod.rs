@@ -35,6 +35,20 @@ pub enum Work {
     Delta,
     /// A point is tried; no cycle, and in nobody's way.
     Drill,
+    /// A point is brought up for a test. From here on, too, no cycle is meant: these are jobs alone.
+    TestFailover,
+    /// A disk that was handed over is brought up.
+    PlannedFailover,
+    /// A disk is brought up at any point.
+    UnplannedFailover,
+    /// A failover becomes the disk.
+    Commit,
+    /// A source stops and hands over.
+    Handover,
+    /// An old source takes its disk back.
+    Failback,
+    /// A replica is filled, or follows the vault.
+    Replica,
 }
 
 /// What the schedule is told of a disk.

@@ -7,7 +7,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -132,7 +132,7 @@ const LOCK: &str = ".sidecar.lock";
 
 /// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
 fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
-    fs::create_dir_all(&roots.state)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&roots.state)?;
     let path = roots.state.join(LOCK);
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;

@@ -2,12 +2,14 @@
 //! kill leaves.
 //!
 //! - [`record`]: what this host was doing, so that it can go on or be undone
+//! - [`lock`]: one command a name
 //! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
 //! - [`users`]: who uses a served disk
 //! - [`stopped`]: what a stopped disk proves about itself
 //!
 //! The command composes these with what serves and ships disks.
 
+pub mod lock;
 pub mod record;
 pub mod stopped;
 pub mod users;
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use backstay_format::{CycleNo, DiskName, Term};
 use backstay_vault::{Class, VaultError};
 
+pub use lock::NameLock;
 pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
 
 /// Why a failover did not go on.
@@ -47,6 +50,19 @@ pub enum FailoverError {
         state: State,
         /// Where it was to go.
         next: State,
+    },
+    /// Another command is at work on the name.
+    #[error(
+        "disk {name}: another command is at work on it (backstay {doing}, process {pid}). Nothing was changed: \
+         wait until it has ended"
+    )]
+    Busy {
+        /// The name.
+        name: DiskName,
+        /// Which command.
+        doing: String,
+        /// Its process.
+        pid: i32,
     },
     /// It would not be safe.
     #[error("disk {name}: {reason}. Nothing was changed")]

@@ -194,6 +194,16 @@ fn folder(state_root: &Path) -> PathBuf {
     state_root.join(".failover")
 }
 
+/// Makes the folder of the records and locks, durably.
+pub(super) fn make_folder(state_root: &Path) -> io::Result<PathBuf> {
+    let folder = folder(state_root);
+    if !folder.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        File::open(state_root)?.sync_all()?;
+    }
+    Ok(folder)
+}
+
 fn path(state_root: &Path, name: &DiskName) -> PathBuf {
     folder(state_root).join(format!("{name}.json"))
 }
@@ -300,11 +310,7 @@ impl FailoverRecord {
     }
 
     fn replace(&self, state_root: &Path, path: &Path) -> io::Result<()> {
-        let folder = folder(state_root);
-        if !folder.exists() {
-            DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            File::open(state_root)?.sync_all()?;
-        }
+        let folder = make_folder(state_root)?;
         // A disk's name has no `#`.
         let new = folder.join(format!("{}#{}", self.name, std::process::id()));
         let mut file =

@@ -15,6 +15,29 @@ pub fn of(paths: &[PathBuf], spared: u32) -> Vec<String> {
     users
 }
 
+/// Every process that is at work below a folder, in words: why it cannot be unmounted.
+#[must_use]
+pub fn below(folder: &Path) -> Vec<String> {
+    let mut found = vec![];
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let open = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let places = ["cwd", "root", "exe"].map(|at| process.path().join(at)).into_iter();
+        let at = places
+            .chain(open.map(|fd| fd.path()))
+            .filter_map(|link| fs::read_link(link).ok())
+            .find(|at| at.starts_with(folder));
+        if let Some(at) = at {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("process {pid} ({}) uses {}", name.trim(), at.display()));
+        }
+    }
+    found
+}
+
 fn mounted(paths: &[PathBuf]) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let of = |line: &str| {
@@ -83,7 +106,7 @@ mod tests {
     fn a_process_that_has_it_open_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap().join("disk");
-        let file = fs::File::create(&path).unwrap();
+        let (file, path_of) = (fs::File::create(&path).unwrap(), path.clone());
         assert!(of(std::slice::from_ref(&path), 0).is_empty(), "this process is spared");
         // It has the file open until its input ends.
         let mut child = std::process::Command::new("cat")
@@ -98,6 +121,8 @@ mod tests {
         // Open for writing, as any user of a disk has it; our own readers are told from that.
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         assert!(!only_reads(&process, OsStr::new("1")));
+        let below = below(path_of.parent().unwrap());
+        assert!(below.iter().any(|of| of.contains(&child.id().to_string())), "{below:?}");
         drop(child.stdin.take());
         child.wait().unwrap();
         let reader = fs::File::open(dir.path().join("disk")).unwrap();

@@ -1,14 +1,16 @@
 //! Threads that fetch indexes and frames from the vault, so that whoever waits for one can stop waiting.
 //!
 //! A thread that hangs in the vault holds up nothing but what else was asked of the vault; each wait has its
-//! end. While nobody waits for anything, they fetch the indexes that are missing.
+//! end. Some fetch frames and others indexes, which are many and small, so that neither waits for the other.
+//! While nobody waits for an index, a few of these fetch the ones that are missing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backstay_format::ByteLen;
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::{FrameReader, read_index_at_once};
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -18,7 +20,11 @@ use super::Trouble;
 use super::flight::Flights;
 use super::index::IndexStore;
 
-const THREADS: usize = 16;
+const FRAME_THREADS: usize = 16;
+/// A store answers after some 50 ms: a thousand indexes are here within a second.
+const INDEX_THREADS: usize = 64;
+/// Threads that fetch indexes nobody waits for.
+const BACKGROUND_THREADS: usize = 4;
 /// Uncompressed frames kept in memory.
 const FRAMES_BYTES: usize = 32 << 20;
 /// Indexes unpacked at the same time; they take some three times as much memory.
@@ -34,10 +40,8 @@ pub(crate) struct Frame {
     pub checked: Mutex<Vec<u32>>,
 }
 
-enum Job {
-    Index(u32),
-    Frames(u32, Vec<(u32, FrameEntry)>),
-}
+/// Frames of a segment that are fetched with one request.
+type Frames = (u32, Vec<(u32, FrameEntry)>);
 
 /// What the vault is like.
 #[derive(Default)]
@@ -48,7 +52,8 @@ pub(crate) struct Health {
 
 pub(crate) struct Fetcher {
     shared: Arc<Shared>,
-    jobs: Sender<Job>,
+    indexes: Sender<u32>,
+    frames: Sender<Frames>,
 }
 
 struct Shared {
@@ -65,6 +70,12 @@ struct Shared {
     room: Room,
     /// Indexes that are still to be fetched in the background, the newest last.
     missing: Mutex<Vec<usize>>,
+    /// Requests for frames.
+    frames_fetched: AtomicU64,
+    /// Requests for indexes that nobody waited for.
+    background: AtomicU64,
+    /// A segment holds what its bounds say it does not: they are not to be believed.
+    false_bounds: OnceLock<String>,
 }
 
 /// Frames in memory, the one longest unused goes first.
@@ -99,13 +110,37 @@ impl Fetcher {
             looking: Mutex::new(()),
             room: Room::default(),
             missing: Mutex::new(missing),
+            frames_fetched: AtomicU64::new(0),
+            background: AtomicU64::new(0),
+            false_bounds: OnceLock::new(),
         });
-        let (jobs, queue) = unbounded();
-        for _ in 0..THREADS {
+        let (frames, queue) = unbounded();
+        for _ in 0..FRAME_THREADS {
             let (shared, queue) = (Arc::clone(&shared), queue.clone());
-            thread::Builder::new().name("fetch".into()).spawn(move || shared.work(&queue))?;
+            let work = move || shared.fetch_frames(&queue);
+            thread::Builder::new().name("frames".into()).spawn(work)?;
         }
-        Ok(Self { shared, jobs })
+        let (indexes, queue) = unbounded();
+        for number in 0..INDEX_THREADS.min(shared.point.segments.len()) {
+            let (shared, queue) = (Arc::clone(&shared), queue.clone());
+            let work = move || shared.fetch_indexes(&queue, number < BACKGROUND_THREADS);
+            thread::Builder::new().name("indexes".into()).spawn(work)?;
+        }
+        Ok(Self { shared, indexes, frames })
+    }
+
+    /// Requests of the vault so far, how many of them nobody waited for, and the bytes of all; `None` while no
+    /// frame was read from it.
+    pub fn asked(&self) -> Option<(u64, u64, ByteLen)> {
+        let frames = self.shared.frames_fetched.load(Ordering::Relaxed);
+        let vault = self.shared.vault.get().filter(|_| frames > 0)?;
+        let background = self.shared.background.load(Ordering::Relaxed);
+        Some((vault.requests(), background, vault.fetched()))
+    }
+
+    /// Fails if the bounds in the point's list are not to be believed: nobody knows then where anything is.
+    pub fn trusted(&self) -> Result<(), Trouble> {
+        self.shared.false_bounds.get().map_or(Ok(()), |why| Err(Trouble::Damaged(why.clone())))
     }
 
     /// Sees that the indexes of segments are here.
@@ -116,7 +151,7 @@ impl Fetcher {
                 .map(|&segment| {
                     let (flight, new) = self.shared.indexes.join(segment);
                     if new {
-                        let _ = self.jobs.send(Job::Index(segment));
+                        let _ = self.indexes.send(segment);
                     }
                     flight
                 })
@@ -159,7 +194,7 @@ impl Fetcher {
                     let entries: Vec<FrameEntry> = frames.iter().map(|(_, entry)| *entry).collect();
                     let rest =
                         frames.split_off(backstay_vault::read::random::one_request(&entries));
-                    let _ = self.jobs.send(Job::Frames(segment, frames));
+                    let _ = self.frames.send((segment, frames));
                     frames = rest;
                 }
             }
@@ -203,30 +238,44 @@ fn late() -> Trouble {
 }
 
 impl Shared {
-    fn work(&self, queue: &Receiver<Job>) {
+    /// Fetches frames that are asked for; while none are, looks after a vault that is gone.
+    fn fetch_frames(&self, queue: &Receiver<Frames>) {
         let mut reader = None;
         loop {
-            let (job, asked) = match queue.try_recv() {
-                Ok(job) => (Some(job), true),
-                Err(_) => match self.next_missing() {
-                    Some(segment) => (Some(Job::Index(segment)), false),
-                    None => match queue.recv_timeout(BREATH) {
-                        Ok(job) => (Some(job), true),
-                        Err(RecvTimeoutError::Timeout) => (None, false),
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    },
+            let job = queue.recv_timeout(BREATH);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            match job {
+                Ok((segment, frames)) => self.fetch_frames_of(segment, &frames, &mut reader),
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Fetches indexes that are asked for; in the background those that are missing, too.
+    fn fetch_indexes(&self, queue: &Receiver<u32>, background: bool) {
+        loop {
+            let asked = match background {
+                // Nobody waits for one now: the next that is missing, or whichever is asked for.
+                true => queue.try_recv().map_err(|_| self.next_missing()),
+                false => Err(None),
+            };
+            let (segment, asked) = match asked {
+                Ok(segment) => (segment, true),
+                Err(Some(segment)) => (segment, false),
+                Err(None) => match queue.recv_timeout(BREATH) {
+                    Ok(segment) => (segment, true),
+                    Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Acquire) => return,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 },
             };
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            match job {
-                Some(Job::Index(segment)) => self.fetch_index(segment, asked),
-                Some(Job::Frames(segment, frames)) => {
-                    self.fetch_frames(segment, &frames, &mut reader);
-                }
-                None => self.look(),
-            }
+            self.fetch_index(segment, asked);
         }
     }
 
@@ -267,8 +316,21 @@ impl Shared {
         Ok(self.vault.get_or_init(|| vault))
     }
 
+    /// From now on nothing more is read from the vault for this point.
+    fn distrust(&self, why: &VaultError) {
+        if self.false_bounds.set(why.to_string()).is_ok() {
+            tracing::error!(
+                "{why}. What was read of this point so far may be wrong; nothing more is read from the vault \
+                 for it. Unmount it, and take another point"
+            );
+        }
+    }
+
     fn fetch_index(&self, segment: u32, asked: bool) {
         let of = &self.point.segments[segment as usize];
+        if !asked {
+            self.background.fetch_add(1, Ordering::Relaxed);
+        }
         let mut room = None;
         let fetched = self.vault().and_then(|vault| {
             let admit = |bytes| room = Some(self.room.take(bytes));
@@ -281,7 +343,12 @@ impl Shared {
                     .put(segment as usize, of.index_digest, index)
                     .map_err(|e| Trouble::Local(format!("keeping an index: {e}")))
             }
-            Err(e) => Err(self.trouble(e)),
+            Err(e) => {
+                if matches!(e, VaultError::OutOfBounds { .. }) {
+                    self.distrust(&e);
+                }
+                Err(self.trouble(e))
+            }
         };
         drop(room);
         // What is damaged stays so: whoever asks for it is told.
@@ -293,7 +360,7 @@ impl Shared {
         }
     }
 
-    fn fetch_frames(
+    fn fetch_frames_of(
         &self,
         segment: u32,
         frames: &[(u32, FrameEntry)],
@@ -311,6 +378,7 @@ impl Shared {
         match fetched {
             Ok(fetched) => {
                 self.health.is_up();
+                self.frames_fetched.fetch_add(1, Ordering::Relaxed);
                 for (&(number, _), bytes) in frames.iter().zip(fetched) {
                     let key = (segment, number);
                     let frame = bytes

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use backstay_format::{PointId, SectorRange};
-use backstay_vault::Manifest;
 use backstay_vault::format::segment::{Codec, Extent, FrameEntry, Index, Place};
+use backstay_vault::{Bounds, Manifest};
 
 const PAGE_BYTES: usize = 4096;
 const PAGE_HEAD: usize = 8;
@@ -41,6 +41,8 @@ pub(crate) struct IndexStore {
     toc: File,
     pages: File,
     segments: RwLock<Vec<Option<Entry>>>,
+    /// Which part of the disk each segment may hold sectors of.
+    bounds: Vec<Bounds>,
     ends: Mutex<Ends>,
 }
 
@@ -91,7 +93,8 @@ impl IndexStore {
             pages.set_len(0)?;
             toc.write_all_at(&toc_head(point.point), 0)?;
         }
-        Ok(Self { toc, pages, segments: RwLock::new(segments), ends: Mutex::new(ends) })
+        let bounds = point.segments.iter().map(|segment| segment.bounds).collect();
+        Ok(Self { toc, pages, segments: RwLock::new(segments), bounds, ends: Mutex::new(ends) })
     }
 
     /// How many segments' indexes are here.
@@ -108,6 +111,13 @@ impl IndexStore {
     pub fn missing(&self) -> Vec<usize> {
         let entries = self.entries();
         (0..entries.len()).rev().filter(|&segment| entries[segment].is_none()).collect()
+    }
+
+    /// Of the segments that may hold sectors of a run, from the newest to the oldest, those that are not here.
+    pub fn missing_near(&self, run: SectorRange) -> Vec<usize> {
+        let entries = self.entries();
+        let may = |&segment: &usize| entries[segment].is_none() && self.bounds[segment].reach(run);
+        (0..entries.len()).rev().filter(may).collect()
     }
 
     /// Segments that hold sectors near a run, newest first.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use backstay_format::{ByteLen, CycleNo, DiskId, Term};
-use backstay_vault::{Consistency, CycleKind, SegmentRef};
+use backstay_vault::{Bounds, Consistency, CycleKind, SegmentRef};
 
 use super::*;
 
@@ -13,6 +13,7 @@ fn point(segments: u32, id: u8) -> Manifest {
         object: ByteLen(4_000_000),
         data_sectors: 8_000,
         zero_sectors: 192,
+        bounds: Bounds::UNKNOWN,
         index_digest: [number as u8 + 1; 32],
     };
     Manifest {
@@ -121,4 +122,26 @@ fn damage_is_seen_where_it_is_used() {
         std::fs::write(dir.path().join("index.toc"), &bad).unwrap();
         assert!(IndexStore::open(dir.path(), &point).unwrap().loaded() < 2, "byte {at}");
     }
+}
+
+#[test]
+fn only_segments_that_may_reach_a_run_are_missed_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut point, mut rng) = (point(4, 1), fastrand::Rng::with_seed(10));
+    // 0: the disk's first GiB, 1: its second, 2: nobody knows, 3: both.
+    let gib = |from: u64, to: u64| Bounds::around(SectorRange::new(from << 21, to << 21));
+    for (segment, bounds) in
+        point.segments.iter_mut().zip([gib(0, 1), gib(1, 2), Bounds::UNKNOWN, gib(0, 2)])
+    {
+        segment.bounds = bounds;
+    }
+    let store = IndexStore::open(dir.path(), &point).unwrap();
+    let near = |sector: u64| store.missing_near(SectorRange::new(sector, sector + 1));
+    assert_eq!(near(0), [3, 2, 0]);
+    assert_eq!(near((1 << 21) - 1), [3, 2, 0]);
+    assert_eq!(near(1 << 21), [3, 2, 1]);
+    assert_eq!(near(1 << 30), [2]);
+    store.put(2, point.segments[2].index_digest, index(&mut rng, 4)).unwrap();
+    assert_eq!(near(0), [3, 0]);
+    assert_eq!((store.missing(), near(1 << 30)), (vec![3, 1, 0], vec![]));
 }

@@ -44,7 +44,7 @@ use backstay_vault::VaultError;
 pub use choice::{PointChoice, choose};
 pub use make::forget;
 pub use mount::{MountOptions, serve, spawn, start};
-pub use record::{Hydration, HydrationStatus, Mounted, MountedPoint};
+pub use record::{FirstRead, Hydration, HydrationStatus, Mounted, MountedPoint};
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -322,6 +322,7 @@ fn status(point: &Point, hydrator: &Hydrator, keeper: &Keeper) -> Mounted {
         hydrated_bytes: ByteLen((point.overlay.whole_to() * 512).min(point.size.0)),
         hydration: hydrator.status(),
         indexes: point.source.indexes(),
+        first_read: point.source.first_read(),
         vault_trouble: point.source.vault_trouble(),
         held: keeper.held(),
     }

@@ -137,6 +137,19 @@ pub enum HydrationStatus {
     Done,
 }
 
+/// What it took to serve the first byte that was not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstRead {
+    /// Requests of the vault since the command began.
+    pub requests: u64,
+    /// How many of them were for what nobody waited for.
+    pub in_background: u64,
+    /// Bytes that came with all of them.
+    pub fetched_bytes: ByteLen,
+    /// How long that one read waited.
+    pub waited_ms: u64,
+}
+
 /// How a mounted point is, as its driver says every second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounted {
@@ -154,6 +167,9 @@ pub struct Mounted {
     pub hydration: HydrationStatus,
     /// Indexes of segments that are here, of all.
     pub indexes: (usize, usize),
+    /// What the first byte took; none if everything read was here.
+    #[serde(default)]
+    pub first_read: Option<FirstRead>,
     /// What the vault last said, if it could not be reached.
     pub vault_trouble: Option<String>,
     /// Whether the point is held in the vault.

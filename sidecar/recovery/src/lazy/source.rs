@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
@@ -15,6 +15,7 @@ use super::cache::{Cache, PAGE_BYTES, PAGE_SECTORS};
 use super::fetch::{Fetcher, Frame, FrameKey, Health};
 use super::flight::Flights;
 use super::index::IndexStore;
+use super::record::FirstRead;
 use super::window::{Builder, Piece, WINDOW_SECTORS, Window};
 
 /// Most pieces of windows kept in memory (some 56 bytes each).
@@ -33,6 +34,7 @@ pub(crate) struct Source {
     windows: Mutex<Windows>,
     resolving: Flights<u64, Arc<Window>>,
     timeout: Duration,
+    first_read: OnceLock<FirstRead>,
 }
 
 #[derive(Default)]
@@ -71,6 +73,7 @@ impl Source {
             windows: Mutex::default(),
             resolving: Flights::new(),
             timeout,
+            first_read: OnceLock::new(),
         })
     }
 
@@ -87,6 +90,11 @@ impl Source {
     /// Indexes that are here, and all there are.
     pub fn indexes(&self) -> (usize, usize) {
         (self.index.loaded(), self.point.segments.len())
+    }
+
+    /// What the first read of the vault took.
+    pub fn first_read(&self) -> Option<FirstRead> {
+        self.first_read.get().copied()
     }
 
     /// Bytes in the cache, and the most there may be.
@@ -147,7 +155,8 @@ impl Source {
     }
 
     fn read_with(&self, run: SectorRange, out: &mut [u8], keep: bool) -> Result<(), Trouble> {
-        let until = Instant::now() + self.wait();
+        let begun = Instant::now();
+        let until = begun + self.wait();
         for part in run.split_at_multiples(WINDOW_SECTORS) {
             let from = ((part.start.0 - run.start.0) * SECTOR_BYTES) as usize;
             let out = &mut out[from..from + part.bytes().0 as usize];
@@ -160,6 +169,18 @@ impl Source {
                     result => break result?,
                 }
             }
+        }
+        if self.first_read.get().is_none()
+            && let Some((requests, in_background, fetched_bytes)) = self.fetcher.asked()
+        {
+            let waited_ms = begun.elapsed().as_millis() as u64;
+            let first = self.first_read.get_or_init(|| FirstRead {
+                requests,
+                in_background,
+                fetched_bytes,
+                waited_ms,
+            });
+            tracing::info!("the first read waited {waited_ms} ms; {first:?}");
         }
         Ok(())
     }
@@ -307,6 +328,7 @@ impl Source {
 
     /// What a window is made of; whoever asks first finds out.
     fn window(&self, number: u64, until: Instant) -> Result<Arc<Window>, Trouble> {
+        self.fetcher.trusted()?;
         if let Some(window) = self.windows().get(number) {
             return Ok(window);
         }
@@ -327,8 +349,8 @@ impl Source {
     fn resolve(&self, number: u64, until: Instant) -> Result<Window, Trouble> {
         let start = number * WINDOW_SECTORS;
         let window = SectorRange::new(start, (start + WINDOW_SECTORS).min(self.end()));
-        let missing: Vec<u32> = self.index.missing().into_iter().map(|s| s as u32).collect();
-        self.fetcher.indexes(&missing, until)?;
+        let missing = self.index.missing_near(window).into_iter().map(|s| s as u32);
+        self.fetcher.indexes(&missing.collect::<Vec<_>>(), until)?;
         let mut builder = Builder::new(window);
         for segment in self.index.near(window) {
             if builder.is_done() {
@@ -341,7 +363,7 @@ impl Source {
             extents.into_iter().for_each(|extent| builder.add(segment as u32, extent));
         }
         // An index that was forgotten meanwhile would be missing in it.
-        if !self.index.missing().is_empty() {
+        if !self.index.missing_near(window).is_empty() {
             return Err(Trouble::IndexLost);
         }
         Ok(builder.finish())

@@ -28,6 +28,9 @@ pub struct VaultRecord {
     /// Every disk in it has documents of its name. Not in vaults made before there were any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub names: bool,
+    /// All segments in it are sealed, and points and ledgers signed (see [`crate::seal`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 /// `names/<name>/<n>`: whose a name is, from then on.

@@ -7,6 +7,7 @@ use backstay_format::{CycleNo, DiskId, FormatError, PointId};
 
 use super::manifest::{SEGMENT_BYTES, SEGMENTS_MAX, SegmentRef};
 use super::{Reader, checked, seal};
+use crate::seal::sign::content;
 
 const WHAT: &str = "ledger";
 const MAGIC: &[u8; 8] = b"BSTYLEDG";
@@ -196,6 +197,7 @@ impl Ledger {
     /// # Errors
     /// Anything but a whole ledger of a known version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let bytes = content(bytes);
         Reader::new(WHAT, bytes).magic(MAGIC)?;
         let body = checked(WHAT, bytes)?;
         let mut r = Reader::new(WHAT, body);
@@ -266,6 +268,7 @@ fn merge(r: &mut Reader<'_>, room: &mut usize) -> Result<Merge, FormatError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bounds::Bounds;
     use super::*;
     use backstay_format::ByteLen;
     use proptest::prelude::*;
@@ -278,6 +281,7 @@ mod tests {
             object: ByteLen(4_000_000),
             data_sectors: 8_000,
             zero_sectors: 192,
+            bounds: Bounds::UNKNOWN,
             index_digest: [number as u8 + 1; 32],
         }
     }

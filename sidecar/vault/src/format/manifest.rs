@@ -6,7 +6,9 @@
 use backstay_format::superblock::Geometry;
 use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, PointId, Term};
 
+use super::bounds::Bounds;
 use super::{Reader, checked, seal};
+use crate::seal::sign::content;
 
 const WHAT: &str = "recovery point";
 const MAGIC: &[u8; 8] = b"BSTYPONT";
@@ -57,6 +59,9 @@ pub struct SegmentRef {
     pub data_sectors: u64,
     /// Sectors it says are zero.
     pub zero_sectors: u64,
+    /// Which part of the disk it may hold sectors of.
+    #[serde(default)]
+    pub bounds: Bounds,
     /// BLAKE3 of its index.
     pub index_digest: [u8; 32],
 }
@@ -70,7 +75,7 @@ impl SegmentRef {
         out.extend_from_slice(&self.data_sectors.to_le_bytes());
         out.extend_from_slice(&self.zero_sectors.to_le_bytes());
         out.extend_from_slice(&self.number.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.bounds.to_bytes());
         out.extend_from_slice(&self.index_digest);
     }
 
@@ -84,12 +89,21 @@ impl SegmentRef {
         let object = ByteLen(r.u64()?);
         let (data_sectors, zero_sectors) = (r.u64()?, r.u64()?);
         let number = r.u32()?;
-        r.take(4)?;
+        let bounds = Bounds::from_bytes(r.array()?);
         let index_digest = r.array()?;
         if cycle.0 == 0 || cycle > last {
             return Err(FormatError::Bounds { what, field: "segment's cycle", value: cycle.0 });
         }
-        Ok(Self { cycle, attempt, number, object, data_sectors, zero_sectors, index_digest })
+        Ok(Self {
+            cycle,
+            attempt,
+            number,
+            object,
+            data_sectors,
+            zero_sectors,
+            bounds,
+            index_digest,
+        })
     }
 }
 
@@ -168,6 +182,8 @@ impl Manifest {
     /// # Errors
     /// Anything but a whole manifest of a known version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        // Who signed it, if anybody, is not this format's business: see `Vault::manifest`.
+        let bytes = content(bytes);
         let mut r = Reader::new(WHAT, bytes);
         r.magic(MAGIC)?;
         let mut r = Reader::new(WHAT, checked(WHAT, bytes)?);
@@ -237,6 +253,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_format::SectorRange;
     use proptest::prelude::*;
 
     fn sample() -> Manifest {
@@ -247,6 +264,7 @@ mod tests {
             object: ByteLen(4_000_000),
             data_sectors: 8_000,
             zero_sectors: 192,
+            bounds: Bounds::UNKNOWN,
             index_digest: [number as u8 + 1; 32],
         };
         Manifest {
@@ -272,6 +290,17 @@ mod tests {
         let bytes = sample().encode();
         assert_eq!(Manifest::decode(&bytes).unwrap(), sample());
         assert_eq!(bytes, include_bytes!("../../tests/golden/point.bin"));
+    }
+
+    #[test]
+    fn round_trip_and_golden_with_bounds() {
+        let mut point = sample();
+        for (segment, run) in point.segments.iter_mut().zip([(0, 8_192), (10_000, 2_000_000)]) {
+            segment.bounds = Bounds::around(SectorRange::new(run.0, run.1));
+        }
+        let bytes = point.encode();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), point);
+        assert_eq!(bytes, include_bytes!("../../tests/golden/point-bounds.bin"));
     }
 
     #[test]

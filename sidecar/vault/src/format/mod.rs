@@ -1,6 +1,7 @@
 //! What the objects of a vault hold. Bytes to types and back; docs/FORMAT-VAULT.md says the same
 //! in words.
 
+pub mod bounds;
 pub mod document;
 pub mod drill;
 pub mod group;

@@ -7,11 +7,16 @@
 use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, Sector, SectorRange};
 
 use super::{Reader, checked, seal};
+use crate::seal::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
 
 const WHAT: &str = "segment";
 const MAGIC: &[u8; 8] = b"BSTYSEGM";
 const FOOTER_MAGIC: &[u8; 8] = b"BSTYSEGF";
 const VERSION: u32 = 1;
+/// Of the footer of a segment that is sealed (see [`crate::seal`]).
+const SEALED: u32 = 2;
+/// In a header: frames and index are sealed with AES-256-GCM.
+const AES_256_GCM: u32 = 1;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of the footer.
@@ -35,7 +40,7 @@ pub const CHUNK_SHIFTS: std::ops::RangeInclusive<u32> = 3..=9;
 pub const CHUNK_SHIFT_DEFAULT: u32 = 7;
 
 /// Which segment a segment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SegmentId {
     /// The disk.
     pub disk: DiskId,
@@ -131,6 +136,8 @@ pub struct Index {
     pub chunk_shift: u32,
     /// Checksums of the chunks that it holds whole and that are not all zero.
     pub sums: Vec<ChunkSum>,
+    /// What opens its frames, if they are sealed. No part of its bytes.
+    pub opens: Opens,
 }
 
 /// The end of a segment: where its index is.
@@ -156,11 +163,17 @@ pub struct Footer {
     pub sums: u32,
     /// log2 of the sectors in a chunk; 0 if there are no sums.
     pub chunk_shift: u32,
+    /// Whether frames and index are sealed. Then [`Self::index_digest`] is of the index as it is stored, since
+    /// that of its content would tell something of it.
+    pub sealed: bool,
+    /// CRC-32C of all frames as they are stored, one after the other. Only in one that is sealed, for
+    /// those who have no key: a gateway.
+    pub frames_crc: u32,
 }
 
-/// The first bytes of a segment.
+/// The first bytes of a segment; of one that is sealed, with the first bytes of its key's public half.
 #[must_use]
-pub fn encode_header(id: SegmentId) -> Vec<u8> {
+pub fn encode_header(id: SegmentId, sealed: Option<[u8; 8]>) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
@@ -168,16 +181,19 @@ pub fn encode_header(id: SegmentId) -> Vec<u8> {
     out.extend_from_slice(&id.disk.to_bytes());
     out.extend_from_slice(&id.cycle.0.to_le_bytes());
     out.extend_from_slice(&id.attempt.to_le_bytes());
-    // Encryption: 0, none.
+    if let Some(public) = sealed {
+        out.extend_from_slice(&AES_256_GCM.to_le_bytes());
+        out.extend_from_slice(&public);
+    }
     out.resize(HEADER_BYTES - 4, 0);
     seal(out)
 }
 
-/// Reads a segment's first bytes.
+/// Reads a segment's first bytes: which it is, and whether it is sealed.
 ///
 /// # Errors
-/// Anything but a whole header of a known version, not encrypted.
-pub fn decode_header(bytes: &[u8]) -> Result<SegmentId, FormatError> {
+/// Anything but a whole header of a known version and encryption.
+pub fn decode_header(bytes: &[u8]) -> Result<(SegmentId, Option<[u8; 8]>), FormatError> {
     if bytes.len() != HEADER_BYTES {
         return Err(FormatError::Short { what: WHAT, have: bytes.len(), need: HEADER_BYTES });
     }
@@ -188,15 +204,19 @@ pub fn decode_header(bytes: &[u8]) -> Result<SegmentId, FormatError> {
     let number = r.u32()?;
     let disk = DiskId::from_bytes(r.array()?);
     let (cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
+    let id = SegmentId { disk, cycle, attempt, number };
     match r.u32()? {
-        0 => Ok(SegmentId { disk, cycle, attempt, number }),
+        0 => Ok((id, None)),
+        AES_256_GCM => Ok((id, Some(r.array()?))),
         other => Err(FormatError::Bounds { what: WHAT, field: "encryption", value: other.into() }),
     }
 }
 
 /// Whether a stored length fits its codec: raw is as long as it is, zstd is shorter. So nothing
 /// stored is longer than the limit on what it holds.
-fn stored_len_fits(codec: Codec, stored: u32, raw: u32) -> bool {
+fn stored_len_fits(codec: Codec, stored: u32, raw: u32, sealed: Option<usize>) -> bool {
+    // What sealing adds to all, it adds to what is compressed, too.
+    let Some(stored) = stored.checked_sub(sealed.unwrap_or(0) as u32) else { return false };
     match codec {
         Codec::Raw => stored == raw,
         Codec::Zstd => stored > 0 && stored < raw,
@@ -237,14 +257,18 @@ fn read_sums(
 }
 
 impl Index {
+    /// How many bytes [`Self::encode`] gives.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.frames.len() * FRAME_ENTRY_BYTES
+            + self.extents.len() * EXTENT_ENTRY_BYTES
+            + self.sums.len() * SUM_ENTRY_BYTES
+    }
+
     /// The index's bytes, before they are compressed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(
-            self.frames.len() * FRAME_ENTRY_BYTES
-                + self.extents.len() * EXTENT_ENTRY_BYTES
-                + self.sums.len() * SUM_ENTRY_BYTES,
-        );
+        let mut out = Vec::with_capacity(self.encoded_len());
         for frame in &self.frames {
             out.extend_from_slice(&frame.offset.to_le_bytes());
             for number in [frame.stored_len, frame.raw_len, frame.stored_crc, frame.codec as u32] {
@@ -271,7 +295,8 @@ impl Index {
     /// Anything that could lead outside a frame, the object or the disk.
     pub fn decode(bytes: &[u8], footer: &Footer, disk: SectorRange) -> Result<Self, FormatError> {
         let bounds = |field, value| FormatError::Bounds { what: WHAT, field, value };
-        if *blake3::hash(bytes).as_bytes() != footer.index_digest {
+        // Of one that is sealed it was compared before it was opened.
+        if !footer.sealed && *blake3::hash(bytes).as_bytes() != footer.index_digest {
             return Err(FormatError::Text {
                 what: WHAT,
                 reason: "its index does not have the digest in its footer".into(),
@@ -299,7 +324,7 @@ impl Index {
             if raw_len == 0 || raw_len as usize > FRAME_BYTES_MAX {
                 return Err(bounds("frame's length", raw_len.into()));
             }
-            if !stored_len_fits(codec, stored_len, raw_len) {
+            if !stored_len_fits(codec, stored_len, raw_len, footer.sealed.then_some(TAG_BYTES)) {
                 return Err(bounds("frame's stored length", stored_len.into()));
             }
             frames.push(FrameEntry { offset, stored_len, raw_len, stored_crc, codec });
@@ -331,13 +356,22 @@ impl Index {
         }
         check_disjoint(&extents)?;
         let sums = read_sums(&mut r, footer, disk)?;
-        Ok(Self { frames, extents, chunk_shift: footer.chunk_shift, sums })
+        Ok(Self { frames, extents, chunk_shift: footer.chunk_shift, sums, opens: Opens::default() })
     }
 
     /// The sectors of a chunk with a checksum.
     #[must_use]
     pub fn chunk(&self, sum: &ChunkSum) -> SectorRange {
         SectorRange::new(sum.start.0, sum.start.0 + (1 << self.chunk_shift))
+    }
+
+    /// From its first sector to the end of its last; `None` if it holds nothing.
+    #[must_use]
+    pub fn span(&self) -> Option<SectorRange> {
+        let ranges = || self.extents.iter().map(|extent| extent.range);
+        let start = ranges().map(|range| range.start).min()?;
+        let end = ranges().map(|range| range.end).max()?;
+        Some(SectorRange { start, end })
     }
 
     /// Sectors held as data, and sectors said to be zero.
@@ -356,7 +390,8 @@ impl Footer {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(FOOTER_MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let version = if self.sealed { SEALED } else { VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&self.id.number.to_le_bytes());
         out.extend_from_slice(&self.id.disk.to_bytes());
         out.extend_from_slice(&self.id.cycle.0.to_le_bytes());
@@ -374,6 +409,7 @@ impl Footer {
         out.extend_from_slice(&self.index_digest);
         out.extend_from_slice(&self.sums.to_le_bytes());
         out.extend_from_slice(&self.chunk_shift.to_le_bytes());
+        out.extend_from_slice(&if self.sealed { self.frames_crc } else { 0 }.to_le_bytes());
         out.resize(FOOTER_BYTES - 4, 0);
         seal(out)
     }
@@ -390,7 +426,11 @@ impl Footer {
         Reader::new(WHAT, bytes).magic(FOOTER_MAGIC)?;
         let mut r = Reader::new(WHAT, checked(WHAT, bytes)?);
         r.magic(FOOTER_MAGIC)?;
-        r.version(VERSION)?;
+        let sealed = match r.u32()? {
+            VERSION => false,
+            SEALED => true,
+            found => return Err(FormatError::Version { what: WHAT, found, known: SEALED }),
+        };
         let number = r.u32()?;
         let disk = DiskId::from_bytes(r.array()?);
         let (cycle, attempt) = (CycleNo(r.u64()?), r.u64()?);
@@ -400,6 +440,7 @@ impl Footer {
         let (frames, extents) = (r.u32()?, r.u32()?);
         let index_digest = r.array()?;
         let (sums, chunk_shift) = (r.u32()?, r.u32()?);
+        let frames_crc = if sealed { r.u32()? } else { 0 };
         if (sums, chunk_shift) != (0, 0) && !CHUNK_SHIFTS.contains(&chunk_shift) {
             return Err(bounds("chunk's size", chunk_shift.into()));
         }
@@ -413,7 +454,8 @@ impl Footer {
         if index_raw_len as usize > INDEX_BYTES_MAX {
             return Err(bounds("index's length", index_raw_len.into()));
         }
-        if !stored_len_fits(index_codec, index_stored_len, index_raw_len) {
+        let overhead = sealed.then_some(INDEX_OVERHEAD_BYTES);
+        if !stored_len_fits(index_codec, index_stored_len, index_raw_len, overhead) {
             return Err(bounds("index's stored length", index_stored_len.into()));
         }
         Ok(Self {
@@ -427,6 +469,8 @@ impl Footer {
             index_digest,
             sums,
             chunk_shift,
+            sealed,
+            frames_crc,
         })
     }
 }
@@ -456,6 +500,7 @@ mod tests {
             ],
             chunk_shift: 3,
             sums: vec![ChunkSum { start: Sector(104), sum: [6; 16] }],
+            opens: Opens::default(),
         };
         let raw = index.encode();
         let footer = Footer {
@@ -474,6 +519,8 @@ mod tests {
             index_digest: *blake3::hash(&raw).as_bytes(),
             sums: 1,
             chunk_shift: 3,
+            sealed: false,
+            frames_crc: 0,
         };
         let object = ByteLen(964 + raw.len() as u64 + FOOTER_BYTES as u64);
         (index, footer, object)
@@ -485,7 +532,7 @@ mod tests {
         assert_eq!(Footer::decode(&footer.encode(), object).unwrap(), footer);
         assert_eq!(Index::decode(&index.encode(), &footer, DISK).unwrap(), index);
         assert_eq!(index.sectors(), (7, 4_900));
-        let mut all = encode_header(footer.id);
+        let mut all = encode_header(footer.id, None);
         all.extend(index.encode());
         all.extend(footer.encode());
         if std::env::var_os("BACKSTAY_GOLDEN_WRITE").is_some() {
@@ -534,8 +581,8 @@ mod tests {
     #[test]
     fn a_header_says_which_segment_it_is() {
         let (_, footer, _) = sample();
-        let bytes = encode_header(footer.id);
-        assert_eq!(decode_header(&bytes).unwrap(), footer.id);
+        let bytes = encode_header(footer.id, None);
+        assert_eq!(decode_header(&bytes).unwrap(), (footer.id, None));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;

@@ -20,6 +20,7 @@ use crate::error::VaultError;
 use crate::format::manifest::Manifest;
 use crate::format::segment::{FRAME_SECTORS_MAX, chunk_sum};
 use crate::frame::is_zero;
+use crate::remote::Role;
 use crate::store::Vault;
 
 /// Most sectors of the disk in one job (1 MiB).
@@ -59,6 +60,8 @@ pub struct Comparison<'a> {
     vault: &'a Vault,
     layers: Layers<'a>,
     deep: bool,
+    /// The gateway lets us read no data: what checksums do not tell is taken for different.
+    blind: bool,
 }
 
 /// A piece of work for a thread.
@@ -83,9 +86,15 @@ impl<'a> Comparison<'a> {
         seen: usize,
         deep: bool,
     ) -> Result<Self, VaultError> {
+        let blind = vault.role()? == Some(Role::Source);
+        if blind && deep {
+            let reason = "a source may not read data back through a gateway: compare with the \
+                          checksums (without --deep), or from a host with a recovery certificate";
+            return Err(VaultError::Url { url: vault.url().into(), reason: reason.into() });
+        }
         let mut layers = Layers::new(vault, point);
         while layers.seen() < seen && layers.next()?.is_some() {}
-        Ok(Self { vault, layers, deep })
+        Ok(Self { vault, layers, deep, blind })
     }
 
     /// Segments compared so far.
@@ -105,6 +114,7 @@ impl<'a> Comparison<'a> {
         let shared = Shared {
             vault: self.vault,
             disk,
+            blind: self.blind,
             failed: AtomicBool::new(false),
             error: Mutex::new(None),
         };
@@ -255,6 +265,7 @@ fn without(run: SectorRange, others: &[SectorRange]) -> Vec<SectorRange> {
 struct Shared<'a, E> {
     vault: &'a Vault,
     disk: &'a dyn Disk<E>,
+    blind: bool,
     failed: AtomicBool,
     error: Mutex<Option<E>>,
 }
@@ -274,6 +285,9 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
             let done = match &job {
                 Job::Sums(range, sums) => self.compare_sums(*range, sums, &mut buffer),
                 Job::Zeroes(range) => self.compare_zeroes(*range, &mut buffer),
+                Job::Frames(layer, frames) if self.blind => {
+                    self.take_for_different(layer, frames, &mut buffer)
+                }
                 Job::Frames(layer, frames) => {
                     self.compare_frames(layer, frames, &mut decompressor, &mut buffer)
                 }
@@ -307,6 +321,21 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
     fn compare_zeroes(&self, range: SectorRange, buffer: &mut Vec<u8>) -> Result<(), E> {
         let bytes = self.read(range, buffer)?;
         self.report(range, bytes, BLOCK_SECTORS, |_, part| !is_zero(part))
+    }
+
+    fn take_for_different(
+        &self,
+        layer: &Layer,
+        frames: &[u32],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), E> {
+        for at in frames.iter().filter_map(|frame| layer.of_frame.get(frame)).flatten() {
+            for run in &layer.needed[*at].1 {
+                let bytes = self.read(*run, buffer)?;
+                self.report(*run, bytes, FRAME_SECTORS_MAX, |_, _| true)?;
+            }
+        }
+        Ok(())
     }
 
     fn compare_frames(

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::error::VaultError;
 use crate::format::segment::{Codec, Extent, FRAME_BYTES_MAX, FrameEntry, Index, Place};
+use crate::seal::segment::Opens;
 use crate::store::Vault;
 
 /// Most stored bytes asked for at once.
@@ -36,13 +37,26 @@ pub(crate) fn requests(index: &Index, frames: &[u32]) -> Vec<Range<usize>> {
     groups
 }
 
+/// A frame as it is stored, and what opens it.
+pub(crate) struct Stored {
+    bytes: Bytes,
+    opens: Opens,
+}
+
+impl Stored {
+    /// Of these bytes.
+    pub fn new(bytes: Bytes, opens: Opens) -> Self {
+        Self { bytes, opens }
+    }
+}
+
 /// Reads the stored bytes of a group of frames.
 pub(crate) fn fetch(
     vault: &Vault,
     key: &str,
     index: &Index,
     group: &[u32],
-) -> Result<Vec<(u32, Bytes)>, VaultError> {
+) -> Result<Vec<(u32, Stored)>, VaultError> {
     let (Some(&first), Some(&last)) = (group.first(), group.last()) else { return Ok(vec![]) };
     let (first, last) = (&index.frames[first as usize], &index.frames[last as usize]);
     let end = last.offset + u64::from(last.stored_len);
@@ -50,7 +64,8 @@ pub(crate) fn fetch(
     let slice = |&frame: &u32| {
         let entry = &index.frames[frame as usize];
         let at = (entry.offset - first.offset) as usize;
-        (frame, bytes.slice(at..at + entry.stored_len as usize))
+        let bytes = bytes.slice(at..at + entry.stored_len as usize);
+        (frame, Stored::new(bytes, index.opens.clone()))
     };
     Ok(group.iter().map(slice).collect())
 }
@@ -59,29 +74,44 @@ pub(crate) fn fetch(
 pub(crate) struct Decompressor {
     zstd: zstd::bulk::Decompressor<'static>,
     raw: Vec<u8>,
+    /// Where sealed frames are opened.
+    opened: Vec<u8>,
 }
 
 impl Decompressor {
     pub fn new() -> Result<Self, VaultError> {
         let zstd = zstd::bulk::Decompressor::new()
             .map_err(|source| VaultError::Target { what: "starting zstd".into(), source })?;
-        Ok(Self { zstd, raw: Vec::with_capacity(FRAME_BYTES_MAX) })
+        Ok(Self { zstd, raw: Vec::with_capacity(FRAME_BYTES_MAX), opened: vec![] })
     }
 
-    /// The sectors of a frame. Its stored bytes are checked, its runs not yet: see [`check`].
+    /// The sectors of a frame. Its stored bytes are checked, and opened if they are sealed; its runs are not
+    /// checked yet: see [`check`].
     pub fn open(
         &mut self,
         key: &str,
         frame: &FrameEntry,
-        stored: &[u8],
+        stored: &Stored,
     ) -> Result<&[u8], VaultError> {
         let wrong = |reason: String| VaultError::Inconsistent {
             object: key.into(),
             reason: format!("frame at {}: {reason}", frame.offset),
         };
-        if crc32c::crc32c(stored) != frame.stored_crc {
+        if crc32c::crc32c(&stored.bytes) != frame.stored_crc {
             return Err(wrong("checksum of the stored bytes differs".into()));
         }
+        let stored = match &stored.opens.0 {
+            None => &stored.bytes[..],
+            Some(key) => {
+                self.opened.clear();
+                self.opened.extend_from_slice(&stored.bytes);
+                let opened =
+                    key.open_frame(frame.offset, frame.codec, frame.raw_len, &mut self.opened);
+                opened.map_err(|_| {
+                    wrong("it is not what was sealed for this disk, cycle and place".into())
+                })?
+            }
+        };
         self.raw.clear();
         match frame.codec {
             Codec::Raw => self.raw.extend_from_slice(stored),

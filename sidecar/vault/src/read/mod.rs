@@ -15,17 +15,21 @@ mod restore;
 mod target;
 mod verify;
 
+use std::sync::Arc;
+
 use backstay_format::{ByteLen, DiskId, SectorRange};
 use bytes::Bytes;
 
 use crate::error::{In, VaultError};
 use crate::format::manifest::SegmentRef;
-use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index};
+use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index, SegmentId};
+use crate::seal::segment::{ENVELOPE_BYTES, Envelope, Opens, SegmentKey};
 use crate::store::{Vault, segment_id, segment_key};
 
 pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
-pub use verify::{Verified, verify_point, verify_points};
+pub(crate) use verify::verify_segment;
+pub use verify::{Verified, verify_newest_segments, verify_point, verify_points};
 
 /// Tells how far a long operation is: bytes done, bytes in all.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -51,11 +55,28 @@ pub fn read_index(
         return Err(wrong("shorter than a footer"));
     };
     let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
-    index_of(disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
+    index_of(vault, disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
+}
+
+/// Reads a segment's footer as the vault holds it, and checks it, and the length, against the reference.
+pub(crate) fn read_footer(
+    vault: &Vault,
+    disk: DiskId,
+    segment: &SegmentRef,
+) -> Result<Footer, VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    let len = vault.len(&key)?;
+    let at = len.checked_sub(FOOTER_BYTES as u64).filter(|_| len == segment.object.0);
+    let Some(at) = at else {
+        let reason = format!("{len} bytes, its manifest says {}", segment.object);
+        return Err(VaultError::Inconsistent { object: key, reason });
+    };
+    footer_of(vault, disk, segment, &vault.get_range(&key, at, FOOTER_BYTES as u64)?)
 }
 
 /// The index that a segment's footer names, read by `get` and checked against the reference.
 fn index_of(
+    vault: &Vault,
     disk: DiskId,
     size: ByteLen,
     segment: &SegmentRef,
@@ -67,15 +88,19 @@ fn index_of(
     let key = segment_key(id);
     let wrong =
         |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
-    let footer = Footer::decode(footer, segment.object).within(&key)?;
-    if footer.id != id {
-        return Err(wrong("it is another segment"));
-    }
-    if footer.index_digest != segment.index_digest {
-        return Err(wrong("its index is not the one its manifest names"));
-    }
+    let footer = footer_of(vault, disk, segment, footer)?;
     admit(footer.index_raw_len.into());
     let stored = get(footer.index_offset, footer.index_stored_len.into())?;
+    let (stored, opens) = match footer.sealed {
+        false => (stored, Opens::default()),
+        true => {
+            let (sealed, opener) = opener(vault, id, &footer, &stored)?;
+            let opened = opener.open_index(&footer, sealed);
+            let opened =
+                opened.map_err(|_| wrong("its index is not what was sealed for this segment"))?;
+            (opened.into(), Opens(Some(opener)))
+        }
+    };
     let raw = match footer.index_codec {
         Codec::Raw => stored.to_vec(),
         // Into a buffer of the exact size, which was checked: no bomb can grow it.
@@ -86,5 +111,74 @@ fn index_of(
     if index.sectors() != (segment.data_sectors, segment.zero_sectors) {
         return Err(wrong("its index holds other sectors than its manifest says"));
     }
-    Ok(index)
+    // Whoever looked for one of these by the bounds did not find it.
+    if let Some(span) = index.span().filter(|span| !segment.bounds.admit(*span)) {
+        return Err(VaultError::OutOfBounds { object: key, span });
+    }
+    Ok(Index { opens, ..index })
+}
+
+/// A segment's footer, compared with the reference, and with what the vault is: who could put segments that
+/// are not sealed into a vault that is encrypted would not need its key.
+fn footer_of(
+    vault: &Vault,
+    disk: DiskId,
+    segment: &SegmentRef,
+    footer: &[u8],
+) -> Result<Footer, VaultError> {
+    let id = segment_id(disk, segment);
+    let key = segment_key(id);
+    let wrong =
+        |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
+    let footer = Footer::decode(footer, segment.object).within(&key)?;
+    if footer.id != id {
+        return Err(wrong("it is another segment"));
+    }
+    if footer.index_digest != segment.index_digest {
+        return Err(wrong("its index is not the one its manifest names"));
+    }
+    match (footer.sealed, vault.is_encrypted()) {
+        (true, false) => Err(wrong("it is encrypted, and its vault says that it is not")),
+        (false, true) => Err(wrong("it is not encrypted, and its vault says that it is")),
+        _ => Ok(footer),
+    }
+}
+
+/// What opens a sealed segment, and its sealed index without the envelope.
+fn opener<'a>(
+    vault: &Vault,
+    id: SegmentId,
+    footer: &Footer,
+    stored: &'a [u8],
+) -> Result<(&'a [u8], Arc<SegmentKey>), VaultError> {
+    let key = segment_key(id);
+    // Before any of it is used: the digest stands in the point, which is signed.
+    if *blake3::hash(stored).as_bytes() != footer.index_digest {
+        let reason = "its index does not have the digest in its footer".into();
+        return Err(VaultError::Inconsistent { object: key, reason });
+    }
+    let at = stored.len().saturating_sub(ENVELOPE_BYTES);
+    let (sealed, envelope) = stored.split_at(at);
+    let envelope = Envelope::decode(envelope).within(&key)?;
+    Ok((sealed, vault.segment_key_to_open(id, &envelope)?))
+}
+
+/// What opens a segment's frames, for who has its index from elsewhere.
+fn opens(vault: &Vault, disk: DiskId, segment: &SegmentRef) -> Result<Opens, VaultError> {
+    let id = segment_id(disk, segment);
+    if !vault.is_encrypted() {
+        return Ok(Opens::default());
+    }
+    if let Some(known) = vault.known_segment_key(id) {
+        return Ok(Opens(Some(known)));
+    }
+    let key = segment_key(id);
+    let Some(footer_at) = segment.object.0.checked_sub(FOOTER_BYTES as u64) else {
+        let reason = "shorter than a footer".into();
+        return Err(VaultError::Inconsistent { object: key, reason });
+    };
+    let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
+    let footer = footer_of(vault, disk, segment, &footer)?;
+    let stored = vault.get_range(&key, footer.index_offset, footer.index_stored_len.into())?;
+    Ok(Opens(Some(opener(vault, id, &footer, &stored)?.1)))
 }

@@ -77,7 +77,7 @@ pub fn in_rounds(
     let source =
         Source { vault, point, indexes: Recent::new(INDEXES_MAX), frames: Recent::new(FRAMES_MAX) };
     let whole = SectorRange::whole(point.size);
-    let mut spans = vec![None; point.segments.len()];
+    let mut spans: Vec<_> = point.segments.iter().map(|segment| segment.bounds.span()).collect();
     let mut from = 0;
     while from < whole.end.0 {
         let map = source.map(from, whole.end.0, &mut spans, runs_max)?;
@@ -199,12 +199,7 @@ impl Source<'_> {
                 continue;
             }
             let index = self.index(number as u32)?;
-            let end = index.extents.iter().map(|extent| extent.range.end).max();
-            *span = index
-                .extents
-                .first()
-                .zip(end)
-                .map(|(first, end)| SectorRange { start: first.range.start, end });
+            *span = index.span();
             for extent in &index.extents {
                 let segment = if extent.place.is_some() { number as u32 } else { ZERO };
                 map.lay_under(extent.range, segment);

@@ -6,8 +6,8 @@
 use backstay_format::{ByteLen, DiskId};
 use bytes::Bytes;
 
-use super::frames::Decompressor;
-use super::index_of;
+use super::frames::{Decompressor, Stored};
+use super::{index_of, opens};
 use crate::error::VaultError;
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Extent, FOOTER_BYTES, FrameEntry, Index, Place};
@@ -40,7 +40,7 @@ pub fn read_index_at_once(
     let tail = len.min(TAIL_BYTES);
     let bytes = vault.get_range(&key, len - tail, tail)?;
     let footer = bytes.slice((tail - FOOTER_BYTES as u64) as usize..);
-    index_of(disk, size, segment, &footer, admit, |at, n| match at.checked_sub(len - tail) {
+    index_of(vault, disk, size, segment, &footer, admit, |at, n| match at.checked_sub(len - tail) {
         Some(from) if from + n <= tail => Ok(bytes.slice(from as usize..(from + n) as usize)),
         _ => vault.get_range(&key, at, n),
     })
@@ -76,11 +76,13 @@ impl FrameReader {
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(vec![]) };
         let key = segment_key(segment_id(disk, segment));
         let end = last.offset + u64::from(last.stored_len);
+        let opens = opens(vault, disk, segment)?;
         let all: Bytes = vault.get_range(&key, first.offset, end - first.offset)?;
         let read = frames.iter().map(|frame| {
             let at = (frame.offset - first.offset) as usize;
-            let stored = &all[at..at + frame.stored_len as usize];
-            self.decompressor.open(&key, frame, stored).map(<[u8]>::to_vec)
+            let stored = all.slice(at..at + frame.stored_len as usize);
+            let stored = Stored::new(stored, opens.clone());
+            self.decompressor.open(&key, frame, &stored).map(<[u8]>::to_vec)
         });
         Ok(read.collect())
     }

@@ -30,6 +30,7 @@ pub(crate) fn connect(
         wrong(url, format!("{}: {e}", file.display()))
     })?;
     check_credentials(url, kind, settings, &variables)?;
+    check_endpoint(url, settings, &variables)?;
     let http = client_options(url, kind, settings, &variables)?;
     let store = match kind {
         Kind::S3 => s3(bucket, settings, &variables, http),
@@ -73,6 +74,27 @@ fn check_credentials(
     }
 }
 
+/// The library repeats where it asked in each error. It is not told a secret with it.
+fn check_endpoint(
+    url: &str,
+    settings: &StoreSettings,
+    variables: &[(String, String)],
+) -> Result<(), VaultError> {
+    let named = |(name, _): &&(String, String)| name.contains("ENDPOINT");
+    let variables = variables.iter().filter(named).map(|(name, value)| (name.as_str(), value));
+    let setting = settings.endpoint.iter().map(|value| ("store.endpoint", value));
+    match setting.chain(variables).find(|(_, value)| value.contains(['@', '?', '#'])) {
+        Some((name, _)) => Err(wrong(
+            url,
+            format!(
+                "no credentials or parameters in {name}: errors and logs show it. They belong into the \
+                 environment or into store.credentials_file"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn wrong(url: &str, reason: String) -> VaultError {
     VaultError::Url { url: url.into(), reason }
 }
@@ -86,7 +108,7 @@ fn said(error: &object_store::Error) -> String {
 }
 
 /// Without a choice of its own the HTTP client finds none: the cryptography is that of the rest.
-fn install_tls() {
+pub(super) fn install_tls() {
     let provider = rustls::crypto::ring::default_provider();
     // It fails if there is one already, which is as good.
     let _ = provider.install_default();

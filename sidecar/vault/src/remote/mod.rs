@@ -1,9 +1,11 @@
-//! Vaults on object stores: S3 and what speaks like it, Azure Blob, Google Cloud Storage.
+//! Vaults on object stores: S3 and what speaks like it, Azure Blob, Google Cloud Storage; and
+//! behind gateways.
 //!
 //! - `place`: what a vault's URL means
 //! - [`settings`]: what the configuration says of stores, for the whole process
 //! - `variables`: the stores' usual environment variables, and a file of them for a service
 //! - `connect`: a client of the `object_store` crate, made of the three
+//! - `gateway`: a client of a gateway, which stands before a store
 //! - `patience`: how long a request may take
 //! - `refusal`: answers that no second try will change, told by type
 //! - `upload`: segments in parts
@@ -11,6 +13,7 @@
 //! What a store must be able to do, and what is asked of it, is in docs/STORES.md.
 
 pub(crate) mod connect;
+pub(crate) mod gateway;
 mod patience;
 pub(crate) mod place;
 pub(crate) mod refusal;
@@ -18,4 +21,5 @@ pub mod settings;
 pub(crate) mod upload;
 mod variables;
 
+pub use gateway::Role;
 pub use settings::{StoreSettings, configure};

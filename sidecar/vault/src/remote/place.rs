@@ -32,6 +32,11 @@ pub(crate) enum Place {
         /// What all keys begin with; may be empty.
         prefix: String,
     },
+    /// Behind a gateway, or several that stand before one store.
+    Gateway {
+        /// Their hosts and, where they say one, ports.
+        hosts: Vec<String>,
+    },
 }
 
 impl Place {
@@ -45,15 +50,21 @@ impl Place {
             return Ok(Self::Directory(path.into()));
         }
         let Some((scheme, rest)) = url.split_once("://") else {
-            return wrong(url, "not a vault URL: use file:///path, s3://, az:// or gs://");
+            return wrong(
+                url,
+                "not a vault URL: use file:///path, s3://, az://, gs:// or https://",
+            );
         };
+        if scheme == "https" {
+            return Self::gateway(rest);
+        }
         let kind = match scheme {
             "s3" => Kind::S3,
             "az" => Kind::Azure,
             "gs" => Kind::Google,
             _ => {
                 let reason = "this version reaches vaults at file:///path, s3://bucket/prefix, \
-                              az://container/prefix and gs://bucket/prefix";
+                              az://container/prefix, gs://bucket/prefix and https://gateway:9443";
                 return wrong(&format!("{scheme}://…"), reason);
             }
         };
@@ -78,6 +89,41 @@ impl Place {
         }
         Ok(Self::Bucket { kind, bucket: bucket.into(), prefix: prefix.into() })
     }
+
+    /// Of what follows `https://`: hosts and ports, no more.
+    fn gateway(rest: &str) -> Result<Self, VaultError> {
+        let wrong = |reason: &str| {
+            Err(VaultError::Url { url: "https://…".into(), reason: reason.into() })
+        };
+        if rest.contains(['@', '?', '#']) {
+            return wrong(
+                "no credentials or parameters in a vault's URL: status and logs show it. A gateway \
+                 knows its clients by store.client_cert and store.client_key",
+            );
+        }
+        let hosts: Vec<String> =
+            rest.strip_suffix('/').unwrap_or(rest).split(',').map(str::to_owned).collect();
+        match rest.len() <= URL_BYTES_MAX && hosts.iter().all(|host| is_host(host)) {
+            true => Ok(Self::Gateway { hosts }),
+            false => wrong(
+                "a gateway's URL is https://host:port; for several of one vault \
+                 https://host:port,host:port",
+            ),
+        }
+    }
+}
+
+/// Whether a text is a host, with a port or without.
+fn is_host(host: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    // An address of IPv6 stands in brackets.
+    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let port_is_fine = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return address.parse::<std::net::Ipv6Addr>().is_ok() && port_is_fine;
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, "443"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
+    (1..=253).contains(&name.len()) && name.chars().all(plain) && is_port(port)
 }
 
 #[cfg(test)]
@@ -88,7 +134,37 @@ mod tests {
     fn bucket(url: &str) -> (Kind, String, String) {
         match Place::parse(url).unwrap() {
             Place::Bucket { kind, bucket, prefix } => (kind, bucket, prefix),
-            Place::Directory(dir) => panic!("{url}: {}", dir.display()),
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn gateways() {
+        for (url, host) in [
+            ("https://gate.example:9443", &["gate.example:9443"][..]),
+            ("https://gate.example/", &["gate.example"]),
+            ("https://10.0.0.1:9443,g2", &["10.0.0.1:9443", "g2"]),
+            ("https://[::1]:9443", &["[::1]:9443"]),
+        ] {
+            let hosts = host.iter().map(ToString::to_string).collect();
+            assert_eq!(Place::parse(url).unwrap(), Place::Gateway { hosts }, "{url}");
+        }
+        for wrong in [
+            "https://",
+            "https://:9443",
+            "https://host:0",
+            "https://a:1,",
+            "https://a:1,,b:1",
+            "https://host:99999",
+            "https://host:9443/x",
+            "https://host/../x",
+            "https://[x]:1",
+            "https://[::1]x",
+            "https://ho st",
+            "HTTPS://host",
+            "http://host",
+        ] {
+            assert!(Place::parse(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -104,7 +180,6 @@ mod tests {
             "",
             "relative/path",
             "file://host/x",
-            "https://host:9443",
             "s3://",
             "s3:///x",
             "s3://b/../x",
@@ -131,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_url_leads_out_of_its_prefix(url in "(s3|az|gs)://[a-z./@?%\\\\]{0,24}") {
+        fn no_url_leads_out_of_its_prefix(url in "(s3|az|gs|https)://[a-z./@?%\\\\]{0,24}") {
             if let Ok(Place::Bucket { prefix, .. }) = Place::parse(&url) {
                 prop_assert!(prefix.split('/').all(|part| part != ".." && part != "."));
             }

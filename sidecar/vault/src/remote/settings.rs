@@ -26,6 +26,10 @@ pub struct StoreSettings {
     pub proxy: Option<String>,
     /// Certificates (PEM) to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate (PEM) that a gateway knows this host by.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key (PEM), if that is not in the same file; nobody else may be able to read it.
+    pub client_key: Option<PathBuf>,
     /// A file of environment variables that hold secrets; nobody else may be able to read it.
     pub credentials_file: Option<PathBuf>,
     /// How long connecting may take.
@@ -52,6 +56,8 @@ impl Default for StoreSettings {
             allow_http: None,
             proxy: None,
             ca_file: None,
+            client_cert: None,
+            client_key: None,
             credentials_file: None,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(120),

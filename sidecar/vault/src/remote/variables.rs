@@ -38,7 +38,7 @@ pub(crate) fn variables(kind: Kind, file: Option<&Path>) -> io::Result<Vec<(Stri
 }
 
 /// Reads a file that nobody but its owner (root, or who runs this) can read or write.
-fn read_private(path: &Path) -> io::Result<String> {
+pub(super) fn read_private(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     let meta = file.metadata()?;
     let us = nix::unistd::geteuid().as_raw();

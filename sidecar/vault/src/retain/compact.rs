@@ -192,7 +192,7 @@ struct Walk<'a> {
     job: &'a Job<'a>,
     size: ByteLen,
     entries: &'a [SegmentRef],
-    /// From which sector to which each entry reaches, once it was read.
+    /// From which sector to which each entry reaches: by its bounds, exactly once it was read.
     spans: Vec<Option<SectorRange>>,
     /// Sectors found so far.
     sectors: u64,
@@ -203,7 +203,8 @@ type Needed = Vec<(usize, Vec<SectorRange>)>;
 
 impl<'a> Walk<'a> {
     fn new(job: &'a Job<'a>, size: ByteLen, entries: &'a [SegmentRef]) -> Self {
-        Self { job, size, entries, spans: vec![None; entries.len()], sectors: 0 }
+        let spans = entries.iter().map(|entry| entry.bounds.span()).collect();
+        Self { job, size, entries, spans, sectors: 0 }
     }
 
     /// Calls for each entry, by its number, with every extent that reaches into the window, and which of its
@@ -221,9 +222,7 @@ impl<'a> Walk<'a> {
             self.job.go_on()?;
             let index = read_index(self.job.vault, self.job.disk, self.size, entry)?;
             let ranges = || index.extents.iter().map(|extent| extent.range);
-            let start = ranges().map(|range| range.start).min();
-            let end = ranges().map(|range| range.end).max();
-            *span = start.zip(end).map(|(start, end)| SectorRange { start, end });
+            *span = index.span();
             let mut needed = vec![];
             for (number, range) in ranges().enumerate() {
                 let range = range.intersect(window);

@@ -8,6 +8,7 @@ use backstay_format::{CycleNo, DiskId};
 
 use crate::error::VaultError;
 use crate::format::hold::{HoldKind, HoldName, HoldRecord};
+use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
 /// How long maintainers wait after a hold's end, in nanoseconds: clocks of hosts may differ by this.
@@ -112,7 +113,7 @@ impl Vault {
             }
             let points = self.covered_by(disk, &record, before.as_ref());
             if !points.as_ref().is_ok_and(|points| !points.is_empty()) {
-                self.delete(&key_of(record.version))?;
+                self.let_go(&key_of(record.version))?;
                 self.settle(&key_of(record.version))?;
             }
             let points = points?;
@@ -128,7 +129,7 @@ impl Vault {
             }
             // The one before stays: a list that is made just now may see neither this nor that.
             for old in versions.into_iter().rev().skip(1) {
-                self.delete(&key_of(old))?;
+                self.let_go(&key_of(old))?;
             }
             return Ok((record, points));
         }
@@ -142,13 +143,21 @@ impl Vault {
     pub fn release(&self, disk: DiskId, name: &HoldName) -> Result<bool, VaultError> {
         let versions = self.versions_of(disk, name)?;
         for &version in &versions {
-            self.delete(&key(disk, version, name))?;
+            self.let_go(&key(disk, version, name))?;
         }
         if let Some(&last) = versions.last() {
             // A pin that came back after a power loss would keep its point for ever.
             self.settle(&key(disk, last, name))?;
         }
         Ok(!versions.is_empty())
+    }
+
+    /// Deletes a version of a hold. A source deletes nothing at a gateway: what it holds ends by itself.
+    fn let_go(&self, key: &str) -> Result<(), VaultError> {
+        match self.role()? {
+            Some(Role::Source) => Ok(()),
+            _ => self.delete(key),
+        }
     }
 
     /// All holds on a disk, each in its newest version, by name.

@@ -6,6 +6,7 @@ use super::hold::covered;
 use crate::error::{In, VaultError};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
 use crate::format::manifest::{Manifest, SegmentRef};
+use crate::seal::sign::TRAILER_BYTES;
 use crate::store::{Vault, now_unix_ns, point_key};
 
 /// Revisions that may come while one is read; each takes a maintainer's round.
@@ -94,12 +95,12 @@ impl Vault {
             let revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
             let Some(&revision) = revisions.last() else { return Ok(None) };
             let key = key(disk, revision);
-            let bytes = match self.get(&key, LEDGER_BYTES_MAX) {
+            let bytes = match self.get(&key, LEDGER_BYTES_MAX + TRAILER_BYTES) {
                 // Replaced since it was listed.
                 Err(VaultError::NotFound { .. }) => continue,
                 bytes => bytes?,
             };
-            let ledger = Ledger::decode(&bytes).within(&key)?;
+            let ledger = Ledger::decode(self.verified(&key, &bytes)?).within(&key)?;
             if (ledger.disk, ledger.revision) != (disk, revision) {
                 let reason = format!("it is revision {} of {}", ledger.revision, ledger.disk);
                 return Err(VaultError::Inconsistent { object: key, reason });
@@ -119,7 +120,8 @@ impl Vault {
         next.writer = PointId::random().to_bytes();
         let (disk, revision) = (next.disk, next.revision);
         let key = key(disk, revision);
-        let bytes = bytes::Bytes::from(next.encode().within(&key)?);
+        let bytes = self.signed(&key, next.encode().within(&key)?)?;
+        let bytes = bytes::Bytes::from(bytes);
         let mut put = self.put(&key, bytes.clone().into());
         if matches!(put, Err(VaultError::Full { .. })) {
             // Space comes back through the ledger, so it must have some: that of the revision before
@@ -131,11 +133,11 @@ impl Vault {
             let exists = matches!(&failed, VaultError::Store { source, .. }
                 if matches!(source, object_store::Error::AlreadyExists { .. }));
             // A put whose answer was lost may have been done, and sent again it finds itself.
-            let there = match self.get(&key, LEDGER_BYTES_MAX) {
+            let there = match self.get(&key, LEDGER_BYTES_MAX + TRAILER_BYTES) {
                 // Ours or another's, it was replaced and deleted since.
                 Err(VaultError::NotFound { .. }) if exists => return Ok(Advanced::Overtaken),
                 Err(VaultError::NotFound { .. }) => return Err(failed),
-                there => Ledger::decode(&there?).within(&key)?,
+                there => Ledger::decode(self.verified(&key, &there?)?).within(&key)?,
             };
             if there != next {
                 return Ok(Advanced::Lost);

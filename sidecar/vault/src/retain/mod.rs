@@ -113,8 +113,21 @@ pub fn maintain(
         true => collect::collect(&job)?,
         false => Collected::default(),
     };
-    let merged = if policy.merge { compact::compact(&job)? } else { Merged::default() };
+    let merged =
+        if policy.merge && merges(vault) { compact::compact(&job)? } else { Merged::default() };
     Ok(Report { retired, merged, collected })
+}
+
+/// Whether segments can be merged here: a host that can only write does not read them.
+fn merges(vault: &Vault) -> bool {
+    if vault.is_write_only() {
+        tracing::info!(
+            "{}: segments are not merged here: this host has a writer's key; run backstay prune where \
+             the vault's key is",
+            vault.url()
+        );
+    }
+    !vault.is_write_only()
 }
 
 /// What [`maintain`] would do, and what would become of each point. Changes nothing.
@@ -130,7 +143,8 @@ pub fn preview(
     let policy = Policy { thorough: true, ..policy.clone() };
     let job = Job { vault, disk, policy: &policy, now_unix_ns, stop: &AtomicBool::new(false) };
     let (retired, verdicts) = retire::preview(&job)?;
-    let merged = if policy.merge { compact::preview(&job)? } else { Merged::default() };
+    let merged =
+        if policy.merge && merges(vault) { compact::preview(&job)? } else { Merged::default() };
     let gone: Vec<CycleNo> =
         verdicts.iter().filter(|verdict| !verdict.stays).map(|verdict| verdict.cycle).collect();
     let collected = collect::preview(&job, &gone)?;

@@ -132,6 +132,7 @@ fn tiers_due(runs: &[Run]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::bounds::Bounds;
     use backstay_format::{ByteLen, CycleNo};
     use proptest::prelude::*;
 
@@ -155,6 +156,7 @@ mod tests {
             object: ByteLen(10),
             data_sectors: 3,
             zero_sectors: 4,
+            bounds: Bounds::UNKNOWN,
             index_digest: [0; 32],
         };
         let list = [entry(1, 9, 0), entry(1, 9, 1), entry(2, 9, 0), entry(2, 8, 0)];

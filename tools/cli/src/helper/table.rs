@@ -13,6 +13,10 @@ pub struct Entry {
     pub target: PathBuf,
     /// What is mounted.
     pub source: PathBuf,
+    /// The kind of file system.
+    pub kind: String,
+    /// How it is mounted here (`rw,noatime`).
+    pub options: String,
 }
 
 /// All mounts, those on top last.
@@ -34,9 +38,11 @@ fn entry(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|&byte| byte == b' ');
     let number = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let target = plain(fields.nth(1)?);
+    let options = String::from_utf8(fields.next()?.to_vec()).ok()?;
     fields.find(|field| *field == b"-")?;
-    let source = plain(fields.nth(1)?);
-    Some(Entry { number, target, source })
+    let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
+    let source = plain(fields.next()?);
+    Some(Entry { number, target, source, kind, options })
 }
 
 /// Blanks and such are written as `\040`.
@@ -81,6 +87,7 @@ mod tests {
             (first.number.as_str(), first.source.as_path()),
             ("7:1", Path::new("/dev/loop1"))
         );
+        assert_eq!((first.kind.as_str(), first.options.as_str()), ("ext4", "rw,relatime"));
         assert!(at(&entries, Path::new("/mnt")).is_none());
     }
 

@@ -77,7 +77,7 @@ fn unmount(name: &DiskName, devices: &[String]) -> anyhow::Result<()> {
 }
 
 /// What is mounted from these devices or their partitions, the newest last.
-fn mounted(devices: &[String]) -> anyhow::Result<Vec<Entry>> {
+pub fn mounted(devices: &[String]) -> anyhow::Result<Vec<Entry>> {
     let is_of = |source: &Path, device: &str| {
         let rest = source.to_str().and_then(|source| source.strip_prefix(device));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))

@@ -1,6 +1,7 @@
 //! `backstay drill`: try a recovery point.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -203,7 +204,11 @@ fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, Dri
             verdict: before.and_then(|before| before.verdict),
         },
     };
-    let saved = std::fs::create_dir_all(&dir).and_then(|()| drilled.save(&dir));
+    let saved = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .and_then(|()| drilled.save(&dir));
     if let Err(e) = saved {
         tracing::warn!("remembering the drill in {}: {e}", dir.display());
     }

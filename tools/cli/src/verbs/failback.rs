@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
 use backstay_recovery::failover::{
-    FailoverRecord, Kind, PointRef, State, now_unix_ns, step, stopped, vault,
+    FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault,
 };
 use backstay_recovery::lazy;
 use backstay_recovery::replica::{ReplicaRecord, folder, status};
+use backstay_sidecar::jobs::{JobBook, JobHandle};
+use backstay_sidecar::schedule::Work;
 use backstay_vault::Vault;
 use clap::Args;
 
@@ -62,7 +64,8 @@ pub struct Failback {
 impl Failback {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let root = &context.roots.state;
-        let mut record = match FailoverRecord::load(root, &self.name)? {
+        let _lock = NameLock::take(root, &self.name, "failback")?;
+        let record = match FailoverRecord::load(root, &self.name)? {
             Some(record) if record.kind == Kind::Failback => match record.state {
                 State::Committed if self.is_ours(context)? => {
                     if !context.globals.quiet {
@@ -96,13 +99,32 @@ impl Failback {
                 begun
             }
         };
+        let job = JobBook::below(root).begin(&self.name, Work::Failback);
+        let ended = self.go_on(context, record, &job);
+        job.end_at(ended.as_ref().map(|_| None).map_err(|e| format!("{e:#}")));
+        match ended? {
+            true => local::print_place(context, &self.name, false),
+            false => Ok(()),
+        }
+    }
+
+    /// Goes on from where it is; whether the disk is back.
+    fn go_on(
+        &self,
+        context: &Context,
+        mut record: FailoverRecord,
+        job: &JobHandle,
+    ) -> anyhow::Result<bool> {
+        let root = &context.roots.state;
         if record.state == State::Seeding {
-            let Some(point) = self.bring(context, &record)? else { return Ok(()) };
+            let Some(point) = self.bring(context, &record, job)? else { return Ok(false) };
+            job.came_to(point.cycle);
             let term = self.term(&record)?;
             (record.point, record.after) = (Some(point), term);
             target::not_replicated(&context.roots.disk(&self.name), &record)?;
             record.enter(root, State::TakingOver)?;
         }
+        job.progress("taking over", 0, 0);
         if record.state == State::TakingOver {
             if local::driver(context, &self.name).is_none() {
                 local::again(context, &["--quiet", "replica", self.name.as_str(), "--take-over"])?;
@@ -113,9 +135,10 @@ impl Failback {
             if local::driver(context, &self.name).is_none() {
                 self.serve(context, &record)?;
             }
-            target::commit(context, record, None, false)?;
+            let how = target::Committing { policy: None, hydrate: false };
+            target::commit(context, record, &how)?;
         }
-        local::print_place(context, &self.name, false)
+        Ok(true)
     }
 
     /// Whether this host writes the disk, and has not handed it over.
@@ -164,7 +187,10 @@ impl Failback {
         &self,
         context: &Context,
         record: &FailoverRecord,
+        job: &JobHandle,
     ) -> anyhow::Result<Option<PointRef>> {
+        // How far that is says the job of the replica.
+        job.progress("to the newest point", 0, 0);
         self.begin_replica(context, record)?;
         loop {
             step();
@@ -186,7 +212,11 @@ impl Failback {
             if let Some(cycle) = wanted.filter(|&wanted| at == Some(wanted)) {
                 return Ok(Some(PointRef::from(&vault.manifest(record.disk, cycle)?)));
             }
+            if let Some(at) = at {
+                job.came_to(at);
+            }
             if wanted.is_none() {
+                job.progress("following, until the other side hands over", 0, 0);
                 // Only a look tells whether something has come.
                 std::thread::sleep(self.interval);
             }

@@ -10,7 +10,7 @@ use clap::Args;
 use super::target::{size, time, word};
 use crate::context::Context;
 
-/// Show jobs: initial copies, resyncs, on-demand cycles, and deltas that took long or failed
+/// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, and deltas that took long or failed
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -59,7 +59,10 @@ impl Jobs {
 }
 
 fn print(jobs: &[Job]) {
-    println!("{:>5}  {:16}  {:9}  {:11}  {:20}  PROGRESS", "JOB", "DISK", "WORK", "STATE", "BEGAN");
+    println!(
+        "{:>5}  {:16}  {:18}  {:11}  {:20}  PROGRESS",
+        "JOB", "DISK", "WORK", "STATE", "BEGAN"
+    );
     for job in jobs {
         let progress = match (job.state, &job.message) {
             (JobState::Running, _) => {
@@ -67,14 +70,24 @@ fn print(jobs: &[Job]) {
                     let left = Duration::from_secs(left.as_secs());
                     format!(", {} left", humantime::format_duration(left))
                 });
-                let (done, all) = (size(job.done_bytes), size(job.all_bytes));
-                format!("{}: {done} of {all}{left}", job.stage)
+                let at = job.point.map_or_else(String::new, |point| format!(", at point {point}"));
+                match job.all_bytes {
+                    0 => format!("{}{at}", job.stage),
+                    all => {
+                        format!(
+                            "{}: {} of {}{left}{at}",
+                            job.stage,
+                            size(job.done_bytes),
+                            size(all)
+                        )
+                    }
+                }
             }
             (_, Some(message)) => message.clone(),
             (_, None) => job.point.map_or_else(String::new, |point| format!("point {point}")),
         };
         println!(
-            "{:>5}  {:16}  {:9}  {:11}  {:20}  {progress}",
+            "{:>5}  {:16}  {:18}  {:11}  {:20}  {progress}",
             job.id,
             job.disk.as_str(),
             word(&job.work),

@@ -1,5 +1,6 @@
 //! `backstay mount`: serve a protected disk, or a recovery point as one.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -261,7 +262,11 @@ pub fn options(
 pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
     let served = options.mount_point.join("disk");
     let name = options.name.clone();
-    std::fs::create_dir_all(&options.paths.state)
+    // Whatever the umask: whoever can write there can have any disk's state.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.paths.state)
         .with_context(|| format!("making {}", options.paths.state.display()))?;
     // Errors that leave another driver at work must keep their exit code across the fork.
     let log = options.paths.driver_log();

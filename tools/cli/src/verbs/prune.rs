@@ -46,6 +46,13 @@ pub struct Prune {
 impl Prune {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        if vault.is_behind_gateway() && !self.dry_run {
+            anyhow::bail!(
+                "{}: this vault is behind a gateway, and retention runs there: set keep in the \
+                 gateway's configuration. Nothing was deleted",
+                self.name
+            );
+        }
         let throttle = Throttle::new(context.config.throttle.clone(), context.config.zone());
         let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);

@@ -8,11 +8,14 @@ use anyhow::{Context as _, bail};
 use backstay_driver::life::DriverOptions;
 use backstay_driver::paths::DiskPaths;
 use backstay_format::{ByteLen, DiskName};
+use backstay_recovery::failover::NameLock;
 use backstay_recovery::replica::status::{ReplicaStatus, of, runner};
 use backstay_recovery::replica::{
     Begin, Follow, Limits, PointRef, Replica, ReplicaError, ReplicaRecord, SeedChoice, Standing,
     folder, follow, newest,
 };
+use backstay_sidecar::jobs::JobBook;
+use backstay_sidecar::schedule::Work;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use nix::sys::signal::{Signal, kill};
@@ -24,6 +27,9 @@ use crate::context::Context;
 
 /// How long a running replica may take to stop when it is taken over: it finishes what it applies.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a replica does that is at the newest point.
+const FOLLOWING: &str = "following";
 
 /// Looking more often only keeps the vault busy.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -107,8 +113,21 @@ impl ReplicaVerb {
         }
         let mut replica = self.open(context, &paths)?;
         let bar = Progress::new(context);
+        let jobs = JobBook::below(&context.roots.state);
+        let job = match self.once {
+            // A failback looks every few seconds: what takes no time is no job.
+            true => jobs.begin_if_long(&self.name, Work::Replica),
+            false => jobs.begin(&self.name, Work::Replica),
+        };
+        if !self.once {
+            job.progress(FOLLOWING, 0, 0);
+        }
         let arrived = |point: &PointRef, moved: &backstay_recovery::replica::Moved| {
             bar.end();
+            job.came_to(point.cycle);
+            if !self.once {
+                job.progress(FOLLOWING, 0, 0);
+            }
             tracing::info!(
                 "replica {}: at point {} ({} written, {} fetched)",
                 self.name,
@@ -138,11 +157,15 @@ impl ReplicaVerb {
                 retry: context.config.retry_of(&self.name),
                 once: self.once,
                 stop: backstay_sidecar::service::stop_on_signals()?,
-                progress: &|doing, done, all| bar.show(doing.word(), done, all),
+                progress: &|doing, done, all| {
+                    bar.show(doing.word(), done, all);
+                    job.progress(doing.word(), done, all);
+                },
                 arrived: &arrived,
             },
         );
         bar.end();
+        job.end_at(followed.as_ref().map(|()| None).map_err(ToString::to_string));
         followed.with_context(|| format!("replica {}: {}", self.name, replica.standing().explain()))
     }
 
@@ -172,6 +195,7 @@ impl ReplicaVerb {
         if begun && !anew {
             return Ok(Replica::open(paths, &self.name, self.limits())?);
         }
+        let _lock = NameLock::take(&context.roots.state, &self.name, "replica")?;
         let Some(to) = &self.to else {
             record?;
             bail!(ReplicaError::None { name: self.name.clone(), dir: folder(paths) });
@@ -198,6 +222,7 @@ impl ReplicaVerb {
 
     fn take_over(&self, context: &Context, paths: &DiskPaths) -> anyhow::Result<()> {
         let started = Instant::now();
+        let _lock = NameLock::take(&context.roots.state, &self.name, "replica --take-over")?;
         let taken = match Replica::taken_over(paths)? {
             Some(taken) => taken,
             None => {

@@ -4,11 +4,12 @@ use std::io::IsTerminal;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
-use backstay_format::DiskName;
-use backstay_recovery::failover::{FailoverRecord, refuse_to_serve};
+use backstay_format::{DiskName, Term};
+use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
 use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
+use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
 use backstay_sidecar::record::Record;
-use backstay_sidecar::status::{DiskStatus, Level, of_disk};
+use backstay_sidecar::status::{DiskStatus, Health, Level, of_disk};
 use clap::Args;
 use serde::Serialize;
 
@@ -23,7 +24,8 @@ Examples:
   backstay status db --watch
   backstay --json status db | jq .[0].health
 
-RPO is the age of the cut of the newest recovery point that is committed and verified.")]
+RPO is the age of the cut of the newest recovery point that is committed and verified; a replica's, that of the
+point it holds. Disks that are failed over, and replicas, are among them.")]
 pub struct Status {
     /// The disk's name [default: all disks of this host]
     name: Option<DiskName>,
@@ -42,6 +44,12 @@ struct Shown {
     /// What a failover has done with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     failover: Option<FailoverRecord>,
+    /// The newest term that its failover knows: whose it is says the failover's state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    term: Option<Term>,
+    /// How it is as a replica, unless that was taken over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<ReplicaStatus>,
 }
 
 /// A mounted point.
@@ -65,8 +73,9 @@ impl Status {
                     print!("\x1b[2J\x1b[H");
                 }
                 for status in &all {
-                    print(&status.disk);
+                    print(&status.disk, status.replica.is_some());
                     status.failover.iter().for_each(print_failover);
+                    status.replica.iter().for_each(print_replica);
                     status.mounted_point.iter().for_each(print_point);
                 }
             }
@@ -80,7 +89,7 @@ impl Status {
     fn collect(&self, context: &Context) -> anyhow::Result<Vec<Shown>> {
         let names = match &self.name {
             Some(name) => vec![name.clone()],
-            None => context.disks(),
+            None => all(context),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut all = vec![];
@@ -107,23 +116,104 @@ impl Status {
             {
                 (disk.health.reason, disk.health.advice) = (Some(e.to_string()), None);
             }
-            all.push(Shown { disk, mounted_point, failover });
+            // A backing that became a disk again is none any more.
+            let is_disk = served || paths.state.join("super").exists();
+            let replica = replica::of(&paths).ok().flatten().filter(|_| !is_disk);
+            if let Some(replica) = &replica {
+                disk.health = health_of(replica);
+                disk.rpo_ns = replica.rpo_ns;
+            }
+            let term = failover.as_ref().map(term_of);
+            all.push(Shown { disk, mounted_point, failover, term, replica });
         }
         Ok(all)
     }
 }
 
+/// Disks and replicas of this host.
+fn all(context: &Context) -> Vec<DiskName> {
+    let state = std::fs::read_dir(&context.roots.state).into_iter().flatten().flatten();
+    let replicas = state
+        .filter(|entry| entry.path().join("replica/replica.json").exists())
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut names: Vec<DiskName> = context.disks().into_iter().chain(replicas).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn term_of(record: &FailoverRecord) -> Term {
+    match record.state {
+        State::Committed => record.after.next(),
+        _ => record.after,
+    }
+}
+
+fn health_of(replica: &ReplicaStatus) -> Health {
+    let name = &replica.name;
+    let shown = replica.shown.as_ref();
+    let failure = shown.filter(|_| replica.running).and_then(|shown| shown.failure.clone());
+    let (level, reason, advice) = match failure {
+        Some(why) if shown.is_some_and(|shown| shown.person_must_act) => (
+            Level::Critical,
+            Some(why),
+            Some("mend what it says; it is tried again by itself".into()),
+        ),
+        Some(why) => (Level::Warning, Some(why), Some("it is tried again by itself".into())),
+        None if !replica.running => (
+            Level::Warning,
+            Some(format!("no process follows the vault; the replica is {}", replica.explained)),
+            Some(format!("go on: backstay replica {name} --follow")),
+        ),
+        None => (Level::Ok, None, None),
+    };
+    let next_retry_unix_ns = shown.and_then(|shown| shown.next_try_unix_ns);
+    Health { level, reason, since_unix_ns: None, next_retry_unix_ns, advice }
+}
+
 fn print_failover(record: &FailoverRecord) {
     let point = record.point.map_or(String::new(), |point| format!(" at point {}", point.cycle));
+    let term = match term_of(record) {
+        Term(0) => String::new(),
+        term => format!(", term {term}"),
+    };
+    let group = record
+        .group
+        .as_ref()
+        .map_or(String::new(), |of| format!(", of point {} of group {}", of.number, of.group));
     println!(
-        "  failover    {}, {}{point}, since {}",
+        "  failover    {}, {}{point}{group}{term}, since {}",
         word(&record.kind),
         record.state.explain(),
         time(record.since_unix_ns)
     );
 }
 
-fn print(status: &DiskStatus) {
+fn print_replica(replica: &ReplicaStatus) {
+    let running = if replica.running { "following" } else { "not running" };
+    println!(
+        "  replica     {running}, {}, on {}, of {}",
+        replica.explained,
+        replica.target.display(),
+        replica.vault
+    );
+    if let Some(rpo) = replica.rpo_ns {
+        let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
+        println!("  RPO now     {}", humantime::format_duration(age));
+    }
+    let newest = replica.shown.as_ref().and_then(|shown| shown.newest);
+    if let (Some(newest), Some(at)) = (newest, replica.at)
+        && newest.cycle != at
+    {
+        println!("  behind      at point {at}; the newest is {}", newest.cycle);
+    }
+    let doing = replica.shown.as_ref().and_then(|shown| shown.doing.as_ref());
+    if let (true, Some(work)) = (replica.running, doing) {
+        println!("  doing       {} {} of {}", work.what, size(work.done), size(work.all));
+    }
+}
+
+fn print(status: &DiskStatus, is_replica: bool) {
     let health = match status.health.level {
         Level::Ok => "ok",
         Level::Warning => "WARNING",
@@ -131,6 +221,7 @@ fn print(status: &DiskStatus) {
     };
     let state = match status.state {
         Some(state) => word(&state),
+        None if is_replica => "replica".into(),
         None => "not-mounted".into(),
     };
     let policy = status.policy.as_ref().map_or_else(String::new, |p| format!(", policy {p}"));

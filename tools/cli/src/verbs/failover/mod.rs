@@ -1,14 +1,19 @@
 //! `backstay failover`: to another host, and what belongs to it. The states and what each kill leaves are in
 //! docs/recovery/failover.md.
 
+mod group;
+mod isolated;
+mod last;
 pub mod local;
+mod serving;
 pub mod source;
 mod status;
+mod take_back;
 pub mod target;
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
-use backstay_recovery::failover::{FailoverRecord, Kind, State};
+use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, State};
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
 
@@ -24,7 +29,7 @@ Try a recovery point, which touches nothing:
   backstay failover cleanup db
 
 Planned, nothing lost: on the source, then on the target:
-  backstay failover handover db
+  backstay failover handover db --stop-command 'systemctl stop postgresql' --unmount
   backstay failover planned db --vault file:///mnt/vault --attach
   backstay failover commit db
 
@@ -35,6 +40,8 @@ Unplanned, the source is gone:
 
 Back again: on the old source, then on the target (handover), and it finishes by itself:
   backstay failback db --to /srv/db.img --vault file:///mnt/vault
+
+A group as a whole: --group NAME instead of the disk, for all of these but failback.
 
 Each command that was killed goes on when it is run again.")]
 pub struct Failover {
@@ -62,8 +69,10 @@ Examples:
   backstay failover test db --vault file:///mnt/vault
   backstay failover test db --vault file:///mnt/vault --point 17 --as db.friday --attach
   backstay failover test --group shop --vault file:///mnt/vault
+  backstay failover test db --vault file:///mnt/vault --run 'fsck.ext4 -fn $BACKSTAY_DEVICE'
 
-The vault gets a hold on the point and nothing else; what is written stays on this host, until backstay
+A command given with --run has a network (a loopback and nothing else), mounts and process numbers of its own, so
+that a copy of a production machine cannot reach production. The vault gets a hold on the point and nothing else; what is written stays on this host, until backstay
 failover cleanup.")]
 pub struct Test {
     /// The disk's name in the vault
@@ -80,6 +89,10 @@ pub struct Test {
     /// The name on this host [default: NAME.test]
     #[arg(long = "as", value_name = "NAME")]
     local: Option<DiskName>,
+    /// Run a command line on it, without the host's network; its exit code counts (BACKSTAY_DEVICE,
+    /// BACKSTAY_SERVED)
+    #[arg(long, value_name = "COMMAND", conflicts_with = "group")]
+    run: Option<String>,
     #[command(flatten)]
     up: Up,
 }
@@ -103,26 +116,44 @@ pub struct Cleanup {
 /// On the source: stop the disk, ship its last changes, hand it over
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   umount /mnt && backstay failover handover db
+  backstay failover handover db --unmount
+  backstay failover handover db --unmount --stop-command 'systemctl stop postgresql' \\
+      --start-command 'systemctl start postgresql'
+  backstay failover handover --group shop
 
-A disk that is in use is refused. From then on this host does not serve it, until backstay failover cancel
-(the target has not committed yet) or backstay failback.")]
+A disk that is in use is refused, with who uses it; --stop-command and --unmount end that. While it is in use,
+what it has is shipped already, so that the last cycle is short. The running sidecar makes the cycles, before
+everything else that waits. Whatever fails before the disk is handed over, it is served again as it was.
+From then on this host does not serve it, until backstay failover cancel (the target has not committed yet) or
+backstay failback.")]
 pub struct Handover {
     /// The disk's name
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group of the configuration: all of them, or none
+    #[arg(long, conflicts_with = "name")]
+    group: Option<GroupName>,
+    #[command(flatten)]
+    stopping: source::Stopping,
 }
 
 /// Bring a disk up that was handed over, at its last point: nothing is lost
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   backstay failover planned db --vault file:///mnt/vault --attach
+  backstay failover planned --group shop --vault file:///mnt/vault
 
 Then look at it, and backstay failover commit db.")]
 pub struct Planned {
     /// The disk's name in the vault
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group: each must have been handed over
+    #[arg(long, conflicts_with_all = ["name", "local"])]
+    group: Option<GroupName>,
     /// The name on this host [default: the same]
     #[arg(long = "as", value_name = "NAME")]
     local: Option<DiskName>,
@@ -137,15 +168,23 @@ Examples:
   backstay failover unplanned db --vault file:///mnt/vault
   backstay failover unplanned db --vault file:///mnt/vault --point 2026-02-03T04:05:06Z
   backstay failover unplanned db --vault file:///mnt/vault --replica     the hot standby of this host
+  backstay failover unplanned --group shop --vault file:///mnt/vault     all its disks at its newest point
 
 Then look at it, and backstay failover commit db: from that moment the old source is refused.")]
 pub struct Unplanned {
     /// The disk's name in the vault
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group, at one of its points
+    #[arg(long, conflicts_with_all = ["name", "local", "at"])]
+    group: Option<GroupName>,
+    /// Which point of the group [default: the newest]
+    #[arg(long, requires = "group", value_name = "NUMBER")]
+    group_point: Option<u64>,
     #[command(flatten)]
     point: Point,
     /// Take over the replica of this host instead of mounting a point
-    #[arg(long, conflicts_with_all = ["at", "local"])]
+    #[arg(long, conflicts_with_all = ["at", "local", "group"])]
     replica: bool,
     /// The name on this host [default: the same]
     #[arg(long = "as", value_name = "NAME")]
@@ -156,9 +195,20 @@ pub struct Unplanned {
 
 /// Before the commit: another point instead; what was written to the first one is lost
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay failover change db --point 17
+  backstay failover change --group shop --group-point 4")]
 pub struct Change {
     /// The disk's name on this host
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group, to another of its points
+    #[arg(long, conflicts_with_all = ["name", "at"])]
+    group: Option<GroupName>,
+    /// Which point of the group [default: the newest]
+    #[arg(long, requires = "group", value_name = "NUMBER")]
+    group_point: Option<u64>,
     #[command(flatten)]
     point: Point,
     /// Attach a loop device, too, and print it
@@ -169,24 +219,37 @@ pub struct Change {
 /// Before the commit: undo it, on the target or on the source
 #[derive(Args)]
 #[command(after_help = "\
+Examples:
+  backstay failover cancel db
+  backstay failover cancel --group shop
+
 On a target, what was brought up is removed. On a source, the handover is withdrawn, if no target has
 committed, and the disk can be mounted again.")]
 pub struct Cancel {
     /// The disk's name on this host
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group
+    #[arg(long, conflicts_with = "name")]
+    group: Option<GroupName>,
 }
 
 /// The point of no return: this host writes the disk from now on, and protects it
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   backstay failover commit db
+  backstay failover commit --group shop
 
 Takes the next term: the old source is refused from then on, also when it comes back. The disk is protected
 under its name, and its changes go to the same vault. The rest of it is fetched in the background.")]
 pub struct Commit {
     /// The disk's name on this host
-    name: DiskName,
+    #[arg(required_unless_present = "group")]
+    name: Option<DiskName>,
+    /// All disks of a group
+    #[arg(long, conflicts_with = "name")]
+    group: Option<GroupName>,
     /// The policy it follows, from the configuration
     #[arg(long)]
     policy: Option<String>,
@@ -229,7 +292,7 @@ impl Failover {
         match self.what {
             What::Test(verb) => verb.run(context),
             What::Cleanup(verb) => verb.run(context),
-            What::Handover(verb) => source::handover(context, &verb.name),
+            What::Handover(verb) => verb.run(context),
             What::Planned(verb) => verb.run(context),
             What::Unplanned(verb) => verb.run(context),
             What::Change(verb) => verb.run(context),
@@ -240,40 +303,50 @@ impl Failover {
     }
 }
 
+/// The lock of a name, and what is being done about it.
+fn locked(
+    context: &Context,
+    name: Option<DiskName>,
+    doing: &str,
+) -> anyhow::Result<(NameLock, FailoverRecord)> {
+    let name = name.context("which disk?")?;
+    let lock = NameLock::take(&context.roots.state, &name, doing)?;
+    Ok((lock, local::record(context, &name)?))
+}
+
 impl Test {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         if let Some(group) = &self.group {
-            return target::test_group(
-                context,
-                group,
-                self.group_point.map(GroupPointNo),
-                &self.up,
-            );
+            let number = self.group_point.map(GroupPointNo);
+            return group::bring_up(context, (Kind::Test, group), (number, true), &self.up);
         }
         let name = self.name.context("which disk?")?;
         let local = match self.local {
             Some(local) => local,
             None => format!("{name}.test").parse().context("use --as")?,
         };
+        let _lock = NameLock::take(&context.roots.state, &local, "failover test")?;
         target::bring_up(
             context,
             &target::Order {
                 kind: Kind::Test,
                 name,
-                local,
+                local: local.clone(),
                 which: target::Which::Choice(self.point.at, self.point.left_history),
                 vault: self.up.vault,
-                attach: self.up.attach,
+                attach: self.up.attach || self.run.is_some(),
                 group: None,
                 replica: false,
             },
-        )
+        )?;
+        self.run.map_or(Ok(()), |line| isolated::run(context, &local, &line))
     }
 }
 
 impl Cleanup {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let tests: Vec<_> = FailoverRecord::all(&context.roots.state)?
+        let root = &context.roots.state;
+        let tests: Vec<_> = FailoverRecord::all(root)?
             .into_iter()
             .filter(|record| record.kind == Kind::Test)
             .filter(|record| match (&self.group, &self.name) {
@@ -288,16 +361,38 @@ impl Cleanup {
                 "there is no test failover of that name on this host; see backstay failover status"
             );
         }
-        tests.into_iter().try_for_each(|record| target::remove(context, record).map(drop))
+        for test in tests {
+            let _lock = NameLock::take(root, &test.name, "failover cleanup")?;
+            if let Some(test) = FailoverRecord::load(root, &test.name)? {
+                target::remove(context, test)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Handover {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        match &self.group {
+            Some(group) => group::handover(context, group, &self.stopping),
+            None => {
+                let name = self.name.context("which disk?")?;
+                source::handover(context, &[name], None, &self.stopping)
+            }
+        }
     }
 }
 
 impl Planned {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        if let Some(group) = &self.group {
+            return group::bring_up(context, (Kind::Planned, group), (None, false), &self.up);
+        }
+        let name = self.name.context("which disk?")?;
         // Of a source on this same host, both halves are done here.
-        let here = local::disk_of(context, &self.name);
-        let local = self.local.clone().unwrap_or_else(|| self.name.clone());
-        if let Some(source) = here.filter(|source| *source == self.name) {
+        let here = local::disk_of(context, &name);
+        let local = self.local.clone().unwrap_or_else(|| name.clone());
+        if let Some(source) = here.filter(|source| *source == name) {
             let record = FailoverRecord::load(&context.roots.state, &source)?;
             // It may also be what an earlier failover left, or this one, begun.
             let is_source = record
@@ -310,14 +405,15 @@ impl Planned {
                 .into());
             }
             if is_source {
-                source::handover(context, &source)?;
+                source::handover(context, &[source], None, &source::Stopping::nothing())?;
             }
         }
+        let _lock = NameLock::take(&context.roots.state, &local, "failover planned")?;
         target::bring_up(
             context,
             &target::Order {
                 kind: Kind::Planned,
-                name: self.name,
+                name,
                 local,
                 which: target::Which::HandedOver,
                 vault: self.up.vault,
@@ -331,12 +427,18 @@ impl Planned {
 
 impl Unplanned {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let local = self.local.unwrap_or_else(|| self.name.clone());
+        if let Some(group) = &self.group {
+            let which = (self.group_point.map(GroupPointNo), self.point.left_history);
+            return group::bring_up(context, (Kind::Unplanned, group), which, &self.up);
+        }
+        let name = self.name.context("which disk?")?;
+        let local = self.local.unwrap_or_else(|| name.clone());
+        let _lock = NameLock::take(&context.roots.state, &local, "failover unplanned")?;
         target::bring_up(
             context,
             &target::Order {
                 kind: Kind::Unplanned,
-                name: self.name,
+                name,
                 local,
                 which: target::Which::Choice(self.point.at, self.point.left_history),
                 vault: self.up.vault,
@@ -350,16 +452,23 @@ impl Unplanned {
 
 impl Change {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let record = local::record(context, &self.name)?;
+        if let Some(group) = &self.group {
+            let which = (self.group_point.map(GroupPointNo), self.point.left_history);
+            return group::change(context, group, which, self.attach);
+        }
+        let (_lock, record) = locked(context, self.name, "failover change")?;
         target::change(context, record, (self.point.at, self.point.left_history), self.attach)
     }
 }
 
 impl Cancel {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let record = local::record(context, &self.name)?;
+        if let Some(group) = &self.group {
+            return group::cancel(context, group);
+        }
+        let (_lock, record) = locked(context, self.name, "failover cancel")?;
         match record.kind {
-            Kind::Source => source::take_back(context, record),
+            Kind::Source => take_back::take_back(context, record),
             Kind::Failback if record.state == State::Seeding => {
                 let name = record.name.clone();
                 record.end(&context.roots.state)?;
@@ -381,7 +490,11 @@ impl Cancel {
 
 impl Commit {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let record = local::record(context, &self.name)?;
-        target::commit(context, record, self.policy.as_deref(), !self.no_hydrate)
+        let how = target::Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
+        if let Some(group) = &self.group {
+            return group::commit(context, group, &how);
+        }
+        let (_lock, record) = locked(context, self.name, "failover commit")?;
+        target::commit(context, record, &how)
     }
 }

@@ -12,14 +12,16 @@ use backstay_recovery::failover::{
 };
 use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
 use backstay_recovery::replica;
+use backstay_sidecar::jobs::JobBook;
 use backstay_sidecar::protection::Protection;
 use backstay_sidecar::record::Record;
 use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::schedule::Work;
 use backstay_sidecar::service::is_running;
-use backstay_vault::{GroupName, GroupPointNo, Vault};
+use backstay_vault::{TermRecord, Vault};
 
 use super::super::cycle::{line, run_once};
-use super::{Up, local};
+use super::local;
 use crate::context::Context;
 use crate::exit::Refused;
 
@@ -110,8 +112,14 @@ fn leave(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
     Ok(record.end(&context.roots.state)?)
 }
 
-/// Looks at everything, and writes down what is to be done.
 fn begin(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
+    let record = look(context, order)?;
+    record.begin(&context.roots.state)?;
+    Ok(record)
+}
+
+/// Looks at everything; what is to be written down.
+pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
     let local_name = &order.local;
     let paths = context.roots.disk(local_name);
     if !order.replica && stopped::superblock(&paths).is_some() {
@@ -144,7 +152,7 @@ fn begin(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
     {
         eprintln!("{}: it was handed over at this point: nothing is lost", order.name);
     }
-    let record = FailoverRecord {
+    Ok(FailoverRecord {
         name: local_name.clone(),
         kind: order.kind,
         state: State::Starting,
@@ -157,9 +165,7 @@ fn begin(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
         next: None,
         group: order.group.clone(),
         since_unix_ns: now_unix_ns(),
-    };
-    record.begin(&context.roots.state)?;
-    Ok(record)
+    })
 }
 
 /// A disk that this very host serves from its source is failed over by its handover alone.
@@ -198,24 +204,18 @@ fn start(
     attach: bool,
 ) -> anyhow::Result<()> {
     let name = record.name.clone();
-    let root = &context.roots.state;
-    let paths = context.roots.disk(&name);
-    if record.state == State::Starting {
-        not_replicated(&paths, &record)?;
-    }
-    step();
-    if local::driver(context, &name).is_none() {
-        serve(context, &record, from_replica)?;
-    }
-    let status =
-        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
-    if record.state == State::Starting {
-        if record.point.is_none() {
-            let (point, backing) = of_replica(&record, &status)?;
-            (record.point, record.backing) = (Some(point), Some(backing));
-        }
-        record.enter(root, State::Up)?;
-    }
+    let jobs = JobBook::below(&context.roots.state);
+    let work = match record.kind {
+        Kind::Test => Work::TestFailover,
+        Kind::Planned => Work::PlannedFailover,
+        _ => Work::UnplannedFailover,
+    };
+    let job = jobs.begin(&name, work);
+    job.progress("bringing up", 0, 0);
+    let served = start_serving(context, &mut record, from_replica);
+    let point = record.point.map(|point| point.cycle);
+    job.end_at(served.as_ref().map(|()| point).map_err(|e| format!("{e:#}")));
+    served?;
     if !context.globals.quiet {
         let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
         let next = match record.kind {
@@ -225,6 +225,31 @@ fn start(
         eprintln!("{name}: recovery point {point} of disk {} is up; {next}", record.disk_name);
     }
     local::print_place(context, &name, attach)
+}
+
+fn start_serving(
+    context: &Context,
+    record: &mut FailoverRecord,
+    from_replica: bool,
+) -> anyhow::Result<()> {
+    let (root, name) = (&context.roots.state, record.name.clone());
+    if record.state == State::Starting {
+        not_replicated(&context.roots.disk(&name), record)?;
+    }
+    step();
+    if local::driver(context, &name).is_none() {
+        serve(context, record, from_replica)?;
+    }
+    let status =
+        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
+    if record.state == State::Starting {
+        if record.point.is_none() {
+            let (point, backing) = of_replica(record, &status)?;
+            (record.point, record.backing) = (Some(point), Some(backing));
+        }
+        record.enter(root, State::Up)?;
+    }
+    Ok(())
 }
 
 /// Before a driver serves it: no sidecar of this host may take it for a disk to ship.
@@ -279,42 +304,6 @@ fn of_replica(
         bail!("disk {}: recovery point {} is another one by now", record.name, base.cycle);
     }
     Ok((PointRef::from(&point), status.backing.clone()))
-}
-
-/// A test of all disks of a group at one of its points.
-pub fn test_group(
-    context: &Context,
-    group: &GroupName,
-    number: Option<GroupPointNo>,
-    up: &Up,
-) -> anyhow::Result<()> {
-    let url = up.vault.clone().unwrap_or_else(|| context.config.vault.clone());
-    let members = {
-        let vault = Vault::open(&url)?;
-        let points = vault.group_points(group)?;
-        let number = number.or(points.last().copied());
-        let number = number.with_context(|| format!("group {group} has no point in {url}"))?;
-        let point = vault.group_point(group, number)?;
-        point.members.into_iter().map(|member| (number, member)).collect::<Vec<_>>()
-    };
-    for (number, member) in members {
-        let local = format!("{}.test", member.name).parse()?;
-        let of = OfGroup { group: group.clone(), number };
-        bring_up(
-            context,
-            &Order {
-                kind: Kind::Test,
-                name: member.name,
-                local,
-                which: Which::Choice(PointChoice::Cycle(member.cycle), true),
-                vault: Some(url.clone()),
-                attach: up.attach,
-                group: Some(of),
-                replica: false,
-            },
-        )?;
-    }
-    Ok(())
 }
 
 /// Another point instead.
@@ -425,14 +414,21 @@ fn take_away(context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
     local::remove_folder(&paths.state)
 }
 
-/// Takes the term, and protects what is served here.
-pub fn commit(
+/// How a failover is committed.
+pub struct Committing<'a> {
+    /// The policy that the disk follows.
+    pub policy: Option<&'a str>,
+    /// Whether the rest of it is fetched in the background.
+    pub hydrate: bool,
+}
+
+/// Refuses what cannot be committed.
+pub fn may_commit(
     context: &Context,
-    mut record: FailoverRecord,
-    policy: Option<&str>,
-    hydrate: bool,
+    record: &FailoverRecord,
+    how: &Committing<'_>,
 ) -> anyhow::Result<()> {
-    let (root, name) = (&context.roots.state, record.name.clone());
+    let name = &record.name;
     match (record.kind, record.state) {
         (Kind::Test, _) => {
             return refused(format!("disk {name} is a test: it is cleaned up, never committed"));
@@ -443,12 +439,57 @@ pub fn commit(
             return refused(format!("disk {name} is {}: it cannot be committed", state.explain()));
         }
     }
-    if let Some(policy) = policy.filter(|policy| !context.config.policy.contains_key(*policy)) {
-        return refused(format!("there is no policy {policy:?} in the configuration"));
+    match how.policy.filter(|policy| !context.config.policy.contains_key(*policy)) {
+        Some(policy) => refused(format!("there is no policy {policy:?} in the configuration")),
+        None => Ok(()),
     }
+}
+
+/// Takes the term, and protects what is served here.
+pub fn commit(
+    context: &Context,
+    record: FailoverRecord,
+    how: &Committing<'_>,
+) -> anyhow::Result<()> {
+    let (name, vault) = (record.name.clone(), record.vault.clone());
+    take_over(context, record, how)?;
+    first_cycle(context, &name, &vault)
+}
+
+/// The same without its first cycle.
+pub fn take_over(
+    context: &Context,
+    mut record: FailoverRecord,
+    how: &Committing<'_>,
+) -> anyhow::Result<()> {
+    may_commit(context, &record, how)?;
+    let name = record.name.clone();
+    let job = JobBook::below(&context.roots.state).begin(&name, Work::Commit);
+    job.progress("taking the term", 0, 0);
+    let taken = take_term(context, &mut record, how);
+    let point = record.point.map(|point| point.cycle);
+    job.end_at(taken.as_ref().map(|_| point).map_err(|e| format!("{e:#}")));
+    let term = taken?;
+    if !context.globals.quiet {
+        eprintln!(
+            "{name}: committed: term {} is this host's, and goes on from recovery point {}; the old source is \
+             refused from now on",
+            term.term,
+            term.from.map_or("-".into(), |from| from.cycle.to_string())
+        );
+    }
+    Ok(())
+}
+
+fn take_term(
+    context: &Context,
+    record: &mut FailoverRecord,
+    how: &Committing<'_>,
+) -> anyhow::Result<TermRecord> {
+    let (root, name) = (&context.roots.state, record.name.clone());
     let paths = context.roots.disk(&name);
     if local::driver(context, &name).is_none() {
-        serve(context, &record, false)?;
+        serve(context, record, false)?;
     }
     let status =
         local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
@@ -459,27 +500,23 @@ pub fn commit(
         );
     }
     record.enter(root, State::Committing)?;
-    let term = {
-        let vault = Vault::open(&record.vault)?;
-        match vault::take(&vault, &record, &stopped::writer(status.disk)) {
-            Err(e @ FailoverError::TakenOver { .. }) => {
-                record.enter(root, State::Up)?;
-                return Err(e.into());
-            }
-            term => {
-                let term = term?;
-                if let Err(e) = replica::release_taken_over(&vault, &paths) {
-                    tracing::warn!("disk {name}: the hold of its replica ends by itself: {e}");
-                }
-                term
-            }
+    let vault = Vault::open(&record.vault)?;
+    let term = match vault::take(&vault, record, &stopped::writer(status.disk)) {
+        Err(e @ FailoverError::TakenOver { .. }) => {
+            record.enter(root, State::Up)?;
+            return Err(e.into());
         }
+        term => term?,
     };
+    if let Err(e) = replica::release_taken_over(&vault, &paths) {
+        tracing::warn!("disk {name}: the hold of its replica ends by itself: {e}");
+    }
+    drop(vault);
     step();
     let protection = Protection {
         backing: record.backing.clone().unwrap_or_else(|| status.backing.clone()),
         vault: record.vault.clone(),
-        policy: policy.map(str::to_owned),
+        policy: how.policy.map(str::to_owned),
         ending: false,
     };
     protection.save(&paths.state).with_context(|| format!("disk {name}"))?;
@@ -487,21 +524,13 @@ pub fn commit(
     let mut sidecar = Record::load(&paths.state);
     sidecar.resume();
     sidecar.save(&paths.state).with_context(|| format!("disk {name}"))?;
-    if hydrate && MountedPoint::load(&name, &paths)?.is_some() {
+    if how.hydrate && MountedPoint::load(&name, &paths)?.is_some() {
         Hydration { wanted: true, limit_bytes: None }.save(&paths)?;
     }
     record.enter(root, State::Committed)?;
     step();
-    ask(root, &Asked::Look(name.clone()))?;
-    if !context.globals.quiet {
-        eprintln!(
-            "{name}: committed: term {} is this host's, and goes on from recovery point {}; the old source is \
-             refused from now on",
-            term.term,
-            term.from.map_or("-".into(), |from| from.cycle.to_string())
-        );
-    }
-    first_cycle(context, &name, &record.vault)
+    ask(root, &Asked::Look(name))?;
+    Ok(term)
 }
 
 /// Has the first cycle made: by the sidecar, or here.

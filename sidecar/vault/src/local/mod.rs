@@ -1,18 +1,28 @@
-//! What a vault in a local directory needs to be durable, beyond what `object_store` does.
+//! A vault in a local directory: what makes it durable, and keeps it inside.
 //!
-//! With `with_fsync(true)` a put syncs the staged file, links it to its name, and syncs the name's
-//! directory; whoever makes missing directories syncs those too. But a put that finds a directory
-//! there syncs no more than it, although a killed process or another thread may have made it an
-//! instant ago and not synced its name. So before the first put into a directory, every directory
+//! A put ([`crate::paced::put`]) syncs a staged file, links it to its name, and syncs the name's
+//! directory. But that directory may have been made an instant ago by a killed process or another thread
+//! that did not sync its name. So before the first put into a directory, every directory
 //! from it up to the vault's root is synced here, once in the life of a process.
+//!
+//! `beneath` looks names up without following links; `directory` makes an object store of it.
+
+mod beneath;
+mod directory;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+
+pub(crate) use beneath::Planted;
+use beneath::{Beneath, Folder, is_staged, split};
+pub(crate) use directory::Directory;
+
+use crate::paced::{self, Pace};
 
 /// Directories that nobody but the vault's owner may enter.
 const MODE: u32 = 0o700;
@@ -38,53 +48,64 @@ pub(crate) fn make_root(root: &Path) -> io::Result<()> {
 /// The directories of a vault.
 #[derive(Debug)]
 pub(crate) struct Folders {
-    root: PathBuf,
+    beneath: Beneath,
     /// Those whose names are durable, up to the root.
-    durable: Mutex<HashSet<PathBuf>>,
+    durable: Mutex<HashSet<String>>,
 }
 
 impl Folders {
     pub fn below(root: &Path) -> Self {
-        Self { root: root.into(), durable: Mutex::new(HashSet::new()) }
+        Self { beneath: Beneath::new(root), durable: Mutex::default() }
+    }
+
+    /// The objects in them.
+    pub fn store(&self) -> Directory {
+        Directory::at(self.beneath.clone())
     }
 
     /// Makes the directory an object goes into, private and durable.
-    pub fn prepare(&self, key: &str) -> io::Result<()> {
-        let folder = self.folder(key);
-        if self.durable().contains(&folder) {
-            return Ok(());
+    pub fn prepare(&self, key: &str) -> io::Result<Folder> {
+        let (key, _) = split(key);
+        let folder = self.beneath.make_folder(key)?;
+        if !self.durable().contains(key) {
+            self.sync_names(key)?;
+            remove_stale(&folder, SystemTime::now());
+            self.durable().insert(key.into());
         }
-        DirBuilder::new().recursive(true).mode(MODE).create(&folder)?;
-        self.sync_names(&folder)?;
-        remove_stale(&folder, SystemTime::now());
-        self.durable().insert(folder);
-        Ok(())
+        Ok(folder)
+    }
+
+    /// Puts an object of parts, see [`paced::put`].
+    pub fn put<B: AsRef<[u8]>>(
+        &self,
+        key: &str,
+        parts: impl IntoIterator<Item = io::Result<B>>,
+        pace: &dyn Pace,
+    ) -> io::Result<bool> {
+        let folder = self.prepare(key)?;
+        paced::put(&folder.at(split(key).1), parts, pace)
     }
 
     /// Makes an object's name durable.
     pub fn settle(&self, key: &str) -> io::Result<()> {
-        let folder = self.folder(key);
-        sync(&folder)?;
-        self.sync_names(&folder)
+        let (folder, _) = split(key);
+        self.beneath.folder(folder)?.sync()?;
+        self.sync_names(folder)
     }
 
     /// Removes what puts that were killed left in a folder of the vault: files `<name>#<number>`,
     /// which no listing shows, untouched for longer than any put takes. Returns how many.
     pub fn sweep(&self, folder: &str, untouched: Duration) -> io::Result<u64> {
         let mut swept = 0;
-        let entries = match fs::read_dir(self.root.join(folder)) {
+        let folder = match self.beneath.folder(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-            entries => entries?,
+            folder => folder?,
         };
-        for entry in entries {
+        for entry in folder.entries()? {
             let entry = entry?;
-            let name = entry.file_name();
-            let staged =
-                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
-                    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-                });
             // A time in the future is young.
             let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            let staged = entry.file_name().to_str().is_some_and(is_staged);
             if staged && age().is_some_and(|age| age > untouched) {
                 fs::remove_file(entry.path())?;
                 swept += 1;
@@ -93,47 +114,34 @@ impl Folders {
         Ok(swept)
     }
 
-    fn sync_names(&self, folder: &Path) -> io::Result<()> {
-        for dir in folder.ancestors().take_while(|dir| *dir != self.root) {
-            if let Some(parent) = dir.parent() {
-                sync(parent)?;
-            }
+    /// Makes the names of a folder and of those above it durable, up to the root.
+    fn sync_names(&self, folder: &str) -> io::Result<()> {
+        let mut below = folder;
+        while !below.is_empty() {
+            (below, _) = split(below);
+            self.beneath.folder(below)?.sync()?;
         }
         Ok(())
     }
 
     /// The vault's own directory.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.beneath.root()
     }
 
-    /// The file of an object.
-    pub fn path(&self, key: &str) -> PathBuf {
-        self.root.join(key)
-    }
-
-    fn folder(&self, key: &str) -> PathBuf {
-        let object = self.path(key);
-        object.parent().map_or_else(|| self.root.clone(), Path::to_path_buf)
-    }
-
-    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
+    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Removes what killed puts have left: staged files that nobody has written to for long. They are no
 /// objects and would stay for ever. What cannot be removed does no harm.
-fn remove_stale(folder: &Path, now: SystemTime) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let staged = name
-            .to_str()
-            .and_then(|name| name.rsplit_once('#'))
-            .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|digit| digit.is_ascii_digit()));
+fn remove_stale(folder: &Folder, now: SystemTime) {
+    for entry in folder.entries().into_iter().flatten().flatten() {
         let touched = || entry.metadata().and_then(|meta| meta.modified());
         // A clock that was set back makes it young, which is safe.
         let is_stale = |at| now.duration_since(at).is_ok_and(|age| age > STALE);
+        let staged = entry.file_name().to_str().is_some_and(is_staged);
         if staged && touched().is_ok_and(is_stale) {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -156,9 +164,10 @@ mod tests {
             std::fs::write(dir.path().join(name), b"x").unwrap();
         }
         let count = || std::fs::read_dir(dir.path()).unwrap().count();
-        remove_stale(dir.path(), SystemTime::now());
+        let folder = Beneath::new(dir.path()).folder("").unwrap();
+        remove_stale(&folder, SystemTime::now());
         assert_eq!(count(), 6, "somebody may be at them");
-        remove_stale(dir.path(), SystemTime::now() + STALE * 2);
+        remove_stale(&folder, SystemTime::now() + STALE * 2);
         assert_eq!(count(), 4);
         assert!(dir.path().join("1-2-3").exists(), "an object");
     }
@@ -177,8 +186,8 @@ mod tests {
             let mode = std::fs::metadata(root.join(made)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, MODE, "{made}");
         }
-        assert!(folders.durable().contains(&root.join("disks/d/points")));
-        assert!(folders.durable().contains(&root));
+        assert!(folders.durable().contains("disks/d/points"));
+        assert!(folders.durable().contains(""));
     }
     #[test]
     fn what_killed_puts_left_is_swept_when_it_is_old() {

@@ -1,0 +1,282 @@
+//! What small objects must be before they are put: that they are what their key says, that nobody speaks for
+//! another's disk, and that nothing is dated back or ahead. Points are looked at by
+//! [`backstay_vault::receive`], segments in [`crate::spool`].
+
+use backstay_format::{CycleNo, Term};
+use backstay_vault::format::document::{DiskRecord, Document, NameRecord, decode};
+use backstay_vault::format::drill::DrillRecord;
+use backstay_vault::format::group::GroupPoint;
+use backstay_vault::format::hold::{HoldKind, HoldRecord};
+use backstay_vault::format::ledger::Ledger;
+use backstay_vault::format::term::{HandoverRecord, TermRecord};
+use backstay_vault::receive::{self, NotTaken, Rules, check_point};
+use backstay_vault::seal::proofs::KeyProof;
+use backstay_vault::{Vault, VaultError};
+
+use crate::key::{ObjectKey, Piece};
+use crate::owners::{Owners, Standing};
+use crate::pki::{Identity, Role};
+
+/// How long a source may hold points that it compares with.
+const SOURCE_HOLDS_NS_MAX: u64 = 8 * 86_400 * 1_000_000_000;
+
+/// What an arriving object is looked at with.
+pub struct Arriving<'a> {
+    /// The vault.
+    pub vault: &'a Vault,
+    /// Whose disks are.
+    pub owners: &'a Owners,
+    /// Who puts it.
+    pub who: &'a Identity,
+    /// What it must obey.
+    pub rules: Rules,
+}
+
+fn wrong<T>(reason: impl Into<String>) -> Result<T, NotTaken> {
+    Err(NotTaken::Wrong(reason.into()))
+}
+
+fn late<T>(reason: impl Into<String>) -> Result<T, NotTaken> {
+    Err(NotTaken::Late(reason.into()))
+}
+
+fn document<D: Document>(bytes: &[u8]) -> Result<D, NotTaken> {
+    decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))
+}
+
+impl Arriving<'_> {
+    /// Whether an object may be put under a key that its sender has the right to put. Blocks.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
+        match key {
+            ObjectKey::Vault | ObjectKey::Keyring(_) => wrong("that is made where the store is"),
+            ObjectKey::Proof(slot, at) => {
+                let proof: KeyProof = document(bytes)?;
+                self.recent(*at)?;
+                match (proof.slot, proof.proved_unix_ns) == (*slot, *at) {
+                    true => Ok(()),
+                    false => wrong("it is another proof"),
+                }
+            }
+            ObjectKey::Name(name, number) => {
+                let record: NameRecord = document(bytes)?;
+                if record.name != *name {
+                    return wrong("it is about another name");
+                }
+                self.recent(record.since_unix_ns)?;
+                self.name(&record, *number)
+            }
+            ObjectKey::GroupPoint(group, number) => {
+                let point: GroupPoint = document(bytes)?;
+                if (&point.group, point.number.0) != (group, *number) {
+                    return wrong("it is another group point");
+                }
+                self.recent(point.committed_unix_ns)?;
+                self.group_point(&point)
+            }
+            ObjectKey::Disk(disk, piece) => {
+                let disk = *disk;
+                match piece {
+                    // Looked at as it arrives.
+                    Piece::Segment(_) => Ok(()),
+                    Piece::Point(cycle) => {
+                        check_point(self.vault, (disk, *cycle), bytes, self.rules).map(drop)
+                    }
+                    Piece::Record => {
+                        let record: DiskRecord = document(bytes)?;
+                        if record.disk != disk || record.sector_bytes != 512 {
+                            return wrong("it is another disk's record");
+                        }
+                        if !self.who.disks.has(&record.name) {
+                            return wrong("the certificate does not name that disk");
+                        }
+                        let held = self.vault.name_record(&record.name)?;
+                        match held
+                            .is_some_and(|held| held.disk == disk && held.renamed_to.is_none())
+                        {
+                            true => Ok(()),
+                            false => wrong("the name is not this disk's: it is taken first"),
+                        }
+                    }
+                    Piece::Term(term) => self.term(disk, *term, &document(bytes)?),
+                    Piece::Handover(term) => self.handover(disk, *term, &document(bytes)?),
+                    Piece::Hold(version, name) => {
+                        let hold: HoldRecord = document(bytes)?;
+                        if (&hold.name, hold.version) != (name, *version) {
+                            return wrong("it is another hold");
+                        }
+                        self.hold(&hold)
+                    }
+                    Piece::Drill(cycle, drill) => {
+                        let record: DrillRecord = document(bytes)?;
+                        match (record.disk, record.cycle, record.drill) == (disk, *cycle, *drill) {
+                            true => Ok(()),
+                            false => wrong("it is another drill"),
+                        }
+                    }
+                    Piece::Ledger(revision) => {
+                        let next =
+                            receive::ledger(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
+                        if (next.disk, next.revision) != (disk, *revision) {
+                            return wrong("it is another ledger");
+                        }
+                        self.ledger(&next)
+                    }
+                }
+            }
+        }
+    }
+
+    /// A time that is said of now may not lie ahead.
+    fn recent(&self, unix_ns: u64) -> Result<(), NotTaken> {
+        let latest = self.rules.now_unix_ns.saturating_add(self.rules.skew_ns);
+        match unix_ns <= latest {
+            true => Ok(()),
+            false => wrong("its time lies in the future of the gateway's clock"),
+        }
+    }
+
+    /// A name is taken for a disk that is being made, or for one that is its sender's already.
+    fn name(&self, record: &NameRecord, number: u64) -> Result<(), NotTaken> {
+        let standing = self.owners.standing(self.vault, self.who, record.disk)?;
+        let held = self.vault.name_record(&record.name)?;
+        if record.renamed_to.is_some() {
+            // Given back by its disk.
+            return match (standing, &held) {
+                (Standing::Own, None) => Ok(()),
+                (Standing::Own, Some(held)) if held.disk == record.disk => Ok(()),
+                _ => wrong("only the disk that has a name gives it back"),
+            };
+        }
+        match (standing, record.change) {
+            (Standing::Own, _) | (Standing::Begun | Standing::Unknown, 0) => {}
+            _ => return wrong("that disk is not one of this certificate's"),
+        }
+        let Some(held) = held else {
+            return match number {
+                1 => Ok(()),
+                _ => wrong("the first document of a name has the number 1"),
+            };
+        };
+        let is_there = held.renamed_to.is_none() && held.disk != record.disk && {
+            match self.vault.disk(held.disk) {
+                Ok(_) => true,
+                Err(VaultError::NotFound { .. }) => false,
+                Err(e) => return Err(e.into()),
+            }
+        };
+        match is_there {
+            true => late(format!("the name {} is disk {}'s", held.name, held.disk)),
+            false => Ok(()),
+        }
+    }
+
+    /// Every member is a disk of the certificate's, and its point is there.
+    fn group_point(&self, point: &GroupPoint) -> Result<(), NotTaken> {
+        point.check().map_err(|e| NotTaken::Wrong(e.to_string()))?;
+        for member in &point.members {
+            if self.owners.standing(self.vault, self.who, member.disk)? != Standing::Own {
+                return wrong(format!("disk {} is not one of this certificate's", member.name));
+            }
+            let there = self.vault.manifest(member.disk, member.cycle)?;
+            if there.point != member.point {
+                return wrong(format!(
+                    "recovery point {} of {} is another",
+                    member.cycle, member.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A term follows the newest, and goes on from a point that is there.
+    fn term(
+        &self,
+        disk: backstay_format::DiskId,
+        term: Term,
+        record: &TermRecord,
+    ) -> Result<(), NotTaken> {
+        if record.term != term {
+            return wrong("it is another term");
+        }
+        self.recent(record.since_unix_ns)?;
+        let newest = self.vault.newest_term(disk)?;
+        let next = newest.map_or(Term(1), |newest| newest.term.next());
+        if term < next {
+            return late(format!("term {term} is taken"));
+        }
+        if term > next {
+            return wrong(format!("the next term is {next}"));
+        }
+        let Some(from) = record.from else { return Ok(()) };
+        if self.who.role == Role::Source || from.term >= term {
+            return wrong("the first term goes on from nothing");
+        }
+        let point = self.vault.manifest(disk, from.cycle)?;
+        match (point.point, point.term) == (from.point, from.term) {
+            true => Ok(()),
+            false => wrong(format!("recovery point {} is not the one it goes on from", from.cycle)),
+        }
+    }
+
+    /// Only the newest term is laid down, at its newest point.
+    fn handover(
+        &self,
+        disk: backstay_format::DiskId,
+        term: Term,
+        record: &HandoverRecord,
+    ) -> Result<(), NotTaken> {
+        if (record.disk, record.term) != (disk, term) {
+            return wrong("it is another handover");
+        }
+        self.recent(record.since_unix_ns)?;
+        let newest = self.vault.newest_term(disk)?;
+        let Some(newest) = newest.filter(|newest| newest.term == term) else {
+            return late(format!("term {term} is not the newest"));
+        };
+        let last = self.vault.points(disk)?.last().copied().unwrap_or(CycleNo(0));
+        if newest.writer != record.writer || last != record.cycle {
+            return wrong("it is not of the term's writer, or not at the newest point");
+        }
+        match self.vault.manifest(disk, last)?.point == record.point {
+            true => Ok(()),
+            false => wrong("it names another point"),
+        }
+    }
+
+    /// What a source holds ends by itself: it cannot keep retention from what is not its own doing.
+    fn hold(&self, hold: &HoldRecord) -> Result<(), NotTaken> {
+        self.recent(hold.since_unix_ns)?;
+        self.recent(hold.version)?;
+        if self.who.role != Role::Source {
+            return Ok(());
+        }
+        let latest = self.rules.now_unix_ns.saturating_add(SOURCE_HOLDS_NS_MAX);
+        let ends = hold.until_unix_ns.is_some_and(|until| until <= latest);
+        match matches!(hold.kind, HoldKind::Resync | HoldKind::Read) && ends {
+            true => Ok(()),
+            false => wrong("a source holds points only to compare with them, for 8 days at most"),
+        }
+    }
+
+    /// The one revision that does not come from retention: the same points, no merges.
+    fn ledger(&self, next: &Ledger) -> Result<(), NotTaken> {
+        let base = self.vault.ledger(next.disk)?;
+        let revision = base.as_ref().map_or(1, |base| base.revision + 1);
+        if next.revision < revision {
+            return late(format!("revision {} is there", next.revision));
+        }
+        let same = match &base {
+            Some(base) => (next.horizon, &next.points) == (base.horizon, &base.points),
+            None => next.horizon == CycleNo(0) && next.points.is_empty(),
+        };
+        match same && next.merges.is_empty() && next.revision == revision {
+            true => Ok(()),
+            false => {
+                wrong("retention runs at the gateway: from elsewhere a ledger only loses merges")
+            }
+        }
+    }
+}

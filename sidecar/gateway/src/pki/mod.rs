@@ -1,0 +1,56 @@
+//! Certificates: a small authority of one's own, and what a certificate says its holder may do.
+//!
+//! An [`Authority`] is a directory: its key, its certificate, an index of all it has issued, and the list of
+//! what was revoked. [`Identity`] is the one place where a client's certificate is read: whoever decides
+//! anything by a certificate decides it by that. [`Revocations`] is a list of revoked ones, as
+//! a gateway reads it. docs/PKI.md has the files and the names in certificates.
+
+mod authority;
+mod files;
+mod identity;
+mod index;
+mod revoked;
+
+pub use authority::{Authority, Issued, Kind, Request};
+pub use identity::{Disks, HolderName, Identity, Role, Serial};
+pub use index::{CertificateRecord, Index};
+pub use revoked::Revocations;
+
+use std::path::PathBuf;
+
+/// Why certificates cannot be made, or are not believed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PkiError {
+    /// A certificate that says nothing, or too much, about its holder. Nobody gets any right by it.
+    #[error("this certificate gives no rights: {0}")]
+    Certificate(String),
+    /// Not a list of revoked certificates. Whoever reads it keeps to the one read before.
+    #[error("no list of revoked certificates: {0}")]
+    Revocations(String),
+    /// What was asked for cannot be issued; nothing was.
+    #[error("{0}; nothing was issued")]
+    Request(String),
+    /// It is there already, or is not; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// A file of the authority cannot be used.
+    #[error("certificate authority: {path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The library that makes certificates failed.
+    #[error("making the certificate failed: {0}; nothing was issued")]
+    Making(#[from] rcgen::Error),
+}
+
+impl PkiError {
+    /// Whether it was refused to stay safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}

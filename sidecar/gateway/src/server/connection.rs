@@ -1,0 +1,114 @@
+//! Connections: let in one by one, known by their certificates, bounded.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::{Shared, request};
+use crate::counters::{Now, add};
+use crate::pki::Identity;
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Most headers of a request, and most bytes of them.
+const HEADERS_MAX: usize = 32;
+const HEADER_BYTES_MAX: usize = 16 << 10;
+/// The pause after a connection that could not be taken: no descriptors, most likely.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Takes connections until it is told to stop.
+pub(super) async fn accept(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    stop: &mut watch::Receiver<bool>,
+) {
+    loop {
+        let taken = tokio::select! {
+            taken = listener.accept() => taken,
+            _ = stop.changed() => return,
+        };
+        let (stream, peer) = match taken {
+            Ok(taken) => taken,
+            Err(e) => {
+                tracing::warn!("no connection can be taken: {e}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+            add(&shared.counters.connections_refused_total, 1);
+            tracing::warn!("{peer}: not let in: too many connections");
+            continue;
+        };
+        tokio::spawn(serve(Arc::clone(shared), stream, peer, place, stop.clone()));
+    }
+}
+
+/// Waits until all connections have ended, for so long at most.
+pub(super) async fn drain(shared: &Shared, at_most: Duration) {
+    let all = shared.limits.connections as u32;
+    let _ = timeout(at_most, shared.connections.acquire_many(all)).await;
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
+    mut stop: watch::Receiver<bool>,
+) {
+    let refused = |why: &str| {
+        add(&shared.counters.connections_refused_total, 1);
+        tracing::info!("{peer}: not let in: {why}");
+    };
+    let _ = stream.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(shared.tls.server());
+    let tls = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(e)) => return refused(&e.to_string()),
+        Err(_) => return refused("the handshake takes too long"),
+    };
+    let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let who = match certificate.map(|certificate| Identity::from_der(certificate)) {
+        Some(Ok(who)) => Arc::new(who),
+        Some(Err(e)) => return refused(&e.to_string()),
+        None => return refused("no certificate"),
+    };
+    let client = shared.clients.of(who.name.as_str());
+    let Some(_connection) = client.connection() else {
+        return refused(&format!("{} has too many connections", who.name));
+    };
+    add(&shared.counters.connections_total, 1);
+    let _open = Now::more(&shared.counters.connections);
+    let answer = service_fn(|request| {
+        let (shared, who, client) = (Arc::clone(&shared), Arc::clone(&who), Arc::clone(&client));
+        async move { Ok::<_, Infallible>(request::answer(shared, who, client, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.limits.stall)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .half_close(false)
+        .serve_connection(TokioIo::new(tls), answer);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stop.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!("{peer} ({}): {e}", who.name);
+    }
+}

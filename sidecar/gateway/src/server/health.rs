@@ -1,0 +1,116 @@
+//! The plain listener for those who watch: `/healthz`, `/readyz`, `/metrics`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::body::{Answer, text, with};
+use crate::counters::line;
+
+/// How long the store has to answer.
+const STORE_ANSWERS: Duration = Duration::from_secs(5);
+/// Connections at a time.
+const CONNECTIONS: usize = 32;
+/// How long a request may take to come.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Whether requests should come here.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    stopping: AtomicBool,
+}
+
+impl Ready {
+    /// It is about to end.
+    pub fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers until the process ends.
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let answer = service_fn(|request| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(STALL)
+                .keep_alive(false)
+                .max_headers(32)
+                .serve_connection(TokioIo::new(stream), answer);
+            let _ = timeout(STALL * 3, served).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "GET");
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok"),
+        "/readyz" => match ready(shared).await {
+            Ok(()) => text(StatusCode::OK, "ready"),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+        },
+        "/metrics" => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            with(StatusCode::OK, kind, metrics(shared).into())
+        }
+        _ => text(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics"),
+    }
+}
+
+/// Whether the store answers. A gateway whose cache takes segments while the store is away is not ready for
+/// more sources, though those it has go on.
+async fn ready(shared: &Shared) -> Result<(), String> {
+    if shared.ready.stopping.load(Ordering::Relaxed) {
+        return Err("stopping".into());
+    }
+    match timeout(STORE_ANSWERS, shared.store.head(&Path::from("vault.json"))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => {
+            tracing::warn!("not ready: {e}");
+            Err("the store fails".into())
+        }
+        Err(_) => Err("the store does not answer".into()),
+    }
+}
+
+fn metrics(shared: &Shared) -> String {
+    let mut text = shared.counters.text();
+    let (segments, bytes, failed, done) = shared.spool.counts();
+    for (name, kind, help, value) in [
+        ("cache_segments", "gauge", "Segments that are here and not in the store.", segments),
+        ("cache_bytes", "gauge", "Their bytes.", bytes),
+        ("uploads_failed_total", "counter", "Uploads to the store that failed.", failed),
+        ("uploads_total", "counter", "Uploads to the store that were done.", done),
+    ] {
+        line(&mut text, name, kind, help, value);
+    }
+    text
+}

@@ -1,0 +1,162 @@
+//! One command a name: two that fail over, fail back or replicate the same disk at once would each believe
+//! what the other is just changing.
+//!
+//! A lock of the process (`fcntl(2)`, `F_SETLK`), not of the open file: a driver that the command starts is a
+//! fork of it, and must not keep the lock. Such a lock goes with its process, however that ends. A command that
+//! runs another for the same name (failback runs `replica`) lends it the lock: whoever was started by the holder
+//! goes on without one of its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backstay_format::DiskName;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::FailoverError;
+use super::record::make_folder;
+
+/// A name that no other command of this host is at work on, until this is dropped.
+#[derive(Debug)]
+pub struct NameLock {
+    /// None if it is the lock of the command that started this one.
+    _file: Option<File>,
+    path: PathBuf,
+    /// Whose it is: a fork that drops it must not remove it.
+    pid: u32,
+}
+
+impl NameLock {
+    /// Takes the lock of a name for what a command does. Take it once in a process: the first that is dropped
+    /// gives it back.
+    ///
+    /// # Errors
+    /// [`FailoverError::Busy`] if another command has it; or the state directory cannot be written.
+    pub fn take(state_root: &Path, name: &DiskName, doing: &str) -> Result<Self, FailoverError> {
+        let path = state_root.join(".failover").join(format!("{name}.lock"));
+        let failed = |source| FailoverError::State { path: path.clone(), source };
+        make_folder(state_root).map_err(failed)?;
+        loop {
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(false).read(true).write(true).mode(0o600);
+            let mut file = options.open(&path).map_err(failed)?;
+            if lock(&file).map_err(failed)? {
+                // Whoever had it may have removed the file since it was opened.
+                if !is_still_there(&file, &path) {
+                    continue;
+                }
+                let _ = file.set_len(0).and_then(|()| file.write_all(doing.as_bytes()));
+                return Ok(Self { _file: Some(file), path, pid: std::process::id() });
+            }
+            let Some(pid) = holder(&file).map_err(failed)? else { continue };
+            if pid == nix::unistd::getppid().as_raw() {
+                return Ok(Self { _file: None, path, pid: 0 });
+            }
+            let doing = fs::read_to_string(&path).unwrap_or_default();
+            return Err(FailoverError::Busy { name: name.clone(), doing, pid });
+        }
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // Before it is given back: who opens the file meanwhile sees that it is gone.
+        if self.pid == std::process::id() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn lock(file: &File) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EACCES | Errno::EAGAIN) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The process that has the lock; none if it is free by now.
+fn holder(file: &File) -> io::Result<Option<i32>> {
+    let mut found = whole_file(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_GETLK(&mut found))?;
+    Ok((i32::from(found.l_type) != libc::F_UNLCK).then_some(found.l_pid))
+}
+
+fn is_still_there(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const ROOT: &str = "BACKSTAY_TEST_LOCK_ROOT";
+
+    /// What another process is told: this very test, started again.
+    fn other(root: &Path, between: bool) -> String {
+        let me = std::env::current_exe().unwrap();
+        let test = "failover::lock::tests::one_command_a_name_and_its_helpers";
+        let mut command = match between {
+            // A shell that does not become the command: it is the parent then.
+            true => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(&me);
+                shell
+            }
+            false => Command::new(&me),
+        };
+        let said = command.args(["--exact", test, "--nocapture"]).env(ROOT, root).output().unwrap();
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    }
+
+    #[test]
+    fn one_command_a_name_and_its_helpers() {
+        let name: DiskName = "db".parse().unwrap();
+        if let Some(root) = std::env::var_os(ROOT) {
+            let taken = NameLock::take(Path::new(&root), &name, "failover commit");
+            println!("TAKEN {}", taken.map_or_else(|e| e.to_string(), |_| "yes".into()));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let file = root.join(".failover/db.lock");
+        let lock = NameLock::take(root, &name, "failback").unwrap();
+        let said = other(root, true);
+        assert!(said.contains("failback"), "{said}");
+        assert!(said.contains(&format!("process {}", std::process::id())), "{said}");
+        // Whom the holder started works for it, and leaves the lock alone.
+        assert!(other(root, false).contains("TAKEN yes"));
+        assert!(file.exists() && !other(root, true).contains("TAKEN yes"));
+        // A daemon that it started does not keep it.
+        let mut daemon = Command::new("/bin/cat");
+        let mut daemon =
+            daemon.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        drop(lock);
+        assert!(!file.exists());
+        assert!(other(root, true).contains("TAKEN yes"));
+        drop(daemon.stdin.take());
+        daemon.wait().unwrap();
+        // One that was killed has left its file: that alone keeps nobody out.
+        fs::write(&file, b"failback").unwrap();
+        drop(NameLock::take(root, &name, "failover status").unwrap());
+        assert!(!file.exists());
+    }
+}

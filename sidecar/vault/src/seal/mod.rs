@@ -1,0 +1,30 @@
+//! Encryption at rest: what a store must not see, and must not be able to make.
+//!
+//! - `secret`, `agree`: secrets in memory, deriving, sealing to a public key
+//! - [`segment`]: a key for each segment; frames and index sealed to their place
+//! - [`sign`]: signatures on recovery points and ledgers; who may make them
+//! - [`keyring`], [`unlock`]: who can open the vault: slots, generations
+//! - [`writer`]: the key of a host that may write and not read
+//! - [`proofs`]: when a slot was opened last
+//! - [`settings`]: what this host has; `keys`, `vault`: how a vault uses it
+//!
+//! docs/FORMAT-VAULT.md says it byte by byte, docs/decisions/0011-encryption.md why.
+
+mod agree;
+pub mod keyring;
+pub mod keys;
+pub mod proofs;
+mod secret;
+pub mod segment;
+pub mod settings;
+pub mod sign;
+pub mod unlock;
+mod vault;
+pub mod writer;
+
+pub use keyring::{Keyring, KeyringError, NewSlot, Slot, SlotKind};
+pub use keys::configure;
+pub use settings::KeySettings;
+pub use unlock::{Hardness, Unlock};
+pub use vault::Tried;
+pub use writer::WriterKey;

@@ -1,0 +1,224 @@
+//! Signatures on recovery points and ledgers, and the certificates of those who may make them.
+//!
+//! The vault has an owner: an Ed25519 key pair whose secret half is sealed in the keyring. A host that can open
+//! the keyring signs as the owner. One that may only write has a key pair of its own, and the owner's
+//! certificate for it. So everyone who knows the owner's public half can check a point, without a secret;
+//! and a store, which can put, delete and move what it likes, can make none.
+
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use uuid::Uuid;
+
+use super::secret::Secret;
+
+const MAGIC: &[u8; 8] = b"BSTYSIGN";
+/// Bytes of an Ed25519 signature.
+const SIGNATURE_BYTES: usize = 64;
+/// What a signed object has after its content.
+pub const TRAILER_BYTES: usize = 8 + 32 + 2 * SIGNATURE_BYTES;
+const OF_OBJECT: &[u8] = b"backstay object 1\0";
+const OF_WRITER: &[u8] = b"backstay writer 1\0";
+const OF_KEYRING: &[u8] = b"backstay keyring 1\0";
+
+/// An Ed25519 public key.
+pub type PublicKey = [u8; 32];
+
+/// Why a signature does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotSigned {
+    /// There is none.
+    #[error("it is not signed")]
+    Missing,
+    /// Its signer has no certificate of the vault's owner.
+    #[error("it is signed by somebody whom the vault's owner did not allow to write")]
+    Stranger,
+    /// It is of other bytes, another object or another vault.
+    #[error("its signature does not fit: it was changed, or is another object")]
+    Wrong,
+}
+
+/// Signs objects of one vault.
+pub struct Signer {
+    pair: Ed25519KeyPair,
+    /// All zero for the owner.
+    certificate: [u8; SIGNATURE_BYTES],
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Signer({})", super::secret::hex(&self.public()))
+    }
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut out = [0; N];
+    let len = bytes.len().min(N);
+    out[..len].copy_from_slice(&bytes[..len]);
+    out
+}
+
+impl Signer {
+    /// The owner, from the secret half.
+    pub(crate) fn owner(seed: &Secret) -> Option<Self> {
+        Self::certified(seed, [0; SIGNATURE_BYTES])
+    }
+
+    /// A writer, from its secret half and its certificate.
+    pub(crate) fn certified(seed: &Secret, certificate: [u8; SIGNATURE_BYTES]) -> Option<Self> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.bytes()).ok()?;
+        Some(Self { pair, certificate })
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        fixed(self.pair.public_key().as_ref())
+    }
+
+    /// Its certificate.
+    pub(crate) fn certificate(&self) -> &[u8; SIGNATURE_BYTES] {
+        &self.certificate
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        fixed(self.pair.sign(message).as_ref())
+    }
+
+    /// Allows another key pair to write.
+    pub(crate) fn certify(&self, vault: Uuid, writer: &PublicKey) -> [u8; SIGNATURE_BYTES] {
+        self.sign(&of_writer(vault, writer))
+    }
+
+    /// Signs the canonical form of a keyring.
+    pub(crate) fn sign_keyring(&self, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.sign(&[OF_KEYRING, body].concat())
+    }
+
+    /// The bytes of an object with its signature behind.
+    #[must_use]
+    pub fn signed(&self, vault: Uuid, key: &str, mut bytes: Vec<u8>) -> Vec<u8> {
+        let signature = self.sign(&of_object(vault, key, &bytes));
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&self.public());
+        bytes.extend_from_slice(&self.certificate);
+        bytes.extend_from_slice(&signature);
+        bytes
+    }
+}
+
+fn of_writer(vault: Uuid, writer: &PublicKey) -> Vec<u8> {
+    [OF_WRITER, vault.as_bytes(), writer].concat()
+}
+
+fn of_object(vault: Uuid, key: &str, bytes: &[u8]) -> Vec<u8> {
+    let len = (key.len() as u32).to_le_bytes();
+    [OF_OBJECT, vault.as_bytes(), &len, key.as_bytes(), bytes].concat()
+}
+
+fn holds(public: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, public).verify(message, signature).is_ok()
+}
+
+/// Whether a keyring's signature is its owner's.
+pub(crate) fn keyring_holds(owner: &PublicKey, body: &[u8], signature: &[u8]) -> bool {
+    holds(owner, &[OF_KEYRING, body].concat(), signature)
+}
+
+/// Whether a writer has the owner's certificate.
+pub(crate) fn certificate_holds(
+    owner: &PublicKey,
+    vault: Uuid,
+    writer: &PublicKey,
+    certificate: &[u8],
+) -> bool {
+    holds(owner, &of_writer(vault, writer), certificate)
+}
+
+/// Splits an object into content and trailer, if it has one.
+fn split(bytes: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match bytes.len().checked_sub(TRAILER_BYTES) {
+        Some(at) if bytes[at..].starts_with(MAGIC) => (&bytes[..at], Some(&bytes[at + 8..])),
+        _ => (bytes, None),
+    }
+}
+
+/// An object's content, whoever signed it, or nobody.
+#[must_use]
+pub fn content(bytes: &[u8]) -> &[u8] {
+    split(bytes).0
+}
+
+/// Who signed an object of a vault, if its owner or one whom the owner allowed to.
+///
+/// # Errors
+/// If nobody did.
+pub fn signed_by(
+    owner: &PublicKey,
+    vault: Uuid,
+    key: &str,
+    bytes: &[u8],
+) -> Result<PublicKey, NotSigned> {
+    let (content, trailer) = split(bytes);
+    let trailer = trailer.ok_or(NotSigned::Missing)?;
+    let (signer, rest) = trailer.split_first_chunk::<32>().ok_or(NotSigned::Missing)?;
+    let (certificate, signature) = rest.split_at(SIGNATURE_BYTES);
+    if signer != owner && !certificate_holds(owner, vault, signer, certificate) {
+        return Err(NotSigned::Stranger);
+    }
+    match holds(signer, &of_object(vault, key, content), signature) {
+        true => Ok(*signer),
+        false => Err(NotSigned::Wrong),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::secret::{hex, unhex};
+    use super::*;
+
+    /// RFC 8032, 7.1, test 2.
+    #[test]
+    fn ed25519_as_the_rfc_has_it() {
+        let seed = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb";
+        let signer = Signer::owner(&Secret::of(&unhex(seed).unwrap()).unwrap()).unwrap();
+        assert_eq!(
+            hex(&signer.public()),
+            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+        );
+        assert_eq!(
+            hex(&signer.sign(&[0x72])),
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
+             085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+        );
+    }
+
+    #[test]
+    fn only_the_owner_and_those_it_allowed_sign() {
+        let (vault, other) = (Uuid::from_bytes([1; 16]), Uuid::from_bytes([2; 16]));
+        let owner = Signer::owner(&Secret::new([3; 32])).unwrap();
+        let writer = Signer::owner(&Secret::new([4; 32])).unwrap();
+        let certificate = owner.certify(vault, &writer.public());
+        let writer = Signer::certified(&Secret::new([4; 32]), certificate).unwrap();
+        let stranger = Signer::owner(&Secret::new([5; 32])).unwrap();
+        let check = |vault, key: &str, bytes: &[u8]| signed_by(&owner.public(), vault, key, bytes);
+        for signer in [&owner, &writer] {
+            let bytes = signer.signed(vault, "disks/a/points/1", b"content".to_vec());
+            assert_eq!(content(&bytes), b"content");
+            assert_eq!(check(vault, "disks/a/points/1", &bytes), Ok(signer.public()));
+            assert_eq!(check(vault, "disks/a/points/2", &bytes), Err(NotSigned::Wrong));
+            assert_eq!(check(vault, "disks/b/points/1", &bytes), Err(NotSigned::Wrong));
+            assert!(check(other, "disks/a/points/1", &bytes).is_err());
+            for at in 0..bytes.len() {
+                // A certificate is of no use to the owner, and not looked at.
+                if signer.public() == owner.public() && (47..111).contains(&at) {
+                    continue;
+                }
+                let mut bad = bytes.clone();
+                bad[at] ^= 1;
+                assert!(check(vault, "disks/a/points/1", &bad).is_err(), "byte {at}");
+            }
+        }
+        let bytes = stranger.signed(vault, "k", vec![]);
+        assert_eq!(check(vault, "k", &bytes), Err(NotSigned::Stranger));
+        assert_eq!(check(vault, "k", b"content"), Err(NotSigned::Missing));
+    }
+}

@@ -1,0 +1,403 @@
+//! A vault that is encrypted: finding its keys, sealing and opening through them, making and changing its keyring.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::keyring::{Keyring, KeyringError, NewSlot, Opened};
+use super::keys::{Keychain, Keys, NoSegmentKey};
+use super::segment::{Envelope, SegmentKey};
+use super::settings::{KeySettings, read_writer};
+use super::sign::{content, signed_by};
+use super::unlock::Unlock;
+use super::writer::WriterKey;
+use crate::error::VaultError;
+use crate::format::document::VaultRecord;
+use crate::format::segment::SegmentId;
+use crate::store::{VAULT_OBJECT, Vault, now_unix_ns, segment_key};
+
+const PREFIX: &str = "keys";
+/// Revisions that others may put while one is put.
+const ROUNDS_MAX: usize = 16;
+
+/// The key of a revision of the keyring.
+pub(crate) fn keyring_key(revision: u64) -> String {
+    format!("{PREFIX}/{revision:020}")
+}
+
+/// A way to open a vault that this host has, and what came of it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Tried {
+    /// What it is: never the secret.
+    pub what: String,
+    /// The slot that it opened.
+    pub slot: Option<u32>,
+    /// Why it opened none.
+    pub problem: Option<String>,
+}
+
+impl Vault {
+    /// Whether what is in it is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.inner.record.get().is_some_and(|record| record.encrypted)
+    }
+
+    /// Whether this host can only write into it: what others put there, it cannot read.
+    #[must_use]
+    pub fn is_write_only(&self) -> bool {
+        self.is_encrypted() && self.inner.keychain.settings.writer_file.is_some()
+    }
+
+    /// Its identity, as far as it was read.
+    #[must_use]
+    pub fn id(&self) -> Option<Uuid> {
+        self.inner.record.get().map(|record| record.vault)
+    }
+
+    fn locked(&self, reason: String) -> VaultError {
+        VaultError::Locked { url: self.inner.url.clone(), reason }
+    }
+
+    /// Takes what `vault.json` says, unless this host must not use such a vault.
+    pub(crate) fn take_record(&self, record: VaultRecord) -> Result<(), VaultError> {
+        if self.inner.keychain.settings.required && !record.encrypted {
+            let reason = "it is not encrypted, and [encryption] of this host's configuration says \
+                          that its vaults are. Nothing was written. A vault cannot be encrypted \
+                          later: make a new one with backstay key init; or, if this is meant, set \
+                          required = false"
+                .into();
+            return Err(VaultError::Url { url: self.inner.url.clone(), reason });
+        }
+        let _ = self.inner.record.set(record);
+        Ok(())
+    }
+
+    /// The newest keyring, checked but not opened; `None` if the vault is not encrypted.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged or another vault's.
+    pub fn keyring(&self) -> Result<Option<Keyring>, VaultError> {
+        let Some(record) = self.inner.record.get().filter(|record| record.encrypted) else {
+            return Ok(None);
+        };
+        for _ in 0..ROUNDS_MAX {
+            let revisions = self.numbers_to_newest(PREFIX, keyring_key)?;
+            let Some(&revision) = revisions.last() else {
+                return Err(
+                    self.locked("its keyring is gone: without keys/ nobody can read it".into())
+                );
+            };
+            let key = keyring_key(revision);
+            let keyring = match self.document::<Keyring>(&key) {
+                // A revision that was removed by a person.
+                Err(VaultError::NotFound { .. }) => continue,
+                keyring => keyring?,
+            };
+            keyring
+                .check(record.vault)
+                .map_err(|source| VaultError::Damaged { object: key.clone(), source })?;
+            if keyring.revision != revision {
+                let reason = format!("it is revision {}", keyring.revision);
+                return Err(VaultError::Inconsistent { object: key, reason });
+            }
+            return Ok(Some(keyring));
+        }
+        Err(self.locked("its keyring was replaced again and again while it was read".into()))
+    }
+
+    /// The keys of an encrypted vault.
+    ///
+    /// # Errors
+    /// [`VaultError::Locked`] if this host has none that open it.
+    pub fn keys(&self) -> Result<&Arc<Keys>, VaultError> {
+        if let Some(keys) = self.inner.keys.get() {
+            return Ok(keys);
+        }
+        let keys = self.find_keys(&self.inner.keychain)?;
+        Ok(self.inner.keys.get_or_init(|| keys))
+    }
+
+    fn find_keys(&self, chain: &Keychain) -> Result<Arc<Keys>, VaultError> {
+        let Some(vault) = self.id().filter(|_| self.is_encrypted()) else {
+            return Err(self.locked("it is not encrypted".into()));
+        };
+        if let Some(path) = &chain.settings.writer_file {
+            if let Some(keys) = chain.known(vault, None) {
+                return Ok(keys);
+            }
+            let wrong = |why: &str| self.locked(format!("writer's key {}: {why}", path.display()));
+            let key = read_writer(path).map_err(|e| wrong(&e.to_string()))?;
+            let writer = key.writer().ok_or_else(|| wrong("it does not fit together"))?;
+            if writer.vault != vault {
+                return Err(wrong("it is another vault's"));
+            }
+            return Ok(chain.keep(Keys::of_writer(chain, writer)));
+        }
+        let Some(keyring) = self.keyring()? else {
+            return Err(self.locked("it is not encrypted".into()));
+        };
+        if let Some(keys) = chain.known(vault, Some(&keyring)) {
+            return Ok(keys);
+        }
+        let (opened, tried) = self.unlock(&keyring, &chain.settings)?;
+        match opened.and_then(|opened| Keys::of_keyring(chain, &keyring, opened)) {
+            Some(keys) => Ok(chain.keep(keys)),
+            None => Err(self.locked(why_not(&tried))),
+        }
+    }
+
+    /// Opens a keyring with what this host has.
+    fn unlock(
+        &self,
+        keyring: &Keyring,
+        settings: &KeySettings,
+    ) -> Result<(Option<Opened>, Vec<Tried>), VaultError> {
+        self.check_owner(keyring, settings)?;
+        let mut tried = vec![];
+        for (what, unlock) in settings.ways(&self.inner.url) {
+            let unlock = match unlock {
+                Ok(unlock) => unlock,
+                Err(e) => {
+                    tried.push(Tried { what, slot: None, problem: Some(e.to_string()) });
+                    continue;
+                }
+            };
+            match keyring.open(&unlock) {
+                Some(opened) => {
+                    if matches!(unlock, Unlock::Identities(_)) && settings.owner.is_none() {
+                        tracing::warn!(
+                            "{}: an age identity cannot tell whether the vault's keyring is the one \
+                             you made: set owner = {:?} in [encryption]",
+                            self.inner.url,
+                            keyring.owner
+                        );
+                    }
+                    let slot = Some(opened.slot);
+                    tried.push(Tried { what, slot, problem: None });
+                    return Ok((Some(opened), tried));
+                }
+                None => {
+                    let problem = Some("it opens no slot of this vault".into());
+                    tried.push(Tried { what, slot: None, problem });
+                }
+            }
+        }
+        Ok((None, tried))
+    }
+
+    fn check_owner(&self, keyring: &Keyring, settings: &KeySettings) -> Result<(), VaultError> {
+        match settings.owner {
+            Some(owner) if keyring.owner() != Some(owner) => Err(self.locked(
+                "its keyring is not of the owner that [encryption] of this host's configuration \
+                 names: somebody has put another one there, or this is another vault"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries every way this host has.
+    ///
+    /// # Errors
+    /// If the keyring cannot be read, or is not of the owner that this host believes.
+    pub fn try_keys(&self) -> Result<Vec<Tried>, VaultError> {
+        let settings = &self.inner.keychain.settings;
+        let Some(keyring) = self.keyring()? else { return Ok(vec![]) };
+        self.check_owner(&keyring, settings)?;
+        let mut tried = vec![];
+        for (what, unlock) in settings.ways(&self.inner.url) {
+            let opened = match unlock {
+                Ok(unlock) => match keyring.open(&unlock) {
+                    Some(opened) => Ok(opened.slot),
+                    None => Err("it opens no slot of this vault".into()),
+                },
+                Err(e) => Err(e.to_string()),
+            };
+            let (slot, problem) = (opened.as_ref().ok().copied(), opened.err());
+            tried.push(Tried { what, slot, problem });
+        }
+        Ok(tried)
+    }
+
+    /// The keyring, opened, to change it.
+    ///
+    /// # Errors
+    /// If the vault is not encrypted, or nothing this host has opens it.
+    pub fn open_keyring(&self) -> Result<(Keyring, Opened), VaultError> {
+        let keyring = self.keyring()?.ok_or_else(|| {
+            self.locked("it is not encrypted, and cannot be encrypted later: make a new one".into())
+        })?;
+        let (opened, tried) = self.unlock(&keyring, &self.inner.keychain.settings)?;
+        opened.map(|opened| (keyring, opened)).ok_or_else(|| self.locked(why_not(&tried)))
+    }
+
+    /// Puts the next revision of the keyring. Those before it stay: they are small, and what a removed slot could open
+    /// it has opened.
+    ///
+    /// # Errors
+    /// If the vault cannot be written, or another was faster.
+    pub fn put_keyring(&self, keyring: &Keyring) -> Result<(), VaultError> {
+        let key = keyring_key(keyring.revision);
+        self.put_document(&key, keyring)
+    }
+
+    /// A key for a host that may write and not read.
+    ///
+    /// # Errors
+    /// If the keyring does not open.
+    pub fn new_writer(&self, label: &str) -> Result<WriterKey, VaultError> {
+        let (keyring, opened) = self.open_keyring()?;
+        WriterKey::new(&keyring, &opened, label).map_err(|_| self.no_random())
+    }
+
+    fn no_random(&self) -> VaultError {
+        self.locked("the system has no random bytes to give".into())
+    }
+
+    /// The key to seal a segment with; `None` in a vault that is not encrypted.
+    pub(crate) fn segment_key_to_seal(
+        &self,
+        id: SegmentId,
+    ) -> Result<Option<(SegmentKey, Envelope)>, VaultError> {
+        if !self.is_encrypted() {
+            return Ok(None);
+        }
+        self.keys()?.seal(id).map(Some).map_err(|_| self.no_random())
+    }
+
+    /// The key of a segment that is there.
+    pub(crate) fn segment_key_to_open(
+        &self,
+        id: SegmentId,
+        envelope: &Envelope,
+    ) -> Result<Arc<SegmentKey>, VaultError> {
+        if let Some(known) = self.inner.segment_keys.get(id).filter(|key| key.is_of(envelope)) {
+            return Ok(known);
+        }
+        let key = self.keys()?.open(id, envelope).map_err(|e| match e {
+            NoSegmentKey::WriteOnly => VaultError::WriteOnly { object: segment_key(id) },
+            NoSegmentKey::NoGeneration(generation) => self.locked(format!(
+                "{} is sealed to generation {generation} of its key, which the keyring does not \
+                 have: the newest revision below keys/ is missing",
+                segment_key(id)
+            )),
+            NoSegmentKey::Malformed => VaultError::Inconsistent {
+                object: segment_key(id),
+                reason: "what it is sealed with is no key".into(),
+            },
+            NoSegmentKey::NoRandom => self.no_random(),
+        })?;
+        let key = Arc::new(key);
+        self.inner.segment_keys.put(id, &key);
+        Ok(key)
+    }
+
+    /// The key of a segment whose index was read a moment ago.
+    pub(crate) fn known_segment_key(&self, id: SegmentId) -> Option<Arc<SegmentKey>> {
+        self.inner.segment_keys.get(id)
+    }
+
+    /// An object's bytes, signed if the vault is encrypted.
+    pub(crate) fn signed(&self, key: &str, bytes: Vec<u8>) -> Result<Vec<u8>, VaultError> {
+        if !self.is_encrypted() {
+            return Ok(bytes);
+        }
+        let keys = self.keys()?;
+        Ok(keys.signer().signed(keys.vault(), key, bytes))
+    }
+
+    /// An object's content, if its signature is what it should be. A host without any key cannot tell, and can use none
+    /// of what the object leads to: it may look.
+    pub(crate) fn verified<'a>(&self, key: &str, bytes: &'a [u8]) -> Result<&'a [u8], VaultError> {
+        if !self.is_encrypted()
+            || (self.inner.keys.get().is_none() && !self.inner.keychain.settings.can_unlock())
+        {
+            return Ok(content(bytes));
+        }
+        let keys = self.keys()?;
+        match signed_by(keys.owner(), keys.vault(), key, bytes) {
+            Ok(_) => Ok(content(bytes)),
+            Err(e) => Err(VaultError::Inconsistent { object: key.into(), reason: e.to_string() }),
+        }
+    }
+
+    /// Whether an object that arrives was signed by the vault's owner, or by a writer that it has a certificate
+    /// of. That needs no key but the public half in the keyring.
+    ///
+    /// # Errors
+    /// If it was not, or the keyring cannot be read. In a vault that is not encrypted nothing is signed.
+    pub(crate) fn check_signature(&self, key: &str, bytes: &[u8]) -> Result<(), VaultError> {
+        let Some(keyring) = self.keyring()? else { return Ok(()) };
+        let wrong = |reason: String| VaultError::Inconsistent { object: key.into(), reason };
+        let owner = keyring.owner().ok_or_else(|| wrong("the keyring names no owner".into()))?;
+        signed_by(&owner, keyring.vault, key, bytes).map(drop).map_err(|e| wrong(e.to_string()))
+    }
+
+    /// Makes a new encrypted vault.
+    ///
+    /// # Errors
+    /// If there is one already, or it cannot be made.
+    pub fn create_encrypted(
+        url: &str,
+        label: &str,
+        first: &NewSlot,
+    ) -> Result<(Self, Keyring), VaultError> {
+        let vault = Self::at_new_place(url)?;
+        let exists = || VaultError::Url {
+            url: url.into(),
+            reason:
+                "there is a vault already. One that is not encrypted cannot be encrypted later: \
+                     make a new one somewhere else. To one that is, add a slot: backstay key add"
+                    .into(),
+        };
+        match vault.document::<VaultRecord>(VAULT_OBJECT) {
+            Err(VaultError::NotFound { .. }) => {}
+            Ok(_) => return Err(exists()),
+            Err(e) => return Err(e),
+        }
+        let record = VaultRecord {
+            vault: Uuid::new_v4(),
+            created_unix_ns: now_unix_ns(),
+            names: true,
+            encrypted: true,
+        };
+        // What a killed one left is of no vault.
+        let revision =
+            vault.numbers_to_newest(PREFIX, keyring_key)?.last().map_or(1, |last| last + 1);
+        let made = Keyring::new(record.vault, revision, label, first);
+        let (keyring, opened) = made.map_err(|e| vault.locked(e.to_string()))?;
+        vault.put_keyring(&keyring)?;
+        match vault.put_document(VAULT_OBJECT, &record) {
+            Err(VaultError::Store {
+                source: object_store::Error::AlreadyExists { .. }, ..
+            }) => return Err(exists()),
+            put => put?,
+        }
+        vault.take_record(record)?;
+        let chain = Arc::clone(&vault.inner.keychain);
+        if let Some(keys) = Keys::of_keyring(&chain, &keyring, opened) {
+            let _ = vault.inner.keys.set(chain.keep(keys));
+        }
+        Ok((vault, keyring))
+    }
+
+    /// A keyring's change that failed, in the words of a vault's.
+    #[must_use]
+    pub fn keyring_error(&self, error: &KeyringError) -> VaultError {
+        VaultError::Url { url: self.inner.url.clone(), reason: error.to_string() }
+    }
+}
+
+fn why_not(tried: &[Tried]) -> String {
+    if tried.is_empty() {
+        return "this host has no key for it: set [encryption] in the configuration, or \
+                BACKSTAY_KEY_FILE, BACKSTAY_IDENTITY_FILE or BACKSTAY_PASSPHRASE"
+            .into();
+    }
+    let tried: Vec<String> = tried
+        .iter()
+        .map(|one| format!("{}: {}", one.what, one.problem.as_deref().unwrap_or("it opened")))
+        .collect();
+    format!("nothing this host has opens it ({})", tried.join("; "))
+}

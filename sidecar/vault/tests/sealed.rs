@@ -1,0 +1,336 @@
+//! An encrypted vault: what comes back, what must not be seen, and what a store must not be able to pass off.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use backstay_format::{CycleNo, SectorRange};
+use backstay_vault::read::verify_points;
+use backstay_vault::seal::{Hardness, KeySettings, Keyring, NewSlot};
+use backstay_vault::{Manifest, Vault, VaultError};
+use common::{Lab, Memory};
+use zeroize::Zeroizing;
+
+const SIZE: u64 = 4 << 20;
+const MARKER: &[u8] = b"the plaintext of a customer that no store may see";
+
+fn key_file(dir: &Path, name: &str, byte: u8) -> std::path::PathBuf {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.join(name);
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path).unwrap();
+    std::io::Write::write_all(&mut &file, &[byte; 64]).unwrap();
+    path
+}
+
+fn with_key(path: &Path) -> KeySettings {
+    KeySettings { key_file: Some(path.into()), ..KeySettings::default() }
+}
+
+fn new_slot(byte: u8) -> NewSlot {
+    NewSlot::KeyFile(Zeroizing::new(vec![byte; 64]))
+}
+
+/// A vault with one disk, one key file in slot 1, and keys beside it.
+struct Site {
+    lab: Lab,
+    keys: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = dir.path().to_str().unwrap().to_owned();
+        let (vault, _) = Vault::create_encrypted(&url, "first", &new_slot(1)).unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        key_file(keys.path(), "1", 1);
+        key_file(keys.path(), "2", 2);
+        Self { lab: Lab::with(dir, vault, SIZE), keys }
+    }
+
+    fn url(&self) -> &str {
+        self.lab.vault.url()
+    }
+
+    fn open(&self, key: &str) -> Vault {
+        Vault::open_with(self.url(), with_key(&self.keys.path().join(key))).unwrap()
+    }
+
+    /// Two points; what the disk holds at each.
+    fn history(&self) -> (Vec<(Manifest, Vec<u8>)>, Vec<u8>) {
+        let mut content = vec![0u8; SIZE as usize];
+        fastrand::Rng::with_seed(7).fill(&mut content[..2 << 20]);
+        for at in (0..2 << 20).step_by(64 << 10) {
+            content[at..at + MARKER.len()].copy_from_slice(MARKER);
+        }
+        let first = self.lab.cycle(None, &content, &[self.lab.whole()]).unwrap();
+        let mut points = vec![(first, content.clone())];
+        let run = SectorRange::new(100, 900);
+        content[100 * 512..900 * 512].fill(b'x');
+        let second = self.lab.cycle(Some(&points[0].0), &content, &[run]).unwrap();
+        points.push((second, content.clone()));
+        (points, content)
+    }
+
+    /// What another process sees that has this key.
+    fn restored(&self, vault: &Vault, cycle: u64) -> Result<Vec<u8>, VaultError> {
+        let point = vault.manifest(self.lab.disk, CycleNo(cycle))?;
+        let target = Memory::new(point.size);
+        backstay_vault::read::restore(vault, &point, &target, 2, &|_, _| {})?;
+        Ok(target.bytes())
+    }
+}
+
+fn reason<T>(result: Result<T, VaultError>) -> String {
+    result.err().expect("must fail").to_string()
+}
+
+#[test]
+fn what_went_in_comes_out_for_whoever_has_a_key_and_for_nobody_else() {
+    let site = Site::new();
+    let (points, _) = site.history();
+    let other = site.open("1");
+    for (point, content) in &points {
+        assert_eq!(&site.restored(&other, point.cycle.0).unwrap(), content);
+    }
+    let all: Vec<CycleNo> = points.iter().map(|(point, _)| point.cycle).collect();
+    let verified = verify_points(&other, site.lab.disk, &all, 2, &|_, _| {}).unwrap();
+    assert_eq!(verified.points, 2);
+    let wrong = reason(site.restored(&site.open("2"), 1));
+    assert!(wrong.contains("opens no slot"), "{wrong}");
+    // Without any key the list can be looked at; nothing can be read.
+    let none = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    assert_eq!(none.points(site.lab.disk).unwrap(), all);
+    let none = reason(site.restored(&none, 1));
+    assert!(none.contains("no key"), "{none}");
+}
+
+#[test]
+fn no_object_shows_a_byte_of_what_went_in() {
+    let site = Site::new();
+    let (points, _) = site.history();
+    // Twelve bytes suffice to tell; and a chunk's checksum would tell whoever guesses its content.
+    let chunk = backstay_vault::format::segment::chunk_sum(&points[0].1[..64 << 10]);
+    for path in site.lab.objects() {
+        let bytes = fs::read(&path).unwrap();
+        for secret in [&MARKER[..12], &chunk[..8], &[1; 32], &[b'x'; 16]] {
+            assert!(!bytes.windows(secret.len()).any(|w| w == secret), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn slots_come_and_go_and_a_rotation_keeps_them_all() {
+    let site = Site::new();
+    let (points, _) = site.history();
+    let (keyring, opened) = site.open("1").open_keyring().unwrap();
+    let (keyring, number) = keyring.with_slot(&opened, "second", &new_slot(2)).unwrap();
+    assert_eq!((number, opened.slot), (2, 1));
+    site.lab.vault.put_keyring(&keyring).unwrap();
+    // Another revision of that number cannot be put over it.
+    assert!(site.lab.vault.put_keyring(&keyring.clone().without_slot(&opened, 2).unwrap()).is_ok());
+    let taken = Keyring { written_unix_ns: 1, ..keyring.clone() };
+    assert!(site.lab.vault.put_keyring(&taken).is_err());
+    assert!(reason(site.restored(&site.open("2"), 1)).contains("opens no slot"), "removed again");
+
+    let (keyring, opened) = site.open("1").open_keyring().unwrap();
+    let (keyring, third) = keyring.with_slot(&opened, "third", &new_slot(2)).unwrap();
+    assert_eq!(third, 3, "numbers are not used again");
+    site.lab.vault.put_keyring(&keyring).unwrap();
+    let (keyring, opened) = site.open("2").open_keyring().unwrap();
+    let (keyring, opened) = keyring.rotated(opened).unwrap();
+    site.lab.vault.put_keyring(&keyring).unwrap();
+    // Both, though only one of them was there when it rotated; what is old and what is new.
+    let writer = site.open("1");
+    assert_eq!(writer.keys().unwrap().generation(), 2);
+    let lab = &site.lab;
+    let segments =
+        common::ship(&writer, lab.disk, CycleNo(3), &points[1].1, &[SectorRange::new(0, 8)])
+            .unwrap();
+    for key in ["1", "2"] {
+        let vault = site.open(key);
+        assert_eq!(site.restored(&vault, 1).unwrap(), points[0].1);
+        backstay_vault::read::read_index(&vault, lab.disk, lab.size, &segments[0]).unwrap();
+    }
+    // The revision before, put in its place by a store, does not have the generation.
+    let keys = lab.dir.path().join("keys");
+    fs::remove_file(keys.join(format!("{:020}", keyring.revision))).unwrap();
+    let old = site.open("1");
+    let lost = reason(backstay_vault::read::read_index(&old, lab.disk, lab.size, &segments[0]));
+    assert!(lost.contains("generation 2") && lost.contains("keys/"), "{lost}");
+    // The last slot stays.
+    let one = keyring.without_slot(&opened, 1).unwrap();
+    assert!(one.without_slot(&opened, 3).unwrap_err().to_string().contains("last one"));
+}
+
+#[test]
+fn a_passphrase_and_an_age_identity_open_it_too() {
+    let site = Site::new();
+    let (points, _) = site.history();
+    let (keyring, opened) = site.open("1").open_keyring().unwrap();
+    let hard = Hardness { memory_kib: 64, passes: 1, lanes: 1 };
+    let text = Zeroizing::new("correct horse".to_owned());
+    let (keyring, _) =
+        keyring.with_slot(&opened, "words", &NewSlot::Passphrase(text, hard)).unwrap();
+    let identity = age::x25519::Identity::generate();
+    let recipient = NewSlot::Recipient(identity.to_public().to_string());
+    let (keyring, _) = keyring.with_slot(&opened, "age", &recipient).unwrap();
+    let (keyring, _) = keyring.rotated(opened).unwrap();
+    // Three revisions further; each number is free.
+    site.lab.vault.put_keyring(&keyring).unwrap();
+    let words = site.keys.path().join("words");
+    fs::write(&words, "correct horse\n").unwrap();
+    let age_file = site.keys.path().join("age");
+    use age::secrecy::ExposeSecret;
+    fs::write(&age_file, identity.to_string().expose_secret()).unwrap();
+    for path in [&words, &age_file] {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let by_words = KeySettings { passphrase_file: Some(words), ..KeySettings::default() };
+    let by_age = KeySettings { identity_file: Some(age_file), ..KeySettings::default() };
+    for (slot, settings) in [(2, by_words), (3, by_age.clone())] {
+        let vault = Vault::open_with(site.url(), settings).unwrap();
+        assert_eq!(site.restored(&vault, 2).unwrap(), points[1].1);
+        assert_eq!(vault.try_keys().unwrap()[0].slot, Some(slot));
+    }
+    // A keyring of somebody else's making, sealed to what everybody can see of the slots, is not believed:
+    // by the key file's own proof, and with the owner pinned.
+    let (mut forged, _) = {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, forged) =
+            Vault::create_encrypted(dir.path().to_str().unwrap(), "", &recipient).unwrap();
+        (forged, dir)
+    };
+    forged.vault = keyring.vault;
+    let refused = forged.check(keyring.vault).unwrap_err().to_string();
+    assert!(refused.contains("not signed"), "{refused}");
+    let pinned = KeySettings { owner: Some([9; 32]), ..by_age };
+    let vault = Vault::open_with(site.url(), pinned).unwrap();
+    let refused = reason(site.restored(&vault, 1));
+    assert!(refused.contains("not of the owner"), "{refused}");
+}
+
+#[test]
+fn a_source_that_can_only_write_ships_and_reads_nothing_back() {
+    let site = Site::new();
+    let (points, mut content) = site.history();
+    let key = site.open("1").new_writer("db1").unwrap();
+    let path = site.keys.path().join("writer");
+    fs::write(&path, backstay_vault::format::document::encode(&key).unwrap()).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let settings = KeySettings { writer_file: Some(path), ..KeySettings::default() };
+    let source = Vault::open_with(site.url(), settings.clone()).unwrap();
+    // It sees the points, and that they are the owner's; it reads none of them.
+    let before = source.manifest(site.lab.disk, CycleNo(2)).unwrap();
+    assert_eq!(before, points[1].0);
+    assert!(matches!(site.restored(&source, 2), Err(VaultError::WriteOnly { .. })));
+    // A whole cycle: what it put it can read back and compare, and its point counts everywhere.
+    let run = SectorRange::new(4000, 4100);
+    content[4000 * 512..4100 * 512].fill(b'y');
+    let lab = Lab {
+        vault: source,
+        dir: tempfile::tempdir().unwrap(),
+        disk: site.lab.disk,
+        size: site.lab.size,
+    };
+    let third = lab.cycle(Some(&before), &content, &[run]).unwrap();
+    assert_eq!(site.restored(&site.open("1"), 3).unwrap(), content);
+    // Once it was started again it cannot read even that.
+    let again = Vault::open_with(site.url(), settings).unwrap();
+    let read = backstay_vault::read::read_index(
+        &again,
+        lab.disk,
+        lab.size,
+        third.segments.last().unwrap(),
+    );
+    assert!(matches!(read, Err(VaultError::WriteOnly { .. })), "{read:?}");
+    assert!(format!("{key:?}").len() < 80, "its secret is not printed");
+}
+
+#[test]
+fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
+    let site = Site::new();
+    site.history();
+    let required = KeySettings { required: true, ..with_key(&site.keys.path().join("1")) };
+    let plain = tempfile::tempdir().unwrap();
+    let url = plain.path().to_str().unwrap();
+    let lab = Lab::with(tempfile::tempdir().unwrap(), Vault::create_or_open(url).unwrap(), SIZE);
+    let content = vec![5; SIZE as usize];
+    let point = lab.cycle(None, &content, &[lab.whole()]).unwrap();
+    let refused = reason(Vault::open_with(url, required.clone()));
+    assert!(refused.contains("not encrypted"), "{refused}");
+    assert!(
+        reason(Vault::create_encrypted(url, "", &new_slot(1)))
+            .contains("cannot be encrypted later")
+    );
+    // vault.json of the one put into the other.
+    let record = plain.path().join("vault.json");
+    let theirs = site.lab.dir.path().join("vault.json");
+    let (ours, encrypted) = (fs::read(&record).unwrap(), fs::read(&theirs).unwrap());
+    fs::write(&theirs, &ours).unwrap();
+    assert!(reason(Vault::open_with(site.url(), required)).contains("not encrypted"));
+    let lax = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    let read = reason(site.restored(&lax, 1));
+    assert!(read.contains("its vault says that it is not"), "{read}");
+    fs::write(&theirs, &encrypted).unwrap();
+    fs::write(&record, &encrypted).unwrap();
+    let keys = plain.path().join("keys");
+    fs::create_dir(&keys).unwrap();
+    fs::copy(
+        site.lab.dir.path().join("keys").join(format!("{:020}", 1)),
+        keys.join(format!("{:020}", 1)),
+    )
+    .unwrap();
+    let vault = Vault::open_with(url, with_key(&site.keys.path().join("1"))).unwrap();
+    assert!(reason(vault.manifest(lab.disk, point.cycle)).contains("not signed"));
+    let read = backstay_vault::read::read_index(&vault, lab.disk, lab.size, &point.segments[0]);
+    assert!(reason(read).contains("its vault says that it is"));
+}
+
+/// Whatever a store puts in the place of something else, it is seen, and not one wrong byte is given out.
+#[test]
+fn objects_swapped_by_the_store_are_not_taken_for_each_other() {
+    let site = Site::new();
+    let (points, _) = site.history();
+    let root = site.lab.dir.path();
+    let disk = root.join("disks").join(site.lab.disk.to_string());
+    let point = |cycle: u64| disk.join("points").join(format!("{cycle:020}"));
+    let reader = || site.open("1");
+    // A point under another's number.
+    let (first, second) = (fs::read(point(1)).unwrap(), fs::read(point(2)).unwrap());
+    fs::write(point(2), &first).unwrap();
+    let seen = reason(reader().manifest(site.lab.disk, CycleNo(2)));
+    assert!(seen.contains("signature does not fit"), "{seen}");
+    // Another list of segments in it, with the checksum put right.
+    let mut bad = second.clone();
+    bad[196] ^= 1;
+    let body = bad.len() - backstay_vault::seal::sign::TRAILER_BYTES;
+    let crc = crc32c::crc32c(&bad[..body - 4]).to_le_bytes();
+    bad[body - 4..body].copy_from_slice(&crc);
+    fs::write(point(2), &bad).unwrap();
+    assert!(reason(reader().manifest(site.lab.disk, CycleNo(2))).contains("signature"));
+    fs::write(point(2), &second).unwrap();
+    // Segments in each other's place.
+    let names = |cycle: u64| -> Vec<_> {
+        let all = fs::read_dir(disk.join("segments")).unwrap().map(|e| e.unwrap().path());
+        let of = format!("{cycle:020}-");
+        let mut all: Vec<_> =
+            all.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with(&of)).collect();
+        all.sort();
+        all
+    };
+    let (older, newer) = (names(1), names(2));
+    assert!(older.len() > 1 && !newer.is_empty());
+    for (a, b) in [(&older[0], &older[1]), (&older[0], &newer[0])] {
+        let (one, other) = (fs::read(a).unwrap(), fs::read(b).unwrap());
+        fs::write(a, &other).unwrap();
+        fs::write(b, &one).unwrap();
+        assert!(site.restored(&reader(), 2).unwrap_err().is_damage());
+        fs::write(a, &one).unwrap();
+        fs::write(b, &other).unwrap();
+    }
+    assert_eq!(site.restored(&reader(), 2).unwrap(), points[1].1);
+}

@@ -1,0 +1,359 @@
+//! Attacks on a whole system, as somebody would try them: looking for secrets in everything that is printed, kept or
+//! handed to other programs, for files that others may read, for names that lead elsewhere.
+//!
+//! docs/SECURITY.md lists which threat is tried where. Needs root, /dev/fuse.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use backstay_tests::harness::command::said;
+use backstay_tests::harness::pki::Pki;
+use backstay_tests::harness::service::wait_for;
+use backstay_tests::harness::{Host, must};
+
+const MIB: u64 = 1 << 20;
+/// In every secret that is planted, and in nothing else.
+const MARK: &str = "hunter2";
+
+/// Everything below a folder, without following links.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_path_buf()];
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(below(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+fn holds_mark(bytes: &[u8]) -> bool {
+    bytes.windows(MARK.len()).any(|window| window == MARK.as_bytes())
+}
+
+/// No file that Backstay made may have a secret in it.
+fn nothing_kept(host: &Host) {
+    for file in [host.path("state"), host.runtime.clone()].iter().flat_map(|dir| below(dir)) {
+        if fs::symlink_metadata(&file).is_ok_and(|about| about.is_file() && about.len() < 32 * MIB)
+        {
+            let bytes = fs::read(&file).unwrap_or_default();
+            assert!(!holds_mark(&bytes), "a secret is in {}", file.display());
+        }
+    }
+}
+
+/// A store that refuses, fails, talks nonsense and hangs up, in turn.
+struct BadStore {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+impl BadStore {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        thread::spawn(move || {
+            for peer in listener.incoming().flatten() {
+                let n = counted.fetch_add(1, Ordering::Relaxed);
+                thread::spawn(move || answer(peer, n));
+            }
+        });
+        Self { url, asked }
+    }
+}
+
+fn answer(peer: TcpStream, n: usize) {
+    let mut reader = BufReader::new(peer);
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+        line.clear();
+    }
+    let refusal = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>";
+    let body = match n % 4 {
+        0 => {
+            format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\n\r\n{refusal}", refusal.len())
+        }
+        1 => "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n".into(),
+        2 => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n<xml>".into(),
+        _ => String::new(),
+    };
+    let _ = reader.get_mut().write_all(body.as_bytes());
+}
+
+/// Writes a file of credentials, and a configuration that reaches a vault with it.
+fn configure(host: &Host, vault: &str, credentials: &str, store: &str) {
+    let file = host.path("credentials");
+    fs::write(&file, credentials).unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let text = format!(
+        "vault = \"{vault}\"\n[store]\ncredentials_file = {file:?}\nretries = 1\nretry_timeout = \"1s\"\n\
+         allow_http = true\n{store}"
+    );
+    fs::write(host.path("backstay.toml"), text).unwrap();
+}
+
+/// Secrets in every place that takes one; every verb that reaches a vault, failing in every way the store knows,
+/// with everything said that can be said.
+#[test]
+fn secrets_are_never_said_when_stores_fail() {
+    let host = Host::new("secrets");
+    let disk = host.disk("d", 4 * MIB);
+    let image = disk.backing.to_str().unwrap();
+    let store = BadStore::start();
+    let s3 = format!(
+        "AWS_ACCESS_KEY_ID=key\nAWS_SECRET_ACCESS_KEY=a{MARK}\nAWS_SESSION_TOKEN=b{MARK}\n"
+    );
+    let account = "AZURE_STORAGE_ACCOUNT_NAME=someone\n";
+    let endpoint = format!("endpoint = \"{}\"\n", store.url);
+    let proxy = |password: &str| format!("proxy = \"http://someone:{password}@127.0.0.1:1\"\n");
+    let google = format!("GOOGLE_SERVICE_ACCOUNT_KEY={{\"private_key\": \"x{MARK}\"}}\n");
+    let places = [
+        ("s3://bucket/x", s3.clone(), endpoint.clone()),
+        ("s3://bucket/x", s3.clone(), format!("{endpoint}{}", proxy(MARK))),
+        (
+            "s3://bucket/x",
+            s3.clone(),
+            format!("endpoint = \"http://someone:{MARK}@127.0.0.1:1\"\n"),
+        ),
+        ("s3://bucket/x", format!("{s3}{MARK}\n"), endpoint.clone()),
+        // A shared access signature stands in each request's URL, which errors like to repeat.
+        (
+            "az://box/x",
+            format!("{account}AZURE_STORAGE_SAS_KEY=sv=1&sig={MARK}\n"),
+            endpoint.clone(),
+        ),
+        (
+            "az://box/x",
+            format!("{account}AZURE_STORAGE_ACCOUNT_KEY=not base64 {MARK}\n"),
+            endpoint.clone(),
+        ),
+        ("gs://bucket/x", google, endpoint.clone()),
+        (&format!("s3://key:{MARK}@bucket/x"), s3, endpoint),
+    ];
+    let verbs: [&[&str]; 6] = [
+        &["protect", image, "--name", "d"],
+        &["points", "d"],
+        &["restore", "d", "--point", "1", "--to", "/nowhere"],
+        &["verify", "d"],
+        &["status"],
+        &["doctor"],
+    ];
+    for (place, credentials, settings) in &places {
+        configure(&host, place, credentials, settings);
+        for verb in verbs {
+            let mut command = host.command();
+            command.args(["-vv"]).args(verb).stdin(Stdio::null());
+            command.env("BACKSTAY_LOG", "trace").env("RUST_BACKTRACE", "1");
+            let output = command.output().unwrap();
+            let text = said(&output);
+            assert!(!text.contains(MARK), "{place} {verb:?} says a secret:\n{text}");
+            assert!(!text.contains("panicked"), "{place} {verb:?}:\n{text}");
+            let may_succeed = matches!(verb[0], "status" | "doctor");
+            assert!(may_succeed || !output.status.success(), "{place} {verb:?}:\n{text}");
+        }
+        nothing_kept(&host);
+    }
+    assert!(store.asked.load(Ordering::Relaxed) > 8, "the store was hardly asked");
+}
+
+/// A service with secrets: its own arguments, those of what it starts, and what these get in their environment.
+#[test]
+fn secrets_are_not_handed_to_other_programs() {
+    let host = Host::new("handed");
+    let disk = host.disk("d", 4 * MIB);
+    let seen = host.path("seen");
+    let look = format!(
+        "env > {0}; for p in $PPID $$; do tr '\\\\0' ' ' < /proc/$p/cmdline >> {0}; done",
+        seen.display()
+    );
+    let hooks = format!("[disk.d.hooks]\npre = [\"{look}\"]\n");
+    let secrets = format!("AWS_SECRET_ACCESS_KEY={MARK}\nAZURE_STORAGE_ACCOUNT_KEY={MARK}\n");
+    configure(&host, &host.vault(), &secrets, &hooks);
+    disk.mount(&[]);
+    for args in [&["cycle", "d"][..], &["status", "d"], &["--json", "status", "d"], &["jobs"]] {
+        let mut command = host.command();
+        command.arg("-vv").args(args).env("BACKSTAY_LOG", "trace");
+        for name in ["AWS_SESSION_TOKEN", "BACKSTAY_PASSPHRASE"] {
+            command.env(name, MARK);
+        }
+        let text = said(&command.output().unwrap());
+        assert!(!text.contains(MARK), "{args:?}: {text}");
+    }
+    let handed = fs::read_to_string(&seen).expect("the hook ran");
+    assert!(handed.contains("BACKSTAY_") && !handed.contains(MARK), "{handed}");
+    let driver = disk.driver_pid().unwrap();
+    for of in ["cmdline", "environ"] {
+        assert!(!holds_mark(&fs::read(format!("/proc/{driver}/{of}")).unwrap()), "{of}");
+    }
+    nothing_kept(&host);
+}
+
+/// A core is read by whoever finds it: a process that may know secrets leaves none, and other processes of its own
+/// user do not look into it. The kernel shows this by whose its files in /proc are.
+#[test]
+fn a_process_that_knows_secrets_leaves_no_core() {
+    const NOBODY: u32 = 65_534;
+    let host = Host::new("core");
+    let program = host.path("backstay");
+    fs::copy(backstay_tests::harness::host::backstay(), &program).unwrap();
+    let home = host.path("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+    let owner = |program: &Path, args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let proc = format!("/proc/{}", child.id());
+        wait_for("the program", || {
+            fs::read_link(format!("{proc}/exe")).is_ok_and(|exe| exe == *program)
+        });
+        let dumpable = || fs::metadata(format!("{proc}/mem")).unwrap().uid() == NOBODY;
+        // Between its first instruction and the call.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        while dumpable() && std::time::Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let dumpable = dumpable();
+        let _ = child.kill();
+        child.wait().unwrap();
+        dumpable
+    };
+    assert!(owner(&fs::canonicalize("/bin/cat").unwrap(), &[]), "this test can tell");
+    let home = home.to_str().unwrap();
+    let args = ["--state-dir", home, "--runtime-dir", home, "sidecar"];
+    assert!(!owner(&program, &args), "others of its user may look into it");
+}
+
+/// With a umask that takes nothing away, what is made is its owner's alone all the same.
+#[test]
+fn what_is_made_is_the_owners_alone() {
+    let host = Host::new("modes");
+    let disk = host.disk("d", 4 * MIB);
+    let (dir, backing) = (host.dir.display(), disk.backing.display());
+    host.try_backstay(&["status"]);
+    let backstay = format!(
+        "{} --config {dir}/backstay.toml --state-dir {dir}/state --runtime-dir {}",
+        backstay_tests::harness::host::backstay().display(),
+        host.runtime.display()
+    );
+    fs::remove_dir_all(&host.runtime).unwrap();
+    let script = [
+        format!("mount {backing} --name d"),
+        "cycle d".into(),
+        format!("restore d --point 1 --to {dir}/restored.img"),
+        format!("export d --point 1 --to {dir}/exported.qcow2 --format qcow2"),
+        "pin d 1".into(),
+        "verify d".into(),
+        format!("pki init {dir}/pki"),
+        format!("pki issue {dir}/pki h --role source --disk d"),
+        format!("pki revoke {dir}/pki h"),
+    ];
+    for line in script {
+        must("sh", ["-c", &format!("umask 000; exec {backstay} {line}")]);
+    }
+    let service = format!("umask 000; exec {backstay} sidecar");
+    let mut service = Command::new("sh").args(["-c", &service]).spawn().unwrap();
+    wait_for("the sidecar", || host.try_backstay(&["cycle", "d", "--by-sidecar"]).status.success());
+    let mut open = vec![];
+    let made =
+        ["state", "vault", "pki", "restored.img", "exported.qcow2"].map(|name| host.path(name));
+    for path in made.iter().chain([&host.runtime]).flat_map(|top| below(top)) {
+        let about = fs::symlink_metadata(&path).unwrap();
+        let served = path.starts_with(host.runtime.join("d")) && about.dev() != dev(&host.runtime);
+        if about.mode() & 0o077 != 0 && !about.file_type().is_symlink() && !served {
+            let kind = if about.file_type().is_socket() { "socket" } else { "file or folder" };
+            open.push(format!("{} ({kind}, {:o})", path.display(), about.mode() & 0o7777));
+        }
+    }
+    must("kill", [service.id().to_string()]);
+    service.wait().unwrap();
+    assert!(open.is_empty(), "others may use:\n{}", open.join("\n"));
+}
+
+fn dev(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().dev()
+}
+
+/// Names on the command line become folders and keys.
+#[test]
+fn names_that_lead_elsewhere_are_refused_before_anything_is_made() {
+    let host = Host::new("paths");
+    let disk = host.disk("d", 4 * MIB);
+    let image = disk.backing.to_str().unwrap();
+    let long = "x".repeat(65);
+    for name in ["../d", "a/b", "/etc", ".", "..", ".d", "d\n", "", "%2e%2e", "d\\..", &long] {
+        for verb in [
+            &["mount", image, "--name", name][..],
+            &["protect", image, "--name", name],
+            &["rename", "d", name],
+            &["status", "--", name],
+            &["restore", name, "--point", "1", "--to", "/nowhere"],
+            &["pin", name, "1"],
+            &["group", "points", name],
+            &["pki", "issue", "/nowhere", name, "--role", "source", "--disk", "d"],
+            &["pki", "issue", "/nowhere", "h", "--role", "source", "--disk", name],
+        ] {
+            let output = host.try_backstay(verb);
+            assert!(!output.status.success(), "{verb:?}: {}", said(&output));
+        }
+    }
+    for made in ["state", "vault"] {
+        assert!(below(&host.path(made)).len() <= 1, "{:?}", below(&host.path(made)));
+    }
+}
+
+/// Keys are in files, and nowhere else.
+#[test]
+fn a_key_is_printed_by_no_verb() {
+    let host = Host::new("pki");
+    let pki = Pki::new(&host.dir);
+    let mut printed = String::new();
+    for args in [
+        &["issue", "h", "--role", "source", "--disk", "d"][..],
+        &["renew", "h"],
+        &["list"],
+        &["revoke", "h"],
+        &["--json", "list"],
+    ] {
+        let mut command = host.command();
+        let (json, args) = match args {
+            ["--json", rest @ ..] => (true, rest),
+            args => (false, args),
+        };
+        command.args(json.then_some("--json")).arg("-vv").env("BACKSTAY_LOG", "trace");
+        command.args(["pki", args[0]]).arg(host.path("pki")).args(&args[1..]);
+        printed += &said(&command.output().unwrap());
+    }
+    let keys = [host.path("pki/ca.key"), pki.bundle("h"), pki.bundle("gateway")];
+    for line in keys.iter().flat_map(|key| secret_lines(key)) {
+        assert!(!printed.contains(&line), "{printed}");
+    }
+    // A key that is damaged is not repeated in the error, either.
+    let key = host.path("pki/ca.key");
+    let damaged = fs::read_to_string(&key).unwrap().replacen('M', MARK, 1);
+    fs::write(&key, damaged).unwrap();
+    let dir = host.path("pki");
+    let failed = host.try_backstay(&["-vv", "pki", "revoke", dir.to_str().unwrap(), "gateway"]);
+    let text = said(&failed);
+    assert!(!failed.status.success() && !text.contains(MARK), "{text}");
+}
+
+/// The lines of a key in a PEM file.
+fn secret_lines(file: &Path) -> Vec<String> {
+    let mut text = String::new();
+    fs::File::open(file).unwrap().read_to_string(&mut text).unwrap();
+    let key = text.split("PRIVATE KEY-----").nth(1).expect("a key");
+    let lines: Vec<String> = key.lines().filter(|l| l.len() > 20).map(str::to_owned).collect();
+    assert!(!lines.is_empty(), "{}", file.display());
+    lines
+}

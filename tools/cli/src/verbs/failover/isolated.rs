@@ -1,0 +1,38 @@
+//! A command that tries what a test failover brought up, with nobody to talk to.
+
+use anyhow::{Context as _, bail};
+use backstay_format::DiskName;
+
+use super::super::attach::loop_devices;
+use super::local;
+use crate::context::Context;
+use crate::programs::command;
+
+/// A network, mounts, process numbers and shared memory of its own; all that it started ends with it.
+const APART: [&str; 7] =
+    ["--net", "--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"];
+
+/// In there the loopback is down at first, and many programs want it.
+const INSIDE: &str = "ip link set lo up && exec /bin/sh -c \"$0\"";
+
+/// Runs a command line apart from the host's network; it must succeed. The disk has a loop device.
+pub fn run(context: &Context, name: &DiskName, line: &str) -> anyhow::Result<()> {
+    let status =
+        local::driver(context, name).with_context(|| format!("disk {name} is not served"))?;
+    let device = loop_devices(&status.served)?.into_iter().next().unwrap_or_default();
+    let ended = command("unshare")
+        .args(APART)
+        .args(["/bin/sh", "-c", INSIDE, line])
+        .env("BACKSTAY_DISK", name.as_str())
+        .env("BACKSTAY_DEVICE", device)
+        .env("BACKSTAY_SERVED", &status.served)
+        .status()
+        .context("unshare could not be started (package util-linux)")?;
+    if !ended.success() {
+        bail!(
+            "disk {name}: {line:?}: {ended}; the test stays up, to be looked at: backstay failover cleanup {name} \
+             removes it"
+        );
+    }
+    Ok(())
+}

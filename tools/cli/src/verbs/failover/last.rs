@@ -1,0 +1,108 @@
+//! The cycles of a handover: by the sidecar, before everything else that waits, or here.
+
+use std::time::{Duration, Instant};
+
+use backstay_format::DiskName;
+use backstay_format::control::DriverStatus;
+use backstay_recovery::failover::step;
+use backstay_sidecar::jobs::{JobBook, JobHandle, JobState};
+use backstay_sidecar::record::Record;
+use backstay_sidecar::requests::{Asked, ask};
+use backstay_sidecar::service::is_running;
+
+use super::super::cycle::run_once;
+use super::super::progress::Progress;
+use super::local;
+use crate::context::Context;
+
+/// How often it is looked how far the sidecar is: nothing tells.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often a sidecar is asked that has not begun: it may have been looking away while the disk was stopped.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long a sidecar may take to begin: with all its slots taken, the cycle is made here.
+const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Ships what a disk has: there is a newer point then. Of a disk that nobody uses (`quiet`) all is in that
+/// point; of another one, most, so that what is left takes little time.
+pub fn ship(
+    context: &Context,
+    (name, vault): (&DiskName, &str),
+    quiet: bool,
+    job: &JobHandle,
+) -> anyhow::Result<()> {
+    let stage = if quiet { "last changes" } else { "changes so far" };
+    job.progress(stage, 0, 0);
+    step();
+    if is_running(&context.roots) && by_sidecar(context, name, (quiet, stage), job)? {
+        return Ok(());
+    }
+    loop {
+        match run_once(context, name, Some(vault)) {
+            Ok(report) => {
+                tracing::info!("disk {name}: recovery point {}", report.cycle);
+                return Ok(());
+            }
+            // Another cycle runs; it may have begun before the disk was quiet.
+            Err(e) if is_busy(&e) => std::thread::sleep(LOOK_EVERY),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Has the sidecar do it; false if it does not begin.
+fn by_sidecar(
+    context: &Context,
+    name: &DiskName,
+    (quiet, stage): (bool, &'static str),
+    job: &JobHandle,
+) -> anyhow::Result<bool> {
+    let state = context.roots.disk(name).state;
+    let before = Record::load(&state).failure.map(|failure| failure.at_unix_ns);
+    let Some(at_first) = local::driver(context, name) else { return Ok(false) };
+    let is_shipped = |now: &DriverStatus| {
+        now.base != at_first.base && now.lease.is_none() && (!quiet || now.dirty_sectors == 0)
+    };
+    let (bar, jobs) = (Progress::new(context), JobBook::below(&context.roots.state));
+    let began = Instant::now();
+    let mut asked: Option<Instant> = None;
+    loop {
+        let Some(now) = local::driver(context, name) else {
+            anyhow::bail!("disk {name}: its driver is gone");
+        };
+        if is_shipped(&now) {
+            bar.end();
+            return Ok(true);
+        }
+        let failure = Record::load(&state).failure;
+        if let Some(failure) = failure.filter(|failure| before != Some(failure.at_unix_ns)) {
+            bar.end();
+            anyhow::bail!("disk {name}: the sidecar made no recovery point: {}", failure.message);
+        }
+        if now.lease.is_some() {
+            let of_it = jobs.list().into_iter().find(|job| {
+                job.disk == *name && job.state == JobState::Running && job.all_bytes > 0
+            });
+            if let Some(of_it) = of_it {
+                bar.show(stage, of_it.done_bytes, of_it.all_bytes);
+                job.progress(stage, of_it.done_bytes, of_it.all_bytes);
+            }
+        } else {
+            if began.elapsed() > BEGINS_WITHIN || !is_running(&context.roots) {
+                bar.end();
+                tracing::info!("disk {name}: the sidecar has no place for it: made here");
+                return Ok(false);
+            }
+            if asked.is_none_or(|at| at.elapsed() > ASK_EVERY) {
+                ask(&context.roots.state, &Asked::Cycle(name.clone()))?;
+                asked = Some(Instant::now());
+            }
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|e| e.downcast_ref::<backstay_sidecar::CycleError>().is_some_and(|e| e.is_busy()))
+}

@@ -1,0 +1,165 @@
+//! `backstay key check`: a lost key is told before it matters.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use backstay_format::DiskName;
+use backstay_vault::read::{verify_newest_segments, verify_points};
+use backstay_vault::retain::Held;
+use backstay_vault::{Vault, VaultError};
+use clap::Args;
+use serde::Serialize;
+
+use super::OfVault;
+use crate::context::Context;
+use crate::verbs::target::time;
+
+/// Try every key this host has, and read the newest point of every disk with it
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay key check --vault s3://backups/prod
+  backstay key check --stale 30d --json
+  BACKSTAY_KEY_FILE=/media/usb/vault.key backstay key check --vault s3://backups/prod
+
+Run it with every key you keep, where you keep it, a few times a year; a systemd timer can do it for those that are on
+hosts. It warns of slots that nobody has proved for long, and of a vault that only one key opens. Of each disk's newest
+point it reads the newest and the oldest segment, frame by frame; with --all, everything. Exit code 1 if no
+key opens the vault or a point cannot be read.")]
+pub struct Check {
+    #[command(flatten)]
+    vault: OfVault,
+    /// Warn of slots that were not proved for so long
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = humantime::parse_duration)]
+    stale: Duration,
+    /// Read the newest points whole
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    vault: String,
+    tried: Vec<backstay_vault::seal::Tried>,
+    disks: Vec<OfDisk>,
+    warnings: Vec<String>,
+    ok: bool,
+}
+
+#[derive(Serialize)]
+struct OfDisk {
+    name: DiskName,
+    point: Option<u64>,
+    bytes_read: u64,
+    problem: Option<String>,
+}
+
+impl Check {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let Some(keyring) = vault.keyring()? else {
+            anyhow::bail!(
+                "{} is not encrypted: its store can read it. It cannot be encrypted later; backstay key \
+                 init makes a new one",
+                vault.url()
+            );
+        };
+        let tried = vault.try_keys()?;
+        let mut warnings = vec![];
+        for slot in tried.iter().filter_map(|one| one.slot) {
+            if let Err(e) = vault.note_proof(slot, &host()) {
+                warnings.push(format!("that slot {slot} was proved could not be noted: {e}"));
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for slot in &keyring.slots {
+            let proof = vault.last_proof(slot.slot)?;
+            let since = proof.as_ref().map_or(slot.since_unix_ns, |proof| proof.proved_unix_ns);
+            if now.saturating_sub(Duration::from_nanos(since)) >= self.stale {
+                let label = if slot.label.is_empty() { "" } else { &format!(" ({})", slot.label) };
+                let how = proof.map_or("was never proved since it was made", |_| "was last proved");
+                warnings.push(format!(
+                    "slot {}, a {}{label}, {how} {}: is its secret still there? Run this with it, or \
+                     remove the slot",
+                    slot.slot,
+                    slot.kind,
+                    time(since)
+                ));
+            }
+        }
+        if keyring.slots.len() == 1 {
+            warnings.push(
+                "only one key opens this vault: if it is lost, everything is. Add another: backstay key add"
+                    .into(),
+            );
+        }
+        let opens = tried.iter().any(|one| one.slot.is_some());
+        let disks = if opens { self.read_disks(&vault)? } else { vec![] };
+        let ok = opens && disks.iter().all(|disk| disk.problem.is_none());
+        let outcome = Outcome { vault: vault.url().into(), tried, disks, warnings, ok };
+        if context.globals.json {
+            context.print_json(&outcome)?;
+        } else {
+            say(&outcome, context.globals.quiet);
+        }
+        if !opens {
+            anyhow::bail!(
+                "no key on this host opens {}. What is shipped there cannot be read here: find the key while \
+                 the disks still run, or make a new vault",
+                outcome.vault
+            );
+        }
+        if !ok {
+            anyhow::bail!("not every disk's newest point can be read with this key");
+        }
+        Ok(())
+    }
+
+    fn read_disks(&self, vault: &Vault) -> anyhow::Result<Vec<OfDisk>> {
+        let mut disks = vec![];
+        for record in vault.disks()? {
+            let mut found = OfDisk { name: record.name, point: None, bytes_read: 0, problem: None };
+            let mut read = || -> Result<(), VaultError> {
+                let Some(&newest) = vault.points(record.disk)?.last() else { return Ok(()) };
+                found.point = Some(newest.0);
+                let held = Held::reading(vault, record.disk, (newest, newest), "key check")?;
+                let verified = match self.all {
+                    true => verify_points(vault, record.disk, held.points(), 2, &|_, _| {})?,
+                    false => verify_newest_segments(vault, record.disk, newest)?,
+                };
+                found.bytes_read = verified.bytes;
+                Ok(())
+            };
+            let problem = read().err().map(|e| e.to_string());
+            disks.push(OfDisk { problem, ..found });
+        }
+        Ok(disks)
+    }
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+fn say(outcome: &Outcome, quiet: bool) {
+    for one in &outcome.tried {
+        match (one.slot, &one.problem) {
+            (Some(slot), _) if !quiet => println!("ok       {} opens slot {slot}", one.what),
+            (None, Some(problem)) => eprintln!("FAILED   {}: {problem}", one.what),
+            _ => {}
+        }
+    }
+    for disk in &outcome.disks {
+        let name = &disk.name;
+        match (&disk.problem, disk.point) {
+            (Some(problem), _) => eprintln!("FAILED   disk {name}: {problem}"),
+            (None, _) if quiet => {}
+            (None, None) => println!("ok       disk {name}: no recovery point yet"),
+            (None, Some(point)) => println!(
+                "ok       disk {name}: recovery point {point}, {} read",
+                crate::verbs::target::size(disk.bytes_read)
+            ),
+        }
+    }
+    outcome.warnings.iter().for_each(|warning| eprintln!("warning  {warning}"));
+}

@@ -1,0 +1,322 @@
+//! `backstay key`: encrypted vaults: making one, who can open it, whether that still works.
+
+mod check;
+mod secret;
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use backstay_vault::Vault;
+use backstay_vault::format::document::encode;
+use backstay_vault::seal::Keyring;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::target::time;
+use crate::context::Context;
+use secret::NewSecret;
+
+/// Encrypted vaults: make one, say who can open it, see that this still works
+#[derive(Args)]
+pub struct Key {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Init(Init),
+    Add(Add),
+    Remove(Remove),
+    List(List),
+    Rotate(Rotate),
+    Check(check::Check),
+    Grant(Grant),
+}
+
+/// Make a new vault whose store cannot read what is in it
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay key init --vault s3://backups/prod --key-file /etc/backstay/vault.key
+  backstay key init --vault file:///mnt/backup/vault --passphrase
+  backstay key init --vault az://backups --recipient age1...
+
+A key file that is not there is made. What was printed belongs into [encryption] of the configuration. Keep a
+copy of the key where this host's end does not reach it: without one, nobody can read the vault, ever. A vault that
+is there and not encrypted cannot be encrypted later.")]
+struct Init {
+    #[command(flatten)]
+    vault: OfVault,
+    #[command(flatten)]
+    secret: NewSecret,
+}
+
+/// Add a way to open the vault
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay key add --vault s3://backups/prod --passphrase --label 'safe in the office'
+  backstay key add --vault s3://backups/prod --recipient age1... --label 'recovery team'
+
+Needs a way that opens the vault already: [encryption] in the configuration, BACKSTAY_KEY_FILE,
+BACKSTAY_IDENTITY_FILE, BACKSTAY_PASSPHRASE, or a passphrase that is asked for.")]
+struct Add {
+    #[command(flatten)]
+    vault: OfVault,
+    #[command(flatten)]
+    secret: NewSecret,
+}
+
+/// Remove a way to open the vault
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  backstay key remove 2 --vault s3://backups/prod
+  backstay key rotate --vault s3://backups/prod
+
+Who had that secret may have kept what it opened: what is there already stays readable to them, if they can reach the
+store. Rotate afterwards, so that what comes from now on is not.")]
+struct Remove {
+    /// The slot, as backstay key list shows it
+    slot: u32,
+    #[command(flatten)]
+    vault: OfVault,
+}
+
+/// List the ways to open the vault
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay key list --vault s3://backups/prod
+  backstay key list --json
+
+Needs no key. PROVED is when backstay key check last opened the slot.")]
+struct List {
+    #[command(flatten)]
+    vault: OfVault,
+}
+
+/// Seal with a new key from now on
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  backstay key rotate --vault s3://backups/prod
+
+All slots stay, and old points stay readable. Running sidecars that can open the vault seal with the new key from
+their next cycle on; hosts with a writer's key do once they get a new one (backstay key grant).")]
+struct Rotate {
+    #[command(flatten)]
+    vault: OfVault,
+}
+
+/// Make a key with which a host can write and not read
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  backstay key grant --vault s3://backups/prod --to db1.writer --label db1
+
+Copy the file to the host, by a way nobody listens to, and name it there: writer_file in [encryption]. Its points count, it
+reads no segments: no resync by comparing, no merging, no restore on that host.")]
+struct Grant {
+    #[command(flatten)]
+    vault: OfVault,
+    /// The file to make
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// Who it is for
+    #[arg(long, default_value = "")]
+    label: String,
+}
+
+/// Which vault.
+#[derive(Args)]
+struct OfVault {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+}
+
+impl OfVault {
+    fn url<'a>(&'a self, context: &'a Context) -> &'a str {
+        self.vault.as_deref().unwrap_or(&context.config.vault)
+    }
+
+    fn open(&self, context: &Context) -> anyhow::Result<Vault> {
+        Ok(Vault::open(self.url(context))?)
+    }
+}
+
+impl Key {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self.what {
+            What::Init(verb) => verb.run(context),
+            What::Add(verb) => verb.run(context),
+            What::Remove(verb) => verb.run(context),
+            What::List(verb) => verb.run(context),
+            What::Rotate(verb) => verb.run(context),
+            What::Check(verb) => verb.run(context),
+            What::Grant(verb) => verb.run(context),
+        }
+    }
+}
+
+impl Init {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let url = self.vault.url(context);
+        let (slot, setting) = self.secret.take()?;
+        let (_, keyring) = Vault::create_encrypted(url, self.secret.label(), &slot)?;
+        if context.globals.json {
+            return context.print_json(&json!({
+                "vault": url, "id": keyring.vault, "slot": 1, "owner": keyring.owner,
+            }));
+        }
+        println!("{url} is a new, encrypted vault. In the configuration of hosts that read it:\n");
+        println!("vault = {url:?}\n\n[encryption]");
+        if let Some((name, path)) = setting {
+            println!("{name} = {:?}", path.display().to_string());
+        }
+        println!("owner = {:?}", keyring.owner);
+        if !context.globals.quiet {
+            eprintln!(
+                "\nThere is one way to open it. Keep a copy of it away from this host, or add another \
+                 (backstay key add): without any, nobody can read the vault, ever."
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Add {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let (keyring, opened) = vault.open_keyring()?;
+        let (new, _) = self.secret.take()?;
+        let (keyring, slot) = keyring.with_slot(&opened, self.secret.label(), &new)?;
+        put(&vault, &keyring)?;
+        said(context, &json!({ "slot": slot }), || format!("slot {slot} opens {} now", vault.url()))
+    }
+}
+
+impl Remove {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let (keyring, opened) = vault.open_keyring()?;
+        put(&vault, &keyring.without_slot(&opened, self.slot)?)?;
+        said(context, &json!({ "removed": self.slot }), || {
+            format!(
+                "slot {} is gone. Whoever had its secret may have kept what it opened: run backstay \
+                 key rotate, so that what is shipped from now on is not readable to them",
+                self.slot
+            )
+        })
+    }
+}
+
+impl Rotate {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let (keyring, opened) = vault.open_keyring()?;
+        let (keyring, _) = keyring.rotated(opened)?;
+        put(&vault, &keyring)?;
+        let generation = keyring.generations.len();
+        said(context, &json!({ "generation": generation }), || {
+            format!(
+                "generation {generation} seals what is shipped from now on; all {} slots open it. \
+                 Hosts with a writer's key seal to the one they were given until they get a new one",
+                keyring.slots.len()
+            )
+        })
+    }
+}
+
+impl Grant {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let key = vault.new_writer(&self.label)?;
+        let path = &self.to;
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(path);
+        let mut file = file.with_context(|| format!("{}", path.display()))?;
+        file.write_all(&zeroize::Zeroizing::new(encode(&key)?))?;
+        file.sync_all()?;
+        said(context, &json!({ "file": path, "generation": key.generation }), || {
+            format!(
+                "{}: a host that has it writes into {} and reads nothing of it. There it is writer_file \
+                 in [encryption]; remove it here",
+                path.display(),
+                vault.url()
+            )
+        })
+    }
+}
+
+impl List {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = self.vault.open(context)?;
+        let Some(keyring) = vault.keyring()? else {
+            return said(context, &json!({ "encrypted": false }), || {
+                format!("{} is not encrypted", vault.url())
+            });
+        };
+        let proofs = keyring.slots.iter().map(|slot| vault.last_proof(slot.slot));
+        let proofs = proofs.collect::<Result<Vec<_>, _>>()?;
+        if context.globals.json {
+            let slots = keyring.slots.iter().zip(&proofs).map(|(slot, proof)| {
+                json!({
+                    "slot": slot.slot, "kind": slot.kind, "label": slot.label,
+                    "since_unix_ns": slot.since_unix_ns, "recipient": slot.recipient,
+                    "proved_unix_ns": proof.as_ref().map(|proof| proof.proved_unix_ns),
+                    "proved_by": proof.as_ref().map(|proof| &proof.by),
+                })
+            });
+            return context.print_json(&json!({
+                "encrypted": true, "vault": keyring.vault, "revision": keyring.revision,
+                "owner": keyring.owner, "generation": keyring.generations.len(),
+                "slots": slots.collect::<Vec<_>>(),
+            }));
+        }
+        println!("owner       {}", keyring.owner);
+        println!("generation  {}", keyring.generations.len());
+        println!("\n{:>4}  {:13}  {:20}  {:20}  LABEL", "SLOT", "KIND", "SINCE", "PROVED");
+        for (slot, proof) in keyring.slots.iter().zip(proofs) {
+            let proved = proof.map_or("never".into(), |proof| time(proof.proved_unix_ns));
+            let line = format!(
+                "{:>4}  {:13}  {:20}  {proved:20}  {}",
+                slot.slot,
+                slot.kind.to_string(),
+                time(slot.since_unix_ns),
+                if slot.label.is_empty() {
+                    slot.recipient.as_deref().unwrap_or("")
+                } else {
+                    &slot.label
+                }
+            );
+            println!("{}", line.trim_end());
+        }
+        Ok(())
+    }
+}
+
+fn put(vault: &Vault, keyring: &Keyring) -> anyhow::Result<()> {
+    vault.put_keyring(keyring).context(
+        "the keyring was not changed: somebody else may have changed it at the same time; look with \
+         backstay key list and try again",
+    )
+}
+
+fn said(
+    context: &Context,
+    value: &serde_json::Value,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    if context.globals.json {
+        return context.print_json(value);
+    }
+    if !context.globals.quiet {
+        println!("{}", text());
+    }
+    Ok(())
+}
