@@ -11,7 +11,8 @@ With --json the lists are for programs. Nothing in the vault is changed, and no 
 are being deleted at the same time, a restore may find one gone, and says so.
 
 Written from docs/FORMAT-VAULT.md alone, to show that this page is all it takes; everything that the page tells
-a reader to check is checked. Needs Python 3.9 and zstandard (Debian: python3-zstandard; PyPI: zstandard).
+a reader to check is checked. Needs Python 3.9 and zstandard (Debian: python3-zstandard; PyPI: zstandard); for an
+encrypted vault what read_sealed.py needs, and --key-file, --passphrase-file or --identity-file.
 """
 
 import argparse
@@ -40,7 +41,7 @@ ZEROES = 0xFFFFFFFF
 CACHED_FRAMES = 256  # 64 MiB at most
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """What was found is not what the format says; the text is for a person."""
 
 
@@ -231,14 +232,20 @@ def document(data, format_name, path):
     return body
 
 
-def binary(data, magic, head, path, end=4):
+def sealed():
+    """What only an encrypted vault needs, with the libraries that it needs itself."""
+    import read_sealed
+    return read_sealed
+
+
+def binary(data, magic, head, path, end=4, version=1):
     """Checks what all binary formats begin and end with: length, magic, checksum, version."""
     need(len(data) >= head + end, f"{path} is too short")
     need(data[:8] == magic, f"{path} does not begin with {magic.decode()}")
     need(struct.unpack_from("<I", data, len(data) - 4)[0] == crc32c(data[:-4]),
          f"{path}: the checksum does not match")
-    version = struct.unpack_from("<I", data, 8)[0]
-    need(version == 1, f"{path} has version {version}, only 1 is known")
+    found = struct.unpack_from("<I", data, 8)[0]
+    need(found == version, f"{path} has version {found}, only {version} is known here")
 
 
 Entry = namedtuple("Entry", "cycle attempt size data_sectors zero_sectors number bounds digest")
@@ -307,10 +314,20 @@ UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 class Vault:
-    def __init__(self, directory):
+    def __init__(self, directory, options):
         self.objects = directory
         self.body = self.document("vault.json", "backstay-vault")
         need(self.body is not None, f"there is no vault in {directory.root}")
+        self.keys = None
+        if self.body.get("encrypted"):
+            revisions = directory.names("keys", NUMBER)
+            need(revisions, "the vault is encrypted and its keyring is gone")
+            keyring = self.document(f"keys/{revisions[-1]}", "backstay-keyring")
+            self.keys = sealed().Keys(self.body["vault"], keyring, int(revisions[-1]), options)
+
+    def content(self, path, data):
+        """What stands in a point or ledger, if it is signed as it must be."""
+        return data if self.keys is None else self.keys.content(path, data)
 
     def document(self, path, format_name):
         data = self.objects.read(path, DOCUMENT_LIMIT)
@@ -377,9 +394,9 @@ class Vault:
             if not revisions:
                 return Ledger(0, 0, {})
             path = f"disks/{disk}/ledger/{revisions[-1]}"
-            data = self.objects.read(path, 128 << 20)
+            data = self.objects.read(path, (128 << 20) + 168)
             if data is not None:
-                return read_ledger(data, path, disk, int(revisions[-1]))
+                return read_ledger(self.content(path, data), path, disk, int(revisions[-1]))
         raise Refused(f"the ledger of {disk} changes faster than it can be read")
 
     def points(self, disk):
@@ -404,10 +421,10 @@ class Vault:
             identity, retired = ledger.points.get(cycle, (None, False))
             if retired and not any(first <= cycle <= last for first, last in holds):
                 continue
-            data = self.objects.read(path, 196 + 80 * ENTRIES_LIMIT + 4)
+            data = self.objects.read(path, 196 + 80 * ENTRIES_LIMIT + 4 + 168)
             if data is None:
                 continue  # retired and deleted just now, or a person deleted it
-            point = read_point(data, path, disk, cycle)
+            point = read_point(self.content(path, data), path, disk, cycle)
             if identity is not None and point.id != identity:
                 raise Refused(f"{path} is not the point that the ledger knows")
             found.append(point)
@@ -432,7 +449,7 @@ Extent = namedtuple("Extent", "first sectors frame offset crc")
 class Segment:
     """A segment whose index has been read and checked."""
 
-    def __init__(self, objects, disk, entry, disk_size):
+    def __init__(self, objects, keys, disk, entry, disk_size):
         self.path = f"disks/{disk}/segments/{entry.cycle:020}-{entry.attempt:016x}-{entry.number}"
         self.file = objects.open(self.path)
         size = os.fstat(self.file.fileno()).st_size
@@ -441,16 +458,27 @@ class Segment:
         header, footer = self.bytes(0, 64), self.bytes(size - 128, 128)
         binary(header, b"BSTYSEGM", 60, self.path)
         self.need(struct.unpack_from("<I16sQQ", header, 12) == identity, "has another's header")
-        self.need(struct.unpack_from("<I", header, 48) == (0,), "is encrypted in a way this does not know")
-        binary(footer, b"BSTYSEGF", 124, self.path)
+        encryption, public = struct.unpack_from("<I8s", header, 48)
+        self.need(encryption == (keys is not None), "is encrypted otherwise than its vault")
+        binary(footer, b"BSTYSEGF", 124, self.path, version=1 + encryption)
         self.need(struct.unpack_from("<I16sQQ", footer, 12) == identity, "has another's footer")
         at, stored, length, codec, frames, extents, digest, chunks, chunk_log = \
             struct.unpack_from("<QIIIII32sII", footer, 48)
         self.need(length == 24 * (frames + extents + chunks) <= INDEX_LIMIT, "has an index of the wrong length")
         self.need(at + stored + 128 == size and at >= 64, "has its index in the wrong place")
-        index = self.content(self.bytes(at, stored), codec, length)
-        self.need(blake3(index) == digest, "has an index that its footer does not know")
         self.need(digest == entry.digest, "has an index that the point does not know")
+        index, self.key = self.bytes(at, stored), None
+        if keys is not None:
+            # Compared before it is opened.
+            self.need(blake3(index) == digest, "has an index that its footer does not know")
+            self.need(stored >= 72, "has an index that is too short")
+            crc, = struct.unpack_from("<I", footer, 116)
+            self.key = keys.segment(self.path, identity, index[-56:])
+            self.need(self.key.fresh[:8] == public, "has another's header")
+            numbers = (codec, stored, length, frames, extents, chunks, chunk_log, crc)
+            index = self.key.open(1, at, index[:-56], numbers)
+        index = self.content(index, codec, length)
+        self.need(keys is not None or blake3(index) == digest, "has an index that its footer does not know")
         self.frames = list(struct.iter_unpack("<QIIII", index[:24 * frames]))
         self.extents = [Extent(*fields) for fields in
                         struct.iter_unpack("<QIIII", index[24 * frames:24 * (frames + extents)])]
@@ -487,7 +515,7 @@ class Segment:
         at = 64
         for offset, stored, length, _, codec in self.frames:
             self.need(offset == at and 1 <= length <= FRAME_LIMIT, "has a frame out of bounds")
-            self.need(1 <= stored <= length, "has a frame out of bounds")
+            self.need(1 <= stored - (16 if self.key else 0) <= length, "has a frame out of bounds")
             at += stored
         self.need(at == end, "has bytes between its frames and its index")
         data = zero = last = 0
@@ -522,6 +550,8 @@ class Segment:
         offset, stored, length, crc, codec = self.frames[number]
         data = self.bytes(offset, stored)
         self.need(crc32c(data) == crc, f"is damaged in frame {number}")
+        if self.key:
+            data = self.key.open(0, offset, data, (codec, stored, length))
         data = self.content(data, codec, length)
         for extent in self.in_frame[number]:
             sectors = data[extent.offset:extent.offset + extent.sectors * SECTOR]
@@ -556,7 +586,7 @@ def pieces(segments):
 
 def restore(vault, disk, point, output, sparse):
     """Writes a point to a file that is empty (sparse) or to a stream."""
-    segments = [Segment(vault.objects, disk, entry, point.size) for entry in point.segments]
+    segments = [Segment(vault.objects, vault.keys, disk, entry, point.size) for entry in point.segments]
     sectors = -(-point.size // SECTOR)
     cache, at = OrderedDict(), 0
     for first, end, rank, extent in pieces(segments):
@@ -684,9 +714,12 @@ def main():
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--groups", action="store_true", help="list the groups' points")
     parser.add_argument("--json", action="store_true")
+    for name in ("--key-file", "--passphrase-file", "--identity-file"):
+        parser.add_argument(name, metavar="FILE", help="opens an encrypted vault")
+    parser.add_argument("--owner", metavar="HEX", help="the only owner of an encrypted vault that is believed")
     options = parser.parse_args()
     try:
-        vault = Vault(Directory(directory_of(options.vault)))
+        vault = Vault(Directory(directory_of(options.vault)), options)
         if options.groups:
             show(list(group_rows(vault)), options.json)
             return 0
@@ -700,7 +733,7 @@ def main():
             return 0
         restore_to(vault, disk, choose(vault.points(disk), options.point), options.to, options.force)
         return 0
-    except (Refused, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         print(f"read_point.py: {error}", file=sys.stderr)
         return 1
 

@@ -1,6 +1,6 @@
 //! Drills as people and the sidecar make them: on real file systems, with QEMU, killed in the middle.
 //!
-//! Needs root, /dev/fuse, loop devices, e2fsprogs, xfsprogs, partx, qemu-system-x86_64
+//! Needs root, /dev/fuse, loop devices, e2fsprogs, xfsprogs, btrfs-progs, partx, qemu-system-x86_64
 //! (`scripts/setup test`).
 
 use std::fs::{self, OpenOptions};
@@ -146,6 +146,44 @@ fn partitions_commands_and_what_cannot_be_tried() {
     assert!(said(&nobody).contains("nothing is said of it"), "{}", said(&nobody));
     assert_eq!(host.json(&["points", "db"])[0]["drills"].as_array().unwrap().len(), before);
     nothing_left(&host);
+}
+
+/// The kernel takes two file systems of one identity for one. So a btrfs whose disk is in use on this host is
+/// checked, and not mounted.
+#[test]
+fn a_btrfs_is_checked_and_mounted_unless_its_twin_is_here() {
+    let host = Host::new("drill-btrfs");
+    let disk = host.disk("db", 160 << 20);
+    let device = disk.attach();
+    must("mkfs.btrfs", ["-q", &device]);
+    let mounted = FsMount::new(&host, &device, "mnt", "noatime");
+    fs::write(mounted.at.join("note"), b"here").unwrap();
+    must("sync", ["-f", &mounted.at.to_string_lossy()]);
+    disk.cycle();
+    let drill = || {
+        let said = host.try_backstay(&["--json", "drill", "db", "--check", "fsck"]);
+        let verdict: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        nothing_left(&host);
+        (verdict["passed"] == true, verdict["message"].as_str().unwrap().to_owned())
+    };
+    let (passed, message) = drill();
+    assert!(
+        passed && message.contains("not mounted, as its twin is on this host, clean"),
+        "{message}"
+    );
+    drop(mounted);
+    must("losetup", ["-d", &device]);
+    let (passed, message) = drill();
+    assert!(passed && message.contains("btrfs on the whole disk: mounts, clean"), "{message}");
+    // All but its superblocks is gone.
+    let served = OpenOptions::new().write(true).open(disk.served()).unwrap();
+    for (from, to) in [(1_u64, 60_u64), (66, 159)] {
+        served.write_all_at(&vec![0xA5; ((to - from) << 20) as usize], from << 20).unwrap();
+    }
+    served.sync_all().unwrap();
+    disk.cycle();
+    let (passed, message) = drill();
+    assert!(!passed && message.contains("btrfs on the whole disk: it does not mount"), "{message}");
 }
 
 /// A boot sector that writes to the serial port: what a machine needs least.

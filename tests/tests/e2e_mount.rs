@@ -482,11 +482,19 @@ fn hydrated_it_needs_no_vault() {
         let now = when(&disk, "is served", |now| now["pid"].is_u64());
         assert!(at(&now) >= reached, "{now}, it was {reached}");
     }
+    // It is a job from its beginning, and says how long it will still take.
+    let jobs = || {
+        let jobs = site.other.json(&["jobs", "whole"]).as_array().cloned().unwrap();
+        jobs.iter().map(|job| job["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(jobs(), ["running", "interrupted", "interrupted"]);
+    when(&disk, "is seen to go on", |_| site.other.backstay(&["jobs"]).contains(" left"));
     site.other.backstay(&["hydrate", "whole"]);
     let status = when(&disk, "is whole", |now| now["hydration"] == "done");
     assert_eq!(status["local_bytes"], SIZE, "{status}");
     let vault = backstay_vault::Vault::open(&site.vault).unwrap();
     let known = vault.disk_named(&"db".parse().unwrap()).unwrap();
+    assert_eq!(jobs(), ["done", "interrupted", "interrupted"]);
     when(&disk, "lets go", |now| now["held"] == false);
     assert_eq!(vault.holds(known.disk).unwrap(), []);
     fs::remove_dir_all(site.folder()).unwrap();

@@ -1,8 +1,8 @@
 //! Jobs: what the sidecar and people's commands do that takes long enough to be watched.
 //!
 //! One small JSON file a job in `<state>/.jobs/`, replaced as a whole. Initial copies, resyncs and
-//! on-demand cycles are jobs from their beginning, as are failovers, failbacks and replicas that follow;
-//! a delta becomes one when it takes longer than a
+//! on-demand cycles are jobs from their beginning, as are failovers, failbacks, replicas that follow and
+//! mounted points that are hydrated; a delta becomes one when it takes longer than a
 //! second, or fails: with cycles every second the rest would only be noise. A job whose process
 //! is gone without an end is shown, and written down by the next sidecar, as interrupted.
 
@@ -92,10 +92,13 @@ impl Process {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`; the name before it may hold anything, so count from its end.
+/// Field 22 of `/proc/PID/stat`; the name before it may hold anything, so count from its end. One that has ended
+/// and that nobody has waited for is still there, and is none.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    fields.nth(18)?.parse().ok().filter(|_| !matches!(state, "Z" | "X"))
 }
 
 impl Job {
@@ -379,6 +382,18 @@ mod tests {
         let text = fs::read_to_string(book.path(1)).unwrap();
         assert!(text.contains("interrupted"), "{text}");
         assert!(Process::me().is_alive());
+        // Ended, and nobody has waited for it yet.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let started_ticks = started(child.id()).unwrap();
+        let process = Process { pid: child.id(), started_ticks };
+        assert!(process.is_alive());
+        child.kill().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while process.is_alive() {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -220,7 +220,13 @@ pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::
 fn writable_vault(url: &str) -> Result<Found, VaultError> {
     let vault = Vault::create_or_open(url)?;
     vault.probe()?;
-    Ok(Good(format!("{url} can be written and read back")))
+    if !vault.is_encrypted() {
+        return Ok(Good(format!("{url} can be written and read back; its store can read it, too")));
+    }
+    // What opens no vault seals none, and a first copy would end with that.
+    let keys = vault.keys()?;
+    let what = if keys.is_write_only() { "this host can only write" } else { "its key opens it" };
+    Ok(Good(format!("{url} can be written and read back; it is encrypted, {what}")))
 }
 
 pub(crate) fn clock() -> Result<Found, std::io::Error> {

@@ -14,14 +14,17 @@ use backstay_vault::format::segment::{
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
 use backstay_vault::seal::proofs::KeyProof;
 use backstay_vault::seal::segment::Envelope;
-use backstay_vault::seal::{Keyring, Unlock, WriterKey};
+use backstay_vault::seal::{Keyring, Unlock, WriterKey, sign};
 
 /// A footer, and the index that follows it in the input.
 pub fn segment_index(data: &[u8]) {
     let _ = decode_header(data);
     let Some((footer, raw)) = data.split_at_checked(FOOTER_BYTES) else { return };
     let mut footer = footer.to_vec();
+    // Either version: the second is of segments that are sealed.
+    let version = 1 + (footer[8] & 1);
     footer[..12].copy_from_slice(b"BSTYSEGF\x01\0\0\0");
+    footer[8] = version;
     // Where the object ends is known from the store; let it fit what the footer says.
     let field = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().unwrap_or_default());
     let stored = field(56) & u64::from(u32::MAX);
@@ -35,7 +38,8 @@ pub fn segment_index(data: &[u8]) {
     let mut next = 64;
     for frame in &index.frames {
         assert_eq!(frame.offset, next);
-        assert!(frame.stored_len <= frame.raw_len && frame.raw_len as usize <= FRAME_BYTES_MAX);
+        let most = frame.raw_len + if footer.sealed { 16 } else { 0 };
+        assert!(frame.stored_len <= most && frame.raw_len as usize <= FRAME_BYTES_MAX);
         next += u64::from(frame.stored_len);
     }
     assert_eq!(next, footer.index_offset);
@@ -46,6 +50,28 @@ pub fn segment_index(data: &[u8]) {
             assert!(end <= index.frames[place.frame as usize].raw_len.into());
         }
     }
+}
+
+/// What is signed, by whom; a writer's key; proofs.
+pub fn signed(data: &[u8]) {
+    if let Ok(key) = decode::<WriterKey>(data) {
+        assert!(encode(&key).is_ok());
+    }
+    if let Ok(proof) = decode::<KeyProof>(data) {
+        let again = encode(&proof).and_then(|bytes| decode::<KeyProof>(&bytes));
+        assert_eq!(again, Ok(proof));
+    }
+    let content = sign::content(data).len();
+    assert!(content == data.len() || content + sign::TRAILER_BYTES == data.len());
+    let vault = uuid_of(data);
+    assert!(sign::signed_by(&[7; 32], vault, "disks/x/points/1", data).is_err());
+}
+
+fn uuid_of(data: &[u8]) -> uuid::Uuid {
+    let mut bytes = [0; 16];
+    let len = data.len().min(16);
+    bytes[..len].copy_from_slice(&data[..len]);
+    uuid::Uuid::from_bytes(bytes)
 }
 
 /// A recovery point.
@@ -130,6 +156,14 @@ pub fn keyring(data: &[u8]) {
 pub fn envelope(data: &[u8]) {
     if let Ok(envelope) = Envelope::decode(data) {
         assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
+    }
+}
+
+/// A page of a gateway's list, as the client reads it.
+pub fn gateway_list(data: &[u8]) {
+    for key in backstay_vault::remote::keys_of_page(data).into_iter().flatten() {
+        let out = |part: &str| matches!(part, "." | "..") || part.contains('\\');
+        assert!(!key.starts_with('/') && !key.split('/').any(out), "{key:?}");
     }
 }
 

@@ -43,11 +43,11 @@ pub enum VaultError {
     },
     /// This host has a writer's key: it cannot read what it did not write itself, since it was started.
     #[error(
-        "vault: {object} cannot be read here: this host has a writer's key, which seals and does not \
+        "vault {object} cannot be read here: this host has a writer's key, which seals and does not \
          open. Do this where the vault's key is"
     )]
     WriteOnly {
-        /// The key.
+        /// The vault, or an object in it.
         object: String,
     },
     /// There is no such object.

@@ -39,6 +39,7 @@ mod segments;
 mod serve;
 pub mod store;
 pub mod terms;
+mod until;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};

@@ -8,7 +8,7 @@
 use std::io::ErrorKind;
 use std::path::Path as FsPath;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::{CycleNo, DiskId, Term};
@@ -54,7 +54,7 @@ pub(crate) struct Inner {
     /// What this process has to open it with.
     pub keychain: Arc<Keychain>,
     /// Its keys, once they were needed.
-    pub keys: OnceLock<Arc<Keys>>,
+    pub keys: RwLock<Option<Arc<Keys>>>,
     /// Keys of segments that were read.
     pub segment_keys: SegmentKeys,
 }
@@ -262,7 +262,7 @@ impl Vault {
                 settings: settings(),
                 record: OnceLock::new(),
                 keychain,
-                keys: OnceLock::new(),
+                keys: RwLock::default(),
                 segment_keys: SegmentKeys::default(),
             }),
             pace: None,

@@ -15,6 +15,11 @@ fn segment_index() {
 }
 
 #[test]
+fn signed() {
+    survives("signed", entry::signed);
+}
+
+#[test]
 fn manifest() {
     survives("manifest", entry::manifest);
 }
@@ -37,4 +42,9 @@ fn keyring() {
 #[test]
 fn envelope() {
     survives("envelope", entry::envelope);
+}
+
+#[test]
+fn gateway_list() {
+    survives("gateway_list", entry::gateway_list);
 }

@@ -4,7 +4,8 @@ mod common;
 
 use backstay_format::{ByteLen, CycleNo, SectorRange};
 use backstay_vault::read::{FileTarget, restore, verify_point, verify_points};
-use backstay_vault::{Pass, verify_cycle};
+use backstay_vault::retain::{Policy, maintain};
+use backstay_vault::{Pass, PointMeta, verify_cycle};
 use common::{Lab, content, meta, rewrite, set, some_runs};
 
 /// Cycles of random writes; every point is compared with what the disk was.
@@ -109,4 +110,46 @@ fn many_threads_may_use_one_vault() {
     let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap();
     lab.vault.commit(verified, meta(None)).unwrap();
     assert!(lab.restored(CycleNo(1)).unwrap() == now);
+}
+
+/// A point by its time: the newest not after it, also with clocks that step back, and without reading all.
+#[test]
+fn the_newest_until_an_instant() {
+    let lab = Lab::new(1 << 16);
+    let now = content(&mut fastrand::Rng::with_seed(3), 1 << 16);
+    let (mut before, mut cuts) = (None, vec![]);
+    for cycle in 1..=150_u64 {
+        let runs = if before.is_none() { [lab.whole()] } else { [SectorRange::new(0, 1)] };
+        let segments = lab.ship(cycle, &now, &runs);
+        let pass = Pass { must_move: set(&runs), segments };
+        let verified =
+            verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(cycle), vec![pass]).unwrap();
+        // Each tenth clock is an hour late.
+        let cut_unix_ns = cycle * 1000 - if cycle % 10 == 0 { 3600 } else { 0 };
+        cuts.push((CycleNo(cycle), cut_unix_ns));
+        let meta = PointMeta { cut_unix_ns, ..meta(before.as_ref()) };
+        before = Some(lab.vault.commit(verified, meta).unwrap());
+    }
+    let right = || {
+        let points = lab.vault.points(lab.disk).unwrap();
+        for at in (0..160_000).step_by(500) {
+            let want = cuts.iter().rev().find(|(cycle, cut)| *cut <= at && points.contains(cycle));
+            let found = lab.vault.newest_until(lab.disk, &points, at).unwrap();
+            assert_eq!(found.map(|p| (p.cycle, p.cut_unix_ns)), want.copied(), "{at}");
+        }
+        let requests = lab.vault.requests();
+        lab.vault.newest_until(lab.disk, &points, 1500).unwrap();
+        lab.vault.requests() - requests
+    };
+    assert!((150..160).contains(&right()));
+    // Once they are in the ledger, nobody asks for them.
+    let policy = Policy {
+        keep: Some("last 90".parse().unwrap()),
+        thorough: true,
+        merge: false,
+        segment_bytes: 1 << 20,
+        zstd_level: 1,
+    };
+    maintain(&lab.vault, lab.disk, &policy, 1 << 60, &false.into()).unwrap();
+    assert!(right() < 10);
 }

@@ -59,7 +59,11 @@ pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding
 
 fn vault(url: &str, used: bool, has_points: bool) -> Found {
     // Opened, not made: a doctor leaves no vaults behind.
-    match Vault::open(url).and_then(|vault| vault.probe()) {
+    let look = |vault: Vault| {
+        vault.probe()?;
+        if vault.is_encrypted() { vault.keys().map(|_| ()) } else { Ok(()) }
+    };
+    match Vault::open(url).and_then(look) {
         Ok(()) if url == VAULT_DEFAULT && used => Odd(format!(
             "{url} can be written, but it is on this very host and lost with it; set vault = \"…\""
         )),

@@ -49,6 +49,8 @@ pub enum Work {
     Failback,
     /// A replica is filled, or follows the vault.
     Replica,
+    /// All of a mounted point is fetched.
+    Hydration,
 }
 
 /// What the schedule is told of a disk.

@@ -174,12 +174,10 @@ fn probe(device: &str, tag: &str, stop: &(dyn Fn() -> bool + Sync)) -> String {
 /// Whether another block device of this host holds a file system of the same identity.
 fn has_a_twin(device: &str, stop: &(dyn Fn() -> bool + Sync)) -> bool {
     let uuid = probe(device, "UUID", stop);
-    let all = tool(
-        "blkid",
-        &["--output", "device", "--match-token", &format!("UUID={uuid}")],
-        LOOK_MAX,
-        stop,
-    );
+    // Not from its cache, which remembers devices that are gone.
+    let token = format!("UUID={uuid}");
+    let args = ["--cache-file", "/dev/null", "--output", "device", "--match-token", &token];
+    let all = tool("blkid", &args, LOOK_MAX, stop);
     all.unwrap_or_default().lines().any(|other| other != device)
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use backstay_format::{CycleNo, DiskId};
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault};
 use jiff::Timestamp;
 
 use super::LazyError;
@@ -77,18 +77,10 @@ pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manife
         },
         PointChoice::Cycle(cycle) if points.contains(&cycle) => Ok(vault.manifest(disk, cycle)?),
         PointChoice::Cycle(cycle) => none(cycle.to_string()),
-        PointChoice::Until(unix_ns) => {
-            // Clocks order nothing, so it is looked for from the newest on.
-            for &cycle in points.iter().rev() {
-                match vault.manifest(disk, cycle) {
-                    Ok(point) if point.cut_unix_ns <= unix_ns => return Ok(point),
-                    // Later, or deleted by retention since it was listed.
-                    Ok(_) | Err(VaultError::NotFound { .. }) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            none(format!("that is not after {choice}"))
-        }
+        PointChoice::Until(unix_ns) => match vault.newest_until(disk, &points, unix_ns)? {
+            Some(point) => Ok(point),
+            None => none(format!("that is not after {choice}")),
+        },
     }
 }
 

@@ -7,7 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_driver::paths::DiskPaths;
-use backstay_format::{SECTOR_BYTES, SectorRange};
+use backstay_format::{CycleNo, DiskName, SECTOR_BYTES, SectorRange};
+use backstay_sidecar::jobs::{JobBook, JobHandle};
+use backstay_sidecar::schedule::Work;
 
 use super::Trouble;
 use super::backing::Point;
@@ -24,16 +26,18 @@ const STAND_BACK: Duration = Duration::from_millis(50);
 pub(crate) struct Hydrator {
     point: Arc<Point>,
     paths: DiskPaths,
+    /// The disk on this host, and the point that is fetched, as the job shows them.
+    of: (DiskName, CycleNo),
     status: Mutex<HydrationStatus>,
 }
 
 impl Hydrator {
-    pub fn new(point: Arc<Point>, paths: DiskPaths) -> Self {
+    pub fn new(point: Arc<Point>, paths: DiskPaths, of: (DiskName, CycleNo)) -> Self {
         let status = match point.overlay.is_whole() {
             true => HydrationStatus::Done,
             false => HydrationStatus::NotWanted,
         };
-        Self { point, paths, status: Mutex::new(status) }
+        Self { point, paths, of, status: Mutex::new(status) }
     }
 
     pub fn status(&self) -> HydrationStatus {
@@ -44,10 +48,16 @@ impl Hydrator {
     pub fn run(&self) {
         let mut marked = Instant::now();
         let mut looked: Option<(Instant, Hydration)> = None;
+        let book = JobBook::below(self.paths.state.parent().unwrap_or(&self.paths.state));
+        // The job, and where it began.
+        let mut job: Option<(JobHandle, u64)> = None;
         while !self.point.stop.load(Ordering::Acquire) {
             if self.point.overlay.is_whole() {
                 match self.point.overlay.sync() {
                     Ok(()) => {
+                        if let Some((job, _)) = job.take() {
+                            job.end(Ok(self.of.1));
+                        }
                         self.say(HydrationStatus::Done);
                         tracing::info!("hydrated: the vault is not needed any more");
                         return;
@@ -61,13 +71,25 @@ impl Hydrator {
                 _ => looked.insert((Instant::now(), Hydration::load(&self.paths))).1,
             };
             if !wanted.wanted {
+                if let Some((job, _)) = job.take() {
+                    let name = &self.of.0;
+                    job.end(Err(format!("stopped by hand; to go on: backstay hydrate {name}")));
+                }
                 self.say(HydrationStatus::NotWanted);
                 thread::sleep(LOOK_EVERY);
                 continue;
             }
             let begun = Instant::now();
+            let from = self.done();
+            let (job, began_at) =
+                job.get_or_insert_with(|| (book.begin(&self.of.0, Work::Hydration), from));
+            let tell = |stage: &str| {
+                let (done, all) = (self.done() - *began_at, self.point.size.0 - *began_at);
+                job.progress(stage, done, all);
+            };
             match self.step() {
                 Ok(fetched) => {
+                    tell("fetching");
                     self.say(HydrationStatus::Running);
                     if marked.elapsed() > MARK_EVERY {
                         if let Err(e) = self.point.overlay.sync() {
@@ -81,9 +103,17 @@ impl Hydrator {
                         self.sleep(Duration::from_secs_f64(due).saturating_sub(begun.elapsed()));
                     }
                 }
-                Err(trouble) => self.wait(&trouble.to_string()),
+                Err(trouble) => {
+                    tell(&format!("waiting: {trouble}"));
+                    self.wait(&trouble.to_string());
+                }
             }
         }
+    }
+
+    /// Bytes of the disk from its start that are here.
+    fn done(&self) -> u64 {
+        (self.point.overlay.whole_to() * SECTOR_BYTES).min(self.point.size.0)
     }
 
     /// Makes the next stretch local; bytes fetched for it.

@@ -133,6 +133,7 @@ pub(super) fn anew(
         return Err(refused("no vault was named: use --vault"));
     };
     let vault = Vault::open(url)?;
+    vault.check_readable()?;
     let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
     let choice = options.point.unwrap_or(PointChoice::Latest);
     let overlay =

@@ -277,7 +277,8 @@ impl Opened {
         // A disk that is here as a whole needs no point.
         let held = if point.overlay.is_whole() { Some(None) } else { self.held };
         let keeper = Arc::new(Keeper::start(&self.record, name, held));
-        let hydrator = Arc::new(Hydrator::new(Arc::clone(&point), paths.clone()));
+        let of = (name.clone(), self.record.cycle);
+        let hydrator = Arc::new(Hydrator::new(Arc::clone(&point), paths.clone(), of));
         let (hydrating, kept) = (Arc::clone(&hydrator), Arc::clone(&keeper));
         let hydrate = thread::Builder::new().name("hydrate".into()).spawn(move || {
             hydrating.run();

@@ -19,6 +19,8 @@ pub(super) const SEGMENT_BYTES: usize = 80;
 const HEAD_BYTES: usize = 196;
 /// Most segments in a manifest.
 pub const SEGMENTS_MAX: usize = 1 << 20;
+/// What [`Manifest::peek`] wants.
+pub(crate) const PEEK_BYTES: usize = 104;
 /// Longest manifest, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = HEAD_BYTES + SEGMENTS_MAX * SEGMENT_BYTES + 4;
 
@@ -177,6 +179,20 @@ impl Manifest {
         seal(out)
     }
 
+    /// Disk, cycle and cut of a manifest of which only the first [`PEEK_BYTES`] are there: nothing says that they
+    /// are undamaged, so whoever chooses a manifest by them reads it as a whole afterwards.
+    pub(crate) fn peek(head: &[u8]) -> Result<(DiskId, CycleNo, u64), FormatError> {
+        let mut r = Reader::new(WHAT, head);
+        r.magic(MAGIC)?;
+        r.version(VERSION)?;
+        r.take(4)?;
+        let disk = DiskId::from_bytes(r.array()?);
+        r.take(40)?;
+        let cycle = CycleNo(r.u64()?);
+        r.take(16)?;
+        Ok((disk, cycle, r.u64()?))
+    }
+
     /// Reads a manifest.
     ///
     /// # Errors
@@ -304,6 +320,16 @@ mod tests {
     }
 
     #[test]
+    fn a_head_tells_whose_and_when() {
+        let (point, bytes) = (sample(), sample().encode());
+        let peeked = Manifest::peek(&bytes[..PEEK_BYTES]).unwrap();
+        assert_eq!(peeked, (point.disk, point.cycle, point.cut_unix_ns));
+        for cut in 0..PEEK_BYTES {
+            assert!(Manifest::peek(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
     fn another_version_is_refused() {
         let mut bytes = sample().encode();
         bytes[8] = 2;
@@ -314,7 +340,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_a_point_or_an_error(bytes: Vec<u8>) {
-            let _ = Manifest::decode(&bytes);
+            let _ = (Manifest::decode(&bytes), Manifest::peek(&bytes));
             // Also with a fitting checksum, so that the fields are reached.
             let mut marked = MAGIC.to_vec();
             marked.extend_from_slice(&VERSION.to_le_bytes());

@@ -227,3 +227,105 @@ impl SegmentKey {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backstay_format::{CycleNo, DiskId};
+    use proptest::prelude::*;
+
+    fn id() -> SegmentId {
+        let disk = DiskId::from_bytes([7; 16]);
+        SegmentId { disk, cycle: CycleNo(3), attempt: 5, number: 1 }
+    }
+
+    fn keys(id: SegmentId) -> (SegmentKey, Envelope, Secret) {
+        let (session, secret) = (Secret::new([1; 32]), Secret::new([2; 32]));
+        let (key, envelope) = SegmentKey::fresh(&session, (1, &public_of(&secret)), id).unwrap();
+        (key, envelope, secret)
+    }
+
+    fn sealed(key: &SegmentKey, offset: u64, content: &[u8]) -> Vec<u8> {
+        let mut bytes = content.to_vec();
+        let tag = key.seal_frame(offset, Codec::Raw, content.len() as u32, &mut bytes).unwrap();
+        bytes.extend_from_slice(&tag);
+        bytes
+    }
+
+    /// What was sealed for one place opens at no other: disk, cycle, attempt, number, offset; nor as of another length or
+    /// codec.
+    #[test]
+    fn a_frame_opens_at_its_place_alone() {
+        let (key, envelope, secret) = keys(id());
+        let bytes = sealed(&key, 64, b"content");
+        let open = |id: SegmentId, offset, codec, len| {
+            let key = SegmentKey::opened(&secret, &envelope, id).unwrap();
+            key.open_frame(offset, codec, len, &mut bytes.clone()).map(<[u8]>::to_vec)
+        };
+        assert_eq!(open(id(), 64, Codec::Raw, 7).unwrap(), b"content");
+        assert!(
+            open(SegmentId { disk: DiskId::from_bytes([8; 16]), ..id() }, 64, Codec::Raw, 7)
+                .is_err()
+        );
+        assert!(open(SegmentId { cycle: CycleNo(4), ..id() }, 64, Codec::Raw, 7).is_err());
+        assert!(open(SegmentId { attempt: 6, ..id() }, 64, Codec::Raw, 7).is_err());
+        assert!(open(SegmentId { number: 2, ..id() }, 64, Codec::Raw, 7).is_err());
+        assert!(open(id(), 65, Codec::Raw, 7).is_err());
+        assert!(open(id(), 64, Codec::Zstd, 7).is_err());
+        assert!(open(id(), 64, Codec::Raw, 8).is_err());
+        let other = SegmentKey::opened(&Secret::new([3; 32]), &envelope, id()).unwrap();
+        assert!(other.open_frame(64, Codec::Raw, 7, &mut bytes.clone()).is_err());
+    }
+
+    #[test]
+    fn a_process_finds_its_keys_again_and_no_other_does() {
+        let (key, envelope, secret) = keys(id());
+        let bytes = sealed(&key, 64, b"content");
+        let to = public_of(&secret);
+        let again = SegmentKey::remembered(&Secret::new([1; 32]), &to, &envelope, id()).unwrap();
+        assert_eq!(again.open_frame(64, Codec::Raw, 7, &mut bytes.clone()).unwrap(), b"content");
+        assert!(SegmentKey::remembered(&Secret::new([9; 32]), &to, &envelope, id()).is_none());
+    }
+
+    /// Sealed twice, the same segment has two keys: so no nonce is used twice with one, whatever is sealed.
+    #[test]
+    fn each_sealing_has_a_key_of_its_own() {
+        let all: std::collections::HashSet<_> = (0..500).map(|_| keys(id()).1.fresh).collect();
+        assert_eq!(all.len(), 500);
+        // What fits at an offset is one piece; the index and a frame there would differ in the first four bytes.
+        let nonce = |piece, offset| *SegmentKey::nonce(piece, offset).as_ref();
+        assert_ne!(nonce(Piece::Frame, 64), nonce(Piece::Index, 64));
+        assert_ne!(nonce(Piece::Frame, 64), nonce(Piece::Frame, 65));
+    }
+
+    proptest! {
+        #[test]
+        fn every_changed_bit_is_seen(content in prop::collection::vec(any::<u8>(), 1..200), at: usize, bit in 0u8..8) {
+            let (key, _, _) = keys(id());
+            let mut bytes = sealed(&key, 64, &content);
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let len = content.len() as u32;
+            prop_assert!(key.open_frame(64, Codec::Raw, len, &mut bytes).is_err());
+            bytes.truncate(at);
+            prop_assert!(key.open_frame(64, Codec::Raw, len, &mut bytes).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_an_envelope_or_an_error(bytes: Vec<u8>) {
+            if let Ok(envelope) = Envelope::decode(&bytes) {
+                prop_assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
+            }
+        }
+    }
+
+    #[test]
+    fn an_envelope_round_trips() {
+        let envelope = keys(id()).1;
+        let bytes = envelope.encode();
+        assert_eq!((bytes.len(), Envelope::decode(&bytes)), (ENVELOPE_BYTES, Ok(envelope)));
+        assert!(Envelope::decode(&bytes[1..]).is_err());
+        assert!(Envelope::decode(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(Envelope::decode(&[0; ENVELOPE_BYTES]).is_err(), "no generation");
+    }
+}

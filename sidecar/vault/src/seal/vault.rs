@@ -1,6 +1,6 @@
 //! A vault that is encrypted: finding its keys, sealing and opening through them, making and changing its keyring.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use uuid::Uuid;
 
@@ -47,6 +47,17 @@ impl Vault {
     #[must_use]
     pub fn is_write_only(&self) -> bool {
         self.is_encrypted() && self.inner.keychain.settings.writer_file.is_some()
+    }
+
+    /// Whether this host can read what is in it, before anything is begun that would find out late.
+    ///
+    /// # Errors
+    /// [`VaultError::Locked`] without a key; [`VaultError::WriteOnly`] with a writer's.
+    pub fn check_readable(&self) -> Result<(), VaultError> {
+        if self.is_write_only() {
+            return Err(VaultError::WriteOnly { object: self.inner.url.clone() });
+        }
+        if self.is_encrypted() { self.keys().map(|_| ()) } else { Ok(()) }
     }
 
     /// Its identity, as far as it was read.
@@ -110,12 +121,27 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError::Locked`] if this host has none that open it.
-    pub fn keys(&self) -> Result<&Arc<Keys>, VaultError> {
-        if let Some(keys) = self.inner.keys.get() {
-            return Ok(keys);
+    pub fn keys(&self) -> Result<Arc<Keys>, VaultError> {
+        match self.known_keys() {
+            Some(keys) => Ok(keys),
+            None => self.look_for_keys(),
         }
+    }
+
+    fn known_keys(&self) -> Option<Arc<Keys>> {
+        self.inner.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// As the newest keyring has them.
+    fn look_for_keys(&self) -> Result<Arc<Keys>, VaultError> {
         let keys = self.find_keys(&self.inner.keychain)?;
-        Ok(self.inner.keys.get_or_init(|| keys))
+        self.take_keys(&keys);
+        Ok(keys)
+    }
+
+    fn take_keys(&self, keys: &Arc<Keys>) {
+        let mut known = self.inner.keys.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(Arc::clone(keys));
     }
 
     fn find_keys(&self, chain: &Keychain) -> Result<Arc<Keys>, VaultError> {
@@ -275,7 +301,12 @@ impl Vault {
         if let Some(known) = self.inner.segment_keys.get(id).filter(|key| key.is_of(envelope)) {
             return Ok(known);
         }
-        let key = self.keys()?.open(id, envelope).map_err(|e| match e {
+        let opened = match self.keys()?.open(id, envelope) {
+            // Rotated since the vault was opened, it may be: a replica has it open for months.
+            Err(NoSegmentKey::NoGeneration(_)) => self.look_for_keys()?.open(id, envelope),
+            opened => opened,
+        };
+        let key = opened.map_err(|e| match e {
             NoSegmentKey::WriteOnly => VaultError::WriteOnly { object: segment_key(id) },
             NoSegmentKey::NoGeneration(generation) => self.locked(format!(
                 "{} is sealed to generation {generation} of its key, which the keyring does not \
@@ -311,7 +342,7 @@ impl Vault {
     /// of what the object leads to: it may look.
     pub(crate) fn verified<'a>(&self, key: &str, bytes: &'a [u8]) -> Result<&'a [u8], VaultError> {
         if !self.is_encrypted()
-            || (self.inner.keys.get().is_none() && !self.inner.keychain.settings.can_unlock())
+            || (self.known_keys().is_none() && !self.inner.keychain.settings.can_unlock())
         {
             return Ok(content(bytes));
         }
@@ -377,7 +408,7 @@ impl Vault {
         vault.take_record(record)?;
         let chain = Arc::clone(&vault.inner.keychain);
         if let Some(keys) = Keys::of_keyring(&chain, &keyring, opened) {
-            let _ = vault.inner.keys.set(chain.keep(keys));
+            vault.take_keys(&chain.keep(keys));
         }
         Ok((vault, keyring))
     }

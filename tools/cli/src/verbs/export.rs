@@ -59,6 +59,7 @@ impl Export {
             bail!("standard output is a terminal: pipe it into something, or use --to FILE");
         }
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        vault.check_readable()?;
         let cycle = choose(&vault, disk.disk, self.point)?.cycle;
         let why = format!("export to {}", self.to.display());
         let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;

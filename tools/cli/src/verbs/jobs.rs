@@ -10,7 +10,8 @@ use clap::Args;
 use super::target::{size, time, word};
 use crate::context::Context;
 
-/// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, and deltas that took long or failed
+/// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, hydrations, and deltas that took
+/// long or failed
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

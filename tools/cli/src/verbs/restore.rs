@@ -43,6 +43,7 @@ pub struct Restore {
 impl Restore {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        vault.check_readable()?;
         let cycle = self.point.find(&vault, &disk)?;
         self.refuse_to_overwrite()?;
         let why = format!("restore to {}", self.to.display());
