@@ -55,6 +55,25 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 4], at).unwrap();
 }
 
+/// A store that nobody serves: who waits is told, and it ends when it was said to.
+#[test]
+fn a_store_that_does_not_answer_is_waited_for_with_a_word() {
+    let host = Host::new("no-store");
+    let settings = "vault = \"s3://bucket/vault\"\n[store]\nendpoint = \"http://127.0.0.1:1\"\n\
+                    allow_http = true\n";
+    fs::write(host.path("backstay.toml"), settings).unwrap();
+    let mut command = host.command();
+    command.args(["--vault-wait", "4s", "points", "db"]);
+    command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "not-to-be-seen");
+    let began = std::time::Instant::now();
+    let (code, text) = code_and_text(&command.output().unwrap());
+    let took = began.elapsed();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("does not answer as it should; trying again"), "{text}");
+    assert!(!text.contains("not-to-be-seen"), "{text}");
+    assert!(took.as_secs() < 30, "{took:?}: {text}");
+}
+
 #[test]
 fn missing_and_impossible_backings() {
     let host = Host::new("backing");

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use backstay_driver::control::ControlClient;
@@ -13,6 +14,8 @@ use backstay_sidecar::reload::ConfigWatch;
 use backstay_vault::seal::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 use zeroize::Zeroizing;
 
 /// Flags of every verb.
@@ -36,11 +39,20 @@ pub struct Globals {
     /// Say nothing but errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// How long to try a vault's object store again that does not answer [default: the configuration's, but at
+    /// most 30s for commands that only look or decide]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub vault_wait: Option<Duration>,
 }
 
+/// Connecting to a store that is there takes no longer, when somebody waits for it.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a command that only looks or decides tries a store again.
+const LOOKS_FOR: Duration = Duration::from_secs(30);
+
 impl Globals {
-    /// Messages go to standard error; `BACKSTAY_LOG` overrides the flags.
-    pub fn start_logging(&self) {
+    /// Messages go to standard error; `BACKSTAY_LOG` overrides the flags. Somebody who waits is told what for.
+    pub fn start_logging(&self, somebody_waits: bool) {
         let level = match (self.quiet, self.verbose) {
             (true, _) => "error",
             (_, 0) => "warn",
@@ -54,12 +66,13 @@ impl Globals {
         let quiet = ["reqwest", "hyper", "hyper_util", "h2", "rustls", "object_store"];
         let filter = quiet.into_iter().filter_map(|of| format!("{of}=warn").parse().ok());
         let filter = filter.fold(filter_of_user, EnvFilter::add_directive);
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let said = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
-            .init();
+            .with_filter(filter);
+        let waits = (somebody_waits && !self.quiet).then(crate::waiting::layer);
+        tracing_subscriber::registry().with(said).with(waits).init();
     }
 }
 
@@ -90,7 +103,11 @@ impl Context {
     }
 
     /// With a configuration that was read already; flags win over it.
-    pub fn with(globals: Globals, config: Config) -> Self {
+    pub fn with(globals: Globals, mut config: Config) -> Self {
+        if let Some(wait) = globals.vault_wait {
+            config.store.retry_timeout = wait;
+            config.store.connect_timeout = config.store.connect_timeout.min(wait);
+        }
         config.store.apply();
         config.encryption.apply(prompt());
         let state = globals.state_dir.clone().or(config.state_dir.clone());
@@ -99,6 +116,16 @@ impl Context {
         let disks = context.disks();
         context.config.add_protections(&context.roots, &disks);
         context
+    }
+
+    /// Somebody waits for a command that moves no data: a store that does not answer is not tried for minutes.
+    pub fn somebody_waits(&mut self) {
+        if self.globals.vault_wait.is_none() {
+            let store = &mut self.config.store;
+            store.retry_timeout = store.retry_timeout.min(LOOKS_FOR);
+            store.connect_timeout = store.connect_timeout.min(CONNECTS_WITHIN);
+            store.apply();
+        }
     }
 
     /// The configuration, as it changes.

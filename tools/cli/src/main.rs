@@ -6,6 +6,7 @@ mod exit;
 mod helper;
 mod programs;
 mod verbs;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,35 @@ enum Verb {
     Guardian(verbs::guardian::Guardian),
 }
 
+impl Verb {
+    /// Whether it goes on as a service: what it says goes to a log, where a line for every try is too much.
+    fn serves(&self) -> bool {
+        matches!(
+            self,
+            Self::Sidecar(_)
+                | Self::Mount(_)
+                | Self::Attach(_)
+                | Self::Replica(_)
+                | Self::Group(_)
+                | Self::Gateway(_)
+        )
+    }
+
+    /// Whether it moves no data, or only what a person waits for: it gives up soon when a store does not answer.
+    fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Self::Points(_)
+                | Self::Holds(_)
+                | Self::Pin(_)
+                | Self::Unpin(_)
+                | Self::Unprotect(_)
+                | Self::Rename(_)
+                | Self::Failover(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     if let Some(helper) = helper::called_as() {
         return helper.run();
@@ -83,12 +113,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Verb::Guardian(verb) = cli.verb {
         return verb.run();
     }
-    cli.globals.start_logging();
+    cli.globals.start_logging(!cli.verb.serves());
     // It works without a configuration that can be read.
     if let Verb::Doctor(verb) = cli.verb {
         return verb.run(cli.globals);
     }
-    let context = Context::new(cli.globals)?;
+    let mut context = Context::new(cli.globals)?;
+    if cli.verb.only_looks() {
+        context.somebody_waits();
+    }
     match cli.verb {
         Verb::Protect(verb) => verb.run(&context),
         Verb::Unprotect(verb) => verb.run(&context),

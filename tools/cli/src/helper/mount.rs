@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     if options.remount {
         return remount(&args, &options, &dir);
     }
-    options.globals.start_logging();
+    options.globals.start_logging(false);
     let context = Context::new(std::mem::take(&mut options.globals))?;
     mount(&args, &options, &dir, &context)
 }

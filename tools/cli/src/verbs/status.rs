@@ -120,8 +120,11 @@ impl Status {
             let is_disk = served || paths.state.join("super").exists();
             let replica = replica::of(&paths).ok().flatten().filter(|_| !is_disk);
             if let Some(replica) = &replica {
-                disk.health = health_of(replica);
                 disk.rpo_ns = replica.rpo_ns;
+                // A failback brings its replica on by itself, and its record says what to do.
+                if failover.is_none() {
+                    disk.health = health_of(replica);
+                }
             }
             let term = failover.as_ref().map(term_of);
             all.push(Shown { disk, mounted_point, failover, term, replica });
@@ -254,7 +257,8 @@ fn print(status: &DiskStatus, is_replica: bool) {
     if status.limit.limit().is_some() {
         println!("  limit       {} for all disks together", status.limit);
     }
-    if let (Some(last), Some(rpo)) = (&status.record.last, status.rpo_ns) {
+    let last = status.record.last.as_ref().filter(|_| !is_replica);
+    if let (Some(last), Some(rpo)) = (last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
         println!("  RPO now     {}", humantime::format_duration(age));
         println!(
