@@ -18,9 +18,11 @@ const SKEW: u64 = 300_000_000_000;
 /// A disk with one point, and the next as its writer would put it.
 fn lab() -> (Lab, Manifest, Manifest) {
     let lab = Lab::new(SIZE);
-    let now = content(&mut fastrand::Rng::with_seed(1), SIZE);
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut now = content(&mut random, SIZE);
     let first = lab.cycle(None, &now, &[lab.whole()]).unwrap();
     let moved = [SectorRange::new(8, 24)];
+    random.fill(&mut now[8 * 512..24 * 512]);
     let own = lab.ship(2, &now, &moved);
     let set = set(&moved);
     let next = Manifest {
