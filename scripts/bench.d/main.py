@@ -11,9 +11,10 @@ import guest
 import recover
 import resync
 import ship
+import vault
 
 COMPARISONS = {"guest": guest.compare, "ship": ship.compare, "resync": resync.compare,
-               "fleet": fleet.compare, "recover": recover.compare}
+               "fleet": fleet.compare, "recover": recover.compare, "vault": vault.compare}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
 
 
@@ -40,7 +41,8 @@ def main():
     about = common.machine()
     with common.Work() as work:
         text = COMPARISONS[options.what](work, options)
-    rounds = {"fleet": "one run", "resync": f"medians of {resync.ROUNDS} rounds"}
+    rounds = {"fleet": "one run", "resync": f"medians of {resync.ROUNDS} rounds",
+              "vault": "medians of 3 rounds"}
     rounds = rounds.get(options.what, "medians of 5 rounds")
     rounds = "one short round: no figures to quote" if options.quick else rounds
     text = f"{datetime.date.today()}, {about}; {rounds}.\n\n{text}"

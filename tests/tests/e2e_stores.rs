@@ -4,16 +4,20 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use backstay_tests::harness::command::said;
+use backstay_tests::harness::forward::ForwardProxy;
 use backstay_tests::harness::host::hash;
+use backstay_tests::harness::netns::{Authority, Cable};
 use backstay_tests::harness::proxy::{Fault, Proxy};
-use backstay_tests::harness::service::{Service, wait_for, write_config};
+use backstay_tests::harness::service::{SOON, Service, wait_for, write_config};
 use backstay_tests::harness::store::{Kind, Store};
 use backstay_tests::harness::{Disk, Host};
 
@@ -84,6 +88,9 @@ fn life(host: &Arc<Host>, disk: &Disk, variables: &[(String, String)]) {
     let gone = other.try_backstay(&["restore", "db", "--point", "2", "--to", "/dev/null"]);
     assert!(said(&gone).contains("no recovery point 2"), "{}", said(&gone));
     mount(&another(&host.vault(), variables), &hash(&disk.served()));
+    there_and_back(disk, variables);
+    noise(&served, 10 * MIB, MIB, 19);
+    disk.cycle();
     fail_over(disk, &other);
 }
 
@@ -103,6 +110,24 @@ fn mount(host: &Arc<Host>, expected: &str) {
     let file = host.backstay(&[&["mount", "--vault", &host.vault()], &of[..]].concat());
     assert_eq!(hash(Path::new(file.trim())), expected, "mounted");
     host.backstay(&["umount", "tried"]);
+}
+
+/// The disk goes to another host by plan, is written there, and comes back.
+fn there_and_back(source: &Disk, variables: &[(String, String)]) {
+    let there = another(&source.host.vault(), variables);
+    let was = hash(&source.served());
+    source.host.backstay(&["failover", "handover", "db"]);
+    let target = there.disk("db", SIZE);
+    there.backstay(&["failover", "planned", "db"]);
+    assert_eq!(hash(&target.served()), was, "handed over");
+    there.backstay(&["failover", "commit", "db"]);
+    noise(&target.served(), 6 * MIB, MIB, 20);
+    there.backstay(&["cycle", "db"]);
+    noise(&target.served(), 8 * MIB, MIB, 21);
+    let now = hash(&target.served());
+    there.backstay(&["failover", "handover", "db"]);
+    source.host.backstay(&["failback", "db", "--to", source.backing.to_str().unwrap()]);
+    assert_eq!(hash(&source.served()), now, "failed back");
 }
 
 /// Another host takes the disk over; the old source is shut out (I5).
@@ -149,35 +174,40 @@ fn a_life_on_azure() {
 
 /// Each put that only one writer can win is done and its answer lost; every third part of a segment arrives
 /// by half; one answer in thirteen is a server error. Nothing of that costs a cycle or shows in a point.
+fn bad_day(kind: Kind) {
+    let store = server(kind);
+    let proxy = Proxy::start(store.port);
+    let (puts, parts) = (AtomicU64::new(0), AtomicU64::new(0));
+    proxy.choose(move |request| match request {
+        // The first of each pair: the library sends it again, and it finds itself.
+        _ if request.only_if_absent && puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) => {
+            Fault::LoseAnswer
+        }
+        _ if request.is_part() && parts.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) => {
+            Fault::Tear
+        }
+        _ if request.number.is_multiple_of(13) => Fault::Answer(503),
+        _ => Fault::Pass,
+    });
+    let host = Host::new("stores-bad-day");
+    let variables = store.variables_through(&proxy);
+    host.ship_to(&store.url(), &variables);
+    write_config(&host, &format!("{SMALL}{PARTS}"));
+    let disk = host.disk("db", SIZE);
+    noise(&disk.backing, 0, 14 * MIB, 1);
+    disk.mount(&[]);
+    life(&host, &disk, &variables);
+    assert!(proxy.faults() > 20, "{} faults", proxy.faults());
+}
+
 #[test]
-fn a_life_on_a_bad_day() {
-    for kind in BOTH {
-        let store = server(kind);
-        let proxy = Proxy::start(store.port);
-        let (puts, parts) = (AtomicU64::new(0), AtomicU64::new(0));
-        proxy.choose(move |request| match request {
-            // The first of each pair: the library sends it again, and it finds itself.
-            _ if request.only_if_absent
-                && puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) =>
-            {
-                Fault::LoseAnswer
-            }
-            _ if request.is_part() && parts.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) => {
-                Fault::Tear
-            }
-            _ if request.number.is_multiple_of(13) => Fault::Answer(503),
-            _ => Fault::Pass,
-        });
-        let host = Host::new("stores-bad-day");
-        let variables = store.variables_through(&proxy);
-        host.ship_to(&store.url(), &variables);
-        write_config(&host, &format!("{SMALL}{PARTS}"));
-        let disk = host.disk("db", SIZE);
-        noise(&disk.backing, 0, 14 * MIB, 1);
-        disk.mount(&[]);
-        life(&host, &disk, &variables);
-        assert!(proxy.faults() > 20, "{} faults", proxy.faults());
-    }
+fn a_life_on_a_bad_day_on_s3() {
+    bad_day(Kind::S3);
+}
+
+#[test]
+fn a_life_on_a_bad_day_on_azure() {
+    bad_day(Kind::Azure);
 }
 
 /// Killed in the middle of an upload and started again: the cycle ends well, by trying again or by the next.
@@ -197,12 +227,15 @@ fn a_server_that_is_killed_in_the_middle() {
         });
         let host = Host::new("stores-killed");
         host.ship_to(&store.url(), &store.variables_through(&proxy));
-        write_config(&host, &format!("{SMALL}{PARTS}[throttle]\nlimit = \"20MB/s\"\n"));
+        write_config(
+            &host,
+            &format!("{SMALL}{PARTS}retry_timeout = \"30s\"\n[throttle]\nlimit = \"20MB/s\"\n"),
+        );
         let disk = host.disk("db", SIZE);
         noise(&disk.backing, 0, 20 * MIB, 1);
         let served = disk.mount(&[]);
         let mut cycle = host.start(&["cycle", "db"]);
-        reached.recv().unwrap();
+        reached.recv_timeout(SOON).unwrap();
         store.kill();
         // I4: the guest notices nothing.
         noise(&served, 22 * MIB, MIB, 2);
@@ -232,7 +265,8 @@ fn storms_and_stalls_pass() {
         let served = disk.mount(&[]);
         disk.cycle();
         let points = disk.points().len();
-        let impatient = "[store]\npart_size = \"5MiB\"\ntimeout = \"1s\"\nretries = 1\n";
+        let impatient = "[store]\npart_size = \"5MiB\"\ntimeout = \"1s\"\nslowest = \"100MiB/s\"\n\
+                         retries = 1\n";
         write_config(&host, &format!("{SMALL}{impatient}"));
         let faults = [Fault::Answer(500), Fault::Answer(503), Fault::Answer(429), Fault::Close];
         for (n, fault) in faults.into_iter().chain([Fault::Stall]).enumerate() {
@@ -256,6 +290,56 @@ fn storms_and_stalls_pass() {
         assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served));
         host.backstay(&["prune", "db"]);
         host.backstay(&["verify", "db"]);
+    }
+}
+
+/// What is read comes through server errors, broken, stalled and trickling connections, each of which ends in its
+/// time; if it does not come at all, that is said in bounded time and nothing wrong is restored.
+#[test]
+fn reading_through_storms_and_trickles() {
+    const TRICKLE: Fault = Fault::Trickle(Duration::from_millis(20));
+    for kind in BOTH {
+        let store = server(kind);
+        let proxy = Proxy::start(store.port);
+        let host = Host::new("stores-reading");
+        host.ship_to(&store.url(), &store.variables_through(&proxy));
+        write_config(&host, &format!("{SMALL}{PARTS}"));
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 14 * MIB, 1);
+        disk.mount(&[]);
+        disk.cycle();
+        let was = hash(&disk.served());
+        let settings = "[store]\ntimeout = \"1s\"\nslowest = \"64KiB/s\"\n";
+        write_config(&host, &format!("{SMALL}{settings}"));
+        let faults = [Fault::Answer(503), Fault::Close, TRICKLE, Fault::Answer(500), Fault::Stall];
+        let gets = AtomicU64::new(0);
+        proxy.choose(move |request| match &request.method[..] {
+            // The library asks for a list once more only if its answer does not begin.
+            "GET" if !request.lists("") => match gets.fetch_add(1, Ordering::Relaxed) as usize {
+                odd if odd % 2 == 1 => faults[odd / 2 % faults.len()],
+                _ => Fault::Pass,
+            },
+            _ => Fault::Pass,
+        });
+        let before = proxy.faults();
+        assert_eq!(hash(&disk.restore(1, "restored.img")), was, "{kind:?}");
+        assert!(proxy.faults() - before >= faults.len() as u64, "{} faults", proxy.faults());
+        // Every one of them, and no end of it.
+        write_config(&host, &format!("{SMALL}{settings}retries = 1\n"));
+        for fault in faults {
+            proxy.choose(move |request| match &request.method[..] {
+                "GET" => fault,
+                _ => Fault::Pass,
+            });
+            let began = Instant::now();
+            let to = host.path("never.img");
+            let to = to.to_str().unwrap();
+            let failed = host.try_backstay(&["restore", "db", "--point", "1", "--to", to]);
+            assert!(!failed.status.success(), "{kind:?} {fault:?}: {}", said(&failed));
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        }
+        proxy.choose(|_| Fault::Pass);
+        proxy.release();
     }
 }
 
@@ -388,22 +472,138 @@ fn secrets_come_from_a_private_file() {
     assert_eq!(disk.points().len(), 1);
 }
 
-/// Only outbound, through an HTTP proxy.
+/// A certificate that nobody vouches for is refused at once, before anything is sent; with its authority in
+/// `ca_file` the store is reached.
 #[test]
-fn through_an_http_proxy() {
-    let store = server(Kind::S3);
-    let proxy = Proxy::start(store.port);
-    let strays = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&strays);
-    proxy.choose(move |request| {
-        if !request.as_proxy {
-            count.fetch_add(1, Ordering::Relaxed);
+fn a_store_with_tls() {
+    for kind in BOTH {
+        let store = server(kind);
+        let (ours, others) = (Authority::new(), Authority::new());
+        let proxy = Proxy::start_tls(store.port, ours.server("127.0.0.1"));
+        let host = Host::new("stores-tls");
+        let origin = format!("https://127.0.0.1:{}", proxy.port());
+        host.ship_to(&store.url(), &store.variables_at(&origin));
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 6 * MIB, 1);
+        let backing = disk.backing.to_str().unwrap();
+        let trust = |file: &Path| write_config(&host, &format!("{PARTS}ca_file = {file:?}\n"));
+        let refused = |why: &str| {
+            let args = ["protect", backing, "--name", "db", "--check"];
+            let output = host.try_backstay(&args);
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains(why) && text.contains("store.ca_file"), "{text}");
+        };
+        write_config(&host, PARTS);
+        refused("certificate is not trusted");
+        trust(&others.ca_file(host.path("others.pem")));
+        refused("certificate is not trusted");
+        // The right authority, another machine's name.
+        let elsewhere = Proxy::start_tls(store.port, ours.server("other.example"));
+        trust(&ours.ca_file(host.path("ours.pem")));
+        let there = format!("https://127.0.0.1:{}", elsewhere.port());
+        host.ship_to(&host.vault(), &store.variables_at(&there));
+        refused("certificate is not trusted");
+        // No TLS where TLS is said to be needed, and none where it is not there.
+        host.ship_to(
+            &host.vault(),
+            &store.variables_at(&format!("http://127.0.0.1:{}", store.port)),
+        );
+        assert_eq!((proxy.seen(), elsewhere.seen()), (0, 0), "{kind:?}: something was sent");
+        host.ship_to(&host.vault(), &store.variables_at(&origin));
+        disk.mount(&[]);
+        disk.cycle();
+        assert_eq!(hash(&disk.restore(1, "restored.img")), hash(&disk.served()), "{kind:?}");
+        assert!(proxy.seen() > 5);
+    }
+}
+
+/// Only outbound, and only to an HTTP proxy: the source is in a network of its own where nothing else answers, not
+/// even a name server. Encrypted stores are reached by CONNECT, plain ones by requests for whole URLs. No socket of
+/// the source waits for connections.
+#[test]
+fn only_out_through_an_http_proxy() {
+    // Azurite takes the first part of a name for the account; and so it is an address that leads nowhere.
+    for (kind, tls, name) in [(Kind::S3, true, "store.example"), (Kind::Azure, false, "192.0.2.7")]
+    {
+        let store = server(kind);
+        let authority = Authority::new();
+        let server = match tls {
+            true => Proxy::start_tls(store.port, authority.server(name)),
+            false => Proxy::start(store.port),
+        };
+        let cable = Cable::new();
+        let to = format!("{name}:{}", server.port());
+        let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
+        let proxy = ForwardProxy::start(cable.listen(1), &[(to.clone(), address)]);
+        let host = Host::new("stores-proxy");
+        let scheme = if tls { "https" } else { "http" };
+        let mut variables = store.variables_at(&format!("{scheme}://{to}"));
+        let ca = authority.ca_file(host.path("ca.pem"));
+        // As a setting, and as everybody else has it.
+        let setting = match tls {
+            true => format!("proxy = \"{}\"\nca_file = {ca:?}\n", proxy.url()),
+            false => {
+                variables.push(("HTTP_PROXY".into(), proxy.url()));
+                String::new()
+            }
+        };
+        host.ship_to(&store.url(), &variables);
+        let settings = format!("interval = \"1s\"\nretry = [\"1s\"]\n{PARTS}{setting}");
+        write_config(&host, &settings);
+        let disk = host.disk("db", SIZE);
+        noise(&disk.backing, 0, 6 * MIB, 1);
+        let served = disk.mount(&[]);
+        let inside = |args: &[&str]| {
+            let mut command = host.command();
+            let output = cable.on(0, command.args(args)).output().unwrap();
+            assert!(output.status.success(), "{kind:?} {args:?}: {}", said(&output));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        // In the middle of an upload the sidecar's sockets are looked at.
+        let (reached, in_the_middle) = std::sync::mpsc::channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+        let goes_on = Mutex::new(goes_on);
+        let parts = AtomicU64::new(0);
+        server.choose(move |request| {
+            if request.is_part() && parts.fetch_add(1, Ordering::Relaxed) == 0 {
+                reached.send(()).unwrap();
+                let _ = goes_on.lock().unwrap().recv();
+            }
+            Fault::Pass
+        });
+        let service = Service::start_as(&host, |command| cable.on(0, command));
+        in_the_middle.recv_timeout(SOON).unwrap();
+        let sockets = cable.sockets(0);
+        go_on.send(()).unwrap();
+        // Address and port as the kernel writes them.
+        let port: u16 = proxy.url().rsplit(':').next().unwrap().parse().unwrap();
+        let of_proxy = format!("{:08X}:{port:04X}", u32::from_le_bytes([10, 99, 7, 2]));
+        assert!(sockets.iter().any(|socket| socket.remote == of_proxy), "{sockets:?}");
+        for socket in &sockets {
+            assert!(!socket.listens && socket.protocol == "tcp", "{socket:?}");
+            assert_eq!(socket.remote, of_proxy, "{kind:?}");
         }
-        Fault::Pass
-    });
-    let proxied = format!("{PARTS}proxy = \"http://127.0.0.1:{}\"\n", proxy.port());
-    let (_host, disk) = disk_in("stores-proxy", store, &proxied);
-    disk.cycle();
-    assert_eq!(hash(&disk.restore(1, "restored.img")), hash(&disk.served()));
-    assert!(proxy.seen() > 5 && strays.load(Ordering::Relaxed) == 0, "{}", proxy.seen());
+        service.says("recovery point 1");
+        drop(service);
+        let restored = host.path("restored.img");
+        let point = inside(&["cycle", "db"]);
+        assert!(point.contains("recovery point"), "{point}");
+        inside(&["restore", "db", "--point", "latest", "--to", restored.to_str().unwrap()]);
+        assert_eq!(hash(&restored), hash(&served), "{kind:?}");
+        let (tunnels, plain) = (proxy.tunnels(), proxy.plain());
+        match tls {
+            true => assert!(tunnels > 0 && plain == 0, "{tunnels} {plain}"),
+            false => assert!(plain > 5 && tunnels == 0, "{tunnels} {plain}"),
+        }
+        assert_eq!(proxy.refused(), 0);
+        // Without it there is no other way out.
+        proxy.stop();
+        let seen = server.seen();
+        write_config(&host, &format!("{settings}retries = 1\n"));
+        let mut command = host.command();
+        let failed = cable.on(0, command.args(["cycle", "db"])).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+        assert_eq!(server.seen(), seen, "{kind:?}");
+    }
 }

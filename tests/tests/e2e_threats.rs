@@ -167,6 +167,52 @@ fn secrets_are_never_said_when_stores_fail() {
     assert!(store.asked.load(Ordering::Relaxed) > 8, "the store was hardly asked");
 }
 
+/// A vault's passphrase, right and wrong, in a file and in the environment.
+#[test]
+fn a_passphrase_is_never_said() {
+    let host = Host::new("passphrase");
+    let disk = host.disk("d", 4 * MIB);
+    let file = host.path("passphrase");
+    let phrase = |text: &str| {
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    };
+    phrase(&format!("right {MARK}\n"));
+    let encryption = format!("[encryption]\npassphrase_file = {file:?}\n");
+    configure(&host, &host.vault(), "", &encryption);
+    let init = file.to_string_lossy();
+    let verbs: [&[&str]; 7] = [
+        &["key", "init", "--passphrase-file", &init],
+        &["cycle", "d"],
+        &["key", "list"],
+        &["key", "check"],
+        &["status"],
+        &["verify", "d"],
+        &["points", "d"],
+    ];
+    disk.mount(&[]);
+    for (right, environment) in [(true, false), (false, false), (false, true)] {
+        if !right {
+            phrase(&format!("wrong {MARK}\n"));
+        }
+        for verb in verbs.iter().skip(usize::from(!right)) {
+            let mut command = host.command();
+            command.arg("-vv").args(*verb).stdin(Stdio::null()).env("BACKSTAY_LOG", "trace");
+            if environment {
+                command.env("BACKSTAY_PASSPHRASE", format!("worse {MARK}"));
+            }
+            let output = command.output().unwrap();
+            let text = said(&output);
+            assert!(!text.contains(MARK), "{verb:?} says a secret:\n{text}");
+            assert!(!right || output.status.success(), "{verb:?}: {text}");
+        }
+    }
+    nothing_kept(&host);
+    for object in objects(&host.path("vault")) {
+        assert!(!holds_mark(&object.1), "a secret is in {}", object.0);
+    }
+}
+
 /// A service with secrets: its own arguments, those of what it starts, and what these get in their environment.
 #[test]
 fn secrets_are_not_handed_to_other_programs() {

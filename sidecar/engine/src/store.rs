@@ -3,6 +3,7 @@
 //! No secret has a place here: the file may be read by many. Secrets are in the environment or in
 //! `credentials_file`, which nobody else may read.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use backstay_vault::remote::StoreSettings;
 use backstay_vault::remote::settings::{PART_BYTES_MAX, PART_BYTES_MIN};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use crate::throttle::Rate;
 
 /// How object stores are reached.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,9 +37,11 @@ pub struct Store {
     /// How long connecting may take.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long a request may take, with its body.
+    /// How long an answer may take after the request is up, and how long it may stand still.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    /// The least that counts as coming or going.
+    pub slowest: Rate,
     /// How often a request is tried again.
     pub retries: usize,
     /// How long after its first try a request is still tried again.
@@ -62,6 +67,7 @@ impl Default for Store {
             credentials_file: None,
             connect_timeout: settings.connect_timeout,
             timeout: settings.timeout,
+            slowest: Rate::bytes_per_second(settings.slowest_bytes_per_second),
             retries: settings.retries,
             retry_timeout: settings.retry_timeout,
             part_size: ByteSize::b(settings.part_bytes),
@@ -86,6 +92,7 @@ impl Store {
             credentials_file: this.credentials_file,
             connect_timeout: this.connect_timeout,
             timeout: this.timeout,
+            slowest_bytes_per_second: this.slowest.limit().map_or(1, NonZeroU64::get),
             retries: this.retries.min(1000),
             retry_timeout: this.retry_timeout,
             part_bytes: this.part_size.as_u64().clamp(PART_BYTES_MIN, PART_BYTES_MAX),

@@ -5,6 +5,7 @@
 
 pub mod acked;
 pub mod command;
+pub mod forward;
 pub mod gateway;
 pub mod guest;
 pub mod host;

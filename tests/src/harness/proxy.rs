@@ -2,7 +2,8 @@
 //!
 //! It speaks as much HTTP/1.1 as it must: a connection carries one request with a length. Faults are
 //! chosen by the test, request by request, so that a test is the same each time it runs. It also
-//! takes requests as an HTTP proxy gets them (`PUT http://host/… HTTP/1.1`).
+//! takes requests as an HTTP proxy gets them (`PUT http://host/… HTTP/1.1`), and can be what makes a
+//! plain server one with TLS.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -10,6 +11,9 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// A request, as far as faults are chosen by it.
 #[derive(Debug, Clone)]
@@ -57,6 +61,8 @@ pub enum Fault {
     Tear,
     /// Nothing happens any more until [`Proxy::release`]; then the connection is closed.
     Stall,
+    /// It is carried out, and its answer comes a byte in each such time, until [`Proxy::release`].
+    Trickle(Duration),
     /// A refusal because the object is there becomes a success: a store that does not know conditions.
     DenyConditions,
     /// It is answered as the first of its kind was.
@@ -65,8 +71,13 @@ pub enum Fault {
 
 type Choose = dyn Fn(&Request) -> Fault + Send + Sync;
 
+/// A connection, encrypted or not.
+trait Connection: Read + Write {}
+impl<C: Read + Write> Connection for C {}
+
 struct Inner {
     upstream: u16,
+    tls: Option<Arc<ServerConfig>>,
     choose: Mutex<Arc<Choose>>,
     seen: AtomicU64,
     faults: AtomicU64,
@@ -84,10 +95,20 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one in front of a port of this machine.
     pub fn start(upstream: u16) -> Self {
+        Self::new(upstream, None)
+    }
+
+    /// Starts one that speaks TLS, in front of a port of this machine that does not.
+    pub fn start_tls(upstream: u16, tls: Arc<ServerConfig>) -> Self {
+        Self::new(upstream, Some(tls))
+    }
+
+    fn new(upstream: u16, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let inner = Arc::new(Inner {
             upstream,
+            tls,
             choose: Mutex::new(Arc::new(|_: &Request| Fault::Pass)),
             seen: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -151,7 +172,7 @@ fn bad(what: &str) -> io::Error {
 }
 
 /// Reads up to the empty line that ends a head.
-fn read_head(from: &mut impl Read) -> io::Result<String> {
+pub(super) fn read_head(from: &mut impl Read) -> io::Result<String> {
     let (mut head, mut byte) = (vec![], [0]);
     while !head.ends_with(b"\r\n\r\n") {
         from.read_exact(&mut byte)?;
@@ -170,7 +191,25 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 impl Inner {
     fn serve(&self, client: TcpStream) -> io::Result<()> {
-        let mut from = io::BufReader::new(client.try_clone()?);
+        let socket = client.try_clone()?;
+        let done = match &self.tls {
+            None => self.answer(Box::new(client), &socket),
+            Some(tls) => {
+                let session = ServerConnection::new(Arc::clone(tls)).map_err(io::Error::other)?;
+                let mut session = StreamOwned::new(session, client);
+                let done = self.answer(Box::new(&mut session), &socket);
+                session.conn.send_close_notify();
+                let _ = session.flush();
+                done
+            }
+        };
+        let _ = socket.shutdown(Shutdown::Both);
+        done
+    }
+
+    /// Takes a request and answers it; `socket` is what the connection goes over.
+    fn answer(&self, client: Box<dyn Connection + '_>, socket: &TcpStream) -> io::Result<()> {
+        let mut from = io::BufReader::new(client);
         let head = read_head(&mut from)?;
         let len = header(&head, "content-length").map_or(Ok(0), |len| len.parse::<usize>());
         let len = len.map_err(|_| bad("a length that is no number"))?;
@@ -200,19 +239,19 @@ impl Inner {
             let (released, changed) = (&self.released.0, &self.released.1);
             let released = released.lock().unwrap();
             drop(changed.wait_while(released, |released| !*released).unwrap());
-            return client.shutdown(Shutdown::Both);
+            return socket.shutdown(Shutdown::Both);
         }
         from.read_exact(&mut body)?;
-        let mut client = client;
+        let mut client = from.into_inner();
         let answer = match fault {
-            Fault::Close => return client.shutdown(Shutdown::Both),
+            Fault::Close => return socket.shutdown(Shutdown::Both),
             Fault::Answer(status) => {
                 format!("HTTP/1.1 {status} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     .into_bytes()
             }
             Fault::Tear => {
                 self.forward(&head, &request.target, &body[..len / 2], false)?;
-                return client.shutdown(Shutdown::Both);
+                return socket.shutdown(Shutdown::Both);
             }
             Fault::Stale => {
                 let of = self.old_answers.lock().unwrap().get(&request.target).cloned();
@@ -225,12 +264,17 @@ impl Inner {
                     }
                 }
             }
-            Fault::Pass | Fault::LoseAnswer | Fault::DenyConditions | Fault::Stall => {
-                self.forward(&head, &request.target, &body, true)?
-            }
+            Fault::Pass
+            | Fault::LoseAnswer
+            | Fault::DenyConditions
+            | Fault::Stall
+            | Fault::Trickle(_) => self.forward(&head, &request.target, &body, true)?,
         };
         if fault == Fault::LoseAnswer {
-            return client.shutdown(Shutdown::Both);
+            return socket.shutdown(Shutdown::Both);
+        }
+        if let Fault::Trickle(pause) = fault {
+            return self.trickle(&mut *client, &answer, pause);
         }
         let refused = [&b"HTTP/1.1 412"[..], b"HTTP/1.1 409"];
         if fault == Fault::DenyConditions && refused.iter().any(|code| answer.starts_with(code)) {
@@ -240,6 +284,23 @@ impl Inner {
             );
         }
         client.write_all(&answer)
+    }
+
+    fn trickle(&self, client: &mut dyn Write, answer: &[u8], pause: Duration) -> io::Result<()> {
+        // The head at once: what is tried is a body that does not come.
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4);
+        client.write_all(&answer[..head])?;
+        for byte in &answer[head..] {
+            client.write_all(&[*byte])?;
+            client.flush()?;
+            let (released, changed) = (&self.released.0, &self.released.1);
+            let released = released.lock().unwrap();
+            let waited = changed.wait_timeout_while(released, pause, |released| !*released);
+            if *waited.unwrap().0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Sends a request on, on a connection of its own; the whole answer.

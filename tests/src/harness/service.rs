@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,8 +26,22 @@ impl Service {
     /// # Panics
     /// If it does not start.
     pub fn start(host: &Host) -> Self {
+        Self::start_as(host, |command| {
+            let mut same = Command::new(command.get_program());
+            same.args(command.get_args());
+            same.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            same
+        })
+    }
+
+    /// Starts it by another command that runs this one, as in another network.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_as(host: &Host, by: impl FnOnce(&Command) -> Command) -> Self {
         let mut command = host.command();
-        command.args(["--verbose", "sidecar"]).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut command = by(command.args(["--verbose", "sidecar"]));
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let said = BufReader::new(child.stderr.take().unwrap());
         let (line, lines) = channel();

@@ -93,12 +93,19 @@ impl Store {
 
     /// The variables that reach it through a proxy in front of it.
     pub fn variables_through(&self, proxy: &Proxy) -> Vec<(String, String)> {
-        let (from, to) = (format!(":{}", self.port), format!(":{}", proxy.port()));
+        self.variables_at(&format!("http://127.0.0.1:{}", proxy.port()))
+    }
+
+    /// The variables that reach it at another address, `scheme://host:port`. Over TLS it is not allowed to be reached
+    /// without.
+    pub fn variables_at(&self, origin: &str) -> Vec<(String, String)> {
+        let here = format!("http://127.0.0.1:{}", self.port);
         let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT") {
-            true => (name.clone(), value.replace(&from, &to)),
-            false => (name.clone(), value.clone()),
+            true => Some((name.clone(), value.replace(&here, origin))),
+            false if name.ends_with("ALLOW_HTTP") && origin.starts_with("https:") => None,
+            false => Some((name.clone(), value.clone())),
         };
-        self.variables.iter().map(replaced).collect()
+        self.variables.iter().filter_map(replaced).collect()
     }
 
     /// Has the vault of a host be in it, reached directly.

@@ -11,6 +11,7 @@ use object_store::{
     BackoffConfig, Certificate, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig,
 };
 
+use super::patience::Patience;
 use super::place::Kind;
 use super::refusal::Connector;
 use super::settings::StoreSettings;
@@ -122,6 +123,10 @@ fn retries(settings: &StoreSettings) -> RetryConfig {
     }
 }
 
+fn connector(settings: &StoreSettings) -> Connector {
+    Connector(Patience { timeout: settings.timeout, slowest: settings.slowest_bytes_per_second })
+}
+
 /// Where a setting and a variable say different things, the setting counts.
 fn client_options(
     url: &str,
@@ -131,7 +136,8 @@ fn client_options(
 ) -> Result<ClientOptions, VaultError> {
     let mut options = ClientOptions::new()
         .with_connect_timeout(settings.connect_timeout)
-        .with_timeout(settings.timeout);
+        // Ours knows how long a request is (see `patience`).
+        .with_timeout_disabled();
     for (name, value) in variables {
         let name = name[kind.variables_begin_with().len()..].to_ascii_lowercase();
         if let Ok(key) = name.parse::<ClientConfigKey>() {
@@ -180,7 +186,7 @@ fn s3(
         .with_bucket_name(bucket)
         .with_client_options(http)
         .with_retry(retries(settings))
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings));
     Ok(Arc::new(builder.build()?))
 }
 
@@ -203,7 +209,7 @@ fn azure(
         .with_container_name(container)
         .with_client_options(http)
         .with_retry(retries(settings))
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings));
     Ok(Arc::new(builder.build()?))
 }
 
@@ -226,6 +232,6 @@ fn google(
         .with_bucket_name(bucket)
         .with_client_options(http)
         .with_retry(retries(settings))
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings));
     Ok(Arc::new(builder.build()?))
 }

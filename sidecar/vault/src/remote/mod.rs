@@ -6,6 +6,7 @@
 //! - `variables`: the stores' usual environment variables, and a file of them for a service
 //! - `connect`: a client of the `object_store` crate, made of the three
 //! - `gateway`: a client of a gateway, which stands before a store
+//! - `patience`: how long a request may take
 //! - `refusal`: answers that no second try will change, told by type
 //! - `upload`: segments in parts
 //!
@@ -13,6 +14,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod gateway;
+mod patience;
 pub(crate) mod place;
 pub(crate) mod refusal;
 pub mod settings;

@@ -3,8 +3,10 @@
 //! The client library keeps apart what is not there, taken or forbidden, and tries again what is the
 //! server's fault. Everything else (a malformed name, the wrong region, a method the store does not know)
 //! it calls generic, as it does a broken connection. Here such an answer becomes a [`Refusal`] where it
-//! arrives, so that whoever waits for it to pass does not wait for ever (R-22).
+//! arrives, so that whoever waits for it to pass does not wait for ever (R-22). So does a certificate that is not
+//! trusted, which the library takes for a broken connection, too.
 
+use std::error::Error;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -13,60 +15,116 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
     ReqwestConnector,
 };
+use rustls::AlertDescription as Alert;
+
+use super::patience::Patience;
 
 /// Most bytes of an answer that are looked at.
 const BODY_BYTES_MAX: usize = 16 << 10;
 
-/// A store's answer to a request that it will never carry out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    /// The HTTP status.
-    pub status: u16,
-    /// The store's own words.
-    pub said: String,
+/// What no second try will change.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Refusal {
+    /// A store's answer to a request that it will never carry out.
+    Answer {
+        /// The HTTP status.
+        status: u16,
+        /// The store's own words.
+        said: String,
+    },
+    /// We do not trust the other side's certificate, or it does not trust ours.
+    Distrust(rustls::Error),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hint = match self.status {
-            301 | 307 | 308 => "; is the region or the endpoint right?",
-            _ => "",
-        };
-        write!(f, "the store refuses this request (HTTP {}: {}){hint}", self.status, self.said)
+        match self {
+            Self::Answer { status, said } => {
+                let hint = match status {
+                    301 | 307 | 308 => "; is the region or the endpoint right?",
+                    _ => "",
+                };
+                write!(f, "the store refuses this request (HTTP {status}: {said}){hint}")
+            }
+            Self::Distrust(rustls::Error::AlertReceived(alert)) => write!(
+                f,
+                "the other side ended the TLS connection ({alert:?}): it asks for another certificate \
+                 or version than ours"
+            ),
+            Self::Distrust(error) => write!(
+                f,
+                "the store's certificate is not trusted ({error}). Nothing was sent. Is the \
+                 endpoint right? If it is, name the authority that signed the certificate in \
+                 store.ca_file"
+            ),
+        }
     }
 }
 
-impl std::error::Error for Refusal {}
+impl Error for Refusal {}
 
-/// The refusal at the bottom of an error.
-pub(crate) fn refusal<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Refusal> {
+/// What comes first in an error and its sources; what is wrapped in an I/O error is a source, too.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(refusal) = error.downcast_ref() {
-            return Some(refusal);
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
-        next = error.source();
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => error.source(),
+        };
     }
     None
 }
 
-/// Makes clients that tell refusals.
+/// The refusal at the bottom of an error.
+pub(crate) fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refusal> {
+    find(error)
+}
+
+/// An error of the connection, with distrust told apart.
+fn distrust(error: HttpError) -> HttpError {
+    let Some(tls) = find::<rustls::Error>(&error) else { return error };
+    match tls {
+        rustls::Error::InvalidCertificate(_)
+        | rustls::Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::ProtocolVersion
+            | Alert::CertificateRequired,
+        ) => HttpError::new(HttpErrorKind::Unknown, Refusal::Distrust(tls.clone())),
+        _ => error,
+    }
+}
+
+/// Makes clients that tell refusals, and whose patience ends.
 #[derive(Debug)]
-pub(crate) struct Connector;
+pub(crate) struct Connector(pub Patience);
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Teller(ReqwestConnector::default().connect(options)?)))
+        let client = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Teller(client, self.0)))
     }
 }
 
 #[derive(Debug)]
-struct Teller(HttpClient);
+struct Teller(HttpClient, Patience);
 
 #[async_trait]
 impl HttpService for Teller {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let response = self.0.execute(request).await?;
+        let Self(client, patience) = self;
+        let sent = request.body().content_length() as u64;
+        let response = patience.answer(sent, client.execute(request)).await.map_err(distrust)?;
+        let response = response.map(|body| patience.body(body));
         let status = response.status().as_u16();
         if !is_final(status) {
             return Ok(response);
@@ -86,7 +144,7 @@ impl HttpService for Teller {
         };
         match kind {
             HttpErrorKind::Request => Err(HttpError::new(kind, std::io::Error::other(said))),
-            kind => Err(HttpError::new(kind, Refusal { status, said })),
+            kind => Err(HttpError::new(kind, Refusal::Answer { status, said })),
         }
     }
 }
@@ -125,12 +183,19 @@ mod tests {
 
     #[test]
     fn a_refusal_is_found_and_short() {
-        let refused = Refusal { status: 400, said: "InvalidBucketName".into() };
+        let refused = Refusal::Answer { status: 400, said: "InvalidBucketName".into() };
         let error = object_store::Error::Generic {
             store: "S3",
             source: Box::new(HttpError::new(HttpErrorKind::Unknown, refused.clone())),
         };
         assert_eq!(refusal(&error), Some(&refused));
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let of_tls = std::io::Error::other(std::io::Error::other(unknown.clone()));
+        let told = distrust(HttpError::new(HttpErrorKind::Connect, of_tls));
+        assert_eq!(refusal(&told), Some(&Refusal::Distrust(unknown)));
+        // A connection that breaks may work the next time.
+        let broken = std::io::Error::other(rustls::Error::DecryptError);
+        assert_eq!(refusal(&distrust(HttpError::new(HttpErrorKind::Connect, broken))), None);
         assert_eq!(between("<a><Code>X</Code>", "<Code>", "</Code>"), Some("X"));
         assert_eq!(between("</Code><Code>", "<Code>", "</Code>"), None);
     }

@@ -34,8 +34,10 @@ pub struct StoreSettings {
     pub credentials_file: Option<PathBuf>,
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long a request may take, with its body.
+    /// How long an answer may take after the request is up, and how long it may stand still.
     pub timeout: Duration,
+    /// The least that counts as coming or going: a request has the time that its bytes need at this rate, besides.
+    pub slowest_bytes_per_second: u64,
     /// How often a request is tried again.
     pub retries: usize,
     /// How long after its first try a request is still tried again.
@@ -59,6 +61,8 @@ impl Default for StoreSettings {
             credentials_file: None,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(120),
+            // Four parts at a time over 1 Mbit/s.
+            slowest_bytes_per_second: 32 << 10,
             // More than fit into the time: ten, as the library has it, were over in two seconds, and a store
             // that was restarted cost a first copy of hours.
             retries: 100,

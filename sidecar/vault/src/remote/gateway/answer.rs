@@ -62,7 +62,7 @@ pub(super) async fn sort(key: &str, sent: reqwest::Result<Response>) -> Answer {
             Answer::Again(passing(format!("the gateway answers {status}: {said}")))
         }
         status => {
-            let refusal = Refusal { status: status.as_u16(), said };
+            let refusal = Refusal::Answer { status: status.as_u16(), said };
             Answer::Final(Error::Generic { store: STORE, source: Box::new(refusal) })
         }
     }
