@@ -3,6 +3,9 @@
 Every point is brought up on another host: state and runtime folders of its own, nothing but the vault's URL.
 The page cache is dropped before each measurement. Points are never merged here, so the newest of 1,000 needs
 more than 1,000 segments: what a mount finds at worst.
+
+The disk that is full is laid into a vault by sidecar/vault/examples/full_disk, which repeats one frame all over
+it: the objects are small, their number and their indexes are those of a real one.
 """
 
 import json
@@ -17,6 +20,9 @@ from common import (GIB, MIB, Timed, clean_up, drop_caches, fill, median, run, s
 from ship import Backstay, Restic, fill_with_files
 
 CHURN = 64 * MIB
+# A disk full of data: GiB, segments, points.
+FULL = (1024, 32768, 1000)
+FULL_QUICK = (64, 512, 20)
 ROUNDS = 5
 
 
@@ -107,6 +113,66 @@ def times_to_data(work, options, host):
     return worst, table(["disk", "points", "to the first byte", "to a mounted file system"], rows)
 
 
+def full_disk(work, options, host):
+    """The same of a disk without a hole, with an ext4 that was just made on it; and what was asked of the vault."""
+    gib, segments, points = FULL_QUICK if options.quick else FULL
+    vault, image = work.dir / "full.vault", work.dir / "full.img"
+    with open(image, "wb") as file:
+        file.truncate(gib * GIB)
+    run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", image)
+    run(os.environ["FULL_DISK"], vault, "full", gib, segments, points, image)
+    image.unlink()
+    found = []
+    for number in range(1 if options.quick else ROUNDS):
+        drop_caches()
+        began = time.monotonic()
+        served = host.mount(vault, "full")
+        with open(served, "rb", buffering=0) as disk:
+            disk.seek(gib * GIB // (number + 2) + 100 * MIB)
+            assert disk.read(4096) == b"\1" * 4096
+        first = time.monotonic() - began
+        # Read-only, as it is on the disk: this is no power loss.
+        at = work.dir / "full.mnt"
+        at.mkdir(exist_ok=True)
+        device = run("losetup", "--find", "--show", "--read-only", served).strip()
+        try:
+            run("mount", "-o", "ro", device, at)
+            assert os.listdir(at) == ["lost+found"]
+            mounted = time.monotonic() - began
+        finally:
+            clean_up("umount", at)
+            clean_up("losetup", "--detach", device)
+        took, rss = asked(host), memory(host)
+        host.forget()
+        found.append((first, mounted, took["requests"], took["in_background"],
+                      took["fetched_bytes"] / MIB, rss))
+    shutil.rmtree(vault)
+    first, mounted, requests, background, mib, rss = (median(values) for values in zip(*found))
+    row = [f"{gib} GiB", f"{segments:,}", f"{points:,}", f"{first:.2f} s", f"{mounted:.2f} s",
+           f"{requests:.0f}, {background:.0f} of them in the background", f"{mib:.1f} MiB", f"{rss:.0f} MiB"]
+    print("  full: " + ", ".join(row), flush=True)
+    return max(times[0] for times in found), table(
+        ["full disk", "segments", "points", "to the first byte", "to ext4, read-only",
+         "requests before the first byte", "fetched", "memory"], [row])
+
+
+def asked(host):
+    """What the first read of the mounted point took; its driver says so every second."""
+    for _ in range(200):
+        status = json.loads(run(*host.command("--json", "status", "back")))[0]["mounted_point"]
+        if status.get("first_read"):
+            return status["first_read"]
+        time.sleep(0.05)
+    raise SystemExit(f"the driver does not say what the first read took: {status}")
+
+
+def memory(host):
+    """MiB of the driver that serves the mounted point."""
+    status = json.loads(run(*host.command("--json", "status", "back")))[0]["mounted_point"]
+    lines = Path(f"/proc/{status['pid']}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def reads(target, block, depth, amount, size):
     """Reads places chosen by chance, the same in each run; MB/s."""
     out = json.loads(run(
@@ -165,6 +231,9 @@ def compare(work, options):
     host = Host(work)
     print("times to data")
     worst, times = times_to_data(work, options, host)
+    print("a disk full of data")
+    worst_full, full_table = full_disk(work, options, host)
+    worst = max(worst, worst_full)
 
     size = (512 * MIB) if options.quick else 4 * GIB
     image = work.dir / "disk.img"
@@ -192,5 +261,5 @@ def compare(work, options):
         ["the first byte of any point within 1 s (slowest of all)", f"{worst:.2f} s", verdict(worst <= 1)],
         ["a full restore is no slower than restic's", f"{ours / theirs:.2f} × its time", verdict(ours <= theirs)],
     ])
-    return (f"{aims}\n\n{times}\n\nThe disk of the following has {size / GIB:g} GiB, three quarters full of real files."
+    return (f"{aims}\n\n{times}\n\n{full_table}\n\nThe disk of the following has {size / GIB:g} GiB, three quarters full of real files."
             f"\n\n{speeds}\n\n{full}")

@@ -187,11 +187,15 @@ fn installed_in_a_clean_root_and_removed() {
     }
     // Nothing is enabled by itself; every unit makes sense to systemd, and is confined as far as it can be.
     root.sh("! find /etc/systemd/system -name '*backstay*' | grep .");
-    let units =
-        ["backstay-sidecar.service", "backstay-disk@db.service", "backstay-replica@db.service"];
+    let units = [
+        "backstay-sidecar.service",
+        "backstay-disk@db.service",
+        "backstay-replica@db.service",
+        "backstay-gateway.service",
+    ];
     let verified = root.sh(&format!("systemd-analyze verify {} 2>&1", units.join(" ")));
     assert_eq!(verified, "", "{verified}");
-    for (unit, most) in units.iter().zip(["35", "35", "35"]) {
+    for (unit, most) in units.iter().zip(["35", "35", "35", "15"]) {
         let unit = unit.replace("@db", "@");
         root.sh(&format!(
             "systemd-analyze security --no-pager --offline=true --threshold={most} /usr/lib/systemd/system/{unit}"

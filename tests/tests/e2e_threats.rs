@@ -3,20 +3,22 @@
 //!
 //! docs/SECURITY.md lists which threat is tried where. Needs root, /dev/fuse.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use backstay_tests::harness::command::said;
+use backstay_tests::harness::https::{Answer, Line};
 use backstay_tests::harness::pki::Pki;
 use backstay_tests::harness::service::wait_for;
-use backstay_tests::harness::{Host, must};
+use backstay_tests::harness::{Disk, Host, must};
 
 const MIB: u64 = 1 << 20;
 /// In every secret that is planted, and in nothing else.
@@ -356,4 +358,286 @@ fn secret_lines(file: &Path) -> Vec<String> {
     let lines: Vec<String> = key.lines().filter(|l| l.len() > 20).map(str::to_owned).collect();
     assert!(!lines.is_empty(), "{}", file.display());
     lines
+}
+
+/// A gateway of a test, over a vault in its folder; ended when dropped.
+struct Gateway {
+    child: Child,
+    address: SocketAddr,
+    pki: Pki,
+}
+
+impl Gateway {
+    fn start(host: &Host) -> Self {
+        let pki = Pki::new(&host.dir);
+        let mut command = Command::new(backstay_tests::harness::host::backstay());
+        command.arg("--state-dir").arg(host.path("gateway")).arg("--json").arg("gateway");
+        command.args(["--listen", "127.0.0.1:0", "--health", "127.0.0.1:0"]);
+        command.arg("--store").arg(format!("file://{}", host.path("vault").display()));
+        command.arg("--cert").arg(pki.bundle("gateway")).arg("--client-ca").arg(pki.ca());
+        command.arg("--revoked").arg(pki.crl());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let address = loop {
+            assert!(lines.read_line(&mut said).unwrap() > 0, "the gateway ended: {said}");
+            if let Ok(said) = serde_json::from_str::<serde_json::Value>(&said) {
+                break said["listen"].as_str().unwrap().parse().unwrap();
+            }
+        };
+        Self { child, address, pki }
+    }
+
+    /// A host whose disk `name` ships here with a certificate for that disk, and has a point.
+    fn source(&self, name: &str) -> (Arc<Host>, Disk) {
+        let host = Host::new(name);
+        let bundle = self.pki.source(&format!("{name}-host"), &[name]);
+        self.configure(&host, &bundle, &self.pki.ca(), "localhost");
+        let disk = host.disk(name, 4 * MIB);
+        let mut bytes = vec![0; MIB as usize];
+        fastrand::Rng::with_seed(7).fill(&mut bytes);
+        fs::File::options().write(true).open(&disk.backing).unwrap().write_all(&bytes).unwrap();
+        disk.mount(&[]);
+        disk.cycle();
+        (host, disk)
+    }
+
+    fn configure(&self, host: &Host, bundle: &Path, ca: &Path, called: &str) {
+        let text = format!(
+            "vault = \"https://{called}:{}\"\n[store]\nclient_cert = {bundle:?}\nca_file = {ca:?}\n\
+             retries = 1\nretry_timeout = \"1s\"\n",
+            self.address.port()
+        );
+        fs::write(host.path("backstay.toml"), text).unwrap();
+    }
+
+    fn line(&self, bundle: Option<&Path>) -> std::io::Result<Line> {
+        Line::open(self.address, &self.pki.ca(), bundle, &[&rustls::version::TLS13])
+    }
+
+    /// What somebody with this certificate, or without, is told.
+    fn whoami(&self, bundle: Option<&Path>) -> std::io::Result<Answer> {
+        self.line(bundle)?.ask("GET", "/v1/whoami", &[], b"")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All objects of a vault in a folder, by key.
+fn objects(vault: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = below(vault).into_iter().filter(|path| path.is_file());
+    let key = |path: &Path| path.strip_prefix(vault).unwrap().to_str().unwrap().to_owned();
+    files.map(|path| (key(&path), fs::read(&path).unwrap())).collect()
+}
+
+/// Signs a client's certificate as the authority itself would not.
+fn signed_by_hand(pki_dir: &Path, to: &Path, change: impl FnOnce(&mut rcgen::CertificateParams)) {
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+    let key = KeyPair::from_pem(&fs::read_to_string(pki_dir.join("ca.key")).unwrap()).unwrap();
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name = rcgen::DistinguishedName::new();
+    authority.distinguished_name.push(DnType::CommonName, "Backstay");
+    let issuer = Issuer::new(authority, key);
+    let mut params = CertificateParams::default();
+    let uris = ["backstay:name:mallory", "backstay:role:source", "backstay:disk:db"];
+    params.subject_alt_names =
+        uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    fs::write(to, certificate.pem() + &key.serialize_pem()).unwrap();
+    fs::set_permissions(to, PermissionsExt::from_mode(0o600)).unwrap();
+}
+
+/// Who is not let in, and to whom a source does not speak.
+#[test]
+fn a_gateway_lets_in_whom_its_authority_knows_and_speaks_nothing_older() {
+    let host = Host::new("gateway");
+    let gateway = Gateway::start(&host);
+    let good = gateway.pki.source("good", &["db"]);
+    let answer = gateway.whoami(Some(&good)).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // The door is shown, not a status: whoever has no certificate learns nothing.
+    assert!(gateway.whoami(None).is_err(), "no certificate");
+    let elsewhere = Host::new("elsewhere");
+    let other = Pki::new(&elsewhere.dir);
+    assert!(gateway.whoami(Some(&other.source("good", &["db"]))).is_err(), "of another authority");
+    assert!(gateway.whoami(Some(&gateway.pki.bundle("gateway"))).is_err(), "a server's");
+    gateway.pki.run("issue", &["member", "--group", "--host", "db1.example"]);
+    assert!(gateway.whoami(Some(&gateway.pki.bundle("member"))).is_err(), "a group's host's");
+    let forged = host.path("forged.pem");
+    let dir = host.path("pki");
+    signed_by_hand(&dir, &forged, |_| ());
+    assert_eq!(gateway.whoami(Some(&forged)).unwrap().status, 200, "this test can tell");
+    let day = |n| rcgen::date_time_ymd(n, 1, 1);
+    signed_by_hand(&dir, &forged, |p| (p.not_before, p.not_after) = (day(2020), day(2021)));
+    assert!(gateway.whoami(Some(&forged)).is_err(), "over");
+    signed_by_hand(&dir, &forged, |p| (p.not_before, p.not_after) = (day(2090), day(2099)));
+    assert!(gateway.whoami(Some(&forged)).is_err(), "not yet");
+    signed_by_hand(&dir, &forged, |p| {
+        let role = "backstay:role:maintainer".try_into().unwrap();
+        p.subject_alt_names.push(rcgen::SanType::URI(role));
+    });
+    assert!(gateway.whoami(Some(&forged)).is_err(), "two roles");
+
+    // Downgrade: TLS 1.2, and none at all.
+    let old = [&rustls::version::TLS12];
+    let old = Line::open(gateway.address, &gateway.pki.ca(), Some(&good), &old);
+    assert!(old.and_then(|mut line| line.ask("GET", "/v1/whoami", &[], b"")).is_err(), "TLS 1.2");
+    let mut plain = TcpStream::connect(gateway.address).unwrap();
+    plain.write_all(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut said = vec![];
+    let _ = plain.read_to_end(&mut said);
+    assert!(!said.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&said));
+
+    // The other way round: a source that is led to somebody else.
+    let source = Host::new("source");
+    gateway.configure(&source, &good, &gateway.pki.ca(), "localhost");
+    let text = said_of(&source);
+    assert!(!text.contains("certificate"), "{text}");
+    gateway.configure(&source, &good, &other.ca(), "localhost");
+    let text = said_of(&source);
+    assert!(text.contains("invalid peer certificate"), "{text}");
+    gateway.configure(&source, &good, &gateway.pki.ca(), "ip6-localhost.example");
+    assert!(!source.try_backstay(&["points", "db"]).status.success());
+    let text = fs::read_to_string(source.path("backstay.toml")).unwrap();
+    fs::write(source.path("backstay.toml"), text.replace("https://", "http://")).unwrap();
+    assert!(!source.try_backstay(&["points", "db"]).status.success(), "plain HTTP");
+}
+
+fn said_of(host: &Host) -> String {
+    let output = host.try_backstay(&["points", "db"]);
+    assert!(!output.status.success());
+    said(&output)
+}
+
+/// What somebody does who has a source's certificate and key, and a client of their own.
+#[test]
+fn a_stolen_source_certificate() {
+    let gate = Host::new("gateway");
+    let gateway = Gateway::start(&gate);
+    let (_db_host, db) = gateway.source("db");
+    let (_web_host, _web) = gateway.source("web");
+    db.cycle();
+    let vault = gate.path("vault");
+    wait_for("the points", || {
+        objects(&vault).keys().filter(|key| key.contains("/points/")).count() == 3
+    });
+    let before = objects(&vault);
+    let ours = backstay_of(&before, "db");
+    let bundle = gateway.pki.bundle("db-host");
+    let mut line = gateway.line(Some(&bundle)).unwrap();
+    let create = ["If-None-Match: *"];
+    for (key, bytes) in &before {
+        let path = format!("/v1/objects/{key}");
+        let is_ours = key.contains(&ours);
+        let theirs = key.starts_with("disks/") && !is_ours || key.starts_with("names/web");
+        // Reads: none of others; of its own no frame.
+        let read = line.ask("GET", &path, &[], b"").unwrap();
+        if theirs || key.contains("/segments/") {
+            assert_eq!(read.status, 403, "GET {key}");
+            assert_eq!(
+                line.ask("HEAD", &path, &[], b"").unwrap().status,
+                if theirs { 403 } else { 200 }
+            );
+        } else {
+            assert_eq!((read.status, &read.body), (200, bytes), "GET {key}");
+        }
+        if key.contains("/segments/") {
+            let frames = ["Range: bytes=64-127"];
+            assert_eq!(
+                line.ask("GET", &path, &frames, b"").unwrap().status,
+                403,
+                "frames of {key}"
+            );
+        }
+        // Deletes nothing, overwrites nothing, with or without saying that it means to.
+        assert_eq!(line.ask("DELETE", &path, &[], b"").unwrap().status, 403, "DELETE {key}");
+        for condition in [&create[..], &[], &["If-Match: *"]] {
+            let put = line.ask("PUT", &path, condition, bytes).unwrap();
+            assert!((400..500).contains(&put.status), "PUT {key}: {put:?}");
+            line = gateway.line(Some(&bundle)).unwrap();
+        }
+    }
+    // Lists show what is its own.
+    let list = line.ask("GET", "/v1/list?prefix=disks", &[], b"").unwrap();
+    let theirs = backstay_of(&before, "web");
+    assert!(list.text().contains(&ours) && !list.text().contains(&theirs), "{}", list.text());
+    let list = line.ask("GET", &format!("/v1/list?prefix=disks/{theirs}"), &[], b"").unwrap();
+    assert_eq!(list.status, 403);
+
+    // Old points again, under the next number, elsewhere, and other terms, ledgers, holds for ever.
+    let point = |disk: &str, cycle: u64| format!("disks/{disk}/points/{cycle:020}");
+    let oldest = &before[&point(&ours, 1)];
+    for key in [
+        point(&ours, 3),
+        point(&ours, 99),
+        point(&theirs, 2),
+        format!("disks/{ours}/terms/{:020}", 2),
+        format!("disks/{ours}/ledger/{:020}", 1),
+        format!("disks/{ours}/segments/{:020}-{:016x}-0", 3, 7),
+        "vault.json.bak".into(),
+        format!("keys/{:020}", 1),
+        format!("names/web/{:020}", 2),
+    ] {
+        let put = line.ask("PUT", &format!("/v1/objects/{key}"), &create, oldest).unwrap();
+        assert!((400..500).contains(&put.status), "PUT {key}: {put:?}");
+        line = gateway.line(Some(&bundle)).unwrap();
+    }
+    // Paths that lead out of the vault, or name an object in another way.
+    fs::write(gate.path("outside"), MARK).unwrap();
+    for path in [
+        "/v1/objects/../outside",
+        "/v1/objects/disks/../../outside",
+        "/v1/objects/%2e%2e/outside",
+        "/v1/objects//etc/passwd",
+        "/v1/objects/vault.json%00",
+        "/v1/objects/./vault.json",
+        "/v1/objects/",
+        "/v1/list?prefix=../",
+        "/v1/list?prefix=%2e%2e",
+        "/v1/list?prefix=/etc",
+        "/../../outside",
+    ] {
+        for method in ["GET", "PUT", "DELETE"] {
+            let answer = line.ask(method, path, &create, b"").unwrap();
+            assert!((400..500).contains(&answer.status), "{method} {path}: {answer:?}");
+            assert!(!holds_mark(&answer.body), "{method} {path}");
+            line = gateway.line(Some(&bundle)).unwrap();
+        }
+    }
+    assert!(objects(&vault) == before, "something was changed");
+
+    // Revoked: the line that is open is of no use any more, and no other is opened.
+    let mut open = gateway.line(Some(&bundle)).unwrap();
+    assert_eq!(open.ask("GET", "/v1/whoami", &[], b"").unwrap().status, 200);
+    gateway.pki.revoke("db-host");
+    wait_for("the gateway's eye on the list", || {
+        // Asked this often it answers 429 at times, which is no answer to this question.
+        open.ask("GET", "/v1/whoami", &[], b"").map_or(true, |answer| answer.status == 403)
+    });
+    // The handshake, not an answer, ends it.
+    let opened = gateway.whoami(Some(&bundle));
+    assert!(opened.is_err(), "a new connection: {opened:?}");
+    let failed = db.host.try_backstay(&["cycle", "db"]);
+    assert!(!failed.status.success(), "{}", said(&failed));
+    assert!(objects(&vault) == before, "something was written after the revocation");
+    assert_eq!(gateway.whoami(Some(&gateway.pki.bundle("web-host"))).unwrap().status, 200);
+}
+
+/// The identity of the disk of a name.
+fn backstay_of(objects: &BTreeMap<String, Vec<u8>>, name: &str) -> String {
+    let record = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let is_it = |(key, bytes): &(&String, &Vec<u8>)| {
+        key.ends_with("/disk.json") && record(bytes)["body"]["name"] == name
+    };
+    let (key, _) = objects.iter().find(is_it).expect("its record");
+    key.split('/').nth(1).unwrap().to_owned()
 }

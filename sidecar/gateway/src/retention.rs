@@ -12,6 +12,9 @@ use backstay_vault::{Vault, VaultError};
 /// How a disk is to be kept.
 pub type PolicyOf = Box<dyn Fn(&DiskName) -> Policy + Send + Sync>;
 
+/// What was done with a disk.
+pub type Round = (DiskName, Result<Report, VaultError>);
+
 /// What retention works by.
 pub struct Retention {
     /// From one round to the next.
@@ -43,7 +46,7 @@ impl Retention {
         vault: &Vault,
         now_unix_ns: u64,
         stop: &AtomicBool,
-    ) -> Result<Vec<(DiskName, Result<Report, VaultError>)>, VaultError> {
+    ) -> Result<Vec<Round>, VaultError> {
         let mut done = vec![];
         for disk in vault.disks()? {
             if stop.load(std::sync::atomic::Ordering::Relaxed) {

@@ -18,3 +18,8 @@ fn certificate() {
 fn revocations() {
     survives("revocations", entry::revocations);
 }
+
+#[test]
+fn request() {
+    survives("request", entry::request);
+}

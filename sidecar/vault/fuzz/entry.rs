@@ -159,6 +159,14 @@ pub fn envelope(data: &[u8]) {
     }
 }
 
+/// A page of a gateway's list, as the client reads it.
+pub fn gateway_list(data: &[u8]) {
+    for key in backstay_vault::remote::keys_of_page(data).into_iter().flatten() {
+        let out = |part: &str| matches!(part, "." | "..") || part.contains('\\');
+        assert!(!key.starts_with('/') && !key.split('/').any(out), "{key:?}");
+    }
+}
+
 /// With the checksum that ends every binary object.
 fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let body = bytes.len() - 4;

@@ -7,7 +7,7 @@ use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::frame::{Object, SealedSegment};
 use crate::paced::{self, Pace, Unlimited};
-use crate::remote::upload;
+use crate::remote::{Role, upload};
 use crate::store::{Vault, point_key, segment_id, segment_key};
 
 impl Vault {
@@ -104,6 +104,10 @@ impl Vault {
     /// Those that the point of their cycle names stay: a writer whose commit failed cannot know
     /// that there is no point. They stay, too, when the vault cannot say.
     pub fn remove_segments(&self, disk: DiskId, segments: &[SegmentRef]) {
+        // A source deletes nothing at a gateway: what it leaves, retention collects there.
+        if matches!(self.role(), Ok(Some(Role::Source))) {
+            return;
+        }
         let mut looked_at: Option<(CycleNo, Option<Vec<SegmentRef>>)> = None;
         for segment in segments {
             let named = match &looked_at {

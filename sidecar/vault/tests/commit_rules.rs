@@ -44,7 +44,7 @@ fn a_segment_that_is_gone_cannot_be_committed() {
     lab.vault.remove_segments(lab.disk, &segments);
     let pass = Pass { must_move: set(&[lab.whole()]), segments };
     let gone = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(1), vec![pass]).unwrap_err();
-    assert!(matches!(gone, VaultError::NotFound { .. }), "{gone}");
+    assert!(matches!(gone, VaultError::Lost { .. }), "{gone}");
 }
 
 /// Whoever reads a sector by bounds that are too narrow gets an older one.

@@ -43,3 +43,8 @@ fn keyring() {
 fn envelope() {
     survives("envelope", entry::envelope);
 }
+
+#[test]
+fn gateway_list() {
+    survives("gateway_list", entry::gateway_list);
+}

@@ -5,6 +5,7 @@
 
 pub mod acked;
 pub mod command;
+pub mod gateway;
 pub mod guest;
 pub mod host;
 pub mod https;

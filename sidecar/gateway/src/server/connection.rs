@@ -72,7 +72,7 @@ async fn serve(
     };
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(shared.tls.server());
-    let tls = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    let tls = match timeout(HANDSHAKE.min(shared.limits.stall), acceptor.accept(stream)).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(e)) => return refused(&e.to_string()),
         Err(_) => return refused("the handshake takes too long"),

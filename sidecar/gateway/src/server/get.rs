@@ -123,7 +123,7 @@ fn unsatisfiable(len: u64) -> Answer {
 }
 
 /// One range of an object, cut to its length; `None` if there is nothing in it.
-fn parse_range(text: &str, len: u64) -> Option<Range<u64>> {
+pub(super) fn parse_range(text: &str, len: u64) -> Option<Range<u64>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let range = match (first, last) {
         ("", suffix) => len.saturating_sub(suffix.parse().ok()?)..len,

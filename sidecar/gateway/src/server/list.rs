@@ -36,7 +36,7 @@ struct Listed {
 
 /// What is asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Query {
+pub(super) struct Query {
     prefix: String,
     after: String,
     folders: bool,
@@ -44,7 +44,7 @@ struct Query {
 
 impl Query {
     /// Nothing in it is escaped: keys have no character that would have to be.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut query = Self::default();
         for part in text.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=')? {

@@ -8,6 +8,8 @@
 
 mod body;
 mod connection;
+#[doc(hidden)]
+pub mod fuzzing;
 mod get;
 mod health;
 mod list;

@@ -79,6 +79,37 @@ impl Laid {
         self.commit(cycle, put, moved)
     }
 
+    /// The next point: these runs of pages have what `read` says.
+    #[allow(dead_code, reason = "not every user of this has an image")]
+    pub fn write_all(
+        &mut self,
+        pages: &[(u64, u64)],
+        mut read: impl FnMut(SectorRange, &mut [u8]) -> std::io::Result<()>,
+    ) -> Result<(), Box<dyn Error>> {
+        let cycle = self.newest.as_ref().map_or(CycleNo(1), |point| point.cycle.next());
+        let mut builder = SegmentBuilder::new(self.disk, cycle, 1, 0);
+        let (mut put, mut moved) = (vec![], SectorSet::new());
+        let mut chunk = Chunk::with_room();
+        for run in pages.iter().map(|&(from, to)| SectorRange::new(from * 8, to * 8)) {
+            moved.insert(run);
+            for part in run.split_at_multiples(FRAME) {
+                let mut bytes = vec![0; part.bytes().0 as usize];
+                read(part, &mut bytes)?;
+                chunk.push(part, &bytes);
+                builder.push(self.compressor.seal(&mut chunk)?);
+            }
+            if builder.stored_bytes() > 32 << 20 {
+                let next = SegmentBuilder::new(self.disk, cycle, 1, put.len() as u32 + 1);
+                let full = std::mem::replace(&mut builder, next);
+                put.push(self.vault.put_segment(full.finish(&mut self.compressor)?)?);
+            }
+        }
+        if !builder.is_empty() {
+            put.push(self.vault.put_segment(builder.finish(&mut self.compressor)?)?);
+        }
+        self.commit(cycle, put, moved)
+    }
+
     fn commit(
         &mut self,
         cycle: CycleNo,

@@ -20,4 +20,6 @@ pub(crate) mod upload;
 mod variables;
 
 pub use gateway::Role;
+#[doc(hidden)]
+pub use gateway::keys_of_page;
 pub use settings::{StoreSettings, configure};

@@ -23,6 +23,8 @@ pub(super) fn client(url: &str, settings: &StoreSettings) -> Result<Client, Vaul
         .tls_version_min(Version::TLS_1_3)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(settings.connect_timeout)
+        // Less than a gateway waits for the next request.
+        .pool_idle_timeout(std::time::Duration::from_secs(20))
         .tcp_keepalive(std::time::Duration::from_secs(30))
         .user_agent(concat!("backstay/", env!("CARGO_PKG_VERSION")));
     let Some(cert_file) = &settings.client_cert else {

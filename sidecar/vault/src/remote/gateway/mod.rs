@@ -19,6 +19,8 @@ use super::settings::StoreSettings;
 use crate::error::VaultError;
 use crate::paced::Pace;
 pub(crate) use store::GatewayStore;
+#[doc(hidden)]
+pub use store::keys_of_page;
 
 /// What a gateway lets a client do, as its certificate says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]

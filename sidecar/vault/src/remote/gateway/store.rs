@@ -181,6 +181,16 @@ async fn body(response: &mut Response, most: u64) -> Result<Bytes> {
     Ok(all.into())
 }
 
+/// The keys of a page of a list, as any gateway may send it: what the fuzz target reaches.
+#[must_use]
+pub fn keys_of_page(bytes: &[u8]) -> Option<Vec<String>> {
+    let page: Page = serde_json::from_slice(bytes).ok()?;
+    let objects = page.objects.iter().map(Listed::meta).collect::<Result<Vec<_>>>().ok()?;
+    let folders = page.folders.iter().map(Path::parse).collect::<Result<Vec<_>, _>>().ok()?;
+    let objects = objects.into_iter().map(|meta| meta.location);
+    Some(objects.chain(folders).map(|key| key.to_string()).collect())
+}
+
 impl Listed {
     fn meta(&self) -> Result<ObjectMeta> {
         Ok(ObjectMeta {

@@ -1,0 +1,123 @@
+//! A running `backstay gateway` before a directory.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::host::backstay;
+use super::pki::Pki;
+
+/// How long anything may take on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A gateway; killed when dropped.
+pub struct Gateway {
+    /// Its process.
+    pub child: Child,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where it tells how it is.
+    pub health: SocketAddr,
+    /// The folder of segments on their way.
+    pub cache: PathBuf,
+}
+
+impl Gateway {
+    /// Starts one before `store`, with its files in a folder of its own and these lines below `[gateway]` (and
+    /// others) in its configuration.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start(pki: &Pki, dir: &Path, store: &str, more: &str) -> Self {
+        Self::start_at(pki, dir, store, more, "127.0.0.1:0")
+    }
+
+    /// The same, at an address.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_at(pki: &Pki, dir: &Path, store: &str, more: &str, listen: &str) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        let config = dir.join("gateway.toml");
+        std::fs::write(&config, more).unwrap();
+        let cache = dir.join("cache");
+        let mut command = Command::new(backstay());
+        command.arg("--config").arg(&config).arg("--state-dir").arg(dir.join("state"));
+        command.arg("--runtime-dir").arg(dir.join("run")).args(["--json", "--verbose", "gateway"]);
+        command.args(["--listen", listen, "--health", "127.0.0.1:0", "--store", store]);
+        command.arg("--cert").arg(pki.bundle("gateway")).arg("--client-ca").arg(pki.ca());
+        command.arg("--revoked").arg(pki.crl()).arg("--cache").arg(&cache);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = BufReader::new(child.stderr.take().unwrap());
+        thread::spawn(move || {
+            said.lines().map_while(Result::ok).for_each(|line| println!("gateway: {line}"));
+        });
+        let text = BufReader::new(child.stdout.take().unwrap());
+        let mut values = serde_json::Deserializer::from_reader(text).into_iter();
+        let up: serde_json::Value = values.next().expect("it came up").unwrap();
+        let address = |name: &str| up[name].as_str().unwrap().parse().unwrap();
+        Self { child, listen: address("listen"), health: address("health"), cache }
+    }
+
+    /// The vault's URL through it.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What it answers on a path of its plain listener: status and text.
+    pub fn told(&self, path: &str) -> (u16, String) {
+        let mut line = TcpStream::connect(self.health).unwrap();
+        line.set_read_timeout(Some(SOON)).unwrap();
+        write!(line, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut all = String::new();
+        line.read_to_string(&mut all).unwrap();
+        let status = all.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, all.split_once("\r\n\r\n").unwrap().1.into())
+    }
+
+    /// One of its numbers.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn number(&self, name: &str) -> u64 {
+        let start = format!("backstay_gateway_{name} ");
+        let text = self.told("/metrics").1;
+        let found = text.lines().find_map(|line| line.strip_prefix(&start));
+        found.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+    }
+
+    /// Waits until one of its numbers is as it should be.
+    ///
+    /// # Panics
+    /// If it does not become so soon.
+    #[track_caller]
+    pub fn wait_for(&self, name: &str, fits: impl Fn(u64) -> bool) -> u64 {
+        let began = Instant::now();
+        loop {
+            let number = self.number(name);
+            if fits(number) {
+                return number;
+            }
+            assert!(began.elapsed() < SOON, "{name} is still {number}");
+            // Nobody tells when a number changes.
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
