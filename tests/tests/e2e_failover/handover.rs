@@ -1,6 +1,6 @@
 //! Handing over a disk that is in use, and groups as a whole: whatever fails, the source serves as before.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use super::*;
 
