@@ -271,5 +271,6 @@ def report(results, size, memory):
              " documentation), three quarters full. Page cache dropped before each measurement; each"
              " ends when what it wrote is on the disk (syncfs). delta: after 1 % of the 4 KiB blocks"
              " were overwritten at random. restic encrypts; borg is set not to (zstd,1); Backstay"
-             " does not encrypt yet. Ratios are medians of the rounds' own ratios.")
+             " writes to a plain vault (the section on vaults has encrypted ones). Ratios are medians"
+             " of the rounds' own ratios.")
     return "\n\n".join([aims, times, drivers, notes])

@@ -70,6 +70,35 @@ systemctl stop backstay-disk@db
 [ "$(systemctl show --property Result --value backstay-disk@db)" = success ]
 ! losetup --list | grep -q /run/backstay
 
+# The confined gateway stands before a vault; a disk ships through it with a certificate.
+pki=/etc/backstay/pki
+backstay pki init $pki
+backstay pki issue $pki gw --server --ip 127.0.0.1
+backstay pki issue $pki here --role source --disk far
+cat >>/etc/backstay/backstay.toml <<T
+[gateway]
+listen = "127.0.0.1:9443"
+store = "file:///var/backups/behind"
+cert = "$pki/issued/gw.pem"
+client_ca = "$pki/ca.crt"
+revoked = "$pki/revoked.crl"
+T
+cat >/srv/source.toml <<T
+vault = "https://127.0.0.1:9443"
+[store]
+client_cert = "$pki/issued/here.pem"
+ca_file = "$pki/ca.crt"
+T
+systemctl start backstay-gateway
+truncate -s 16M /srv/far.img
+device=$(backstay attach /srv/far.img --name far)
+mkfs.ext4 -q "$device"
+backstay --config /srv/source.toml cycle far
+backstay detach far
+systemctl stop backstay-gateway
+[ "$(systemctl show --property Result --value backstay-gateway)" = success ]
+backstay verify far --vault file:///var/backups/behind
+
 # As it is when the machine is switched off.
 systemctl start mnt-db.mount
 echo four >/mnt/db/four

@@ -24,12 +24,12 @@ Examples:
   backstay pki issue /root/pki gw1 --server --host gateway.example
   backstay pki issue /root/pki db-host --role source --disk db
   backstay gateway --listen 0.0.0.0:9443 --store s3://bucket/vault \\
-      --cert /etc/backstay/gw1.pem --client-ca /etc/backstay/ca.pem
+      --cert /etc/backstay/gw1.pem --client-ca /etc/backstay/ca.crt
 On a source, in its configuration:
   vault = \"https://gateway.example:9443\"
   [store]
   client_cert = \"/etc/backstay/db-host.pem\"
-  ca_file = \"/etc/backstay/ca.pem\"
+  ca_file = \"/etc/backstay/ca.crt\"
 
 TLS 1.3 only; who has no certificate of the authority is not let in. Settings are those of [gateway] in the
 configuration; what is said here counts before them. Certificates and the list of revoked ones are
