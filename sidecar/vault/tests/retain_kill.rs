@@ -276,7 +276,9 @@ fn a_writer_that_slept_has_lost() {
         let theirs = shared.recv().unwrap();
         let (vault, _) = stepped(place.path(), At::Nothing);
         match committed {
-            Err(VaultError::LostRace(_) | VaultError::NotFound { .. }) => {
+            Err(
+                VaultError::LostRace(_) | VaultError::NotFound { .. } | VaultError::Lost { .. },
+            ) => {
                 let points = theirs.check(&vault, &what);
                 assert!(!points.contains(&23), "{what}: {points:?}");
                 // What the slow one put is there, and is no point.

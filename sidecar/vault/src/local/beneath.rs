@@ -1,8 +1,11 @@
 //! Opening what lies in a vault's directory, and nothing else.
 //!
 //! Whoever can write into the directory can put a symbolic link there, and Backstay, mostly root, would
-//! read or write where it leads; or a FIFO, on which an open waits for ever. So the kernel resolves each key
-//! below the root without following any link (`openat2`), and what it finds has to be a regular file.
+//! read or write where it leads; or a FIFO, on which an open waits for ever. So each name of a key is opened in
+//! the folder before it, never following a link (`O_NOFOLLOW`), and what stands at its end has to be a regular
+//! file. `openat2` would do it in one call, but a seccomp filter that restricts modes (systemd's
+//! `RestrictSUIDSGID=`) cannot look at its arguments and answers ENOSYS.
+//!
 //! Everything else goes through the descriptor of the folder that was opened like this
 //! (`/proc/self/fd/N/name`): nobody can exchange a folder between looking and doing.
 //!
@@ -16,7 +19,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::MODE;
 
@@ -87,24 +91,47 @@ impl Beneath {
 
     fn open(&self, key: &str, flags: OFlag) -> io::Result<File> {
         let root = File::open(&self.root)?;
-        let inside = ResolveFlag::RESOLVE_BENEATH
-            | ResolveFlag::RESOLVE_NO_SYMLINKS
-            | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(inside);
-        let key = if key.is_empty() { "." } else { key };
-        loop {
-            return match openat2(&root, key, how) {
-                // Somebody renames something: the kernel cannot say that it stayed beneath.
-                Err(Errno::EAGAIN | Errno::EINTR) => continue,
-                Err(Errno::ELOOP | Errno::EXDEV) => Err(Planted::error("a symbolic link", key)),
-                // Of a socket, or a device nobody drives.
-                Err(Errno::ENXIO | Errno::ENODEV) => Err(Planted::error("no regular file", key)),
-                Err(Errno::ENOTDIR) => Err(io::ErrorKind::NotFound.into()),
-                Err(e) => Err(e.into()),
-                Ok(fd) => Ok(fd.into()),
-            };
+        let (folder, name) = split(key);
+        if key.is_empty() {
+            return Ok(root);
         }
+        let mut within = root;
+        for name in folder.split('/').filter(|_| !folder.is_empty()) {
+            within = step(&within, name, OFlag::O_PATH | OFlag::O_DIRECTORY, key)?;
+        }
+        step(&within, name, flags, key)
     }
+}
+
+/// Opens a name right in a folder.
+fn step(within: &File, name: &str, flags: OFlag, key: &str) -> io::Result<File> {
+    if matches!(name, "" | "." | "..") {
+        return Err(io::Error::other(format!("{key:?} is no key of an object")));
+    }
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    loop {
+        return match openat(within, name, flags, Mode::empty()) {
+            Err(Errno::EINTR) => continue,
+            Err(Errno::ELOOP) => Err(Planted::error("a symbolic link", key)),
+            // Of a link, too, where a folder was wanted.
+            Err(Errno::ENOTDIR) if is_link(within, name) => {
+                Err(Planted::error("a symbolic link", key))
+            }
+            Err(Errno::ENOTDIR) => Err(io::ErrorKind::NotFound.into()),
+            // Of a socket, or a device nobody drives.
+            Err(Errno::ENXIO | Errno::ENODEV) => Err(Planted::error("no regular file", key)),
+            Err(e) => Err(e.into()),
+            Ok(fd) => Ok(fd.into()),
+        };
+    }
+}
+
+/// Only for what is said of it: it was refused already.
+fn is_link(within: &File, name: &str) -> bool {
+    let about = fstatat(within, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+    about.is_ok_and(|about| {
+        SFlag::from_bits_truncate(about.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFLNK
+    })
 }
 
 /// A folder that was opened, wherever its name leads by now.
