@@ -125,7 +125,10 @@ impl Root {
              ExecStart=/bin/sh -c 'if sh /root/script; then touch /root/passed; fi'\n\
              ExecStopPost=/bin/systemctl --no-block poweroff\n",
         );
-        let _ = fs::remove_file(self.path("root/passed"));
+        // What the start before said is not cut off by what this one says.
+        for old in ["root/passed", "root/said"] {
+            let _ = fs::remove_file(self.path(old));
+        }
         let booted = self.nspawn(&["--boot", "--console=pipe"]).output().unwrap();
         let text = fs::read_to_string(self.path("root/said")).unwrap_or_default();
         let journal = must(

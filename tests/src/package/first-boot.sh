@@ -71,7 +71,7 @@ systemctl stop backstay-disk@db
 ! losetup --list | grep -q /run/backstay
 
 # The confined gateway stands before a vault; a disk ships through it with a certificate.
-pki=/etc/backstay/pki
+pki=/srv/pki
 backstay pki init $pki
 backstay pki issue $pki gw --server --ip 127.0.0.1
 backstay pki issue $pki here --role source --disk far
