@@ -186,15 +186,25 @@ async fn body(response: &mut Response, most: u64) -> Result<Bytes> {
 pub fn keys_of_page(bytes: &[u8]) -> Option<Vec<String>> {
     let page: Page = serde_json::from_slice(bytes).ok()?;
     let objects = page.objects.iter().map(Listed::meta).collect::<Result<Vec<_>>>().ok()?;
-    let folders = page.folders.iter().map(Path::parse).collect::<Result<Vec<_>, _>>().ok()?;
+    let folders =
+        page.folders.iter().map(|key| listed_key(key)).collect::<Result<Vec<_>, _>>().ok()?;
     let objects = objects.into_iter().map(|meta| meta.location);
     Some(objects.chain(folders).map(|key| key.to_string()).collect())
+}
+
+/// A key that a gateway listed. Nothing in a vault has one with other characters.
+fn listed_key(key: &str) -> Result<Path> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    match key.bytes().all(known) {
+        true => Ok(Path::parse(key)?),
+        false => Err(passing(format!("the gateway lists {key:?}, which is no key of an object"))),
+    }
 }
 
 impl Listed {
     fn meta(&self) -> Result<ObjectMeta> {
         Ok(ObjectMeta {
-            location: Path::parse(&self.key)?,
+            location: listed_key(&self.key)?,
             last_modified: Default::default(),
             size: self.size,
             e_tag: None,
@@ -351,7 +361,7 @@ impl ObjectStore for GatewayStore {
                 objects.push(object.meta()?);
             }
             for folder in &page.folders {
-                common_prefixes.push(Path::parse(folder)?);
+                common_prefixes.push(listed_key(folder)?);
             }
             after = page.next;
         }
