@@ -1,7 +1,7 @@
 //! A client for a vault's object store, made of its URL, the settings and the environment.
 
 use std::path::Path as FsPath;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -127,6 +127,13 @@ fn connector(settings: &StoreSettings) -> Connector {
     Connector(Patience { timeout: settings.timeout, slowest: settings.slowest_bytes_per_second })
 }
 
+/// Whether it says how long a request may take, whatever its length: a segment would never get through on a slow line
+/// (see `patience`).
+fn is_timeout(key: ClientConfigKey) -> bool {
+    use ClientConfigKey as K;
+    matches!(key, K::Timeout | K::ReadTimeout | K::ConnectTimeout)
+}
+
 /// Where a setting and a variable say different things, the setting counts.
 fn client_options(
     url: &str,
@@ -134,14 +141,24 @@ fn client_options(
     settings: &StoreSettings,
     variables: &[(String, String)],
 ) -> Result<ClientOptions, VaultError> {
+    static TOLD: Once = Once::new();
     let mut options = ClientOptions::new()
         .with_connect_timeout(settings.connect_timeout)
         // Ours knows how long a request is (see `patience`).
         .with_timeout_disabled();
     for (name, value) in variables {
         let name = name[kind.variables_begin_with().len()..].to_ascii_lowercase();
-        if let Ok(key) = name.parse::<ClientConfigKey>() {
-            options = options.with_config(key, value);
+        match name.parse::<ClientConfigKey>() {
+            // Told once: vaults are opened again and again.
+            Ok(key) if is_timeout(key) => TOLD.call_once(|| {
+                tracing::warn!(
+                    "{}{} does not count here: [store] says how long one waits",
+                    kind.variables_begin_with(),
+                    name.to_ascii_uppercase()
+                );
+            }),
+            Ok(key) => options = options.with_config(key, value),
+            Err(_) => {}
         }
     }
     if let Some(allow) = settings.allow_http {
