@@ -6,9 +6,9 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::host::Host;
 use super::proxy::Proxy;
 
 /// Kinds of stores.
@@ -21,6 +21,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them: what is tried on stores is tried on each.
+    pub const ALL: [Self; 2] = [Self::S3, Self::Azure];
+
+    /// What `scripts/store` calls it.
     fn name(self) -> &'static str {
         match self {
             Self::S3 => "s3",
@@ -42,6 +46,13 @@ pub struct Store {
 }
 
 impl Store {
+    /// The server of a kind that all tests of this process share.
+    pub fn shared(kind: Kind) -> &'static Self {
+        static RUNNING: [OnceLock<Store>; Kind::ALL.len()] =
+            [const { OnceLock::new() }; Kind::ALL.len()];
+        RUNNING[kind as usize].get_or_init(|| Self::start(kind))
+    }
+
     /// Starts one.
     ///
     /// # Panics
@@ -106,11 +117,6 @@ impl Store {
             false => Some((name.clone(), value.clone())),
         };
         self.variables.iter().filter_map(replaced).collect()
-    }
-
-    /// Has the vault of a host be in it, reached directly.
-    pub fn serve(&self, host: &Host) {
-        host.ship_to(&self.url(), &self.variables);
     }
 }
 
