@@ -32,6 +32,11 @@ fn a_life_on_azure() {
     good_day(Kind::Azure);
 }
 
+#[test]
+fn a_life_on_google() {
+    good_day(Kind::Google);
+}
+
 /// Each put that only one writer can win is done and its answer lost; every third part of a segment arrives
 /// by half; one answer in thirteen is a server error. Nothing of that costs a cycle or shows in a point.
 fn bad_day(kind: Kind) {
@@ -62,4 +67,9 @@ fn a_life_on_a_bad_day_on_s3() {
 #[test]
 fn a_life_on_a_bad_day_on_azure() {
     bad_day(Kind::Azure);
+}
+
+#[test]
+fn a_life_on_a_bad_day_on_google() {
+    bad_day(Kind::Google);
 }
