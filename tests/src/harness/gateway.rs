@@ -148,6 +148,16 @@ impl Gateway {
         found.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
     }
 
+    /// The most memory it had so far, in KiB.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn memory_high(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let high = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        high.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Waits until one of its numbers is as it should be.
     ///
     /// # Panics

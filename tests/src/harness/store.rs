@@ -18,17 +18,20 @@ pub enum Kind {
     S3,
     /// Azurite.
     Azure,
+    /// fake-gcs-server, with the XML API before it.
+    Google,
 }
 
 impl Kind {
     /// All of them: what is tried on stores is tried on each.
-    pub const ALL: [Self; 2] = [Self::S3, Self::Azure];
+    pub const ALL: [Self; 3] = [Self::S3, Self::Azure, Self::Google];
 
     /// What `scripts/store` calls it.
     fn name(self) -> &'static str {
         match self {
             Self::S3 => "s3",
             Self::Azure => "azurite",
+            Self::Google => "gcs",
         }
     }
 }
@@ -43,6 +46,8 @@ pub struct Store {
     pub port: u16,
     dir: PathBuf,
     variables: Vec<(String, String)>,
+    /// Whether it overwrites where it was told to put only if absent.
+    forgets: bool,
 }
 
 impl Store {
@@ -58,9 +63,22 @@ impl Store {
     /// # Panics
     /// If it is not installed (`scripts/setup stores`) or does not come up.
     pub fn start(kind: Kind) -> Self {
+        Self::run(kind, false)
+    }
+
+    /// Starts one that overwrites where it was told to put only if absent; Google's alone can be like that.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_without_conditions(kind: Kind) -> Self {
+        assert_eq!(kind, Kind::Google);
+        Self::run(kind, true)
+    }
+
+    fn run(kind: Kind, forgets: bool) -> Self {
         let port = free_ports();
         let dir = format!("/var/tmp/backstay-test-{}-{port}", kind.name());
-        let mut store = Self { kind, port, dir: dir.into(), variables: vec![] };
+        let mut store = Self { kind, port, dir: dir.into(), variables: vec![], forgets };
         store.variables = store.bring_back();
         store
     }
@@ -86,6 +104,9 @@ impl Store {
         command.args([self.kind.name(), verb, "--port", &self.port.to_string(), "--dir"]);
         command.arg(&self.dir).args(["--until", &std::process::id().to_string()]);
         command.stdin(Stdio::null()).stderr(Stdio::inherit());
+        if self.forgets {
+            command.env("STORE_FORGETS", "1");
+        }
         let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
         assert!(output.status.success(), "{command:?}: {}", output.status);
         String::from_utf8(output.stdout).unwrap()
@@ -111,7 +132,9 @@ impl Store {
     /// without.
     pub fn variables_at(&self, origin: &str) -> Vec<(String, String)> {
         let here = format!("http://127.0.0.1:{}", self.port);
-        let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT") {
+        let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT")
+            || name.ends_with("BASE_URL")
+        {
             true => Some((name.clone(), value.replace(&here, origin))),
             false if name.ends_with("ALLOW_HTTP") && origin.starts_with("https:") => None,
             false => Some((name.clone(), value.clone())),

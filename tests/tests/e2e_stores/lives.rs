@@ -4,9 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use backstay_tests::harness::Host;
 use backstay_tests::harness::backend::Backend;
-use backstay_tests::harness::command::said;
-use backstay_tests::harness::gateway::Gateway;
-use backstay_tests::harness::pki::Pki;
 use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::store::{Kind, Store};
 
@@ -35,33 +32,9 @@ fn a_life_on_azure() {
     good_day(Kind::Azure);
 }
 
-/// Behind a gateway: everybody has a certificate for what they do, and retention runs where no client is.
-fn behind_a_gateway(test: &str, store: &Backend) {
-    let site = Host::new(test);
-    let pki = Pki::new(&site.dir);
-    let gateway =
-        Gateway::before(store, &pki, &site.path("gateway"), "[gateway]\nretention = \"0s\"\n");
-    let backend = Backend::behind(&gateway, &pki, "db");
-    let prune = |keeper: &Host, keep: &str| {
-        let refused = keeper.try_backstay(&["prune", "db", "--keep", keep]);
-        assert!(said(&refused).contains("retention runs there"), "{}", said(&refused));
-        let rules = format!("keep = \"{keep}\"\n[gateway]\nretention = \"50ms\"\n");
-        let second = Gateway::before(store, &pki, &site.path("retention"), &rules);
-        second.wait_for("retention_rounds_total", |rounds| rounds > 0);
-        assert_eq!(second.number("retention_failed_total"), 0);
-    };
-    life(&backend, source(test, &backend), &prune);
-}
-
 #[test]
-fn a_life_behind_a_gateway_before_a_directory() {
-    let there = Host::new("stores-behind");
-    behind_a_gateway("stores-gateway", &Backend::folder(&there.path("vault")));
-}
-
-#[test]
-fn a_life_behind_a_gateway_before_s3() {
-    behind_a_gateway("stores-gateway-s3", &Backend::direct(Store::shared(Kind::S3)));
+fn a_life_on_google() {
+    good_day(Kind::Google);
 }
 
 /// Each put that only one writer can win is done and its answer lost; every third part of a segment arrives
@@ -94,4 +67,9 @@ fn a_life_on_a_bad_day_on_s3() {
 #[test]
 fn a_life_on_a_bad_day_on_azure() {
     bad_day(Kind::Azure);
+}
+
+#[test]
+fn a_life_on_a_bad_day_on_google() {
+    bad_day(Kind::Google);
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use backstay_tests::harness::Host;
 use backstay_tests::harness::command::said;
@@ -11,12 +12,12 @@ use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::service::write_config;
 use backstay_tests::harness::store::{Kind, Store};
 
-use super::SIZE;
+use super::{SIZE, each_kind};
 
 /// I5: a store that does not keep puts apart is refused, before anything is begun in it.
 #[test]
 fn a_store_without_conditional_puts_is_refused() {
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let proxy = Proxy::start(store.port);
         proxy.choose(|_| Fault::DenyConditions);
@@ -36,17 +37,29 @@ fn a_store_without_conditional_puts_is_refused() {
             let text = said(&host.try_backstay(&["protect", backing, "--name", "db"]));
             assert!(text.contains("no place for a vault"), "{text}");
         }
+        // A store that has forgotten conditions altogether.
+        if kind == Kind::Google {
+            let forgetful = Store::start_without_conditions(kind);
+            host.ship_to(&forgetful.url(), forgetful.variables());
+            let text = said(&host.try_backstay(&["protect", backing, "--name", "db"]));
+            assert!(text.contains("no place for a vault"), "{text}");
+        }
         // Nothing is left of the attempt.
         host.ship_to(&store.url(), store.variables());
         host.backstay(&["protect", backing, "--name", "db", "--check"]);
-    }
+    });
+}
+
+/// Whether a variable holds what lets us in, or names its file.
+fn is_secret(name: &str) -> bool {
+    ["SECRET", "ACCOUNT_KEY", "SERVICE_ACCOUNT"].iter().any(|mark| name.contains(mark))
 }
 
 /// What only a person can mend says so, at once, and gives away no secret.
 #[test]
 fn mistakes_are_explained_and_secrets_kept() {
     const SECRET: &str = "aHVudGVyMmh1bnRlcjJodW50ZXIy";
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let host = Host::new("stores-mistakes");
         let url = store.url();
@@ -58,29 +71,54 @@ fn mistakes_are_explained_and_secrets_kept() {
             let output = host.try_backstay(&args);
             assert_eq!(output.status.code(), Some(1), "{}", said(&output));
             let text = said(&output);
-            assert!(!text.contains(SECRET) && !text.contains("for-tests-only"), "{text}");
+            assert!(
+                !text.contains(SECRET)
+                    && !text.contains("PRIVATE KEY")
+                    && !text.contains("for-tests-only"),
+                "{text}"
+            );
             text
         };
-        let wrong_key: Vec<(String, String)> = store
-            .variables()
-            .iter()
-            .map(|(name, value)| match name.contains("SECRET") || name.ends_with("ACCOUNT_KEY") {
-                true => (name.clone(), SECRET.into()),
-                false => (name.clone(), value.clone()),
+        let replaced = |with: &str| -> Vec<(String, String)> {
+            let all = store.variables().iter().cloned();
+            all.map(|(name, value)| match is_secret(&name) {
+                true => (name, with.into()),
+                false => (name, value),
             })
-            .collect();
+            .collect()
+        };
+        let wrong_key = match kind {
+            Kind::Google => replaced(&strangers_account(store, &host)),
+            _ => replaced(SECRET),
+        };
         let text = tried(&url, &wrong_key);
         assert!(text.contains("permission denied"), "{text}");
         let no_bucket = url.replace("//vault/", "//no-such-bucket/");
         let text = tried(&no_bucket, store.variables());
         assert!(text.contains("no such bucket or container"), "{text}");
-        let no_key: Vec<(String, String)> =
-            wrong_key.iter().filter(|(name, _)| !name.contains("KEY")).cloned().collect();
+        let no_key: Vec<(String, String)> = wrong_key
+            .iter()
+            .filter(|(name, _)| !(is_secret(name) || name.contains("KEY")))
+            .cloned()
+            .collect();
         let text = tried(&url, &no_key);
         assert!(text.contains("no credentials"), "{text}");
         let text = tried(&url.replace("//", &format!("//me:{SECRET}@")), store.variables());
         assert!(text.contains("no credentials or parameters in a vault's URL"), "{text}");
-    }
+    });
+}
+
+/// A key of the right form with the account's name, that is not the account's: a file.
+fn strangers_account(store: &Store, host: &Host) -> String {
+    let of = |wanted: &str| &store.variables().iter().find(|(name, _)| name == wanted).unwrap().1;
+    let account = fs::read(of("GOOGLE_SERVICE_ACCOUNT")).unwrap();
+    let mut account: serde_json::Value = serde_json::from_slice(&account).unwrap();
+    let key = Command::new("openssl").args(["genrsa", "2048"]).output().unwrap();
+    assert!(key.status.success(), "{}", said(&key));
+    account["private_key"] = String::from_utf8(key.stdout).unwrap().into();
+    let file = host.path("stranger.json");
+    fs::write(&file, account.to_string()).unwrap();
+    file.to_str().unwrap().into()
 }
 
 /// A service has its secrets in a file that nobody else can read, and the rest in the configuration.
