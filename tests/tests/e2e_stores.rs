@@ -2,7 +2,7 @@
 //! reached directly, through faults, and through a gateway of ours.
 //!
 //! - `life`: from the first copy to failover, on any backend
-//! - `lives`: the backends that it is lived on
+//! - `lives`, `bad_day`: the backends that it is lived on, and how it is when much goes wrong
 //! - `behind`: gateways: their lives and the faults of the stores behind them
 //! - `faults`: servers that are killed, slow, or answer errors
 //! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
@@ -20,6 +20,8 @@ use backstay_tests::harness::backend::{Backend, Role};
 use backstay_tests::harness::store::Kind;
 use backstay_tests::harness::{Disk, Host};
 
+#[path = "e2e_stores/bad_day.rs"]
+mod bad_day;
 #[path = "e2e_stores/behind.rs"]
 mod behind;
 #[path = "e2e_stores/faults.rs"]
@@ -49,7 +51,9 @@ fn each_kind(test: impl Fn(Kind) + Sync) {
     thread::scope(|scope| {
         for kind in Kind::ALL {
             let test = &test;
-            scope.spawn(move || test(kind));
+            // What it says when it fails begins with its name.
+            let named = thread::Builder::new().name(format!("{kind:?}"));
+            named.spawn_scoped(scope, move || test(kind)).unwrap();
         }
     });
 }

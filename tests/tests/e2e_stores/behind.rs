@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use backstay_tests::harness::backend::{Backend, Role};
@@ -65,15 +66,14 @@ fn live(test: &str, store: Backend) {
     life(&backend, source(test, &backend), &|keeper, keep| site.prune(keeper, keep));
 }
 
+/// Before a directory and before S3, at the same time.
 #[test]
-fn a_life_behind_a_gateway_before_a_directory() {
-    let there = Host::new("stores-behind");
-    live("stores-gateway", Backend::folder(&there.path("vault")));
-}
-
-#[test]
-fn a_life_behind_a_gateway_before_s3() {
-    live("stores-gateway-s3", Backend::direct(Store::shared(Kind::S3)));
+fn a_life_behind_a_gateway() {
+    let there = Host::new("stores-there");
+    thread::scope(|scope| {
+        scope.spawn(|| live("stores-gateway-s3", Backend::direct(Store::shared(Kind::S3))));
+        live("stores-gateway", Backend::folder(&there.path("vault")));
+    });
 }
 
 /// Whether it puts a segment, in one piece or in parts.
