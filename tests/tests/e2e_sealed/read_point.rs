@@ -24,9 +24,10 @@ fn script(vault: &str, args: &[&str]) -> Output {
     output
 }
 
-/// A document with its checksum put right, as somebody does who means it.
-fn with_checksum(text: &str) -> Vec<u8> {
-    let mut document: serde_json::Value = serde_json::from_str(text).unwrap();
+/// A keyring with another label for its first slot, and its checksum put right, as somebody does who means it.
+fn relabelled(keyring: &str) -> Vec<u8> {
+    let mut document: serde_json::Value = serde_json::from_str(keyring).unwrap();
+    document["body"]["slots"][0]["label"] = "somebody else's".into();
     let body = serde_json::to_vec(&document["body"]).unwrap();
     document["crc32c"] = crc32c::crc32c(&body).into();
     serde_json::to_vec(&document).unwrap()
@@ -142,14 +143,8 @@ fn an_independent_reader_opens_it_in_every_way_and_sees_every_bit() {
     // Who can put a checksum right cannot put a signature right.
     let keyring: PathBuf = keyring.unwrap();
     let whole = fs::read_to_string(&keyring).unwrap();
-    fs::write(
-        &keyring,
-        with_checksum(&whole.replacen("\"kind\":\"recipient\"", "\"kind\":\"key-file\"", 1)),
-    )
-    .unwrap();
-    let changed = fs::read_to_string(&keyring).unwrap();
+    fs::write(&keyring, relabelled(&whole)).unwrap();
     let refused = restore(1, ways[0]);
-    assert_ne!(changed, whole);
     assert!(said(&refused).contains("not signed by the vault's owner"), "{}", said(&refused));
     fs::write(&keyring, &whole).unwrap();
     assert!(restore(1, ways[0]).status.success());
