@@ -53,8 +53,8 @@ fn look_at(disks: &DisksOf, stale: Duration) {
     for (url, states) in disks {
         match Vault::open(url).and_then(|vault| vault.worries(stale)) {
             Ok(worries) => {
-                let news = states.iter().map(|state| note_keys(state, &worries));
-                if news.fold(false, |any, one| any || one) {
+                let news = states.iter().filter(|state| note_keys(state, &worries)).count();
+                if news > 0 {
                     worries.iter().for_each(|worry| tracing::warn!("vault {url}: {worry}"));
                 }
             }

@@ -220,7 +220,7 @@ fn what_a_client_lies_about_never_becomes_a_point() {
             |gateway| Liar::new(&checked.site, gateway, &checked.bundle, checked.writer.as_deref());
         // I6: every sector is compared with its checksum before the point is there.
         let client = liar(&content);
-        let why = client.commits(true).err().expect("must be refused").to_string();
+        let why = client.commits(true).expect_err("must be refused").to_string();
         assert!(why.contains("checksum"), "sealed {sealed}: {why}");
         // I7: which sectors moved.
         let (status, why) = client.says_that_more_moved();

@@ -75,7 +75,7 @@ fn an_independent_reader_opens_it_in_every_way_and_sees_every_bit() {
         let _ = fs::remove_file(&image);
         script(&vault, &["db", "--point", &point.to_string(), "--to", &to, key[0], key[1]])
     };
-    let [key, words, age] = ["key", "words", "identity"].map(|name| path(name));
+    let [key, words, age] = ["key", "words", "identity"].map(path);
     let ways = [["--key-file", &key], ["--passphrase-file", &words], ["--identity-file", &age]];
     for (way, point) in ways.into_iter().flat_map(|way| [1, 3].map(|point| (way, point))) {
         let output = restore(point, way);
