@@ -52,9 +52,9 @@ counters! {
     segments_total: "counter",
     /// Recovery points that were put.
     points_total: "counter",
-    /// Rounds of retention over all disks.
-    retention_rounds_total: "counter",
-    /// Disks, or whole rounds, in which retention failed.
+    /// Rounds of retention that were run.
+    retention_total: "counter",
+    /// Rounds of retention that failed.
     retention_failed_total: "counter",
 }
 

@@ -53,7 +53,7 @@ impl Site {
         let rules = format!("keep = \"{keep}\"\n[gateway]\nretention = \"50ms\"\n");
         let dir = self.host.path("retention");
         let second = Gateway::before(&self.store, &self.pki, &dir, &rules);
-        second.wait_for("retention_rounds_total", |rounds| rounds > 0);
+        second.wait_for("retention_total", |rounds| rounds > 0);
         assert_eq!(second.number("retention_failed_total"), 0);
     }
 }

@@ -297,6 +297,6 @@ async fn retain(shared: Arc<Shared>, retention: Retention) {
             Ok(Err(e)) => failed(&e),
             Err(e) => failed(&e),
         }
-        add(&shared.counters.retention_rounds_total, 1);
+        add(&shared.counters.retention_total, 1);
     }
 }

@@ -278,3 +278,27 @@ fn google(
         .with_http_connector(connector(settings));
     Ok(Arc::new(builder.build()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_the_environment_do_not_count() {
+        let settings = StoreSettings::default();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let variables = [
+            pair("AWS_TIMEOUT", "1 ms"),
+            pair("AWS_READ_TIMEOUT", "nonsense"),
+            pair("AWS_CONNECT_TIMEOUT", "1 ms"),
+            pair("AWS_ALLOW_HTTP", "true"),
+        ];
+        let options = client_options("s3://b", Kind::S3, &settings, &variables).unwrap();
+        let value = |key| options.get_config_value(&key);
+        assert_eq!(value(ClientConfigKey::Timeout), None);
+        assert_eq!(value(ClientConfigKey::ReadTimeout), None);
+        assert_eq!(value(ClientConfigKey::ConnectTimeout).as_deref(), Some("10 seconds"));
+        // The others do.
+        assert_eq!(value(ClientConfigKey::AllowHttp).as_deref(), Some("true"));
+    }
+}
