@@ -146,7 +146,7 @@ fn what_a_thief_deletes_comes_back() {
 }
 
 /// A lock that is asked for and cannot be had is told before anything is put; so is a store that keeps versions and
-/// forgets conditions over them (Ceph 16). That the requests' second signature is right is seen here, too.
+/// forgets conditions over them (Ceph 16).
 #[test]
 fn what_cannot_be_locked_is_refused() {
     let store = Store::shared(Kind::S3);
@@ -155,7 +155,8 @@ fn what_cannot_be_locked_is_refused() {
     let backing = disk.backing.to_str().unwrap();
     let locked = "object_lock = \"1h\"\n";
     let refused = |url: &str, why: &str| {
-        let backend = Backend { url: url.into(), ..Backend::direct(store) };
+        let mut backend = Backend::direct(store);
+        backend.url = url.into();
         backend.connect(&host, Role::Source, SMALL, locked);
         let text = said(&host.try_backstay(&["protect", backing, "--name", "db", "--vault", url]));
         assert!(text.contains(why) && !text.contains("Signature"), "{url}: {text}");
