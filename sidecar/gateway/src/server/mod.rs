@@ -295,5 +295,6 @@ async fn retain(shared: Arc<Shared>, retention: Retention) {
             Ok(Err(e)) => failed(&e),
             Err(e) => failed(&e),
         }
+        add(&shared.counters.retention_total, 1);
     }
 }
