@@ -145,6 +145,12 @@ mod tests {
         assert_eq!(store.timeout, Duration::from_secs(30));
         assert_eq!(store.part_size, ByteSize::mib(16));
         assert_eq!(store.retries, StoreSettings::default().retries);
+        assert_eq!(store.object_lock, None);
+        let lock = "object_lock = \"30d\"\nobject_lock_mode = \"compliance\"\n";
+        let store: Store = toml::from_str(lock).unwrap();
+        assert_eq!(store.object_lock, Some(Duration::from_secs(30 * 86_400)));
+        assert_eq!(store.object_lock_mode, Mode::Compliance);
+        assert!(toml::from_str::<Store>("object_lock_mode = \"forever\"").is_err());
         // A secret here would be read by everyone who reads the configuration.
         let error = toml::from_str::<Store>("secret_access_key = \"x\"").unwrap_err().to_string();
         assert!(error.contains("unknown field"), "{error}");

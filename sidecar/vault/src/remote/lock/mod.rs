@@ -26,8 +26,6 @@ use tokio::sync::OnceCell;
 
 use bucket::Bucket;
 pub use undelete::{Extended, Undeleted, Versions};
-#[doc(hidden)]
-pub use versions::page;
 
 const MODE: HeaderName = HeaderName::from_static("x-amz-object-lock-mode");
 const UNTIL: HeaderName = HeaderName::from_static("x-amz-object-lock-retain-until-date");
