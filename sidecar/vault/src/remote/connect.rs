@@ -335,7 +335,7 @@ mod tests {
         let value = |key| options.get_config_value(&key);
         assert_eq!(value(ClientConfigKey::Timeout), None);
         assert_eq!(value(ClientConfigKey::ReadTimeout), None);
-        assert_eq!(value(ClientConfigKey::ConnectTimeout).as_deref(), Some("10 seconds"));
+        assert_eq!(value(ClientConfigKey::ConnectTimeout).as_deref(), Some("10s"));
         // The others do.
         assert_eq!(value(ClientConfigKey::AllowHttp).as_deref(), Some("true"));
     }
