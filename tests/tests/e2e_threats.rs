@@ -17,7 +17,7 @@ use std::thread;
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::https::{Answer, Line};
 use backstay_tests::harness::pki::Pki;
-use backstay_tests::harness::service::wait_for;
+use backstay_tests::harness::service::{Service, wait_for};
 use backstay_tests::harness::{Disk, Host, must};
 
 const MIB: u64 = 1 << 20;
@@ -238,6 +238,31 @@ fn secrets_are_not_handed_to_other_programs() {
     }
     let handed = fs::read_to_string(&seen).expect("the hook ran");
     assert!(handed.contains("BACKSTAY_") && !handed.contains(MARK), "{handed}");
+    // A drill's check and a plan's steps, too; what mounts the disk for them may need it.
+    let plan = host.path("plan.toml");
+    let text = format!(
+        "name = \"p\"\nvault = \"{}\"\n[[group]]\nname = \"g\"\nbefore = [{{ script = \"{look}\" }}]\n\
+         [[group.machine]]\nname = \"m\"\ndisks = [\"d\"]\n",
+        host.vault()
+    );
+    fs::write(&plan, text).unwrap();
+    let plan = plan.to_str().unwrap();
+    for args in [
+        &["drill", "d", "--command", &look][..],
+        &["plan", "test", plan],
+        &["plan", "cleanup", plan],
+    ] {
+        let _ = fs::remove_file(&seen);
+        let mut command = host.command();
+        command.args(args).env("AWS_SESSION_TOKEN", MARK).env("BACKSTAY_PASSPHRASE", MARK);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        if args.contains(&"cleanup") {
+            continue;
+        }
+        let handed = fs::read_to_string(&seen).expect("it ran");
+        assert!(handed.contains("BACKSTAY_") && !handed.contains(MARK), "{args:?}: {handed}");
+    }
     let driver = disk.driver_pid().unwrap();
     for of in ["cmdline", "environ"] {
         assert!(!holds_mark(&fs::read(format!("/proc/{driver}/{of}")).unwrap()), "{of}");
@@ -517,7 +542,9 @@ fn a_gateway_lets_in_whom_its_authority_knows_and_speaks_nothing_older() {
     assert!(gateway.whoami(Some(&other.source("good", &["db"]))).is_err(), "of another authority");
     assert!(gateway.whoami(Some(&gateway.pki.bundle("gateway"))).is_err(), "a server's");
     gateway.pki.run("issue", &["member", "--group", "--host", "db1.example"]);
-    assert!(gateway.whoami(Some(&gateway.pki.bundle("member"))).is_err(), "a group's host's");
+    let turned_away =
+        |bundle: &Path| gateway.whoami(Some(bundle)).map_or(true, |answer| answer.status == 403);
+    assert!(turned_away(&gateway.pki.bundle("member")), "a group's host's");
     let forged = host.path("forged.pem");
     let dir = host.path("pki");
     signed_by_hand(&dir, &forged, |_| ());
@@ -531,7 +558,7 @@ fn a_gateway_lets_in_whom_its_authority_knows_and_speaks_nothing_older() {
         let role = "backstay:role:maintainer".try_into().unwrap();
         p.subject_alt_names.push(rcgen::SanType::URI(role));
     });
-    assert!(gateway.whoami(Some(&forged)).is_err(), "two roles");
+    assert!(turned_away(&forged), "two roles");
 
     // Downgrade: TLS 1.2, and none at all.
     let old = [&rustls::version::TLS12];
@@ -562,6 +589,93 @@ fn said_of(host: &Host) -> String {
     let output = host.try_backstay(&["points", "db"]);
     assert!(!output.status.success());
     said(&output)
+}
+
+/// A certificate that is refused is refused at once and in words, not tried again for as long as a line that is broken:
+/// by a command, and by a sidecar, which tries no more until a person says so, and then goes on.
+#[test]
+fn a_certificate_that_is_refused_is_for_a_person() {
+    let gate = Host::new("gateway");
+    let gateway = Gateway::start(&gate);
+    let elsewhere = Host::new("elsewhere");
+    let (host, disk) = gateway.source("db");
+    let good = gateway.pki.bundle("db-host");
+    let for_ever = |bundle: &Path| {
+        gateway.configure(&host, bundle, &gateway.pki.ca(), "localhost");
+        let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
+        let text = text.replace("retries = 1\nretry_timeout = \"1s\"", "retry_timeout = \"1h\"");
+        let text = format!("interval = \"1s\"\nretry = [\"1s\"]\n{}", text.replace("retries", "#"));
+        fs::write(host.path("backstay.toml"), text).unwrap();
+    };
+    let by_hand = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
+        let file = host.path("by-hand.pem");
+        signed_by_hand(&gate.path("pki"), &file, change);
+        file
+    };
+    let day = |n| rcgen::date_time_ymd(n, 1, 1);
+    let over = by_hand(&|p| (p.not_before, p.not_after) = (day(2020), day(2021)));
+    let over = (over.with_file_name("over.pem"), fs::rename(&over, over.with_file_name("over.pem"))).0;
+    let two_roles = by_hand(&|p| {
+        let role = "backstay:role:maintainer".try_into().unwrap();
+        p.subject_alt_names.push(rcgen::SanType::URI(role));
+    });
+    let revoked = gateway.pki.source("gone", &["db"]);
+    gateway.pki.revoke("gone");
+    wait_for("the gateway's eye on the list", || gateway.whoami(Some(&revoked)).is_err());
+    let stranger = Pki::new(&elsewhere.dir).source("db-host", &["db"]);
+    for (bundle, says) in [
+        (&over, "CertificateExpired"),
+        (&stranger, "of an authority that the gateway does not"),
+        (&gateway.pki.bundle("gateway"), "it does not accept this host's certificate"),
+        (&two_roles, "gives no rights"),
+        (&revoked, "CertificateRevoked"),
+    ] {
+        for_ever(bundle);
+        // Often enough that what is lost in a race of the line would show.
+        for verb in [&["points", "db"][..], &["cycle", "db"], &["points", "db"], &["verify", "db"]] {
+            let began = std::time::Instant::now();
+            let output = host.try_backstay(verb);
+            let text = said(&output);
+            assert!(!output.status.success() && text.contains(says), "{verb:?}: {text}");
+            assert!(began.elapsed().as_secs() < 30, "{verb:?} took {:?}", began.elapsed());
+        }
+    }
+    // None at all: this host does not even try; who tries all the same is told by an alert.
+    let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
+    let text: Vec<_> = text.lines().filter(|line| !line.starts_with("client_cert")).collect();
+    fs::write(host.path("backstay.toml"), text.join("\n")).unwrap();
+    let text = said(&host.try_backstay(&["points", "db"]));
+    assert!(text.contains("a gateway knows its clients by their certificates"), "{text}");
+    let none = gateway.whoami(None).unwrap_err().to_string();
+    assert!(none.contains("CertificateRequired"), "{none}");
+
+    // A sidecar, whose connection is open when its certificate is revoked.
+    for_ever(&good);
+    let served = disk.served();
+    let service = Service::start(&host);
+    let points = || disk.points().len();
+    let some = points();
+    wait_for("its cycles", || points() > some);
+    gateway.pki.revoke("db-host");
+    wait_for("it says so", || disk.status()["health"]["level"] == "critical");
+    let health = disk.status()["health"].clone();
+    let reason = health["reason"].as_str().unwrap();
+    assert!(reason.contains("revoked"), "{health}");
+    assert!(health["next_retry_unix_ns"].is_null(), "{health}");
+    // The guest goes on.
+    let file = fs::File::options().write(true).open(&served).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"after the revocation", 0).unwrap();
+    file.sync_all().unwrap();
+    // A new certificate in the same place, and a person's word.
+    let fresh = gateway.pki.source("db-again", &["db"]);
+    fs::copy(&fresh, &good).unwrap();
+    let text = said(&host.try_backstay(&["points", "db"]));
+    assert!(!text.contains("revoked"), "{text}");
+    let some = points();
+    host.backstay(&["resume", "db"]);
+    wait_for("its cycles again", || points() > some);
+    wait_for("all is well", || disk.status()["health"]["level"] == "ok");
+    drop(service);
 }
 
 /// What somebody does who has a source's certificate and key, and a client of their own.
