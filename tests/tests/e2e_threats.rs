@@ -614,7 +614,8 @@ fn a_certificate_that_is_refused_is_for_a_person() {
     };
     let day = |n| rcgen::date_time_ymd(n, 1, 1);
     let over = by_hand(&|p| (p.not_before, p.not_after) = (day(2020), day(2021)));
-    let over = (over.with_file_name("over.pem"), fs::rename(&over, over.with_file_name("over.pem"))).0;
+    let over =
+        (over.with_file_name("over.pem"), fs::rename(&over, over.with_file_name("over.pem"))).0;
     let two_roles = by_hand(&|p| {
         let role = "backstay:role:maintainer".try_into().unwrap();
         p.subject_alt_names.push(rcgen::SanType::URI(role));
@@ -632,7 +633,8 @@ fn a_certificate_that_is_refused_is_for_a_person() {
     ] {
         for_ever(bundle);
         // Often enough that what is lost in a race of the line would show.
-        for verb in [&["points", "db"][..], &["cycle", "db"], &["points", "db"], &["verify", "db"]] {
+        for verb in [&["points", "db"][..], &["cycle", "db"], &["points", "db"], &["verify", "db"]]
+        {
             let began = std::time::Instant::now();
             let output = host.try_backstay(verb);
             let text = said(&output);

@@ -244,8 +244,7 @@ fn a_revoked_host_is_shut_out() {
     let hosts = Hosts::listen(address, Arc::clone(&tls), groups).unwrap();
     let port = hosts.address().port();
     let lab = Lab { dir, authority, hosts, port };
-    let files =
-        |number| lab.authority.host_of_number(lab.dir.path(), HOST, &lab.authority, number);
+    let files = |number| lab.authority.host_of_number(lab.dir.path(), HOST, &lab.authority, number);
     let hello = |files: &TlsConfig| {
         let mut link = lab.dial_with(files, "127.0.0.1")?;
         link.send(&Tell::Hello { group: shop() }, LONG)?;

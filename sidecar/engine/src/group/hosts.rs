@@ -13,14 +13,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backstay_format::PointId;
-use backstay_vault::GroupName;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::crew::{Answer, Command, Crew, Seat, Trouble};
 use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
 use super::tls::{Tls, host_of};
 use super::wire::{Ask, Tell};
+use backstay_format::PointId;
+use backstay_vault::GroupName;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Most connections that have not shown yet who they are.
 const STRANGERS_MAX: usize = 64;

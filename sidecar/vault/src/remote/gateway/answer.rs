@@ -73,9 +73,7 @@ pub(super) async fn sort(key: &str, sent: reqwest::Result<Response>) -> Answer {
         status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Answer::Again(passing(format!("the gateway answers {status}: {said}")))
         }
-        status => {
-            Answer::Final(refused(Refusal::Answer { status: status.as_u16(), said }))
-        }
+        status => Answer::Final(refused(Refusal::Answer { status: status.as_u16(), said })),
     }
 }
 
