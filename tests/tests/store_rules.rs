@@ -106,11 +106,10 @@ fn rules(store: &Store, proxy: &Proxy) {
 
 #[test]
 fn one_wins_and_lists_may_lag() {
-    let stores = [Kind::S3, Kind::Azure].map(Store::start);
+    let stores = Kind::ALL.map(Store::start);
     let proxies = stores.each_ref().map(|store| Proxy::start(store.port));
-    let both =
-        stores.iter().zip(&proxies).flat_map(|(store, proxy)| store.variables_through(proxy));
-    let file = Variables::of(&both.collect::<Vec<_>>());
+    let all = stores.iter().zip(&proxies).flat_map(|(store, proxy)| store.variables_through(proxy));
+    let file = Variables::of(&all.collect::<Vec<_>>());
     configure(StoreSettings { credentials_file: Some(file.0.clone()), ..StoreSettings::default() });
     for (store, proxy) in stores.iter().zip(&proxies) {
         rules(store, proxy);

@@ -4,6 +4,7 @@
 //! made is taken down when its [`Host`] is dropped, also after a panic, and only what it made.
 
 pub mod acked;
+pub mod backend;
 pub mod command;
 pub mod forward;
 pub mod gateway;

@@ -224,7 +224,9 @@ impl Inner {
             number: self.seen.fetch_add(1, Ordering::Relaxed),
             method,
             target: target.into(),
-            only_if_absent: header(&head, "if-none-match") == Some("*"),
+            only_if_absent: header(&head, "if-none-match") == Some("*")
+                // As Google says it: the generation of what is not there.
+                || header(&head, "x-goog-if-generation-match") == Some("0"),
             body_bytes: len,
             as_proxy: whole != target,
         };
@@ -280,7 +282,7 @@ impl Inner {
         if fault == Fault::DenyConditions && refused.iter().any(|code| answer.starts_with(code)) {
             return client.write_all(
                 b"HTTP/1.1 201 Created\r\nETag: \"x\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 \
-                  GMT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                  GMT\r\nx-goog-generation: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
             );
         }
         client.write_all(&answer)

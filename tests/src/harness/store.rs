@@ -6,9 +6,9 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::host::Host;
 use super::proxy::Proxy;
 
 /// Kinds of stores.
@@ -18,13 +18,20 @@ pub enum Kind {
     S3,
     /// Azurite.
     Azure,
+    /// fake-gcs-server, with the XML API before it.
+    Google,
 }
 
 impl Kind {
+    /// All of them: what is tried on stores is tried on each.
+    pub const ALL: [Self; 3] = [Self::S3, Self::Azure, Self::Google];
+
+    /// What `scripts/store` calls it.
     fn name(self) -> &'static str {
         match self {
             Self::S3 => "s3",
             Self::Azure => "azurite",
+            Self::Google => "gcs",
         }
     }
 }
@@ -39,17 +46,39 @@ pub struct Store {
     pub port: u16,
     dir: PathBuf,
     variables: Vec<(String, String)>,
+    /// Whether it overwrites where it was told to put only if absent.
+    forgets: bool,
 }
 
 impl Store {
+    /// The server of a kind that all tests of this process share.
+    pub fn shared(kind: Kind) -> &'static Self {
+        static RUNNING: [OnceLock<Store>; Kind::ALL.len()] =
+            [const { OnceLock::new() }; Kind::ALL.len()];
+        RUNNING[kind as usize].get_or_init(|| Self::start(kind))
+    }
+
     /// Starts one.
     ///
     /// # Panics
     /// If it is not installed (`scripts/setup stores`) or does not come up.
     pub fn start(kind: Kind) -> Self {
+        Self::run(kind, false)
+    }
+
+    /// Starts one that overwrites where it was told to put only if absent; Google's alone can be like that.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_without_conditions(kind: Kind) -> Self {
+        assert_eq!(kind, Kind::Google);
+        Self::run(kind, true)
+    }
+
+    fn run(kind: Kind, forgets: bool) -> Self {
         let port = free_ports();
         let dir = format!("/var/tmp/backstay-test-{}-{port}", kind.name());
-        let mut store = Self { kind, port, dir: dir.into(), variables: vec![] };
+        let mut store = Self { kind, port, dir: dir.into(), variables: vec![], forgets };
         store.variables = store.bring_back();
         store
     }
@@ -75,6 +104,9 @@ impl Store {
         command.args([self.kind.name(), verb, "--port", &self.port.to_string(), "--dir"]);
         command.arg(&self.dir).args(["--until", &std::process::id().to_string()]);
         command.stdin(Stdio::null()).stderr(Stdio::inherit());
+        if self.forgets {
+            command.env("STORE_FORGETS", "1");
+        }
         let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", script.display()));
         assert!(output.status.success(), "{command:?}: {}", output.status);
         String::from_utf8(output.stdout).unwrap()
@@ -100,17 +132,14 @@ impl Store {
     /// without.
     pub fn variables_at(&self, origin: &str) -> Vec<(String, String)> {
         let here = format!("http://127.0.0.1:{}", self.port);
-        let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT") {
+        let replaced = |(name, value): &(String, String)| match name.ends_with("ENDPOINT")
+            || name.ends_with("BASE_URL")
+        {
             true => Some((name.clone(), value.replace(&here, origin))),
             false if name.ends_with("ALLOW_HTTP") && origin.starts_with("https:") => None,
             false => Some((name.clone(), value.clone())),
         };
         self.variables.iter().filter_map(replaced).collect()
-    }
-
-    /// Has the vault of a host be in it, reached directly.
-    pub fn serve(&self, host: &Host) {
-        host.ship_to(&self.url(), &self.variables);
     }
 }
 

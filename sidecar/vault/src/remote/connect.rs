@@ -1,6 +1,6 @@
 //! A client for a vault's object store, made of its URL, the settings and the environment.
 
-use std::path::Path as FsPath;
+use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -52,15 +52,30 @@ fn check_credentials(
     settings: &StoreSettings,
     variables: &[(String, String)],
 ) -> Result<(), VaultError> {
-    const MARKS: [&str; 8] =
-        ["KEY", "TOKEN", "SAS", "CLIENT", "CREDENTIALS", "IDENTITY", "SKIP", "USE_"];
+    const MARKS: [&str; 9] = [
+        "KEY",
+        "TOKEN",
+        "SAS",
+        "CLIENT",
+        "CREDENTIALS",
+        "IDENTITY",
+        "SERVICE_ACCOUNT",
+        "SKIP",
+        "USE_",
+    ];
+    // Private ways into the clouds (VPC endpoints and the like) are endpoints, and machines there have roles.
+    const CLOUDS: [&str; 3] = ["amazonaws.com", "googleapis.com", "windows.net"];
+    let named = variables.iter().filter(|(name, _)| names_an_endpoint(name));
+    let mut endpoints = settings.endpoint.iter().chain(named.map(|(_, value)| value));
     let own_endpoint =
-        settings.endpoint.is_some() || variables.iter().any(|(name, _)| name.ends_with("ENDPOINT"));
+        endpoints.any(|endpoint| !CLOUDS.iter().any(|cloud| endpoint.contains(cloud)));
     let some = variables.iter().any(|(name, _)| MARKS.iter().any(|mark| name.contains(mark)));
     let names = match kind {
         Kind::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         Kind::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-        Kind::Google => return Ok(()),
+        // The library looks for what `gcloud auth` has left, too.
+        Kind::Google if gcloud_credentials().is_some_and(|file| file.exists()) => return Ok(()),
+        Kind::Google => "GOOGLE_SERVICE_ACCOUNT or GOOGLE_SERVICE_ACCOUNT_KEY",
     };
     match own_endpoint && !some {
         true => Err(wrong(
@@ -74,13 +89,24 @@ fn check_credentials(
     }
 }
 
+/// Whether a variable says where a store answers.
+fn names_an_endpoint(name: &str) -> bool {
+    name.contains("ENDPOINT") || name.ends_with("BASE_URL")
+}
+
+/// Where Google's own tools keep a person's credentials.
+fn gcloud_credentials() -> Option<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("HOME")?);
+    Some(home.join(".config/gcloud/application_default_credentials.json"))
+}
+
 /// The library repeats where it asked in each error. It is not told a secret with it.
 fn check_endpoint(
     url: &str,
     settings: &StoreSettings,
     variables: &[(String, String)],
 ) -> Result<(), VaultError> {
-    let named = |(name, _): &&(String, String)| name.contains("ENDPOINT");
+    let named = |(name, _): &&(String, String)| names_an_endpoint(name);
     let variables = variables.iter().filter(named).map(|(name, value)| (name.as_str(), value));
     let setting = settings.endpoint.iter().map(|value| ("store.endpoint", value));
     match setting.chain(variables).find(|(_, value)| value.contains(['@', '?', '#'])) {
@@ -226,7 +252,7 @@ fn google(
         }
     }
     if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
+        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     let builder = builder
         .with_bucket_name(bucket)
