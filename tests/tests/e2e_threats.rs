@@ -327,7 +327,7 @@ fn what_is_made_is_the_owners_alone() {
         format!("export d --point 1 --to {dir}/exported.qcow2 --format qcow2"),
         "pin d 1".into(),
         "verify d".into(),
-        format!("pki init {dir}/pki"),
+        format!("pki init {dir}/pki --no-passphrase"),
         format!("pki issue {dir}/pki h --role source --disk d"),
         format!("pki revoke {dir}/pki h"),
     ];
@@ -419,6 +419,69 @@ fn a_key_is_printed_by_no_verb() {
     let failed = host.try_backstay(&["-vv", "pki", "revoke", dir.to_str().unwrap(), "gateway"]);
     let text = said(&failed);
     assert!(!failed.status.success() && !text.contains(MARK), "{text}");
+}
+
+/// The authority's key behind a passphrase: every verb that signs needs it, none hangs without, and none says it.
+#[test]
+fn an_authority_that_was_copied_signs_nothing_without_its_passphrase() {
+    let host = Host::new("authority");
+    let (dir, file) = (host.path("pki"), host.path("words"));
+    let words = |text: &str| {
+        fs::write(&file, format!("{text}\n")).unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    };
+    let pki = |verb: &str, args: &[&str], words: bool| {
+        let mut command = host.command();
+        command.arg("-vv").args(["pki", verb]).arg(&dir).args(args).stdin(Stdio::null());
+        if words {
+            command.arg("--passphrase-file").arg(&file);
+        }
+        let output = command.output().unwrap();
+        let text = said(&output);
+        assert!(!text.contains(MARK), "{verb} says it: {text}");
+        (output.status.success(), text)
+    };
+    // Nobody is there to be asked.
+    let (done, text) = pki("init", &[], false);
+    assert!(!done && text.contains("--passphrase-file") && !dir.exists(), "{text}");
+    words("short");
+    let (done, text) = pki("init", &[], true);
+    assert!(!done && text.contains("at least 8 characters") && !dir.exists(), "{text}");
+    words(&format!("right {MARK}"));
+    assert!(pki("init", &[], true).0);
+    let key = fs::read_to_string(dir.join("ca.key")).unwrap();
+    assert!(key.contains("ENCRYPTED PRIVATE KEY"), "{}", &key[..40]);
+    let issue = ["h", "--role", "source", "--disk", "d"];
+    assert!(pki("issue", &issue, true).0);
+    assert!(pki("list", &[], false).0, "looking needs no key");
+    let index = fs::read(dir.join("index.json")).unwrap();
+    let list = fs::read(dir.join("revoked.crl")).unwrap();
+    for wrong in [false, true] {
+        words(&format!("wrong {MARK}"));
+        for (verb, args) in [
+            ("issue", &["i", "--server", "--host", "x"][..]),
+            ("renew", &["h"]),
+            ("revoke", &["h"]),
+        ] {
+            let (done, text) = pki(verb, args, wrong);
+            let says = if wrong { "does not open with this passphrase" } else { "nobody is there" };
+            assert!(!done && text.contains(says), "{verb}: {text}");
+        }
+    }
+    assert_eq!(fs::read(dir.join("index.json")).unwrap(), index, "nothing was done");
+    assert_eq!(fs::read(dir.join("revoked.crl")).unwrap(), list);
+    words(&format!("right {MARK}"));
+    assert!(pki("renew", &["h"], true).0 && pki("revoke", &["h"], true).0);
+    // Off, and on again: an authority of before is one without.
+    assert!(pki("passphrase", &["--no-passphrase"], true).0);
+    assert!(pki("issue", &issue, false).0);
+    let new = file.to_string_lossy().into_owned();
+    assert!(pki("passphrase", &["--new-passphrase-file", &new], false).0);
+    assert!(!pki("revoke", &["h"], false).0 && pki("revoke", &["h"], true).0);
+    // As other programs read it.
+    let openssl = ["pkey", "-in", "ca.key", "-passin", "file:../words", "-noout"];
+    let read = Command::new("openssl").args(openssl).current_dir(&dir).output().unwrap();
+    assert!(read.status.success(), "{}", said(&read));
 }
 
 /// The lines of a key in a PEM file.
@@ -653,6 +716,7 @@ fn a_certificate_that_is_refused_is_for_a_person() {
 
     // A sidecar, whose connection is open when its certificate is revoked.
     for_ever(&good);
+    host.backstay(&["resume", "db"]);
     let served = disk.served();
     let service = Service::start(&host);
     let points = || disk.points().len();

@@ -14,7 +14,7 @@ impl Pki {
     /// A new authority below a folder, with a server's certificate for localhost and 127.0.0.1 (`gateway`).
     pub fn new(below: &Path) -> Self {
         let pki = Self { dir: below.join("pki") };
-        pki.run("init", &[]);
+        pki.run("init", &["--no-passphrase"]);
         pki.run("issue", &["gateway", "--server", "--host", "localhost", "--ip", "127.0.0.1"]);
         pki
     }
