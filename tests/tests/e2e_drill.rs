@@ -52,7 +52,7 @@ fn proven(host: &Host, point: usize) -> Vec<String> {
 
 #[test]
 fn file_systems_are_mounted_and_checked() {
-    let host = Host::new("drill-fsck");
+    let host = Host::sealed("drill-fsck");
     let disk = with_ext4(&host);
     assert!(proven(&host, 0).is_empty());
     let before = disk.points();
@@ -235,7 +235,7 @@ fn a_machine_boots_from_a_point() {
 
 #[test]
 fn killed_drills_are_cleaned_up_by_the_next() {
-    let host = Host::new("drill-kill");
+    let host = Host::sealed("drill-kill");
     with_ext4(&host);
     let mark = host.path("begun");
     let line =

@@ -38,7 +38,7 @@ fn seed() -> u64 {
 
 /// Another host with the vault of the first.
 fn other(of: &Host, test: &str) -> Arc<Host> {
-    let host = Host::new(test);
+    let host = of.another(test);
     let config = format!("vault = \"{}\"\n", of.vault());
     fs::write(host.path("backstay.toml"), config).unwrap();
     host
@@ -46,7 +46,15 @@ fn other(of: &Host, test: &str) -> Arc<Host> {
 
 /// A source with two points, and a target.
 fn pair(test: &str, size: u64, rng: &mut Rng) -> (Disk, Disk) {
-    let a = Host::new(&format!("{test}-a"));
+    pair_of(Host::new(&format!("{test}-a")), test, size, rng)
+}
+
+/// The same in an encrypted vault.
+fn sealed_pair(test: &str, size: u64, rng: &mut Rng) -> (Disk, Disk) {
+    pair_of(Host::sealed(&format!("{test}-a")), test, size, rng)
+}
+
+fn pair_of(a: Arc<Host>, test: &str, size: u64, rng: &mut Rng) -> (Disk, Disk) {
     let b = other(&a, &format!("{test}-b"));
     let source = a.disk("db", size);
     let served = source.mount(&[]);
@@ -110,7 +118,7 @@ fn refused(output: &Output, why: &str) {
 #[test]
 fn a_test_failover_touches_nothing_and_leaves_nothing() {
     let mut rng = Rng::with_seed(seed());
-    let (source, target) = pair("fo-test", 32 * MIB, &mut rng);
+    let (source, target) = sealed_pair("fo-test", 32 * MIB, &mut rng);
     let (a, b) = (&source.host, &target.host);
     let vault = a.path("vault");
     let (before, was) = (objects(&vault), hash(&source.served()));
@@ -450,7 +458,7 @@ fn fetched(said: &str) -> f64 {
 #[test]
 fn two_rounds_there_and_back_keep_every_byte_and_move_the_union() {
     let mut rng = Rng::with_seed(seed());
-    let (source, target) = pair("fo-rounds", 64 * MIB, &mut rng);
+    let (source, target) = sealed_pair("fo-rounds", 64 * MIB, &mut rng);
     let (a, b) = (&source.host, &target.host);
     let backing = source.backing.to_string_lossy().into_owned();
     // So much that moving all of it would be seen.

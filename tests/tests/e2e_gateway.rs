@@ -18,6 +18,9 @@ use backstay_tests::harness::https::Line;
 use backstay_tests::harness::pki::Pki;
 use backstay_tests::harness::{Disk, Host};
 
+#[path = "e2e_gateway/checks.rs"]
+mod checks;
+
 const MIB: usize = 1 << 20;
 
 /// An authority, a host whose vault is at gateways, and where the vault really is.

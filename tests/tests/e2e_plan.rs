@@ -32,7 +32,16 @@ fn write(file: &Path, at: u64, what: &str) {
 }
 
 fn two(test: &str) -> Two {
-    let (source, target) = (Host::new(test), Host::new(test));
+    two_of(Host::new(test), test)
+}
+
+/// The same in an encrypted vault.
+fn sealed_two(test: &str) -> Two {
+    two_of(Host::sealed(test), test)
+}
+
+fn two_of(source: Arc<Host>, test: &str) -> Two {
+    let target = source.another(test);
     let config =
         format!("vault = \"{}\"\n[group.shop]\ndisks = [\"db\", \"log\"]\n", source.vault());
     fs::write(source.path("backstay.toml"), config).unwrap();
@@ -198,7 +207,7 @@ fn a_test_waits_for_a_person_and_leaves_nothing() {
 
 #[test]
 fn a_test_of_a_group_point() {
-    let two = two("plan-group");
+    let two = sealed_two("plan-group");
     let plan = two.plan("");
     two.source.backstay(&["group", "cycle", "shop"]);
     for disk in &two.disks {
@@ -267,7 +276,7 @@ fn end_those_of(mark: &Path) {
 
 #[test]
 fn unplanned_with_a_script_that_fails_and_commit() {
-    let two = two("plan-unplanned");
+    let two = sealed_two("plan-unplanned");
     let mended = two.target.path("mended");
     let script = format!("test -e {} || {{ echo no route; exit 7; }}", mended.display());
     let plan = two.plan(&format!("before = [{{ name = \"route\", script = \"{script}\" }}]"));

@@ -15,7 +15,6 @@ use std::time::Instant;
 use backstay_tests::harness::command::{must, run, said};
 use backstay_tests::harness::host::{Disk, FsMount, Host, hash, wait_gone};
 use backstay_tests::harness::service::wait_for;
-use backstay_vault::Vault;
 use fastrand::Rng;
 
 const MIB: u64 = 1 << 20;
@@ -49,8 +48,16 @@ struct Pair {
 
 impl Pair {
     fn new(test: &str, size: u64) -> Self {
-        let source = Host::new(test);
-        let standby = Host::new(&format!("{test}-standby"));
+        Self::of(Host::new(test), test, size)
+    }
+
+    /// The same in an encrypted vault.
+    fn sealed(test: &str, size: u64) -> Self {
+        Self::of(Host::sealed(test), test, size)
+    }
+
+    fn of(source: Arc<Host>, test: &str, size: u64) -> Self {
+        let standby = source.another(&format!("{test}-standby"));
         // The same vault for both.
         let config = format!("vault = \"{}\"\nretry = [\"100ms\"]\n", source.vault());
         fs::write(standby.path("backstay.toml"), config).unwrap();
@@ -147,7 +154,7 @@ impl Pair {
     /// What a failover's commit does: the standby's disk is the writer from now on.
     fn commit(&self) {
         let disk = self.standby.renamed(&self.disk, "db").status()["driver"].clone();
-        let vault = Vault::open(&self.source.vault()).unwrap();
+        let vault = self.source.open_vault();
         let in_vault = vault.disk_named(&"db".parse().unwrap()).unwrap().disk;
         vault.claim_term(in_vault, &format!("source {}", disk["disk"].as_str().unwrap())).unwrap();
     }
@@ -195,7 +202,7 @@ fn refused(output: &Output, why: &str) {
 
 #[test]
 fn it_follows_under_load_through_kills_merges_and_a_vault_that_goes_away() {
-    let mut pair = Pair::new("replica-follow", 16 * MIB);
+    let mut pair = Pair::sealed("replica-follow", 16 * MIB);
     pair.begin();
     let mut follower = pair.follow(&[]);
     let points = if std::env::var_os("BACKSTAY_TEST_LONG").is_some() { 300 } else { 55 };
@@ -322,7 +329,7 @@ fn a_take_over_is_a_protected_disk_at_once() {
 
 #[test]
 fn a_take_over_in_the_middle_finishes_the_point_without_the_vault() {
-    let mut pair = Pair::new("replica-middle", 4 * MIB);
+    let mut pair = Pair::sealed("replica-middle", 4 * MIB);
     pair.begin();
     pair.churn();
     // In the middle of applying: after the first record.
@@ -546,7 +553,7 @@ fn sectors(runs: &[(u64, u64)]) -> u64 {
 #[test]
 fn failback_to_a_source_with_its_bitmap_moves_the_union() {
     for stop in ["clean", "driver killed", "power loss"] {
-        let mut pair = Pair::new("replica-changes", 64 * MIB);
+        let mut pair = Pair::sealed("replica-changes", 64 * MIB);
         pair.begin();
         // Written on the source after the point that the standby goes on from: never shipped.
         let ours = [(MIB + 300, 5000), (9 * MIB, 64 << 10), (30 * MIB, 512)];

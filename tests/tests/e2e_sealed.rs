@@ -14,6 +14,13 @@ use backstay_tests::harness::command::said;
 use backstay_tests::harness::host::hash;
 use backstay_tests::harness::seed::seed;
 
+#[path = "e2e_sealed/keys.rs"]
+mod keys;
+#[path = "e2e_sealed/read_point.rs"]
+mod read_point;
+#[path = "e2e_sealed/roles.rs"]
+mod roles;
+
 const MIB: u64 = 1 << 20;
 const MARKER: &[u8] = b"a customer's plaintext, which no store may ever see";
 

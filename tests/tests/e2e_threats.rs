@@ -705,6 +705,19 @@ fn a_certificate_that_is_refused_is_for_a_person() {
             assert!(began.elapsed().as_secs() < 30, "{verb:?} took {:?}", began.elapsed());
         }
     }
+    // Near its end it works, and everybody who can do something about it is told.
+    let now = std::time::SystemTime::now();
+    let days = |n: u64| std::time::Duration::from_secs(n * 86_400);
+    let ending = by_hand(&|p| {
+        (p.not_before, p.not_after) = ((now - days(300)).into(), (now + days(9)).into());
+    });
+    for_ever(&ending);
+    host.backstay(&["cycle", "db"]);
+    let health = disk.status()["health"].clone();
+    assert_eq!(health["level"], "warning", "{health}");
+    assert!(health["reason"].as_str().unwrap().contains("runs out within 9 days"), "{health}");
+    let doctor = said(&host.try_backstay(&["doctor"]));
+    assert!(doctor.contains("runs out within 9 days"), "{doctor}");
     // None at all: this host does not even try; who tries all the same is told by an alert.
     let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
     let text: Vec<_> = text.lines().filter(|line| !line.starts_with("client_cert")).collect();

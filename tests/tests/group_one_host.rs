@@ -49,7 +49,6 @@ fn group_points(vault: &Vault) -> Vec<GroupPoint> {
 fn no_disk_of_a_group_point_is_ahead() {
     let (host, a, b) = host_with_group("group", "hold_deadline = \"2s\"\n");
     let work = Ordered::start(&a.served(), &b.served(), host.path("ordered.sock"));
-    let vault_url = host.vault();
     let mut points = vec![];
     while points.len() < points_wanted() {
         let count = (points_wanted() - points.len()).to_string();
@@ -59,10 +58,10 @@ fn no_disk_of_a_group_point_is_ahead() {
             .args(["--json", "group", "cycle", "shop", "--count", &count])
             .stdout(Stdio::null())
             .status();
-        points = group_points(&Vault::open(&vault_url).unwrap());
+        points = group_points(&host.open_vault());
     }
     let (written, longest) = work.stop();
-    let vault = Vault::open(&vault_url).unwrap();
+    let vault = host.open_vault();
     let held = check_group(&vault, &points).unwrap();
     println!("{} group points, {written} numbers, longest write {longest:?}", points.len());
     let different: std::collections::BTreeSet<u64> = held.iter().copied().collect();
@@ -111,7 +110,7 @@ fn cuts_without_a_hold_are_found() {
                 .unwrap()
         });
         both.iter_mut().for_each(|cycle| assert!(cycle.wait().unwrap().success()));
-        let vault = Vault::open(&host.vault()).unwrap();
+        let vault = host.open_vault();
         let [in_a, in_b] = [&a, &b].map(|disk| {
             let id = vault.disk_named(&disk.name.parse().unwrap()).unwrap().disk;
             let newest: CycleNo = *vault.points(id).unwrap().last().unwrap();
@@ -137,7 +136,7 @@ fn a_void_round_leaves_points_of_their_own() {
     let before = a.points().len();
     let failed = host.try_backstay(&["group", "cycle", "shop"]);
     assert_eq!(failed.status.code(), Some(1));
-    let vault = Vault::open(&host.vault()).unwrap();
+    let vault = host.open_vault();
     assert_eq!(group_points(&vault).len(), 1);
     b.mount(&[]);
     // Somebody else is at the disk's cycle: it is busy, A is not.
@@ -178,7 +177,7 @@ fn hooks_run_around_the_cut_of_a_group() {
     );
     fs::write(host.path("backstay.toml"), config + &hooks).unwrap();
     host.backstay(&["group", "cycle", "shop"]);
-    let vault = Vault::open(&host.vault()).unwrap();
+    let vault = host.open_vault();
     let point = group_points(&vault).pop().expect("a group point");
     for (disk, consistency) in [(&a, "application"), (&b, "crash")] {
         let member = point.members.iter().find(|m| m.name.as_str() == disk.name).unwrap();
@@ -204,7 +203,7 @@ fn the_service_makes_rounds_and_cycles_on_demand() {
             assert!(std::time::Instant::now() < ends, "waiting for {what}");
         }
     };
-    let vault = Vault::open(&host.vault()).unwrap();
+    let vault = host.open_vault();
     wait_until("the first round", &|| !group_points(&vault).is_empty());
     let before = a.points().len();
     host.backstay(&["cycle", "a", "--by-sidecar"]);

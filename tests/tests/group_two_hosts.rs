@@ -1,7 +1,7 @@
 //! Groups of two hosts, in two network namespaces with a cable between them: a sequence number goes to
 //! disk A of the one, is flushed, then to disk B of the other, while their sidecars make group points
 //! back to back. At random moments the cable is pulled, or the member's sidecar is stopped or killed.
-//! In no group point is B ahead of A, and no write waits much longer than the hold's deadline. Short
+//! The vault is encrypted; B's host can only write into it. In no group point is B ahead of A, and no write waits much longer than the hold's deadline. Short
 //! form some hundred points, long form (`BACKSTAY_TEST_LONG`) a thousand.
 //!
 //! Needs root, /dev/fuse, network namespaces.
@@ -14,7 +14,7 @@ use std::time::Duration;
 use backstay_tests::harness::netns::{ADDRESSES, Authority, Cable};
 use backstay_tests::harness::ordered::{Ordered, check_group, second_writer};
 use backstay_tests::harness::{Disk, Host, must, run};
-use backstay_vault::{GroupName, Vault};
+use backstay_vault::GroupName;
 use fastrand::Rng;
 
 const SIZE: u64 = 4 << 20;
@@ -38,7 +38,7 @@ struct Pair {
 
 fn pair() -> Pair {
     let cable = Cable::new();
-    let hosts = [0, 1].map(|side| Host::new(&format!("group{side}")));
+    let hosts = [Host::sealed("group0"), Host::new("group1")];
     let authority = Authority::new();
     let vault = hosts[0].vault();
     let config = |side: usize, name: &str, section: String| {
@@ -57,7 +57,14 @@ fn pair() -> Pair {
         first,
         format!("[group.shop.coordinator]\nlisten = \"{first}:20004\"\nhosts = [\"web1.example\"]"),
     );
-    config(1, "web1.example", format!("[group.shop.member]\ndial = \"{first}\""));
+    // What the one ships, it can read; the other only writes.
+    let writer = hosts[1].path("writer");
+    hosts[0].backstay(&["key", "grant", "--to", &writer.to_string_lossy()]);
+    config(
+        1,
+        "web1.example",
+        format!("[group.shop.member]\ndial = \"{first}\"\n[encryption]\nwriter_file = {writer:?}"),
+    );
     let disks = [hosts[0].disk("a", SIZE), hosts[1].disk("b", SIZE)];
     for disk in &disks {
         disk.mount(&[]);
@@ -123,7 +130,7 @@ fn no_host_of_a_group_point_is_ahead() {
     let work = Ordered::start(&a.served(), &b.served(), pair.hosts[0].path("ordered.sock"));
     let coordinator = pair.sidecar(0);
     let mut member = pair.sidecar(1);
-    let vault = Vault::open(&pair.hosts[0].vault()).unwrap();
+    let vault = pair.hosts[0].open_vault();
     let shop: GroupName = "shop".parse().unwrap();
     let mut disturbed = [0; 3];
     let mut there = 0;
@@ -191,7 +198,6 @@ fn no_host_of_a_group_point_is_ahead() {
     // Two holds may meet one write: its own disk's and, by the flush before it, an earlier one.
     assert!(longest <= 2 * (HOLD_DEADLINE + MARGIN), "a write took {longest:?}");
     for disk in &pair.disks {
-        let vault = pair.hosts[0].vault();
-        disk.host.backstay(&["verify", &disk.name, "--vault", &vault, "--point", "latest"]);
+        pair.hosts[0].backstay(&["verify", &disk.name, "--point", "latest"]);
     }
 }

@@ -4,7 +4,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use backstay_vault::seal::care::STALE_DEFAULT;
 use backstay_vault::seal::settings::Prompt;
 use backstay_vault::seal::{KeySettings, configure};
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,9 @@ pub struct Encryption {
     pub owner: Option<Owner>,
     /// Whether vaults that are not encrypted are refused: yes, unless it says no.
     pub required: Option<bool>,
+    /// How long a proof counts that a key is kept elsewhere, too; then somebody is reminded.
+    #[serde(with = "humantime_serde")]
+    pub stale: Option<Duration>,
 }
 
 /// The public half of a vault's owner.
@@ -58,7 +63,13 @@ impl Encryption {
     /// Whether it says anything.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        *self != Self::default()
+        *self != Self { stale: self.stale, ..Self::default() }
+    }
+
+    /// How long a proof counts.
+    #[must_use]
+    pub fn stale(&self) -> Duration {
+        self.stale.unwrap_or(STALE_DEFAULT)
     }
 
     /// As vaults want it.

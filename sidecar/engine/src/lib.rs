@@ -21,8 +21,10 @@
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know
 //! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
+//! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
 //! - [`upkeep`]: retention, merging and collection after cycles
 
+pub mod care;
 pub mod config;
 pub mod cycle;
 pub mod doctor;

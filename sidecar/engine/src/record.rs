@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use backstay_vault::seal::Worry;
 use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,8 @@ const FILE: &str = "sidecar.json";
 /// Only there while looking after the disk's vault fails; not in the record, because another thread
 /// than the disk's writes it.
 const UPKEEP_FILE: &str = "upkeep.json";
+/// Only there while something about the vault's keys should worry somebody.
+const KEYS_FILE: &str = "keys.json";
 
 /// How the last cycles of a disk went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,9 @@ pub struct Record {
     /// Why its vault could not be looked after when that was last tried.
     #[serde(skip)]
     pub upkeep: Option<Failure>,
+    /// What about its vault's keys should worry somebody.
+    #[serde(skip)]
+    pub keys: Option<Failure>,
     /// The last drill of the disk on this host.
     #[serde(skip)]
     pub drilled: Option<Drilled>,
@@ -64,6 +70,25 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     if let Err(e) = replace(&path, &failure, false) {
         tracing::warn!("{}: {e}", path.display());
     }
+}
+
+/// Writes down what about the keys of a disk's vault should worry somebody; whether that is news.
+pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
+    let path = state_dir.join(KEYS_FILE);
+    if worries.is_empty() {
+        return fs::remove_file(path).is_ok();
+    }
+    let message = worries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let before: Option<Failure> = load_json(&path);
+    let news = before.as_ref().is_none_or(|before| before.message != message);
+    let now = now_unix_ns();
+    let since_unix_ns = before.map_or(now, |first| first.since_unix_ns);
+    let noted =
+        Failure { message, person_must_act: true, fenced: false, at_unix_ns: now, since_unix_ns };
+    if let Err(e) = replace(&path, &noted, false) {
+        tracing::warn!("{}: {e}", path.display());
+    }
+    news
 }
 
 /// A file's content; none if it is not there, or is nothing of the kind, which is said.
@@ -114,7 +139,8 @@ impl Record {
     pub fn load(state_dir: &Path) -> Self {
         let record: Self = load_json(&state_dir.join(FILE)).unwrap_or_default();
         let drilled = Drilled::load(state_dir);
-        Self { upkeep: load_json(&state_dir.join(UPKEEP_FILE)), drilled, ..record }
+        let (upkeep, keys) = (state_dir.join(UPKEEP_FILE), state_dir.join(KEYS_FILE));
+        Self { upkeep: load_json(&upkeep), keys: load_json(&keys), drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.
@@ -267,6 +293,18 @@ mod tests {
         assert_eq!(Record::load(dir.path()).upkeep, Some(second), "a cycle says nothing of it");
         note_upkeep(dir.path(), None);
         assert_eq!(Record::load(dir.path()).upkeep, None);
+    }
+
+    #[test]
+    fn worries_about_keys_are_news_once_and_end() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!note_keys(dir.path(), &[]));
+        assert!(note_keys(dir.path(), &[Worry::Alone]));
+        assert!(!note_keys(dir.path(), &[Worry::Alone]));
+        assert!(Record::load(dir.path()).keys.unwrap().message.contains("only keys"));
+        assert!(note_keys(dir.path(), &[Worry::Unproved { since_unix_ns: 1 }]));
+        assert!(note_keys(dir.path(), &[]), "that it ended is news");
+        assert_eq!(Record::load(dir.path()).keys, None);
     }
 
     #[test]

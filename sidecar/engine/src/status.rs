@@ -226,6 +226,11 @@ fn health(
         let warning = because(Level::Warning, reason, advice);
         return Health { since_unix_ns: Some(failure.since_unix_ns), ..warning };
     }
+    if let Some(worry) = &record.keys {
+        let advice = "see backstay key list, and docs/ENCRYPTION.md".into();
+        let warning = because(Level::Warning, worry.message.clone(), advice);
+        return Health { since_unix_ns: Some(worry.since_unix_ns), ..warning };
+    }
     if let Some(reason) = record.drilled.as_ref().and_then(Drilled::trouble) {
         let advice = format!("see backstay points {name}; mend it, then: backstay drill {name}");
         return because(Level::Warning, reason, advice);

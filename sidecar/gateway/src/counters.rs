@@ -52,6 +52,8 @@ counters! {
     segments_total: "counter",
     /// Recovery points that were put.
     points_total: "counter",
+    /// Rounds of retention that were run.
+    retention_total: "counter",
     /// Rounds of retention that failed.
     retention_failed_total: "counter",
 }

@@ -92,6 +92,21 @@ impl SealedFrame {
     }
 }
 
+impl SealedFrame {
+    /// The same frame with a bit in its content that the sectors' checksums do not know of, while that of the stored bytes is
+    /// right, for tests: what a client ships that lies. The content must not have been compressible.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn lying(&self) -> Self {
+        debug_assert_eq!(self.codec, Codec::Raw);
+        let mut stored = self.stored.to_vec();
+        if let Some(byte) = stored.first_mut() {
+            *byte ^= 1;
+        }
+        Self { stored_crc: crc32c::crc32c(&stored), stored: stored.into(), ..self.clone() }
+    }
+}
+
 /// Compresses chunks; one a thread, its memory is used again and again.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,

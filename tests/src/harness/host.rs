@@ -7,7 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use backstay_vault::Vault;
+
 use super::command::{must, run, said};
+use super::sealed;
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
@@ -20,6 +23,8 @@ pub struct Host {
     disks: Mutex<Vec<String>>,
     /// The vault's URL and the variables it needs, if it is not in the folder.
     elsewhere: Mutex<Option<(String, Variables)>>,
+    /// Whether its vault is encrypted.
+    sealed: bool,
 }
 
 /// Environment variables, by name.
@@ -41,6 +46,33 @@ impl Host {
     /// # Panics
     /// Without root or /dev/fuse: such a test must not pass unseen.
     pub fn new(test: &str) -> Arc<Self> {
+        Self::made(test, sealed::all())
+    }
+
+    /// A new host whose vault is encrypted and whose commands have the key.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn sealed(test: &str) -> Arc<Self> {
+        Self::made(test, true)
+    }
+
+    /// A new host that has the key of this one's vault, if that is encrypted; what its vault is, its configuration says.
+    #[must_use]
+    pub fn another(&self, test: &str) -> Arc<Self> {
+        Self::made(test, self.sealed)
+    }
+
+    /// The vault, opened in this process.
+    ///
+    /// # Panics
+    /// If it does not open.
+    #[must_use]
+    pub fn open_vault(&self) -> Vault {
+        sealed::open(&self.vault(), &self.dir, self.sealed)
+    }
+
+    fn made(test: &str, sealed: bool) -> Arc<Self> {
         assert!(nix_is_root(), "this test needs root: it mounts and attaches loop devices");
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
@@ -49,7 +81,8 @@ impl Host {
         for dir in [&dir, &runtime] {
             fs::create_dir_all(dir).unwrap();
         }
-        Arc::new(Self { dir, runtime, disks: Mutex::default(), elsewhere: Mutex::default() })
+        let (disks, elsewhere) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { dir, runtime, disks, elsewhere, sealed })
     }
 
     /// Has the vault be elsewhere, reached with these environment variables.
@@ -76,6 +109,15 @@ impl Host {
         if !config.exists() {
             fs::write(&config, format!("vault = \"{}\"\n", self.vault())).unwrap();
         }
+        let mut command = self.plain_command(&config);
+        if self.sealed {
+            let new = self.plain_command(Path::new("/dev/null"));
+            sealed::prepare(&mut command, &self.dir, &config, new);
+        }
+        command
+    }
+
+    fn plain_command(&self, config: &Path) -> Command {
         let mut command = Command::new(backstay());
         if let Some((_, variables)) = &*self.elsewhere.lock().unwrap() {
             command.envs(variables.iter().map(|(name, value)| (name, value)));

@@ -17,6 +17,7 @@ pub mod pair;
 pub mod pki;
 pub mod postgres;
 pub mod proxy;
+pub mod sealed;
 pub mod seed;
 pub mod service;
 pub mod stamp;

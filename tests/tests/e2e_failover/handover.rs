@@ -104,9 +104,9 @@ fn a_disk_in_use_is_handed_over_or_served_as_before() {
     assert_eq!(fs::read_dir(a.path("state/.failover")).unwrap().count(), 0);
 }
 
-/// Two disks in a group, with a group point, and another host.
+/// Two disks in a group, with a group point, and another host; their vault is encrypted.
 fn group_pair(test: &str, rng: &mut Rng) -> (Arc<Host>, Arc<Host>, [Disk; 2]) {
-    let a = Host::new(&format!("{test}-a"));
+    let a = Host::sealed(&format!("{test}-a"));
     let config = format!("vault = \"{}\"\n[group.shop]\ndisks = [\"x\", \"y\"]\n", a.vault());
     fs::write(a.path("backstay.toml"), config).unwrap();
     let disks = ["x", "y"].map(|name| a.disk(name, 8 * MIB));

@@ -5,6 +5,7 @@ mod host;
 mod system;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use backstay_driver::paths::Roots;
 use backstay_format::DiskName;
@@ -48,13 +49,31 @@ impl Finding {
 pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding> {
     let mut urls: BTreeSet<&str> = names.iter().map(|name| config.vault_of(name)).collect();
     urls.insert(&config.vault);
-    let look = |url: &str| {
+    let look = |url: &&str| {
+        let url = *url;
         let mut disks = names.iter().filter(|name| config.vault_of(name) == url).peekable();
         let used = disks.peek().is_some();
         let has_points = disks.any(|name| Record::load(&roots.disk(name).state).last.is_some());
         Finding::new("vault", ("reachable", vault(url, used, has_points)))
     };
-    urls.into_iter().map(look).collect()
+    let keys = |url: &&str| keys(url, config.encryption.stale());
+    let reachable: Vec<_> = urls.iter().map(look).collect();
+    reachable.into_iter().chain(urls.iter().filter_map(keys)).collect()
+}
+
+/// Whether the keys of an encrypted vault are where somebody can find them.
+fn keys(url: &str, stale: Duration) -> Option<Finding> {
+    // One that cannot be read is told above.
+    let vault = Vault::open(url).ok().filter(Vault::is_encrypted)?;
+    let found = match vault.worries(stale) {
+        Err(e) => Bad(e.to_string()),
+        Ok(worries) if worries.is_empty() => Good(format!("{url}: somebody else can open it, too")),
+        Ok(worries) => {
+            let all: Vec<_> = worries.iter().map(ToString::to_string).collect();
+            Odd(format!("{url}: {}", all.join("; ")))
+        }
+    };
+    Some(Finding::new("vault", ("keys", found)))
 }
 
 fn vault(url: &str, used: bool, has_points: bool) -> Found {

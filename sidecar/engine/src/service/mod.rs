@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::care::{Care, DisksOf};
 use crate::config::Config;
 use crate::cycle::resync;
 use crate::group::Current;
@@ -84,6 +85,7 @@ pub fn serve(
         ending: BTreeSet::new(),
         groups: None,
         jobs,
+        care: Care::default(),
     };
     service.groups = Some(Arc::new(Groups::start(With {
         config: &Current::new(Arc::clone(&service.config)),
@@ -101,6 +103,7 @@ pub fn serve(
                     service.take_config(&new);
                 }
                 service.look();
+                service.look_at_keys()?;
             }
             recv(endings) -> end => if let Ok(end) = end {
                 service.note_end(end);
@@ -183,10 +186,22 @@ struct Service<'a> {
     /// Cut and ship their disks themselves, as long as they make rounds.
     groups: Option<Arc<Groups>>,
     jobs: JobBook,
+    care: Care,
 }
 
 impl Service<'_> {
+    /// Whether the keys of its disks' vaults are where somebody can find them.
+    fn look_at_keys(&mut self) -> std::io::Result<()> {
+        let mut disks = DisksOf::new();
+        for name in self.roots.disks_with_socket().iter().filter(|name| self.schedule.has(name)) {
+            let of = disks.entry(self.config.vault_of(name).into()).or_default();
+            of.push(self.roots.disk(name).state);
+        }
+        self.care.look(disks, self.config.encryption.stale())
+    }
+
     fn take_config(&mut self, new: &Arc<Config>) {
+        self.care.soon();
         self.throttle.set(new.throttle.clone(), new.zone());
         self.schedule.set_slots(slots(new));
         let mut config = Config::clone(new);

@@ -6,6 +6,7 @@
 //! a gateway reads it. docs/PKI.md has the files and the names in certificates.
 
 mod authority;
+mod ends;
 mod files;
 mod identity;
 mod index;
@@ -13,6 +14,7 @@ mod key;
 mod revoked;
 
 pub use authority::{Authority, Issued, Kind, Request};
+pub use ends::{Left, Life};
 pub use identity::{Disks, HolderName, Identity, Role, Serial};
 pub use index::{CertificateRecord, Index};
 pub use key::Passphrase;

@@ -103,6 +103,7 @@ async fn serve(
         return refused(&format!("{} has too many connections", who.name));
     };
     add(&shared.counters.connections_total, 1);
+    shared.warn_of_end(&who);
     let _open = Now::more(&shared.counters.connections);
     let answer = service_fn(|request| {
         let (shared, who, client) = (Arc::clone(&shared), Arc::clone(&who), Arc::clone(&client));

@@ -37,6 +37,8 @@ const STARTING_TRIES: u32 = 300;
 pub struct Drill<'a> {
     /// The `backstay` command.
     pub program: &'a Path,
+    /// Its configuration, if one was named.
+    pub config: Option<&'a Path>,
     /// The host's folders.
     pub roots: &'a Roots,
     /// The vault.
@@ -89,7 +91,7 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
         cache: Some(CACHE),
         ..MountOptions::default()
     };
-    let tried = lazy::spawn(job.program, &place.roots, job.name, &options)
+    let tried = lazy::spawn((job.program, job.config), &place.roots, job.name, &options)
         .map_err(DrillError::from)
         .and_then(|served| {
             let environment: [(&str, OsString); 4] = [

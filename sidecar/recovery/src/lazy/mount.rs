@@ -139,17 +139,18 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
 }
 
 /// Mounts a point by running the command `program` (`backstay` itself), from a process that has threads; the
-/// file that is served.
+/// file that is served. The configuration's file goes with it: it says how the vault's store is reached, and what opens it.
 ///
 /// # Errors
 /// What the command said.
 pub fn spawn(
-    program: &Path,
+    (program, config): (&Path, Option<&Path>),
     roots: &Roots,
     name: &DiskName,
     options: &MountOptions,
 ) -> Result<PathBuf, LazyError> {
     let mut command = Command::new(program);
+    command.args(config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
     command.arg("--state-dir").arg(&roots.state).arg("--runtime-dir").arg(&roots.runtime);
     command.args(["mount", "--name", name.as_str()]);
     let mut flag = |name: &str, value: Option<String>| {

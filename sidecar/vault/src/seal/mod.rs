@@ -6,13 +6,14 @@
 //! - `trust`, `bounds`: whose signatures count, and what counts of a writer that was removed
 //! - [`keyring`], [`unlock`]: who can open the vault: slots, generations
 //! - [`writer`]: the key of a host that may write and not read
-//! - [`proofs`]: when a slot was opened last
+//! - [`proofs`]: when a slot was opened last; [`care`]: what about the keys should worry somebody
 //! - [`settings`]: what this host has; `keys`, `vault`: how a vault uses it
 //!
 //! docs/FORMAT-VAULT.md says it byte by byte, docs/decisions/0011-encryption.md why.
 
 mod agree;
 mod bounds;
+pub mod care;
 pub mod keyring;
 pub mod keys;
 pub mod proofs;
@@ -25,6 +26,7 @@ pub mod unlock;
 mod vault;
 pub mod writer;
 
+pub use care::Worry;
 pub use keyring::{Keyring, KeyringError, NewSlot, Slot, SlotKind};
 pub use keys::configure;
 pub use settings::KeySettings;

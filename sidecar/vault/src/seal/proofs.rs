@@ -3,8 +3,11 @@
 //! Whoever opens a slot with `backstay key check` notes it. Nobody decides anything by it but a person who is
 //! reminded.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::care::{Known, Worry, worries};
 use crate::error::VaultError;
 use crate::format::document::Document;
 use crate::store::{Vault, now_unix_ns};
@@ -25,6 +28,16 @@ impl Document for KeyProof {
     const FORMAT: &'static str = "backstay-key-proof";
 }
 
+/// Hosts whose last proof of a slot is looked at.
+const PROOFS_MAX: usize = 16;
+
+/// This host, as its proofs call it.
+#[must_use]
+pub fn this_host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
 fn prefix(slot: u32) -> String {
     format!("proofs/{slot:010}")
 }
@@ -34,17 +47,45 @@ fn key(slot: u32, unix_ns: u64) -> String {
 }
 
 impl Vault {
-    /// Notes that a slot was opened just now. What was noted before goes.
+    /// Notes that a slot was opened just now. What this host noted before goes.
     ///
     /// # Errors
     /// If the vault cannot be written.
     pub fn note_proof(&self, slot: u32, by: &str) -> Result<(), VaultError> {
         let before = self.numbers(&prefix(slot))?;
-        let proved_unix_ns = now_unix_ns().max(before.last().map_or(0, |last| last + 1));
-        let by = by.chars().filter(|c| !c.is_control()).take(255).collect();
-        let proof = KeyProof { slot, proved_unix_ns, by };
+        let newest = before.last().map_or(0, |last| last + 1);
+        let proved_unix_ns = now_unix_ns().max(newest);
+        let by: String = by.chars().filter(|c| !c.is_control()).take(255).collect();
+        let proof = KeyProof { slot, proved_unix_ns, by: by.clone() };
         self.put_document(&key(slot, proved_unix_ns), &proof)?;
-        before.into_iter().try_for_each(|old| self.delete(&key(slot, old)))
+        // One of each host stays: whether a key is elsewhere, too, is what people are asked.
+        let (old, recent) = before.split_at(before.len().saturating_sub(PROOFS_MAX));
+        old.iter().try_for_each(|&at| self.delete(&key(slot, at)))?;
+        for &at in recent {
+            if self.proof(slot, at)?.is_none_or(|proof| proof.by == by) {
+                self.delete(&key(slot, at))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn proof(&self, slot: u32, at: u64) -> Result<Option<KeyProof>, VaultError> {
+        match self.document::<KeyProof>(&key(slot, at)) {
+            Ok(proof) if proof.slot == slot && proof.proved_unix_ns == at => Ok(Some(proof)),
+            Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// When a slot was opened, as far as it was noted: the last time of each host, oldest first.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn proofs(&self, slot: u32) -> Result<Vec<KeyProof>, VaultError> {
+        let all = self.numbers(&prefix(slot))?;
+        let newest = &all[all.len().saturating_sub(PROOFS_MAX)..];
+        let found = newest.iter().filter_map(|&at| self.proof(slot, at).transpose());
+        found.collect()
     }
 
     /// When a slot was opened last, as far as it was noted.
@@ -53,10 +94,26 @@ impl Vault {
     /// If the vault cannot be read.
     pub fn last_proof(&self, slot: u32) -> Result<Option<KeyProof>, VaultError> {
         let Some(&last) = self.numbers(&prefix(slot))?.last() else { return Ok(None) };
-        match self.document::<KeyProof>(&key(slot, last)) {
-            Ok(proof) if proof.slot == slot => Ok(Some(proof)),
-            Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
-            Err(e) => Err(e),
-        }
+        self.proof(slot, last)
+    }
+
+    /// What about the vault's keys should worry somebody on this host. Nobody is asked for a passphrase.
+    ///
+    /// # Errors
+    /// If the vault cannot be read, or what this host was told to seal with cannot be used.
+    pub fn worries(&self, stale: Duration) -> Result<Vec<Worry>, VaultError> {
+        let Some(keyring) = self.keyring()? else { return Ok(vec![]) };
+        let writes_to = match self.is_write_only() {
+            true => Some(self.keys()?.generation()),
+            false => None,
+        };
+        let reads = writes_to.is_none() && self.inner.keychain.settings.has_any();
+        let tried = if reads { self.try_keys()? } else { vec![] };
+        let proofs = keyring.slots.iter().map(|slot| self.proofs(slot.slot));
+        let proofs = proofs.collect::<Result<Vec<_>, _>>()?.concat();
+        let host = this_host();
+        let known =
+            Known { keyring: &keyring, proofs: &proofs, tried: &tried, writes_to, host: &host };
+        Ok(worries(&known, now_unix_ns(), stale))
     }
 }

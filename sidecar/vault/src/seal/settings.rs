@@ -116,6 +116,13 @@ pub fn read_writer(path: &Path) -> io::Result<WriterKey> {
     decode(&read_secret(path)?).map_err(|e| io::Error::other(e.to_string()))
 }
 
+/// Whether the environment has a key.
+fn is_given() -> bool {
+    [PASSPHRASE_VARIABLE, KEY_FILE_VARIABLE, IDENTITY_FILE_VARIABLE]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+}
+
 /// Something to open a keyring with, and what people call it.
 pub(crate) type Way = (String, io::Result<Unlock>);
 
@@ -127,9 +134,13 @@ impl KeySettings {
             || self.key_file.is_some()
             || self.identity_file.is_some()
             || self.writer_file.is_some()
-            || [PASSPHRASE_VARIABLE, KEY_FILE_VARIABLE, IDENTITY_FILE_VARIABLE]
-                .iter()
-                .any(|name| std::env::var_os(name).is_some())
+            || is_given()
+    }
+
+    /// The writer's key, if this process is to write and not to read: whoever brings a key in the environment wants to
+    /// read, on a host that otherwise cannot.
+    pub(crate) fn writer(&self) -> Option<&Path> {
+        self.writer_file.as_deref().filter(|_| !is_given())
     }
 
     /// Whether this host can open vaults, a person who can be asked included.

@@ -16,6 +16,7 @@ use super::writer::{Granted, WriterKey};
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, VaultRecord, encode};
 use crate::format::segment::SegmentId;
+use crate::remote::Role;
 use crate::store::{VAULT_OBJECT, Vault, now_unix_ns, segment_key};
 
 const PREFIX: &str = "keys";
@@ -55,14 +56,20 @@ impl Vault {
     /// Whether this host can only write into it: what others put there, it cannot read.
     #[must_use]
     pub fn is_write_only(&self) -> bool {
-        self.is_encrypted() && self.inner.keychain.settings.writer_file.is_some()
+        self.is_encrypted() && self.inner.keychain.settings.writer().is_some()
     }
 
     /// Whether this host can read what is in it, before anything is begun that would find out late.
     ///
     /// # Errors
-    /// [`VaultError::Locked`] without a key; [`VaultError::WriteOnly`] with a writer's.
+    /// [`VaultError::Locked`] without a key; [`VaultError::WriteOnly`] with a writer's; [`VaultError::Url`] behind a gateway
+    /// with a source's certificate.
     pub fn check_readable(&self) -> Result<(), VaultError> {
+        if self.role()? == Some(Role::Source) {
+            let reason = "this host's certificate is a source's, and a source reads of a segment its header, index \
+                          and footer, never its data: do this with a recovery certificate. Nothing was changed";
+            return Err(VaultError::Url { url: self.inner.url.clone(), reason: reason.into() });
+        }
         if self.is_write_only() {
             return Err(VaultError::WriteOnly { object: self.inner.url.clone() });
         }
@@ -157,7 +164,7 @@ impl Vault {
         let Some(vault) = self.id().filter(|_| self.is_encrypted()) else {
             return Err(self.locked("it is not encrypted".into()));
         };
-        if let Some(path) = &chain.settings.writer_file {
+        if let Some(path) = chain.settings.writer() {
             if let Some(keys) = chain.known(vault, None) {
                 return Ok(keys);
             }

@@ -101,6 +101,7 @@ impl Drill {
         let job = jobs.begin(name, Work::Drill);
         let result = drill(&Job {
             program: &program,
+            config: context.globals.config.as_deref(),
             roots: &context.roots,
             vault: url,
             name,

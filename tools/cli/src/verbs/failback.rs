@@ -154,6 +154,8 @@ impl Failback {
     fn begin(&self, context: &Context) -> anyhow::Result<FailoverRecord> {
         let name = &self.name;
         let (vault, disk) = self.vault.find(context, name)?;
+        // Before the disk is stopped: what cannot be read cannot be brought here.
+        vault.check_readable()?;
         let term = vault.newest_term(disk.disk)?.context("the disk has no term in the vault")?;
         if self.is_ours(context)? {
             return Err(Refused(format!(

@@ -57,7 +57,8 @@ impl Prune {
         let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);
         policy.keep = self.keep.or(policy.keep);
-        policy.merge = !self.no_merge;
+        let merges = !self.no_merge;
+        policy.merge = merges;
         let rules = policy.keep.as_ref().map(ToString::to_string);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let (report, verdicts) = match self.dry_run {
@@ -84,6 +85,13 @@ impl Prune {
         }
         verdicts.iter().flatten().for_each(show);
         say(&self.name, &report, self.dry_run);
+        if merges && vault.is_write_only() {
+            println!(
+                "{}: segments are not merged here: this host has a writer's key and reads none. Run backstay \
+                 prune {} where the vault's key is",
+                self.name, self.name
+            );
+        }
         Ok(())
     }
 }

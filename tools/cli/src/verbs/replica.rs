@@ -201,6 +201,7 @@ impl ReplicaVerb {
             bail!(ReplicaError::None { name: self.name.clone(), dir: folder(paths) });
         };
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        vault.check_readable()?;
         let point = newest(&vault, disk.disk)?;
         let point = point.ok_or_else(|| ReplicaError::NoPoint(self.name.clone()))?;
         let begin = Begin {

@@ -30,6 +30,7 @@ pub struct Verify {
 impl Verify {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
+        vault.check_readable()?;
         let cycles = match self.point {
             Some(point) => vec![point.find(&vault, &disk)?],
             None => vault.points(disk.disk)?,

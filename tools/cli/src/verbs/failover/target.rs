@@ -130,6 +130,7 @@ pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> 
     }
     let url = order.vault.clone().unwrap_or_else(|| context.config.vault_of(&order.name).into());
     let vault = Vault::open(&url)?;
+    vault.check_readable()?;
     let disk = vault.disk_named(&order.name)?.disk;
     if order.kind != Kind::Test {
         refuse_if_here(context, local_name, &order.name, disk)?;

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use backstay_format::DiskName;
 use backstay_vault::read::{verify_newest_segments, verify_points};
 use backstay_vault::retain::Held;
+use backstay_vault::seal::Worry;
+use backstay_vault::seal::proofs::this_host;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 use serde::Serialize;
@@ -66,7 +68,7 @@ impl Check {
         let tried = vault.try_keys()?;
         let mut warnings = vec![];
         for slot in tried.iter().filter_map(|one| one.slot) {
-            if let Err(e) = vault.note_proof(slot, &host()) {
+            if let Err(e) = vault.note_proof(slot, &this_host()) {
                 warnings.push(format!("that slot {slot} was proved could not be noted: {e}"));
             }
         }
@@ -92,6 +94,12 @@ impl Check {
                     .into(),
             );
         }
+        // What a slot for itself does not show. Keys that do not open are listed anyway.
+        let worries = vault.worries(self.stale)?;
+        let more = worries
+            .iter()
+            .filter(|worry| matches!(worry, Worry::Alone | Worry::OldGeneration { .. }));
+        warnings.extend(more.map(ToString::to_string));
         let opens = tried.iter().any(|one| one.slot.is_some());
         let disks = if opens { self.read_disks(&vault)? } else { vec![] };
         let ok = opens && disks.iter().all(|disk| disk.problem.is_none());
@@ -134,11 +142,6 @@ impl Check {
         }
         Ok(disks)
     }
-}
-
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }
 
 fn say(outcome: &Outcome, quiet: bool) {

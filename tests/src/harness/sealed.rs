@@ -1,0 +1,75 @@
+//! Hosts whose vaults are encrypted, so that a test of anything else runs in one, too.
+//!
+//! A test asks for it with [`Host::sealed`](super::Host::sealed); all of them with the variable `BACKSTAY_TEST_SEALED`. The
+//! vault that a host's configuration names is made encrypted before the host's first command, and every command has the key
+//! in its environment. The key is the same everywhere: it is no secret.
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use backstay_vault::Vault;
+use backstay_vault::seal::KeySettings;
+
+use super::command::said;
+
+/// With it every host's vault is encrypted.
+const ALL: &str = "BACKSTAY_TEST_SEALED";
+const KEY_FILE_VARIABLE: &str = "BACKSTAY_KEY_FILE";
+
+/// Vaults that were looked at; two commands of a test must not both make one.
+static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Whether every host's vault is to be encrypted.
+#[must_use]
+pub fn all() -> bool {
+    std::env::var_os(ALL).is_some()
+}
+
+/// A key file, made if it is not there.
+pub(super) fn key_file(dir: &Path) -> PathBuf {
+    let path = dir.join("sealed.key");
+    let mut options = fs::OpenOptions::new();
+    if let Ok(mut file) = options.write(true).create_new(true).mode(0o600).open(&path) {
+        std::io::Write::write_all(&mut file, &[0x5E; 64]).unwrap();
+    }
+    path
+}
+
+/// Gives a command the key, and makes the vault of its configuration if it is not there: `new` is a command of this
+/// host that does so when it is told where.
+///
+/// # Panics
+/// If the vault cannot be made.
+pub(super) fn prepare(command: &mut Command, dir: &Path, config: &Path, mut new: Command) {
+    let key = key_file(dir);
+    command.env(KEY_FILE_VARIABLE, &key);
+    let text = fs::read_to_string(config).unwrap_or_default();
+    let vault = text.lines().find_map(|line| line.strip_prefix("vault = "));
+    let Some(vault) = vault.map(|url| url.trim().trim_matches('"').to_owned()) else { return };
+    // A gateway makes no vaults, and a relative or broken URL is what the test is about.
+    if !["file://", "s3://", "az://", "gs://"].iter().any(|scheme| vault.starts_with(scheme)) {
+        return;
+    }
+    let mut seen = SEEN.lock().unwrap();
+    if seen.contains(&vault) {
+        return;
+    }
+    seen.push(vault.clone());
+    let there = vault.strip_prefix("file://").map(|dir| Path::new(dir).join("vault.json").exists());
+    if there == Some(true) {
+        return;
+    }
+    let made =
+        new.args(["key", "init", "--vault", &vault, "--label", "test", "--key-file"]).arg(key);
+    let made = made.output().unwrap();
+    assert!(made.status.success(), "{vault}: {}", said(&made));
+}
+
+/// Opens a vault with the key of a host, if it has one.
+pub(super) fn open(url: &str, dir: &Path, sealed: bool) -> Vault {
+    let key_file = sealed.then(|| key_file(dir));
+    Vault::open_with(url, KeySettings { key_file, ..KeySettings::default() }).unwrap()
+}
