@@ -757,6 +757,77 @@ fn a_certificate_that_is_refused_is_for_a_person() {
     drop(service);
 }
 
+/// A source that was stolen, with its writer's key: taken out of an encrypted vault behind a gateway that has no key,
+/// while its sidecar runs; nothing is encrypted anew, what it shipped is read, and the host that is rebuilt goes on.
+#[test]
+fn a_stolen_source_is_taken_out_of_an_encrypted_vault() {
+    let gate = Host::new("taken-out");
+    let key = gate.path("vault.key");
+    let text = format!("vault = {:?}\n[encryption]\nkey_file = {key:?}\n", gate.vault());
+    gate.backstay(&["key", "init", "--vault", &gate.vault(), "--key-file", key.to_str().unwrap()]);
+    fs::write(gate.path("backstay.toml"), text).unwrap();
+    let grant = |name: &str| {
+        let file = gate.path(&format!("{name}.writer"));
+        let to = file.to_str().unwrap();
+        let said = gate.json(&["key", "grant", "--to", to, "--label", name]);
+        (file, said["writer"].as_str().unwrap().to_owned())
+    };
+    let (writer, id) = grant("db1");
+    let gateway = Gateway::start(&gate);
+    let host = Host::new("stolen");
+    let configure = |writer: &Path| {
+        let bundle = gateway.pki.bundle("db-host");
+        gateway.configure(&host, &bundle, &gateway.pki.ca(), "localhost");
+        let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
+        let text = format!(
+            "interval = \"1s\"\nretry = [\"1s\"]\n{text}[encryption]\nwriter_file = {writer:?}\n"
+        );
+        fs::write(host.path("backstay.toml"), text).unwrap();
+    };
+    gateway.pki.source("db-host", &["db"]);
+    configure(&writer);
+    let disk = host.disk("db", 4 * MIB);
+    let served = disk.mount(&[]);
+    let write = |text: &str| {
+        let file = fs::File::options().write(true).open(&served).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), 4096).unwrap();
+        file.sync_all().unwrap();
+    };
+    write("before");
+    disk.cycle();
+    let service = Service::start(&host);
+    let points = || gate.json(&["points", "db"]).as_array().unwrap().len();
+    wait_for("its cycles", || points() > 2);
+    let shown = gate.backstay(&["key", "list"]);
+    assert!(shown.contains("db1") && shown.contains(&id[..16]), "{shown}");
+    // One that nobody knows, and nothing is done.
+    assert!(!gate.try_backstay(&["key", "remove", "--writer", "db9"]).status.success());
+    gate.backstay(&["key", "remove", "--writer", "db1"]);
+    wait_for("it is told", || disk.status()["health"]["level"] == "critical");
+    let health = disk.status()["health"].clone();
+    assert!(health["reason"].as_str().unwrap().contains("removed"), "{health}");
+    drop(service);
+    let some = points();
+    let refused = said(&host.try_backstay(&["cycle", "db"]));
+    assert!(refused.contains("writer's key was removed"), "{refused}");
+    assert_eq!(points(), some);
+    // All that was there verifies, and comes back.
+    gate.backstay(&["verify", "db"]);
+    let back = gate.path("back.img");
+    gate.backstay(&["restore", "db", "--point", "latest", "--to", back.to_str().unwrap()]);
+    assert_eq!(&fs::read(&back).unwrap()[4096..4102], b"before");
+    let listed = gate.json(&["key", "list"]);
+    assert!(listed["writers"][0]["removed_unix_ns"].is_u64(), "{listed}");
+    assert_eq!(listed["documents_signed"], true);
+    // Rebuilt, with a new key.
+    let (again, _) = grant("db1-again");
+    configure(&again);
+    write("again!");
+    disk.cycle();
+    gate.backstay(&["restore", "db", "--point", "latest", "--to", back.to_str().unwrap(), "--force"]);
+    assert_eq!(&fs::read(&back).unwrap()[4096..4102], b"again!");
+}
+
 /// What somebody does who has a source's certificate and key, and a client of their own.
 #[test]
 fn a_stolen_source_certificate() {
