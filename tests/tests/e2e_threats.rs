@@ -824,7 +824,15 @@ fn a_stolen_source_is_taken_out_of_an_encrypted_vault() {
     configure(&again);
     write("again!");
     disk.cycle();
-    gate.backstay(&["restore", "db", "--point", "latest", "--to", back.to_str().unwrap(), "--force"]);
+    gate.backstay(&[
+        "restore",
+        "db",
+        "--point",
+        "latest",
+        "--to",
+        back.to_str().unwrap(),
+        "--force",
+    ]);
     assert_eq!(&fs::read(&back).unwrap()[4096..4102], b"again!");
 }
 

@@ -61,7 +61,9 @@ impl Life {
         let life = self.until_unix_s.saturating_sub(self.from_unix_s);
         match left {
             left if left < 0 => Left::Over,
-            left if left < SOON_S.min(life / 3) => Left::Days(left / 86_400 + 1),
+            left if left < SOON_S.min(life / 3) => {
+                Left::Days((left + 86_399).div_euclid(86_400).max(1))
+            }
             _ => Left::Enough,
         }
     }
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(year.left_at(398 * DAY + 1), Left::Over);
         let week = Life { from_unix_s: 0, until_unix_s: 7 * DAY };
         assert_eq!(week.left_at(4 * DAY), Left::Enough);
-        assert_eq!(week.left_at(5 * DAY), Left::Days(3));
+        assert_eq!(week.left_at(5 * DAY), Left::Days(2));
         assert!(week.trouble().unwrap().contains("has run out (1970-01-08)"));
         assert!(Life::of_file(Path::new("/proc/version")).is_err());
     }
