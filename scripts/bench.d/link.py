@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from common import clean_up, median, run
 
@@ -71,6 +72,29 @@ def hand_on(seconds, spaces):
                     os.write(other[side], queue.popleft()[1])
 
 
+class Control:
+    """The congestion control of TCP that Linux has when nobody chose another (cubic). In namespaces only what the
+    host allows can be set; what it allows is put back."""
+
+    WANTED = "cubic"
+    ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+    HERE = "/proc/sys/net/ipv4/tcp_congestion_control"
+
+    def __init__(self, link):
+        before = self.ALLOWED.read_text()
+        if self.WANTED not in before.split():
+            # A kernel without it refuses: then it is the host's.
+            with contextlib.suppress(OSError):
+                self.ALLOWED.write_text(f"{before.strip()} {self.WANTED}")
+        try:
+            for space in (link.near, link.far):
+                subprocess.run(link.inside(space, "tee", self.HERE), input=self.WANTED, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        finally:
+            self.ALLOWED.write_text(before)
+        self.name = run(*link.inside(link.near, "cat", self.HERE)).strip()
+
+
 class Link:
     """Two namespaces, `near` and `far`, with the link between them; gone with the work."""
 
@@ -95,6 +119,7 @@ class Link:
             run("ip", "-n", space, "link", "set", DEVICE, "up", "mtu", "1500")
             run(*self.inside(space, "tc", "qdisc", "add", "dev", DEVICE, "root", "tbf",
                 "rate", f"{mbit}mbit", "burst", "16kb", "limit", queue))
+        self.control = Control(self).name
 
     def stop(self):
         self.process.stdin.close()

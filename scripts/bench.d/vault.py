@@ -207,7 +207,7 @@ def over_the_link(work, size, rounds):
     fill(image, size)
     disk = Disk(work, "noise", image, size, link)
     kinds = [(kind, False) for kind in KINDS if kind != "file://"]
-    return round_trip, raw, every(work, disk, kinds, rounds, link)
+    return (round_trip, raw, link.control), every(work, disk, kinds, rounds, link)
 
 
 def hundred(work, count, size):
@@ -241,8 +241,8 @@ def compare(work, options):
     quick = options.quick
     rounds = 1 if quick else 3
     loopback = on_loopback(work, 256 * MIB if quick else 2 * GIB, rounds)
-    size = (64 if quick else 256) * MIB
-    round_trip, raw, linked = over_the_link(work, size, rounds)
+    size = (64 if quick else 512) * MIB
+    (round_trip, raw, control), linked = over_the_link(work, size, rounds)
     count, each = (10, 4 * MIB) if quick else (100, 16 * MIB)
     before, after, seconds = hundred(work, count, each)
     rows, aims = [], []
@@ -271,8 +271,8 @@ def compare(work, options):
                   "of TCP"], rows)
     notes = (f"Loopback: a disk with ext4 and real files, three quarters full; bytes of the disk a second. The "
              f"line: two network namespaces, {round_trip:.1f} ms there and back as measured (set: "
-             f"{ROUND_TRIP_MS}), {MBIT} Mbit/s each way, one TCP connection gets {raw:.1f} Mbit/s through; a "
-             f"disk of {size // MIB} MiB that does not compress; bytes that are in the vault afterwards, "
+             f"{ROUND_TRIP_MS}), {MBIT} Mbit/s each way, one TCP connection ({control}) gets {raw:.1f} Mbit/s "
+             f"through; a disk of {size // MIB} MiB that does not compress; bytes that are in the vault afterwards, "
              f"divided by the whole time of the command. Delta: {CHANGED:.0%} of the 4 KiB blocks overwritten "
              f"at random. The page cache is dropped before each cycle.")
     many = (f"**Gateway**: {before:.0f} MiB at rest; {after:.0f} MiB at most (VmHWM) while {count} sources, each with a "

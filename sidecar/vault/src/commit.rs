@@ -15,9 +15,9 @@ use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRan
 
 use crate::error::VaultError;
 use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
-use crate::read::read_index;
+use crate::read::ahead::Indexes;
 use crate::sectors::{SectorSet, Side};
-use crate::store::{Vault, now_unix_ns, point_key, segment_id, segment_key};
+use crate::store::{Vault, at_once, now_unix_ns, point_key, segment_id, segment_key};
 
 /// One pass of a cycle over the disk: what had to move, and the segments that moved it.
 #[derive(Debug)]
@@ -81,14 +81,15 @@ pub fn verify_cycle(
     let mut segments = vec![];
     for pass in passes {
         let mut arrived = SectorSet::new();
-        for segment in &pass.segments {
-            if segment.cycle != cycle {
-                return Err(VaultError::Inconsistent {
-                    object: segment_key(segment_id(disk, segment)),
-                    reason: format!("it was made by cycle {}, not by {cycle}", segment.cycle),
-                });
-            }
-            let index = read_index(vault, disk, size, segment).map_err(|e| match e {
+        if let Some(segment) = pass.segments.iter().find(|segment| segment.cycle != cycle) {
+            return Err(VaultError::Inconsistent {
+                object: segment_key(segment_id(disk, segment)),
+                reason: format!("it was made by cycle {}, not by {cycle}", segment.cycle),
+            });
+        }
+        let mut indexes = Indexes::of(vault, disk, size, &pass.segments);
+        while let Some(index) = indexes.next() {
+            let index = index.map_err(|e| match e {
                 // It was put a moment ago. A gateway that had it and was killed may still have it.
                 VaultError::NotFound { object } => VaultError::Lost { object },
                 e => e,
@@ -135,7 +136,8 @@ impl Vault {
     pub fn commit(&self, cycle: VerifiedCycle, meta: PointMeta) -> Result<Manifest, VaultError> {
         let VerifiedCycle { disk, size, cycle, mut segments, moved_sectors, moved_digest, moved } =
             cycle;
-        let term = self.check_term(disk, meta.term)?;
+        let (term, ledger) = at_once(|| self.check_term(disk, meta.term), || self.ledger(disk));
+        let (term, ledger) = (term?, ledger?);
         let newest = meta.predecessor.as_ref();
         // The point it goes on from, and whether that is the newest one.
         let before = meta.from.as_ref().or(newest);
@@ -176,7 +178,10 @@ impl Vault {
                         self.forget_merges(disk)?;
                         before.segments.clone()
                     }
-                    _ => self.inherited(before)?,
+                    _ => ledger.as_ref().map_or_else(
+                        || before.segments.clone(),
+                        |ledger| ledger.merged(&before.segments).0,
+                    ),
                 };
                 segments = inherited.into_iter().chain(segments).collect();
             }
@@ -200,11 +205,11 @@ impl Vault {
             segments,
         };
         match self.put_manifest(&manifest) {
-            Ok(()) => self.unless_stale(manifest),
+            Ok(()) => self.unless_stale(manifest, ledger),
             // A put whose answer was lost may have been done, and sent again it finds itself.
             Err(e) if self.is_ours(&manifest) => {
                 tracing::debug!("recovery point {cycle} is there: {e}");
-                self.unless_stale(manifest)
+                self.unless_stale(manifest, ledger)
             }
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..

@@ -278,6 +278,8 @@ pub(crate) struct Object {
     pub sectors: (u64, u64),
     pub bounds: Bounds,
     pub index_digest: [u8; 32],
+    /// Bytes from where its index begins to its end.
+    pub tail: u64,
 }
 
 impl SegmentBuilder {
@@ -442,6 +444,7 @@ impl SealedSegment {
             payload: parts.into_iter().collect(),
             len,
             index_digest: footer.index_digest,
+            tail: len - at,
         })
     }
 }

@@ -237,7 +237,8 @@ impl Vault {
     /// The disk whose record says a name of which there are no documents: only in a vault that was
     /// made before there were any.
     fn disk_of_record(&self, name: &DiskName) -> Result<Option<DiskRecord>, VaultError> {
-        match self.document::<VaultRecord>(VAULT_OBJECT) {
+        let known = self.inner.record.get().cloned();
+        match known.map_or_else(|| self.document::<VaultRecord>(VAULT_OBJECT), Ok) {
             Ok(vault) if vault.names => Ok(None),
             Ok(_) | Err(VaultError::NotFound { .. }) => {
                 Ok(self.disk_records()?.into_iter().find(|disk| disk.name == *name))

@@ -7,7 +7,9 @@ use backstay_format::{ByteLen, DiskId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode};
@@ -38,7 +40,10 @@ impl Vault {
             return Ok(Bytes::new());
         }
         let path = Path::from(key);
-        let got = self.inner.runtime.block_on(self.ask().get_range(&path, at..at + len));
+        let got = self
+            .inner
+            .runtime
+            .block_on(self.ask("read a part of", key).get_range(&path, at..at + len));
         let got = got.map_err(|e| VaultError::of_store(key, e))?;
         if got.len() as u64 != len {
             let reason = format!("{} bytes at {at}, {len} were asked for", got.len());
@@ -46,6 +51,46 @@ impl Vault {
         }
         self.inner.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(got)
+    }
+
+    /// Reads the last `tail` bytes of an object that should be `len` long, with one request: how long it is,
+    /// and the bytes, which mean something if that is `len`.
+    pub(crate) fn get_end(
+        &self,
+        key: &str,
+        len: u64,
+        tail: u64,
+    ) -> Result<(u64, Bytes), VaultError> {
+        let path = Path::from(key);
+        let wanted = len.saturating_sub(tail)..len;
+        let range = Some(GetRange::Bounded(wanted.clone()));
+        let got = self.inner.runtime.block_on(async {
+            let got = self
+                .ask("read the end of", key)
+                .get_opts(&path, GetOptions { range, ..GetOptions::default() });
+            let got = got.await?;
+            match (got.meta.size, got.range.clone()) {
+                (size, range) if size == len && range == wanted => Ok((size, got.bytes().await?)),
+                (size, _) => Ok((size, Bytes::new())),
+            }
+        });
+        match got.map_err(|e| VaultError::of_store(key, e)) {
+            Ok((size, bytes)) if size == len && bytes.len() as u64 != wanted.end - wanted.start => {
+                let reason =
+                    format!("{} bytes at {}, {tail} were asked for", bytes.len(), wanted.start);
+                Err(VaultError::Inconsistent { object: key.into(), reason })
+            }
+            Ok((size, bytes)) => {
+                self.inner.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok((size, bytes))
+            }
+            Err(e @ VaultError::NotFound { .. }) => Err(e),
+            // Some stores refuse a range that is not there and do not say how much is.
+            Err(e) => match self.len(key)? {
+                there if there == len => Err(e),
+                there => Ok((there, Bytes::new())),
+            },
+        }
     }
 
     /// Bytes of objects read since it was opened.
@@ -61,22 +106,32 @@ impl Vault {
     }
 
     /// The store, which is asked for something.
-    fn ask(&self) -> &dyn ObjectStore {
+    fn ask(&self, verb: &'static str, key: &str) -> &dyn ObjectStore {
+        tracing::trace!("{verb} {key}");
         self.inner.requests.fetch_add(1, Ordering::Relaxed);
         &*self.inner.store
     }
 
     /// The length of an object.
     pub(crate) fn len(&self, key: &str) -> Result<u64, VaultError> {
-        let head = self.inner.runtime.block_on(self.ask().head(&Path::from(key)));
+        let head = self.inner.runtime.block_on(self.ask("look for", key).head(&Path::from(key)));
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
+    }
+
+    /// Whether an object is there.
+    pub(crate) fn has(&self, key: &str) -> Result<bool, VaultError> {
+        match self.len(key) {
+            Ok(_) => Ok(true),
+            Err(VaultError::NotFound { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Reads a whole object that is not longer than `most`.
     pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
         let path = Path::from(key);
         let got = self.inner.runtime.block_on(async {
-            let got = self.ask().get(&path).await?;
+            let got = self.ask("read", key).get(&path).await?;
             // The length is looked at before a byte of it is taken.
             if got.meta.size > most as u64 {
                 return Ok(Err(got.meta.size));
@@ -122,7 +177,7 @@ impl Vault {
     fn put_once(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
-        let put = self.ask().put_opts(&path, payload, options);
+        let put = self.ask("put", key).put_opts(&path, payload, options);
         self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
         Ok(())
     }
@@ -131,7 +186,7 @@ impl Vault {
     /// may bring it back until [`Self::settle`] was called.
     pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
         let path = Path::from(key);
-        let deleted = self.inner.runtime.block_on(self.ask().delete(&path));
+        let deleted = self.inner.runtime.block_on(self.ask("delete", key).delete(&path));
         match deleted.map_err(|e| VaultError::of_store(key, e)) {
             Err(VaultError::NotFound { .. }) => Ok(()),
             deleted => deleted,
@@ -142,7 +197,8 @@ impl Vault {
     pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
         let first = keys.first().cloned().unwrap_or_default();
         let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
-        let deleted = self.ask().delete_stream(futures::stream::iter(paths).boxed());
+        let deleted =
+            self.ask("delete from", &first).delete_stream(futures::stream::iter(paths).boxed());
         let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
         for one in deleted {
             match one.map_err(|e| VaultError::of_store(&first, e)) {
@@ -171,7 +227,7 @@ impl Vault {
     /// The names of the objects directly below a prefix, and their lengths, by name.
     pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
         let path = Path::from(prefix);
-        let objects = self.ask().list(Some(&path)).try_collect::<Vec<_>>();
+        let objects = self.ask("list", prefix).list(Some(&path)).try_collect::<Vec<_>>();
         let objects =
             self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
         let mut names: Vec<(String, u64)> = objects
@@ -200,7 +256,10 @@ impl Vault {
     /// The names of the folders right below a prefix.
     pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
         let path = Path::from(prefix);
-        let listed = self.inner.runtime.block_on(self.ask().list_with_delimiter(Some(&path)));
+        let listed = self
+            .inner
+            .runtime
+            .block_on(self.ask("list folders of", prefix).list_with_delimiter(Some(&path)));
         let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
         let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
         Ok(names.map(str::to_owned).collect())
@@ -224,11 +283,10 @@ impl Vault {
         let mut numbers = self.numbers(prefix)?;
         while !self.is_local() {
             let next = numbers.last().map_or(1, |newest| newest.saturating_add(1));
-            match self.len(&key(next)) {
-                Ok(_) => numbers.push(next),
-                Err(VaultError::NotFound { .. }) => break,
-                Err(e) => return Err(e),
+            if !self.has(&key(next))? {
+                break;
             }
+            numbers.push(next);
         }
         Ok(numbers)
     }

@@ -34,6 +34,7 @@ impl Vault {
     ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
         let key = segment_key(id);
+        tracing::trace!("put {key}");
         let sealing = self.segment_key_to_seal(id)?;
         let segment = segment
             .into_object(sealing)
@@ -59,6 +60,8 @@ impl Vault {
         if !whole {
             return Err(VaultError::Stopped { object: key });
         }
+        tracing::trace!("{key} is there");
+        self.inner.tails.put(id, segment.tail);
         Ok(SegmentRef {
             cycle: id.cycle,
             attempt: id.attempt,

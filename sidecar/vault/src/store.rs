@@ -21,6 +21,7 @@ use crate::format::manifest::SegmentRef;
 use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
+use crate::read::tails::Tails;
 use crate::remote::connect::connect;
 use crate::remote::gateway::{Gateway, Role};
 use crate::remote::place::{Kind, Place};
@@ -57,6 +58,8 @@ pub(crate) struct Inner {
     pub keys: RwLock<Option<Arc<Keys>>>,
     /// Keys of segments that were read.
     pub segment_keys: SegmentKeys,
+    /// Where the indexes of segments are that were put.
+    pub tails: Tails,
 }
 
 pub(crate) const VAULT_OBJECT: &str = "vault.json";
@@ -264,6 +267,7 @@ impl Vault {
                 keychain,
                 keys: RwLock::default(),
                 segment_keys: SegmentKeys::default(),
+                tails: Tails::default(),
             }),
             pace: None,
         })
@@ -294,6 +298,18 @@ impl Vault {
     pub fn paced(self, pace: Arc<dyn Pace + Send>) -> Self {
         Self { pace: Some(pace), ..self }
     }
+}
+
+/// Asks for two things that do not hang on each other at the same time: over a line each answer takes its time.
+pub fn at_once<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        match one.join() {
+            Ok(one) => (one, other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Which segment a name below `segments/` means; `None` for what is not ours.

@@ -9,7 +9,7 @@ use crate::format::hold::{HoldKind, HoldName};
 use crate::format::manifest::Manifest;
 use crate::format::term::{HandoverRecord, TermFrom, TermRecord};
 use crate::retain::{HoldRequest, holder};
-use crate::store::{Vault, handover_key, now_unix_ns, term_key};
+use crate::store::{Vault, at_once, handover_key, now_unix_ns, term_key};
 
 /// Which points of a disk are on the line that its newest term goes on; the others belong to a history
 /// that was left at a failover.
@@ -80,9 +80,17 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read or written.
     pub fn term_or_first(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
-        if let Some(newest) = self.newest_term(disk)? {
-            return Ok(newest);
+        match self.newest_term(disk)? {
+            Some(newest) => Ok(newest),
+            None => self.first_term(disk, writer),
         }
+    }
+
+    /// The first term of a disk that has none yet; somebody else's, if they were faster.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or written.
+    pub fn first_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
         let first = TermRecord {
             term: Term(1),
             writer: writer.into(),
@@ -93,10 +101,9 @@ impl Vault {
             // Somebody else was first: theirs holds.
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..
-            }) => {}
-            put => put?,
+            }) => self.term(disk, Term(1)),
+            put => put.map(|()| first),
         }
-        self.term(disk, Term(1))
     }
 
     /// Takes the next term of a disk, to go on from its newest point: from now on only `writer`
@@ -292,12 +299,16 @@ impl Vault {
 
     /// Whether a term is still the newest; its record.
     pub(crate) fn check_term(&self, disk: DiskId, ours: Term) -> Result<TermRecord, VaultError> {
-        match self.newest_term(disk)? {
-            Some(newest) if newest.term == ours => Ok(newest),
-            Some(newest) if newest.term > ours => {
+        // Terms have no gaps and none is ever deleted, so the next one by name says it all.
+        let (next, record) =
+            at_once(|| self.has(&term_key(disk, ours.next())), || self.term(disk, ours));
+        match next? {
+            false => record,
+            true => {
+                let newest = self.newest_term(disk)?;
+                let newest = newest.map_or_else(|| self.term(disk, ours.next()), Ok)?;
                 Err(VaultError::Fenced { ours, newest: newest.term, writer: newest.writer })
             }
-            _ => Err(VaultError::NotFound { object: format!("term {ours} of disk {disk}") }),
         }
     }
 }

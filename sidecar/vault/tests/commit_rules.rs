@@ -2,9 +2,15 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use backstay_format::{CycleNo, SectorRange, Term};
-use backstay_vault::{Bounds, CycleKind, Pass, VaultError, verify_cycle};
+use backstay_vault::{Bounds, CycleKind, Pass, Vault, VaultError, verify_cycle};
 use common::{Lab, content, meta, set};
+use futures::StreamExt;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 const SIZE: u64 = 1 << 20;
 
@@ -159,4 +165,68 @@ fn a_term_nobody_was_given_cannot_commit() {
     let mut future = meta(None);
     future.term = Term(9);
     assert!(lab.vault.commit(verified, future).is_err());
+}
+
+/// Over a line of 50 ms each request that waits for another costs as much as 600 KB of data.
+#[test]
+fn a_commit_asks_little_of_the_store() {
+    const LARGE: u64 = 8 << 20;
+    let vault = Vault::on_store("memory", Arc::new(InMemory::new())).unwrap();
+    let lab = Lab::with(tempfile::tempdir().unwrap(), vault, LARGE);
+    let now = content(&mut fastrand::Rng::with_seed(3), LARGE);
+    let mut before = None;
+    for cycle in 1..=2 {
+        let segments = lab.ship(cycle, &now, &[lab.whole()]);
+        let put = segments.len() as u64;
+        assert!(put > 1, "one segment alone would show nothing");
+        let pass = Pass { must_move: set(&[lab.whole()]), segments };
+        let asked = lab.vault.requests();
+        let verified =
+            verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(cycle), vec![pass]).unwrap();
+        assert_eq!(lab.vault.requests() - asked, put, "one for each index");
+        let asked = lab.vault.requests();
+        before = Some(lab.vault.commit(verified, meta(before.as_ref())).unwrap());
+        // The term and the one after it, the ledger twice (a list, and what follows it), the point.
+        assert_eq!(lab.vault.requests() - asked, 7);
+    }
+}
+
+/// What is shorter or longer than its manifest says is told with both lengths, whatever a store answers to a
+/// range that is not there.
+#[test]
+fn a_segment_of_another_length_is_told() {
+    let store = Arc::new(InMemory::new());
+    let vault = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+    let lab = Lab::with(tempfile::tempdir().unwrap(), vault, SIZE);
+    let now = content(&mut fastrand::Rng::with_seed(4), SIZE);
+    let segments = lab.ship(1, &now, &[lab.whole()]);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let of_first = Path::from(format!("disks/{}/segments", lab.disk));
+    let key = runtime.block_on(async {
+        let mut all = store.list(Some(&of_first));
+        let mut keys = vec![];
+        while let Some(meta) = all.next().await {
+            keys.push(meta.unwrap().location);
+        }
+        keys.into_iter().min().unwrap()
+    });
+    let whole = runtime.block_on(async { store.get(&key).await.unwrap().bytes().await.unwrap() });
+    for bytes in [
+        whole.slice(..0),
+        whole.slice(..9),
+        whole.slice(..whole.len() - 1),
+        [&whole[..], b"x"].concat().into(),
+    ] {
+        let len = bytes.len();
+        runtime.block_on(store.put(&key, bytes.into())).unwrap();
+        // Another handle does not know how long its end is.
+        let other = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+        for vault in [&lab.vault, &other] {
+            let pass = Pass { must_move: set(&[lab.whole()]), segments: segments.clone() };
+            let wrong = verify_cycle(vault, lab.disk, lab.size, CycleNo(1), vec![pass]);
+            let wrong = wrong.unwrap_err().to_string();
+            let told = format!("{len} bytes, its manifest says {}", whole.len());
+            assert!(wrong.contains(&told), "{wrong}");
+        }
+    }
 }

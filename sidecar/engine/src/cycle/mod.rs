@@ -25,6 +25,7 @@ use backstay_driver::control::{ClientError, ControlClient};
 use backstay_format::control::{CutMode, CutReply, DriverStatus, Request, Response};
 use backstay_format::superblock::Base;
 use backstay_format::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
+use backstay_vault::store::at_once;
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
     VaultError, verify_cycle,
@@ -143,7 +144,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let asked = resync::Request::load(job.state);
     let found = look_at_vault(job.vault, &status)?;
     // What another host took over is refused before anything else is said of it (I5).
-    found.refuse_fenced(job.vault)?;
+    found.refuse_fenced()?;
     let from = found.from(job.vault)?;
     let onto = from.as_ref().or(found.newest.as_ref());
     let write_only = job.vault.is_write_only();
@@ -313,6 +314,8 @@ struct Found {
     /// Who writes, as terms name it.
     writer: String,
     newest: Option<Manifest>,
+    /// The newest term, as it was found: a commit looks again.
+    newest_term: Option<TermRecord>,
 }
 
 /// Finds the disk and its newest point in the vault; makes what is not there yet.
@@ -329,7 +332,7 @@ fn look_at_vault(vault: &Vault, status: &DriverStatus) -> Result<Found, CycleErr
         created_unix_ns: now_unix_ns(),
     })?;
     let writer = writer_of(status);
-    Ok(Found { disk: status.disk, adopted: false, writer, newest: None })
+    Ok(Found { disk: status.disk, adopted: false, writer, newest: None, newest_term: None })
 }
 
 fn writer_of(status: &DriverStatus) -> String {
@@ -339,7 +342,11 @@ fn writer_of(status: &DriverStatus) -> String {
 fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, CycleError> {
     let mut ids = vec![status.disk];
     // A disk that was adopted goes by the identity it has there.
-    ids.extend(status.base.into_iter().chain(status.announced).map(|base| base.vault_disk));
+    for base in status.base.into_iter().chain(status.announced) {
+        if !ids.contains(&base.vault_disk) {
+            ids.push(base.vault_disk);
+        }
+    }
     let mut found = None;
     for id in ids {
         match vault.disk(id) {
@@ -357,15 +364,24 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, Cycl
         };
     }
     let Some((disk, adopted)) = found else { return Ok(None) };
-    let newest = vault.points(disk)?.last().copied();
-    let newest = newest.map(|cycle| vault.manifest(disk, cycle)).transpose()?;
-    Ok(Some(Found { disk, adopted, writer: writer_of(status), newest }))
+    let (newest_term, newest) = at_once(
+        || vault.newest_term(disk),
+        || {
+            let newest = vault.points(disk)?.last().copied();
+            newest.map(|cycle| vault.manifest(disk, cycle)).transpose()
+        },
+    );
+    let (newest_term, newest) = (newest_term?, newest?);
+    Ok(Some(Found { disk, adopted, writer: writer_of(status), newest, newest_term }))
 }
 
 impl Found {
     /// The term to write in. A disk that was adopted, which somebody asked for, takes a new one.
     fn term(&self, vault: &Vault) -> Result<TermRecord, CycleError> {
-        let mut term = vault.term_or_first(self.disk, &self.writer)?;
+        let mut term = match &self.newest_term {
+            Some(newest) => newest.clone(),
+            None => vault.first_term(self.disk, &self.writer)?,
+        };
         if term.writer != self.writer && self.adopted {
             term = vault.claim_term(self.disk, &self.writer)?;
         }
@@ -373,9 +389,9 @@ impl Found {
     }
 
     /// I5: what another writer took over is not ours any more, whatever this disk knows.
-    fn refuse_fenced(&self, vault: &Vault) -> Result<(), CycleError> {
-        match vault.newest_term(self.disk)? {
-            Some(term) if term.writer != self.writer && !self.adopted => Err(fenced(term)),
+    fn refuse_fenced(&self) -> Result<(), CycleError> {
+        match &self.newest_term {
+            Some(term) if term.writer != self.writer && !self.adopted => Err(fenced(term.clone())),
             _ => Ok(()),
         }
     }
@@ -383,7 +399,7 @@ impl Found {
     /// The point that our term goes on from, if that is not the newest and no point of the term is
     /// there yet.
     fn from(&self, vault: &Vault) -> Result<Option<Manifest>, CycleError> {
-        let (Some(newest), Some(term)) = (&self.newest, vault.newest_term(self.disk)?) else {
+        let (Some(newest), Some(term)) = (&self.newest, &self.newest_term) else {
             return Ok(None);
         };
         let first = newest.term < term.term && term.writer == self.writer;

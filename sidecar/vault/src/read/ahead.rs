@@ -21,7 +21,7 @@ const READERS: usize = 4;
 type Read = Result<Index, VaultError>;
 
 /// The indexes of a point's segments, newest first.
-pub(super) struct Indexes {
+pub(crate) struct Indexes {
     vault: Vault,
     disk: DiskId,
     size: ByteLen,
@@ -36,7 +36,12 @@ pub(super) struct Indexes {
 impl Indexes {
     /// The indexes of a point.
     pub fn new(vault: &Vault, point: &Manifest) -> Self {
-        let (disk, size, left) = (point.disk, point.size, point.segments.clone());
+        Self::of(vault, point.disk, point.size, &point.segments)
+    }
+
+    /// The indexes of some segments.
+    pub fn of(vault: &Vault, disk: DiskId, size: ByteLen, segments: &[SegmentRef]) -> Self {
+        let left = segments.to_vec();
         Self { vault: vault.clone(), disk, size, left, readers: vec![], taken: 0 }
     }
 

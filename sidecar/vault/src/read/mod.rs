@@ -4,7 +4,7 @@
 //! stored bytes against the checksum in the index, and each run of sectors after decompression
 //! against the checksum taken before compression (I6).
 
-mod ahead;
+pub(crate) mod ahead;
 mod cache;
 pub mod compare;
 pub(crate) mod frames;
@@ -12,6 +12,7 @@ pub mod ordered;
 mod plan;
 pub mod random;
 mod restore;
+pub(crate) mod tails;
 mod target;
 mod verify;
 
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use crate::error::{In, VaultError};
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index, SegmentId};
+use crate::remote::gateway::Role;
 use crate::seal::segment::{ENVELOPE_BYTES, Envelope, Opens, SegmentKey};
 use crate::store::{Vault, segment_id, segment_key};
 
@@ -34,7 +36,12 @@ pub use verify::{Verified, verify_newest_segments, verify_point, verify_points};
 /// Tells how far a long operation is: bytes done, bytes in all.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// Reads a segment's index as the vault holds it and checks it against the reference.
+/// Bytes of a segment's end that are read at once by who does not know how long its index is: with a footer,
+/// most indexes whole.
+const TAIL_BYTES: u64 = 64 << 10;
+
+/// Reads a segment's index as the vault holds it and checks it against the reference; with one request, if it
+/// was put through this handle or is not very long.
 ///
 /// # Errors
 /// If the segment is missing, or anything in it is not as it should be.
@@ -44,18 +51,49 @@ pub fn read_index(
     size: ByteLen,
     segment: &SegmentRef,
 ) -> Result<Index, VaultError> {
-    let key = segment_key(segment_id(disk, segment));
-    let wrong =
-        |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
-    let len = vault.len(&key)?;
-    if len != segment.object.0 {
-        return Err(wrong(&format!("{len} bytes, its manifest says {}", segment.object)));
-    }
-    let Some(footer_at) = len.checked_sub(FOOTER_BYTES as u64) else {
-        return Err(wrong("shorter than a footer"));
+    read_index_admitted(vault, disk, size, segment, |_| ())
+}
+
+/// The same; `admit` is told how many bytes the index has before it is unpacked.
+pub(crate) fn read_index_admitted(
+    vault: &Vault,
+    disk: DiskId,
+    size: ByteLen,
+    segment: &SegmentRef,
+    admit: impl FnOnce(u64),
+) -> Result<Index, VaultError> {
+    let id = segment_id(disk, segment);
+    let tail = match vault.inner.tails.get(id) {
+        Some(bytes) => bytes,
+        // A source reads of a segment nothing before its index.
+        None if vault.is_behind_gateway() && vault.role()? == Some(Role::Source) => 0,
+        None => TAIL_BYTES,
     };
-    let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
-    index_of(vault, disk, size, segment, &footer, |_| (), |at, len| vault.get_range(&key, at, len))
+    let end = read_end(vault, disk, segment, tail)?;
+    let from = segment.object.0 - end.len() as u64;
+    let footer = end.slice(end.len() - FOOTER_BYTES..);
+    index_of(vault, disk, size, segment, &footer, admit, |at, len| match at.checked_sub(from) {
+        Some(at) if at + len <= end.len() as u64 => Ok(end.slice(at as usize..(at + len) as usize)),
+        _ => vault.get_range(&segment_key(id), at, len),
+    })
+}
+
+/// Reads a segment's end as the vault holds it, at least its footer; its length is as the reference has it.
+fn read_end(
+    vault: &Vault,
+    disk: DiskId,
+    segment: &SegmentRef,
+    tail: u64,
+) -> Result<Bytes, VaultError> {
+    let key = segment_key(segment_id(disk, segment));
+    let len = segment.object.0;
+    let (there, end) = vault.get_end(&key, len, tail.max(FOOTER_BYTES as u64).min(len))?;
+    let reason = match there {
+        there if there != len => format!("{there} bytes, its manifest says {len}"),
+        _ if end.len() < FOOTER_BYTES => "shorter than a footer".into(),
+        _ => return Ok(end),
+    };
+    Err(VaultError::Inconsistent { object: key, reason })
 }
 
 /// Reads a segment's footer as the vault holds it, and checks it, and the length, against the reference.
@@ -64,14 +102,7 @@ pub(crate) fn read_footer(
     disk: DiskId,
     segment: &SegmentRef,
 ) -> Result<Footer, VaultError> {
-    let key = segment_key(segment_id(disk, segment));
-    let len = vault.len(&key)?;
-    let at = len.checked_sub(FOOTER_BYTES as u64).filter(|_| len == segment.object.0);
-    let Some(at) = at else {
-        let reason = format!("{len} bytes, its manifest says {}", segment.object);
-        return Err(VaultError::Inconsistent { object: key, reason });
-    };
-    footer_of(vault, disk, segment, &vault.get_range(&key, at, FOOTER_BYTES as u64)?)
+    footer_of(vault, disk, segment, &read_end(vault, disk, segment, 0)?)
 }
 
 /// The index that a segment's footer names, read by `get` and checked against the reference.

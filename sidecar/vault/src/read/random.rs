@@ -7,14 +7,12 @@ use backstay_format::{ByteLen, DiskId};
 use bytes::Bytes;
 
 use super::frames::{Decompressor, Stored};
-use super::{index_of, opens};
+use super::{opens, read_index_admitted};
 use crate::error::VaultError;
 use crate::format::manifest::SegmentRef;
-use crate::format::segment::{Extent, FOOTER_BYTES, FrameEntry, Index, Place};
+use crate::format::segment::{Extent, FrameEntry, Index, Place};
 use crate::store::{Vault, segment_id, segment_key};
 
-/// Bytes of a segment's end that are read at once: with a footer, most indexes whole.
-const TAIL_BYTES: u64 = 64 << 10;
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
@@ -31,19 +29,7 @@ pub fn read_index_at_once(
     segment: &SegmentRef,
     admit: impl FnOnce(u64),
 ) -> Result<Index, VaultError> {
-    let key = segment_key(segment_id(disk, segment));
-    let len = segment.object.0;
-    if len < FOOTER_BYTES as u64 {
-        let reason = "shorter than a footer".into();
-        return Err(VaultError::Inconsistent { object: key, reason });
-    }
-    let tail = len.min(TAIL_BYTES);
-    let bytes = vault.get_range(&key, len - tail, tail)?;
-    let footer = bytes.slice((tail - FOOTER_BYTES as u64) as usize..);
-    index_of(vault, disk, size, segment, &footer, admit, |at, n| match at.checked_sub(len - tail) {
-        Some(from) if from + n <= tail => Ok(bytes.slice(from as usize..(from + n) as usize)),
-        _ => vault.get_range(&key, at, n),
-    })
+    read_index_admitted(vault, disk, size, segment, admit)
 }
 
 /// Reads frames; one a thread.

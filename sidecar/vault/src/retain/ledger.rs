@@ -5,9 +5,9 @@ use backstay_format::{CycleNo, DiskId, PointId};
 use super::hold::covered;
 use crate::error::{In, VaultError};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
-use crate::format::manifest::{Manifest, SegmentRef};
+use crate::format::manifest::Manifest;
 use crate::seal::sign::TRAILER_BYTES;
-use crate::store::{Vault, now_unix_ns, point_key};
+use crate::store::{Vault, at_once, now_unix_ns, point_key};
 
 /// Revisions that may come while one is read; each takes a maintainer's round.
 const ROUNDS_MAX: usize = 16;
@@ -161,14 +161,6 @@ impl Vault {
         before.try_for_each(|old| self.delete(&key(disk, old)))
     }
 
-    /// What a delta inherits from the point before it: its segments, the merges applied.
-    pub(crate) fn inherited(&self, before: &Manifest) -> Result<Vec<SegmentRef>, VaultError> {
-        Ok(match self.ledger(before.disk)? {
-            Some(ledger) => ledger.merged(&before.segments).0,
-            None => before.segments.clone(),
-        })
-    }
-
     /// Puts a revision without merges, and sees it hold. Before a point lays over an old one: entries
     /// that no list has had for long come back with it, and a merge that replaced them then must not.
     pub(crate) fn forget_merges(&self, disk: DiskId) -> Result<(), VaultError> {
@@ -181,10 +173,28 @@ impl Vault {
         Err(VaultError::Contended { disk })
     }
 
+    /// What the ledger says now, with one round trip if nothing was decided since `known` was read.
+    fn ledger_since(
+        &self,
+        disk: DiskId,
+        known: Option<Ledger>,
+    ) -> Result<Option<Ledger>, VaultError> {
+        let revision = known.as_ref().map_or(0, |ledger| ledger.revision);
+        let (next, listed) =
+            at_once(|| self.has(&key(disk, revision + 1)), || self.numbers(&prefix(disk)));
+        let is_newest = !next? && listed?.last().is_none_or(|&newest| newest <= revision);
+        if is_newest { Ok(known) } else { self.ledger(disk) }
+    }
+
     /// A point that was just put, unless another writer's point of this cycle came and went while
-    /// this writer slept.
-    pub(crate) fn unless_stale(&self, point: Manifest) -> Result<Manifest, VaultError> {
-        match self.ledger(point.disk)?.and_then(|ledger| ledger.fate(point.cycle, point.point)) {
+    /// this writer slept; `known` is what the ledger said before it was put.
+    pub(crate) fn unless_stale(
+        &self,
+        point: Manifest,
+        known: Option<Ledger>,
+    ) -> Result<Manifest, VaultError> {
+        let ledger = self.ledger_since(point.disk, known)?;
+        match ledger.and_then(|ledger| ledger.fate(point.cycle, point.point)) {
             None | Some(Some(Fate::Kept)) => Ok(point),
             Some(_) => Err(VaultError::LostRace(point.cycle)),
         }
