@@ -20,6 +20,8 @@ mod keys;
 mod read_point;
 #[path = "e2e_sealed/roles.rs"]
 mod roles;
+#[path = "e2e_sealed/stores.rs"]
+mod stores;
 
 const MIB: u64 = 1 << 20;
 const MARKER: &[u8] = b"a customer's plaintext, which no store may ever see";

@@ -6,6 +6,7 @@
 //! - `faults`: servers that are killed, slow, or answer errors
 //! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
 //! - `lines`: TLS and HTTP proxies
+//! - `locks`: object lock, and bringing back what a thief deleted
 //!
 //! Needs root, /dev/fuse and what `scripts/setup stores` installs.
 
@@ -25,6 +26,8 @@ mod life;
 mod lines;
 #[path = "e2e_stores/lives.rs"]
 mod lives;
+#[path = "e2e_stores/locks.rs"]
+mod locks;
 #[path = "e2e_stores/refusals.rs"]
 mod refusals;
 

@@ -22,6 +22,7 @@
 //! - [`status`]: what a person wants to know
 //! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
 //! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
+//! - [`seen`]: what this host has seen of encrypted vaults, so that an older state of one is noticed
 //! - [`upkeep`]: retention, merging and collection after cycles
 
 pub mod care;
@@ -43,6 +44,7 @@ pub mod record;
 pub mod reload;
 pub mod requests;
 pub mod schedule;
+pub mod seen;
 pub mod service;
 pub mod source;
 pub mod status;

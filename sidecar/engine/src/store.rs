@@ -8,11 +8,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backstay_vault::remote::StoreSettings;
+use backstay_vault::remote::lock::{LockMode, ObjectLock};
 use backstay_vault::remote::settings::{PART_BYTES_MAX, PART_BYTES_MIN};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::throttle::Rate;
+
+/// A shorter lock is over before anybody notices; a longer one is a slip, and cannot be taken back.
+const LOCK_MIN: Duration = Duration::from_secs(60);
+const LOCK_MAX: Duration = Duration::from_secs(3660 * 86_400);
 
 /// How object stores are reached.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +56,22 @@ pub struct Store {
     pub part_size: ByteSize,
     /// Parts of one segment that are under way at a time.
     pub parts_parallel: usize,
+    /// How long what is put in S3 cannot be deleted.
+    #[serde(with = "humantime_serde")]
+    pub object_lock: Option<Duration>,
+    /// Who can end that: `governance` or `compliance`.
+    pub object_lock_mode: Mode,
+}
+
+/// Who can end a lock before its time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Whoever has a right of its own for that.
+    #[default]
+    Governance,
+    /// Nobody.
+    Compliance,
 }
 
 impl Default for Store {
@@ -72,6 +93,8 @@ impl Default for Store {
             retry_timeout: settings.retry_timeout,
             part_size: ByteSize::b(settings.part_bytes),
             parts_parallel: settings.parts_parallel,
+            object_lock: None,
+            object_lock_mode: Mode::default(),
         }
     }
 }
@@ -97,6 +120,13 @@ impl Store {
             retry_timeout: this.retry_timeout,
             part_bytes: this.part_size.as_u64().clamp(PART_BYTES_MIN, PART_BYTES_MAX),
             parts_parallel: this.parts_parallel.clamp(1, 16),
+            object_lock: this.object_lock.map(|period| ObjectLock {
+                period: period.clamp(LOCK_MIN, LOCK_MAX),
+                mode: match this.object_lock_mode {
+                    Mode::Governance => LockMode::Governance,
+                    Mode::Compliance => LockMode::Compliance,
+                },
+            }),
         });
     }
 }
@@ -115,6 +145,12 @@ mod tests {
         assert_eq!(store.timeout, Duration::from_secs(30));
         assert_eq!(store.part_size, ByteSize::mib(16));
         assert_eq!(store.retries, StoreSettings::default().retries);
+        assert_eq!(store.object_lock, None);
+        let lock = "object_lock = \"30d\"\nobject_lock_mode = \"compliance\"\n";
+        let store: Store = toml::from_str(lock).unwrap();
+        assert_eq!(store.object_lock, Some(Duration::from_secs(30 * 86_400)));
+        assert_eq!(store.object_lock_mode, Mode::Compliance);
+        assert!(toml::from_str::<Store>("object_lock_mode = \"forever\"").is_err());
         // A secret here would be read by everyone who reads the configuration.
         let error = toml::from_str::<Store>("secret_access_key = \"x\"").unwrap_err().to_string();
         assert!(error.contains("unknown field"), "{error}");

@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
 use crate::record::{Record, note_upkeep};
+use crate::seen;
 use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
@@ -92,6 +93,9 @@ fn work(jobs: &Receiver<Due>) {
     for Due { name, state, url, policy } in jobs {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
+            if let Some(root) = state.parent() {
+                seen::keyring(root, &vault)?;
+            }
             // Its name here need not be its name there.
             let shipped = Record::load(&state).last.and_then(|last| last.disk);
             let disk = match shipped.as_ref().or(known.get(&key)) {

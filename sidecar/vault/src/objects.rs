@@ -6,6 +6,7 @@ use std::time::Duration;
 use backstay_format::{ByteLen, DiskId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::client::HttpError;
 use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -22,6 +23,12 @@ const CONFLICTS_MAX: u32 = 4;
 fn same(there: &[u8], payload: &PutPayload) -> bool {
     there.len() == payload.content_length()
         && payload.iter().flatten().zip(there).all(|(put, there)| put == there)
+}
+
+/// What a request of our own to a bucket has met.
+pub(crate) fn of_bucket(object: &str, e: HttpError) -> VaultError {
+    let source = object_store::Error::Generic { store: "S3", source: Box::new(e) };
+    VaultError::of_store(object, source)
 }
 
 impl Vault {
@@ -180,6 +187,27 @@ impl Vault {
         let put = self.ask("put", key).put_opts(&path, payload, options);
         self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
         Ok(())
+    }
+
+    /// Locks an object that was put in parts, where what is put is locked.
+    pub(crate) fn lock_whole(&self, key: &str) -> Result<(), VaultError> {
+        let (Some(bucket), Some(lock)) = (&self.inner.bucket, self.inner.settings.object_lock)
+        else {
+            return Ok(());
+        };
+        let at = Path::from(format!("{}/{key}", self.inner.prefix));
+        self.block_on(bucket.retain(&at, lock)).map_err(|e| of_bucket(key, e))
+    }
+
+    /// Finds out whether what is put can be locked, where that is asked for.
+    ///
+    /// # Errors
+    /// If it cannot, or the store does not answer.
+    pub fn check_lock(&self) -> Result<(), VaultError> {
+        let (Some(bucket), Some(_)) = (&self.inner.bucket, self.inner.settings.object_lock) else {
+            return Ok(());
+        };
+        self.block_on(bucket.can_lock()).map_err(|e| of_bucket("object lock", e))
     }
 
     /// Deletes an object. One that is not there is deleted already. In a local directory a power loss

@@ -95,11 +95,15 @@ impl Vault {
         let parts = upload::parts(&segment.payload, settings.part_bytes);
         let to = (&self.inner.runtime, self.store());
         let put = upload::put_parts(to, &Path::from(key), parts, settings.parts_parallel, pace);
-        match put {
+        let put = match put {
             // The answer to its completion was lost: nobody else has this name.
-            Err(_) if self.len(key).is_ok_and(|len| len == segment.len) => Ok(true),
-            put => put.map_err(|e| VaultError::of_store(key, e)),
+            Err(_) if self.len(key).is_ok_and(|len| len == segment.len) => true,
+            put => put.map_err(|e| VaultError::of_store(key, e))?,
+        };
+        if put {
+            self.lock_whole(key)?;
         }
+        Ok(put)
     }
 
     /// Removes the segments of an attempt that failed, as far as that is possible.

@@ -89,7 +89,8 @@ impl Vault {
             }
             upload.complete().await
         });
-        put.map(drop).map_err(|e| VaultError::of_store(key, e))
+        put.map_err(|e| VaultError::of_store(key, e))?;
+        self.lock_whole(key)
     }
 }
 

@@ -22,8 +22,9 @@ use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::read::tails::Tails;
-use crate::remote::connect::connect;
+use crate::remote::connect::{Connected, alone, connect};
 use crate::remote::gateway::{Gateway, Role};
+use crate::remote::lock::bucket::Bucket;
 use crate::remote::place::{Kind, Place};
 use crate::remote::settings::{StoreSettings, settings};
 use crate::seal::KeySettings;
@@ -40,6 +41,10 @@ pub struct Vault {
 pub(crate) struct Inner {
     pub url: String,
     pub store: Arc<dyn ObjectStore>,
+    /// The bucket it is in, if it is one of S3.
+    pub bucket: Option<Arc<Bucket>>,
+    /// What its keys begin with in a bucket.
+    pub prefix: String,
     /// Of a vault in a local directory.
     pub folders: Option<Folders>,
     /// What it is behind, if it is behind a gateway.
@@ -194,7 +199,7 @@ impl Vault {
 
     fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let folders = Folders::below(root);
-        Self::build(url, Arc::new(folders.store()), Some(folders), None, keychain)
+        Self::build(url, alone(Arc::new(folders.store())), Some(folders), None, keychain)
     }
 
     fn on_bucket(
@@ -202,13 +207,18 @@ impl Vault {
         at: (Kind, &str, &str),
         keychain: Arc<Keychain>,
     ) -> Result<Self, VaultError> {
-        Self::build(url, connect(url, at, &settings())?, None, None, keychain)
+        let connected = connect(url, at, &settings())?;
+        let mut vault = Self::build(url, connected, None, None, keychain)?;
+        if let Some(inner) = Arc::get_mut(&mut vault.inner) {
+            at.2.clone_into(&mut inner.prefix);
+        }
+        Ok(vault)
     }
 
     fn behind(url: &str, hosts: &[String], keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let gateway = Gateway::new(url, hosts, &settings())?;
         let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
-        Self::build(url, store, None, Some(gateway), keychain)
+        Self::build(url, alone(store), None, Some(gateway), keychain)
     }
 
     /// What the gateway that it is behind lets us do; `None` if it is behind none.
@@ -236,12 +246,12 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
-        Self::build(url, store, None, None, Keychain::current())
+        Self::build(url, alone(store), None, None, Keychain::current())
     }
 
     fn build(
         url: &str,
-        store: Arc<dyn ObjectStore>,
+        Connected { store, bucket }: Connected,
         folders: Option<Folders>,
         gateway: Option<Gateway>,
         keychain: Arc<Keychain>,
@@ -257,6 +267,8 @@ impl Vault {
             inner: Arc::new(Inner {
                 url: url.into(),
                 store,
+                bucket,
+                prefix: String::new(),
                 folders,
                 gateway,
                 runtime,

@@ -111,7 +111,7 @@ impl Host {
         }
         let mut command = self.plain_command(&config);
         if self.sealed {
-            let new = self.plain_command(Path::new("/dev/null"));
+            let new = [(); 2].map(|()| self.plain_command(Path::new("/dev/null")));
             sealed::prepare(&mut command, &self.dir, &config, new);
         }
         command

@@ -38,12 +38,12 @@ pub(super) fn key_file(dir: &Path) -> PathBuf {
     path
 }
 
-/// Gives a command the key, and makes the vault of its configuration if it is not there: `new` is a command of this
-/// host that does so when it is told where.
+/// Gives a command the key, and makes the vault of its configuration if it is not there: `new` are commands of this
+/// host that do so when they are told where.
 ///
 /// # Panics
 /// If the vault cannot be made.
-pub(super) fn prepare(command: &mut Command, dir: &Path, config: &Path, mut new: Command) {
+pub(super) fn prepare(command: &mut Command, dir: &Path, config: &Path, new: [Command; 2]) {
     let key = key_file(dir);
     command.env(KEY_FILE_VARIABLE, &key);
     let text = fs::read_to_string(config).unwrap_or_default();
@@ -62,10 +62,15 @@ pub(super) fn prepare(command: &mut Command, dir: &Path, config: &Path, mut new:
     if there == Some(true) {
         return;
     }
+    let [mut new, mut spare] = new;
     let made =
-        new.args(["key", "init", "--vault", &vault, "--label", "test", "--key-file"]).arg(key);
+        new.args(["key", "init", "--vault", &vault, "--label", "test", "--key-file"]).arg(&key);
     let made = made.output().unwrap();
     assert!(made.status.success(), "{vault}: {}", said(&made));
+    // Another key, as if it were kept elsewhere: nothing about these vaults is to worry anybody.
+    spare.args(["key", "add", "--vault", &vault, "--label", "spare", "--key-file"]);
+    let added = spare.arg(dir.join("spare.key")).env(KEY_FILE_VARIABLE, &key).output().unwrap();
+    assert!(added.status.success(), "{vault}: {}", said(&added));
 }
 
 /// Opens a vault with the key of a host, if it has one.

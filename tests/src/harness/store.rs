@@ -20,10 +20,12 @@ pub enum Kind {
     Azure,
     /// fake-gcs-server, with the XML API before it.
     Google,
+    /// moto's S3, whose bucket keeps versions and locks objects; it keeps nothing itself and lets everybody in.
+    Locking,
 }
 
 impl Kind {
-    /// All of them: what is tried on stores is tried on each.
+    /// What is tried on stores is tried on each of these.
     pub const ALL: [Self; 3] = [Self::S3, Self::Azure, Self::Google];
 
     /// What `scripts/store` calls it.
@@ -32,6 +34,7 @@ impl Kind {
             Self::S3 => "s3",
             Self::Azure => "azurite",
             Self::Google => "gcs",
+            Self::Locking => "moto",
         }
     }
 }

@@ -152,3 +152,62 @@ fn a_key_that_nobody_shows_is_asked_for() {
     let found = doctor(&host("sealed-care-gone", &vault, &two));
     assert!(found.contains("No such file") && found.contains("process ends"), "{found}");
 }
+
+/// A store can take the newest away, and what it shows then is as well signed as it was. Who has seen what was newer tells.
+#[test]
+fn an_older_state_of_the_vault_is_noticed_by_who_saw_a_newer_one() {
+    let mut rng = fastrand::Rng::with_seed(seed(0x5EA7));
+    let safe = Host::new("sealed-rollback");
+    let path = |name: &str| safe.path(name).to_string_lossy().into_owned();
+    let (vault, folder) = (safe.vault(), safe.path("vault"));
+    safe.backstay(&["key", "init", "--vault", &vault, "--key-file", &path("key")]);
+    let keys = format!("key_file = {:?}", path("key"));
+    let (source, reader) = (
+        host("sealed-rollback-source", &vault, &keys),
+        host("sealed-rollback-reader", &vault, &keys),
+    );
+    let disk = source.disk("db", 8 * MIB);
+    let served = disk.mount(&[]);
+    let mut cycle = || {
+        scribble(&served, &mut rng, false);
+        disk.cycle();
+    };
+    (0..3).for_each(|_| cycle());
+    assert_eq!(reader.json(&["points", "db"]).as_array().unwrap().len(), 3);
+
+    // The newest point goes away, with nothing left that tells of it.
+    let newest = |kind: &str| {
+        let all = objects(&folder).into_iter();
+        all.filter(|path| path.parent().unwrap().ends_with(kind)).max().unwrap()
+    };
+    let (point, away) = (newest("points"), safe.path("away"));
+    fs::rename(&point, &away).unwrap();
+    let shown = reader.try_backstay(&["points", "db"]);
+    assert!(said(&shown).contains("has seen recovery point 3"), "{}", said(&shown));
+    let checked = reader.try_backstay(&["key", "check"]);
+    assert!(!checked.status.success() && said(&checked).contains("point 3"), "{}", said(&checked));
+    fs::rename(&away, &point).unwrap();
+    let shown = reader.try_backstay(&["points", "db"]);
+    assert!(!said(&shown).contains("has seen"), "{}", said(&shown));
+
+    // The keyring before the rotation: what is shipped from now on, a removed key could read.
+    source.backstay(&["key", "rotate"]);
+    cycle();
+    let keyring = newest("keys");
+    fs::rename(&keyring, &away).unwrap();
+    let before = objects(&folder).len();
+    for verb in [&["cycle", "db"][..], &["prune", "db"], &["doctor"]] {
+        let refused = source.try_backstay(verb);
+        let text = said(&refused);
+        assert!(
+            !refused.status.success() && text.contains("this host has seen 2"),
+            "{verb:?}: {text}"
+        );
+    }
+    assert_eq!(objects(&folder).len(), before, "something was put");
+    assert_eq!(hash(&served), hash(&disk.backing), "the guest is served");
+    fs::rename(&away, &keyring).unwrap();
+    source.backstay(&["resume", "db"]);
+    cycle();
+    reader.backstay(&["verify", "db"]);
+}

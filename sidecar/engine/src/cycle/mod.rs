@@ -34,6 +34,7 @@ use backstay_vault::{
 use crate::config::Ship;
 use crate::error::CycleError;
 use crate::hooks::{Hooks, Quiesced};
+use crate::seen;
 use crate::throttle::Throttle;
 pub use cutter::{AtOnce, Cutter};
 use flow::{Flow, flow};
@@ -145,6 +146,9 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let found = look_at_vault(job.vault, &status)?;
     // What another host took over is refused before anything else is said of it (I5).
     found.refuse_fenced()?;
+    if let Some(root) = job.state.parent() {
+        seen::keyring(root, job.vault)?;
+    }
     let from = found.from(job.vault)?;
     let onto = from.as_ref().or(found.newest.as_ref());
     let write_only = job.vault.is_write_only();

@@ -5,6 +5,7 @@ mod host;
 mod system;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use backstay_driver::paths::Roots;
@@ -17,6 +18,7 @@ use crate::config::VAULT_DEFAULT;
 use crate::prerequisites::Found::{self, Bad, Good, Odd};
 use crate::prerequisites::Verdict;
 use crate::record::Record;
+use crate::seen;
 
 pub use disk::disk;
 pub use host::host;
@@ -54,7 +56,7 @@ pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding
         let mut disks = names.iter().filter(|name| config.vault_of(name) == url).peekable();
         let used = disks.peek().is_some();
         let has_points = disks.any(|name| Record::load(&roots.disk(name).state).last.is_some());
-        Finding::new("vault", ("reachable", vault(url, used, has_points)))
+        Finding::new("vault", ("reachable", vault(&roots.state, url, used, has_points)))
     };
     let keys = |url: &&str| keys(url, config.encryption.stale());
     let reachable: Vec<_> = urls.iter().map(look).collect();
@@ -76,11 +78,11 @@ fn keys(url: &str, stale: Duration) -> Option<Finding> {
     Some(Finding::new("vault", ("keys", found)))
 }
 
-fn vault(url: &str, used: bool, has_points: bool) -> Found {
+fn vault(state: &Path, url: &str, used: bool, has_points: bool) -> Found {
     // Opened, not made: a doctor leaves no vaults behind.
     let look = |vault: Vault| {
         vault.probe()?;
-        if vault.is_encrypted() { vault.keys().map(|_| ()) } else { Ok(()) }
+        seen::keyring(state, &vault)
     };
     match Vault::open(url).and_then(look) {
         Ok(()) if url == VAULT_DEFAULT && used => Odd(format!(

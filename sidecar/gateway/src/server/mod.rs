@@ -166,6 +166,7 @@ impl Gateway {
     pub fn open(settings: Settings) -> Result<Self, GatewayError> {
         let tls = Tls::load(settings.tls)?;
         let vault = Vault::create_or_open(&settings.store)?;
+        vault.check_lock()?;
         let (spool, queue) = Spool::open(&settings.cache, settings.cache_bytes)
             .map_err(|source| GatewayError::Cache { path: settings.cache.clone(), source })?;
         let listen = |address: SocketAddr| {

@@ -3,14 +3,17 @@
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::HttpConnector as _;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::prefix::PrefixStore;
 use object_store::{
     BackoffConfig, Certificate, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig,
 };
 
+use super::lock::Locker;
+use super::lock::bucket::Bucket;
 use super::patience::Patience;
 use super::place::Kind;
 use super::refusal::Connector;
@@ -18,13 +21,26 @@ use super::settings::StoreSettings;
 use super::variables::variables;
 use crate::error::VaultError;
 
+/// A client for a bucket.
+pub(crate) struct Connected {
+    /// For its objects.
+    pub store: Arc<dyn ObjectStore>,
+    /// For what the library has no requests for; of S3 alone.
+    pub bucket: Option<Arc<Bucket>>,
+}
+
 /// A client for a bucket, and what all keys in it begin with. Nothing is asked of the store yet.
 pub(crate) fn connect(
     url: &str,
     (kind, bucket, prefix): (Kind, &str, &str),
     settings: &StoreSettings,
-) -> Result<Arc<dyn ObjectStore>, VaultError> {
+) -> Result<Connected, VaultError> {
     install_tls();
+    if settings.object_lock.is_some() && kind != Kind::S3 {
+        let reason = "store.object_lock is set, and Backstay locks objects in s3:// alone. This store does it by a \
+                      policy of its own (docs/STORES.md): set that up and take the setting away";
+        return Err(wrong(url, reason.into()));
+    }
     let variables = variables(kind, settings.credentials_file.as_deref()).map_err(|e| {
         let file = settings.credentials_file.as_deref().unwrap_or(FsPath::new("the environment"));
         wrong(url, format!("{}: {e}", file.display()))
@@ -32,16 +48,17 @@ pub(crate) fn connect(
     check_credentials(url, kind, settings, &variables)?;
     check_endpoint(url, settings, &variables)?;
     let http = client_options(url, kind, settings, &variables)?;
-    let store = match kind {
+    let connected = match kind {
         Kind::S3 => s3(bucket, settings, &variables, http),
-        Kind::Azure => azure(bucket, settings, &variables, http),
-        Kind::Google => google(bucket, settings, &variables, http),
+        Kind::Azure => azure(bucket, settings, &variables, http).map(alone),
+        Kind::Google => google(bucket, settings, &variables, http).map(alone),
     };
-    let store = store.map_err(|e| wrong(url, said(&e)))?;
-    Ok(match prefix {
+    let Connected { store, bucket } = connected.map_err(|e| wrong(url, said(&e)))?;
+    let store = match prefix {
         "" => store,
         prefix => Arc::new(PrefixStore::new(store, prefix)),
-    })
+    };
+    Ok(Connected { store, bucket })
 }
 
 /// Without credentials the library asks the cloud's own machines for some, and goes on asking for minutes
@@ -150,7 +167,14 @@ fn retries(settings: &StoreSettings) -> RetryConfig {
 }
 
 fn connector(settings: &StoreSettings) -> Connector {
-    Connector(Patience { timeout: settings.timeout, slowest: settings.slowest_bytes_per_second })
+    let patience =
+        Patience { timeout: settings.timeout, slowest: settings.slowest_bytes_per_second };
+    Connector { patience, locker: None }
+}
+
+/// A client of a store that has no more than objects.
+pub(crate) fn alone(store: Arc<dyn ObjectStore>) -> Connected {
+    Connected { store, bucket: None }
 }
 
 /// Where a setting and a variable say different things, the setting counts.
@@ -195,7 +219,9 @@ fn s3(
     settings: &StoreSettings,
     variables: &[(String, String)],
     http: ClientOptions,
-) -> Made {
+) -> object_store::Result<Connected> {
+    let ours = connector(settings).connect(&http)?;
+    let locker = settings.object_lock.map(|lock| Arc::new(Locker::new(lock)));
     let mut builder = AmazonS3Builder::new();
     for (name, value) in variables {
         if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
@@ -208,12 +234,24 @@ fn s3(
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);
     }
+    if locker.is_some() {
+        // S3 locks nothing that comes without one; its sum is taken for the signature anyway.
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
+    }
+    // As the library has it.
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+    let region = region.unwrap_or_else(|| "us-east-1".into());
     let builder = builder
         .with_bucket_name(bucket)
         .with_client_options(http)
         .with_retry(retries(settings))
-        .with_http_connector(connector(settings));
-    Ok(Arc::new(builder.build()?))
+        .with_http_connector(Connector { locker: locker.clone(), ..connector(settings) });
+    let store = builder.build()?;
+    let bucket = Arc::new(Bucket::new(store.clone(), region, ours));
+    if let Some(locker) = locker {
+        locker.is_for(Arc::clone(&bucket));
+    }
+    Ok(Connected { store: Arc::new(store), bucket: Some(bucket) })
 }
 
 fn azure(

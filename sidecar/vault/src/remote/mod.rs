@@ -6,6 +6,7 @@
 //! - `variables`: the stores' usual environment variables, and a file of them for a service
 //! - `connect`: a client of the `object_store` crate, made of the three
 //! - `gateway`: a client of a gateway, which stands before a store
+//! - [`lock`]: what is put cannot be deleted for a while; what is deleted is brought back
 //! - `patience`: how long a request may take
 //! - `refusal`: answers that no second try will change, told by type
 //! - `upload`: segments in parts
@@ -14,6 +15,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod gateway;
+pub mod lock;
 mod patience;
 pub(crate) mod place;
 pub(crate) mod refusal;

@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
@@ -17,6 +18,7 @@ use object_store::client::{
 };
 use rustls::AlertDescription as Alert;
 
+use super::lock::Locker;
 use super::patience::Patience;
 
 /// Most bytes of an answer that are looked at.
@@ -141,22 +143,37 @@ fn told(error: HttpError) -> HttpError {
 
 /// Makes clients that tell refusals, and whose patience ends.
 #[derive(Debug)]
-pub(crate) struct Connector(pub Patience);
+pub(crate) struct Connector {
+    /// When it ends.
+    pub patience: Patience,
+    /// What locks what is put.
+    pub locker: Option<Arc<Locker>>,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Teller(client, self.0)))
+        let Self { patience, locker } = self;
+        let teller = Teller { client, patience: *patience, locker: locker.clone() };
+        Ok(HttpClient::new(teller))
     }
 }
 
 #[derive(Debug)]
-struct Teller(HttpClient, Patience);
+struct Teller {
+    client: HttpClient,
+    patience: Patience,
+    locker: Option<Arc<Locker>>,
+}
 
 #[async_trait]
 impl HttpService for Teller {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let Self(client, patience) = self;
+        let Self { client, patience, locker } = self;
+        let request = match locker {
+            Some(locker) => locker.locked(request).await?,
+            None => request,
+        };
         let sent = request.body().content_length() as u64;
         let response = patience.answer(sent, client.execute(request)).await.map_err(told)?;
         let response = response.map(|body| patience.body(body));

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::lock::ObjectLock;
+
 /// Least bytes in a part of an upload: S3 takes no smaller ones.
 pub const PART_BYTES_MIN: u64 = 5 << 20;
 /// Most bytes in a part of an upload.
@@ -46,6 +48,8 @@ pub struct StoreSettings {
     pub part_bytes: u64,
     /// Parts of one segment that are under way at a time.
     pub parts_parallel: usize,
+    /// Whether and how what is put is locked, in S3.
+    pub object_lock: Option<ObjectLock>,
 }
 
 impl Default for StoreSettings {
@@ -69,6 +73,7 @@ impl Default for StoreSettings {
             retry_timeout: Duration::from_secs(180),
             part_bytes: 8 << 20,
             parts_parallel: 2,
+            object_lock: None,
         }
     }
 }

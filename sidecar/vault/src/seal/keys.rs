@@ -80,8 +80,9 @@ pub struct Keys {
     /// Of the generations; none for one that can only write.
     secrets: BTreeMap<u32, Secret>,
     signer: Signer,
-    /// The signature of the keyring they come from.
+    /// The signature of the keyring they come from, and its revision.
     keyring: Option<String>,
+    revision: Option<u64>,
     session: Option<Secret>,
 }
 
@@ -107,6 +108,7 @@ impl Keys {
             secrets: opened.secrets,
             signer: opened.signer,
             keyring: Some(keyring.signature.clone()),
+            revision: Some(keyring.revision),
             session: chain.session.clone(),
         })
     }
@@ -119,6 +121,7 @@ impl Keys {
             secrets: BTreeMap::new(),
             signer: writer.signer,
             keyring: None,
+            revision: None,
             session: chain.session.clone(),
         }
     }
@@ -139,6 +142,12 @@ impl Keys {
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.to.0
+    }
+
+    /// The revision of the keyring they come from; `None` for one that can only write, who reads none.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
     }
 
     pub(crate) fn vault(&self) -> Uuid {

@@ -11,7 +11,9 @@ use backstay_gateway::retention::Retention;
 use backstay_gateway::server::{Gateway, Settings};
 use backstay_gateway::tls::TlsFiles;
 use backstay_sidecar::gateway::Verify;
+use backstay_sidecar::seen;
 use backstay_sidecar::upkeep::policy;
+use backstay_vault::Vault;
 use clap::Args;
 
 use crate::context::Context;
@@ -69,6 +71,12 @@ impl GatewayVerb {
         signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
         let stopped = backstay_sidecar::service::stop_on_signals()?;
         let store = settings.store.clone();
+        // With the key it seals what it merges.
+        if let Ok(vault) = Vault::open(&store)
+            && vault.keys().is_ok()
+        {
+            seen::keyring(&context.roots.state, &vault)?;
+        }
         let gateway = Gateway::open(settings)?;
         let (address, health) = (gateway.address()?, gateway.health_address());
         // To a service manager, if there is one.

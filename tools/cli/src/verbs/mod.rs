@@ -39,4 +39,5 @@ mod target;
 pub mod umount;
 pub mod unpin;
 pub mod unprotect;
+pub mod vault;
 pub mod verify;

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
 use backstay_sidecar::record::note_upkeep;
+use backstay_sidecar::seen;
 use backstay_sidecar::throttle::Throttle;
 use backstay_sidecar::upkeep::policy;
 use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
@@ -54,6 +55,9 @@ impl Prune {
             );
         }
         let throttle = Throttle::new(context.config.throttle.clone(), context.config.zone());
+        if !self.dry_run {
+            seen::keyring(&context.roots.state, &vault)?;
+        }
         let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);
         policy.keep = self.keep.or(policy.keep);

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use backstay_format::{CycleNo, DiskName};
+use backstay_sidecar::seen;
 use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
 
@@ -21,6 +22,12 @@ impl InVault {
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         let vault = Vault::open(url)?;
         let disk = vault.disk_named(name)?;
+        if let Some(seen) = seen::taken_away(&context.roots.state, &vault, disk.disk)? {
+            eprintln!(
+                "backstay: {name}: this host has seen recovery point {seen} in {url}, and it ends before that now: newer points were \
+                 taken away, or an older state of the vault is shown. What follows is of what is there"
+            );
+        }
         Ok((vault, disk))
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backstay_format::DiskName;
+use backstay_sidecar::seen;
 use backstay_vault::read::{verify_newest_segments, verify_points};
 use backstay_vault::retain::Held;
 use backstay_vault::seal::Worry;
@@ -66,6 +67,9 @@ impl Check {
             );
         };
         let tried = vault.try_keys()?;
+        if tried.iter().any(|one| one.slot.is_some()) {
+            seen::keyring(&context.roots.state, &vault)?;
+        }
         let mut warnings = vec![];
         for slot in tried.iter().filter_map(|one| one.slot) {
             if let Err(e) = vault.note_proof(slot, &this_host()) {
@@ -101,7 +105,7 @@ impl Check {
             .filter(|worry| matches!(worry, Worry::Alone | Worry::OldGeneration { .. }));
         warnings.extend(more.map(ToString::to_string));
         let opens = tried.iter().any(|one| one.slot.is_some());
-        let disks = if opens { self.read_disks(&vault)? } else { vec![] };
+        let disks = if opens { self.read_disks(context, &vault)? } else { vec![] };
         let ok = opens && disks.iter().all(|disk| disk.problem.is_none());
         let outcome = Outcome { vault: vault.url().into(), tried, disks, warnings, ok };
         if context.globals.json {
@@ -122,7 +126,7 @@ impl Check {
         Ok(())
     }
 
-    fn read_disks(&self, vault: &Vault) -> anyhow::Result<Vec<OfDisk>> {
+    fn read_disks(&self, context: &Context, vault: &Vault) -> anyhow::Result<Vec<OfDisk>> {
         let mut disks = vec![];
         for record in vault.disks()? {
             let mut found = OfDisk { name: record.name, point: None, bytes_read: 0, problem: None };
@@ -137,7 +141,14 @@ impl Check {
                 found.bytes_read = verified.bytes;
                 Ok(())
             };
-            let problem = read().err().map(|e| e.to_string());
+            let problem = match read() {
+                Ok(()) => seen::taken_away(&context.roots.state, vault, record.disk)?.map(|seen| {
+                    format!(
+                        "this host has seen recovery point {seen}, and the vault ends before it now"
+                    )
+                }),
+                Err(e) => Some(e.to_string()),
+            };
             disks.push(OfDisk { problem, ..found });
         }
         Ok(disks)

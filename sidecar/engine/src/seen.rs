@@ -1,0 +1,105 @@
+//! What this host has seen of encrypted vaults: the newest revision of the keyring, the newest point of each disk.
+//!
+//! Whoever has a store's credentials can make nothing in an encrypted vault, but can take the newest away and show an older state,
+//! which is as well signed as it ever was. A host that has seen what is newer sees that. An older keyring is refused where something
+//! would be sealed: somebody whose key was removed could read it. Missing points are told to whoever looks for points.
+//!
+//! One small file for each vault in the state directory; it only ever grows up.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backstay_format::{CycleNo, DiskId};
+use backstay_vault::{Vault, VaultError};
+use serde::{Deserialize, Serialize};
+
+const FOLDER: &str = ".seen";
+
+/// What was seen of a vault.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Seen {
+    /// The newest revision of its keyring.
+    keyring: u64,
+    /// The newest point of each disk.
+    newest: BTreeMap<String, u64>,
+}
+
+/// The file of a vault; `None` if what is in it can be forged anyway.
+fn file(root: &Path, vault: &Vault) -> Option<PathBuf> {
+    let id = vault.id().filter(|_| vault.is_encrypted())?;
+    Some(root.join(FOLDER).join(format!("{id}.json")))
+}
+
+fn load(file: &Path) -> Seen {
+    let Ok(bytes) = fs::read(file) else { return Seen::default() };
+    serde_json::from_slice(&bytes).unwrap_or_else(|e| {
+        tracing::warn!("{}: {e}; what was seen before is forgotten", file.display());
+        Seen::default()
+    })
+}
+
+/// Writes down what is new. A host that cannot is as good as one that comes for the first time.
+fn save(file: &Path, seen: &Seen) {
+    let replace = || -> io::Result<()> {
+        let Some(dir) = file.parent() else { return Ok(()) };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let new = file.with_extension(format!("json.{}", std::process::id()));
+        let mut options = OpenOptions::new();
+        let mut to = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+        to.write_all(&serde_json::to_vec_pretty(seen).map_err(io::Error::other)?)?;
+        to.sync_all()?;
+        fs::rename(&new, file)
+    };
+    if let Err(e) = replace() {
+        tracing::debug!("{}: {e}", file.display());
+    }
+}
+
+/// Whether the vault's keyring is not older than one that this host has seen. To be asked before anything is sealed.
+///
+/// # Errors
+/// [`VaultError::Locked`] if it is, or if it does not open.
+pub fn keyring(root: &Path, vault: &Vault) -> Result<(), VaultError> {
+    let Some(file) = file(root, vault) else { return Ok(()) };
+    // A writer's key has its generation in itself, and reads no keyring.
+    let Some(revision) = vault.keys()?.revision() else { return Ok(()) };
+    let mut seen = load(&file);
+    if revision < seen.keyring {
+        let reason = format!(
+            "its keyring is of revision {revision}, and this host has seen {}: somebody has put an older one in its \
+             place, with which keys that were removed or replaced since read what is shipped. Nothing was written. Look with \
+             backstay key list; if a person did it and means it, remove {}",
+            seen.keyring,
+            file.display()
+        );
+        return Err(VaultError::Locked { url: vault.url().into(), reason });
+    }
+    if revision > seen.keyring {
+        seen.keyring = revision;
+        save(&file, &seen);
+    }
+    Ok(())
+}
+
+/// The newest point of a disk that this host has seen, if the vault does not have it any more: then an older state is shown.
+///
+/// # Errors
+/// If the vault cannot be read.
+pub fn taken_away(root: &Path, vault: &Vault, disk: DiskId) -> Result<Option<CycleNo>, VaultError> {
+    let Some(file) = file(root, vault) else { return Ok(None) };
+    let newest = vault.points(disk)?.last().map_or(0, |newest| newest.0);
+    let mut seen = load(&file);
+    let known = seen.newest.entry(disk.to_string()).or_default();
+    if newest < *known {
+        return Ok(Some(CycleNo(*known)));
+    }
+    if newest > *known {
+        *known = newest;
+        save(&file, &seen);
+    }
+    Ok(None)
+}

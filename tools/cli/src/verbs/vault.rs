@@ -1,0 +1,128 @@
+//! `backstay vault`: what a vault's store keeps beneath it: older versions and locks.
+
+use std::time::SystemTime;
+
+use anyhow::bail;
+use backstay_vault::remote::lock::Versions;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::context::Context;
+
+/// What a vault's store keeps beneath it: bring back what was deleted, make locks last longer
+#[derive(Args)]
+pub struct VaultVerb {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Undelete(Undelete),
+    Extend(Extend),
+}
+
+/// Bring back what was deleted or overwritten in an S3 bucket that keeps versions
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay vault undelete --vault s3://backups/prod --since 2026-11-21T03:00:00Z --check
+  backstay vault undelete --vault s3://backups/prod --since 6h
+
+For after somebody with the store's keys has deleted recovery points. What was there at that time is there again as it
+was; what is new since stays. Name a time shortly before it happened: what retention deleted since comes back, too,
+and goes with the next prune. Change the store's keys first. Then look: backstay verify NAME.
+
+Versions that a life-cycle rule of the bucket has removed are gone. See docs/STORES.md, Object lock.")]
+struct Undelete {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// As it was then: a time (2026-11-21T03:00:00Z) or how long ago (6h)
+    #[arg(long, value_name = "TIME", value_parser = when)]
+    since: SystemTime,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    check: bool,
+}
+
+/// Lock all that is in a vault for the whole period from now on
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay vault extend --vault s3://backups/prod
+
+A lock begins when an object is put (store.object_lock says how long it lasts). What recovery points need may be older:
+run this by a timer, at least twice in each period, on a host that retention runs on. One request for each object.")]
+struct Extend {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+}
+
+fn when(text: &str) -> Result<SystemTime, String> {
+    let now = SystemTime::now();
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago there was no time"));
+    }
+    match humantime::parse_rfc3339_weak(text) {
+        Ok(at) if at > now => Err(format!("{text:?} has not been yet")),
+        Ok(at) => Ok(at),
+        Err(_) => Err(format!("{text:?} is no time: 2026-11-21T03:00:00Z, or how long ago, 6h")),
+    }
+}
+
+impl VaultVerb {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self.what {
+            What::Undelete(verb) => verb.run(context),
+            What::Extend(verb) => verb.run(context),
+        }
+    }
+}
+
+impl Undelete {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let url = self.vault.as_deref().unwrap_or(&context.config.vault);
+        let done = Versions::of(url)?.undelete(self.since, self.check)?;
+        if context.globals.json {
+            context.print_json(&json!({
+                "deleted": done.deleted,
+                "overwritten": done.overwritten,
+                "hidden": done.hidden,
+                "done": !self.check,
+            }))?;
+        } else if !context.globals.quiet {
+            let verb = if self.check { "would be" } else { "are" };
+            println!(
+                "{url}: {} deleted and {} overwritten objects {verb} back as they were at {}",
+                done.deleted,
+                done.overwritten,
+                humantime::format_rfc3339_seconds(self.since)
+            );
+        }
+        if let Some(first) = done.hidden.first() {
+            bail!(
+                "{} objects are hidden by newer versions that cannot be removed, such as {first}: whoever put those \
+                 has locked them, too. The old ones are there: see docs/STORES.md, Object lock",
+                done.hidden.len()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Extend {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let url = self.vault.as_deref().unwrap_or(&context.config.vault);
+        let done = Versions::of(url)?.extend()?;
+        let until = humantime::format_rfc3339_seconds(done.until).to_string();
+        if context.globals.json {
+            return context.print_json(&json!({ "objects": done.objects, "until": until }));
+        }
+        if !context.globals.quiet {
+            println!("{url}: {} objects are locked until {until}", done.objects);
+        }
+        Ok(())
+    }
+}
