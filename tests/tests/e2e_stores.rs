@@ -1,8 +1,9 @@
-//! The same life of a disk on every kind of store, against real servers: Ceph's S3 gateway and Azurite, each
+//! The same life of a disk on every kind of store, against real servers: Ceph's S3 gateway, Azurite and fake-gcs-server, each
 //! reached directly, through faults, and through a gateway of ours.
 //!
 //! - `life`: from the first copy to failover, on any backend
-//! - `lives`: the backends that it is lived on
+//! - `lives`, `bad_day`: the backends that it is lived on, and how it is when much goes wrong
+//! - `behind`: gateways: their lives and the faults of the stores behind them
 //! - `faults`: servers that are killed, slow, or answer errors
 //! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
 //! - `lines`: TLS and HTTP proxies
@@ -14,10 +15,16 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use backstay_tests::harness::backend::{Backend, Role};
+use backstay_tests::harness::store::Kind;
 use backstay_tests::harness::{Disk, Host};
 
+#[path = "e2e_stores/bad_day.rs"]
+mod bad_day;
+#[path = "e2e_stores/behind.rs"]
+mod behind;
 #[path = "e2e_stores/faults.rs"]
 mod faults;
 #[path = "e2e_stores/life.rs"]
@@ -37,6 +44,22 @@ const SIZE: u64 = 24 * MIB;
 const SMALL: &str = "interval = \"1d\"\n[ship]\nsegment_size = \"11MiB\"\n";
 /// The parts; below `[store]`.
 const PARTS: &str = "part_size = \"5MiB\"\n";
+
+fn is_long() -> bool {
+    std::env::var_os("BACKSTAY_TEST_LONG").is_some()
+}
+
+/// Does something with each kind of store, all at the same time: most of it is waiting.
+fn each_kind(test: impl Fn(Kind) + Sync) {
+    thread::scope(|scope| {
+        for kind in Kind::ALL {
+            let test = &test;
+            // What it says when it fails begins with its name.
+            let named = thread::Builder::new().name(format!("{kind:?}"));
+            named.spawn_scoped(scope, move || test(kind)).unwrap();
+        }
+    });
+}
 
 /// Writes what no compressor makes smaller.
 fn noise(path: &Path, at: u64, len: u64, seed: u64) {

@@ -16,6 +16,8 @@ use crate::pki::{Disks, Identity};
 
 /// How long what was found is believed. What a certificate has it could have had a moment ago.
 const BELIEVED: Duration = Duration::from_secs(10);
+/// How long it is believed while the store does not answer, of segments that are kept here until it does.
+const BELIEVED_AWAY: Duration = Duration::from_secs(3600);
 /// Most names that are remembered.
 const NAMES_MAX: usize = 65_536;
 
@@ -82,6 +84,13 @@ impl Owners {
         })
     }
 
+    /// Whether a disk was one of the certificate's not long ago.
+    #[must_use]
+    pub fn was_own(&self, who: &Identity, disk: DiskId) -> bool {
+        let Disks::Named(names) = &who.disks else { return false };
+        names.iter().any(|name| self.known_for(name, BELIEVED_AWAY) == Some(disk))
+    }
+
     /// The disks of a certificate; `None`: all there are. Blocks.
     ///
     /// # Errors
@@ -123,8 +132,12 @@ impl Owners {
     }
 
     fn known(&self, name: &DiskName) -> Option<DiskId> {
+        self.known_for(name, BELIEVED)
+    }
+
+    fn known_for(&self, name: &DiskName, believed: Duration) -> Option<DiskId> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(name).filter(|(at, _)| at.elapsed() < BELIEVED).map(|(_, disk)| *disk)
+        known.get(name).filter(|(at, _)| at.elapsed() < believed).map(|(_, disk)| *disk)
     }
 
     fn remember(&self, name: &DiskName, disk: DiskId) -> Meant {

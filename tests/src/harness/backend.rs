@@ -38,7 +38,12 @@ pub struct Backend {
 impl Backend {
     /// In a folder of this machine.
     pub fn folder(path: &Path) -> Self {
-        Self::new(format!("file://{}", path.display()), vec![])
+        Self::at(&format!("file://{}", path.display()))
+    }
+
+    /// At a URL that is all one needs.
+    pub fn at(url: &str) -> Self {
+        Self::new(url.into(), vec![])
     }
 
     /// In a store, reached directly.

@@ -1,4 +1,4 @@
-//! A running `backstay gateway` before a directory.
+//! A running `backstay gateway` before a directory or a store.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::backend::Backend;
 use super::host::backstay;
 use super::pki::Pki;
 
@@ -23,6 +24,50 @@ pub struct Gateway {
     pub health: SocketAddr,
     /// The folder of segments on their way.
     pub cache: PathBuf,
+    /// What it was started by.
+    start: Start,
+}
+
+/// What a gateway is started by, but for where it listens.
+struct Start {
+    /// Where its files are.
+    dir: PathBuf,
+    /// What it stands before.
+    store: Backend,
+    /// Its certificate, its authority's and the list of revoked ones.
+    pki: [PathBuf; 3],
+}
+
+impl Start {
+    fn command(&self) -> Command {
+        let Self { dir, store, pki: [cert, ca, crl] } = self;
+        let mut command = Command::new(backstay());
+        command.arg("--config").arg(dir.join("gateway.toml"));
+        command.arg("--state-dir").arg(dir.join("state"));
+        command.arg("--runtime-dir").arg(dir.join("run")).args(["--json", "--verbose", "gateway"]);
+        command.args(["--health", "127.0.0.1:0", "--store", &store.url]);
+        command.arg("--cert").arg(cert).arg("--client-ca").arg(ca).arg("--revoked").arg(crl);
+        command.arg("--cache").arg(dir.join("cache"));
+        command.envs(store.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
+/// Starts it; its process, where it listens, and where it tells how it is.
+fn up(start: &Start, listen: &str) -> (Child, SocketAddr, SocketAddr) {
+    let mut command = start.command();
+    command.args(["--listen", listen]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    thread::spawn(move || {
+        said.lines().map_while(Result::ok).for_each(|line| println!("gateway: {line}"));
+    });
+    let text = BufReader::new(child.stdout.take().unwrap());
+    let mut values = serde_json::Deserializer::from_reader(text).into_iter();
+    let up: serde_json::Value = values.next().expect("it came up").unwrap();
+    let address = |name: &str| up[name].as_str().unwrap().parse().unwrap();
+    (child, address("listen"), address("health"))
 }
 
 impl Gateway {
@@ -40,27 +85,34 @@ impl Gateway {
     /// # Panics
     /// If it does not come up.
     pub fn start_at(pki: &Pki, dir: &Path, store: &str, more: &str, listen: &str) -> Self {
+        Self::spawn(&Backend::at(store), pki, dir, more, listen)
+    }
+
+    /// Starts one before a vault that needs environment variables to be reached.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn before(store: &Backend, pki: &Pki, dir: &Path, more: &str) -> Self {
+        Self::spawn(store, pki, dir, more, "127.0.0.1:0")
+    }
+
+    fn spawn(store: &Backend, pki: &Pki, dir: &Path, more: &str, listen: &str) -> Self {
         std::fs::create_dir_all(dir).unwrap();
-        let config = dir.join("gateway.toml");
-        std::fs::write(&config, more).unwrap();
-        let cache = dir.join("cache");
-        let mut command = Command::new(backstay());
-        command.arg("--config").arg(&config).arg("--state-dir").arg(dir.join("state"));
-        command.arg("--runtime-dir").arg(dir.join("run")).args(["--json", "--verbose", "gateway"]);
-        command.args(["--listen", listen, "--health", "127.0.0.1:0", "--store", store]);
-        command.arg("--cert").arg(pki.bundle("gateway")).arg("--client-ca").arg(pki.ca());
-        command.arg("--revoked").arg(pki.crl()).arg("--cache").arg(&cache);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let said = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
-            said.lines().map_while(Result::ok).for_each(|line| println!("gateway: {line}"));
-        });
-        let text = BufReader::new(child.stdout.take().unwrap());
-        let mut values = serde_json::Deserializer::from_reader(text).into_iter();
-        let up: serde_json::Value = values.next().expect("it came up").unwrap();
-        let address = |name: &str| up[name].as_str().unwrap().parse().unwrap();
-        Self { child, listen: address("listen"), health: address("health"), cache }
+        std::fs::write(dir.join("gateway.toml"), more).unwrap();
+        let pki = [pki.bundle("gateway"), pki.ca(), pki.crl()];
+        let start = Start { dir: dir.into(), store: store.clone(), pki };
+        let (child, listen, health) = up(&start, listen);
+        Self { child, listen, health, cache: dir.join("cache"), start }
+    }
+
+    /// Kills it as a crash would and starts it again, at the same address and with the same files.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn crash_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.listen, self.health) = up(&self.start, &self.listen.to_string());
     }
 
     /// The vault's URL through it.
@@ -94,6 +146,16 @@ impl Gateway {
         let text = self.told("/metrics").1;
         let found = text.lines().find_map(|line| line.strip_prefix(&start));
         found.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+    }
+
+    /// The most memory it had so far, in KiB.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn memory_high(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let high = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        high.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Waits until one of its numbers is as it should be.

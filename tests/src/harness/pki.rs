@@ -11,11 +11,13 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// A new authority below a folder, with a server's certificate for localhost and 127.0.0.1 (`gateway`).
+    /// A new authority below a folder, with a server's certificate for localhost, gateway.example and
+    /// 127.0.0.1 (`gateway`).
     pub fn new(below: &Path) -> Self {
         let pki = Self { dir: below.join("pki") };
         pki.run("init", &["--no-passphrase"]);
-        pki.run("issue", &["gateway", "--server", "--host", "localhost", "--ip", "127.0.0.1"]);
+        let names = ["--host", "localhost", "--host", "gateway.example", "--ip", "127.0.0.1"];
+        pki.run("issue", &[&["gateway", "--server"], &names[..]].concat());
         pki
     }
 

@@ -57,6 +57,8 @@ pub enum Fault {
     Close,
     /// It is carried out, and its answer is lost.
     LoseAnswer,
+    /// It is carried out, and half of its answer comes.
+    Half,
     /// Half of its body arrives, then the connection breaks on both sides.
     Tear,
     /// Nothing happens any more until [`Proxy::release`]; then the connection is closed.
@@ -184,6 +186,11 @@ pub(super) fn read_head(from: &mut impl Read) -> io::Result<String> {
     String::from_utf8(head).map_err(|_| bad("a head that is no text"))
 }
 
+/// The length of an answer's head.
+fn head_bytes(answer: &[u8]) -> usize {
+    answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4)
+}
+
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut headers = head.lines().skip(1).filter_map(|line| line.split_once(':'));
     headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
@@ -268,12 +275,16 @@ impl Inner {
             }
             Fault::Pass
             | Fault::LoseAnswer
+            | Fault::Half
             | Fault::DenyConditions
             | Fault::Stall
             | Fault::Trickle(_) => self.forward(&head, &request.target, &body, true)?,
         };
         if fault == Fault::LoseAnswer {
             return socket.shutdown(Shutdown::Both);
+        }
+        if fault == Fault::Half {
+            return client.write_all(&answer[..head_bytes(&answer).midpoint(answer.len())]);
         }
         if let Fault::Trickle(pause) = fault {
             return self.trickle(&mut *client, &answer, pause);
@@ -290,7 +301,7 @@ impl Inner {
 
     fn trickle(&self, client: &mut dyn Write, answer: &[u8], pause: Duration) -> io::Result<()> {
         // The head at once: what is tried is a body that does not come.
-        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4);
+        let head = head_bytes(answer);
         client.write_all(&answer[..head])?;
         for byte in &answer[head..] {
             client.write_all(&[*byte])?;

@@ -11,12 +11,12 @@ use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::service::{SOON, Service, wait_for};
 use backstay_tests::harness::store::{Kind, Store};
 
-use super::{MIB, PARTS, SIZE, SMALL, noise, source};
+use super::{MIB, PARTS, SIZE, SMALL, each_kind, noise, source};
 
 /// Killed in the middle of an upload and started again: the cycle ends well, by trying again or by the next.
 #[test]
 fn a_server_that_is_killed_in_the_middle() {
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         // Its own, so that others do not notice.
         let store = Store::start(kind);
         let proxy = Proxy::start(store.port);
@@ -48,14 +48,14 @@ fn a_server_that_is_killed_in_the_middle() {
         let newest = disk.points().pop().unwrap().cycle;
         assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served), "{kind:?}");
         host.backstay(&["verify", "db"]);
-    }
+    });
 }
 
 /// Storms and stalls that outlast all patience cost the cycle and nothing else, and are tried again by
 /// themselves.
 #[test]
 fn storms_and_stalls_pass() {
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let proxy = Proxy::start(store.port);
         let backend = Backend::through(store, &proxy);
@@ -64,7 +64,7 @@ fn storms_and_stalls_pass() {
         disk.cycle();
         let points = disk.points().len();
         let impatient =
-            "part_size = \"5MiB\"\ntimeout = \"1s\"\nslowest = \"100MiB/s\"\nretries = 1\n";
+            "part_size = \"5MiB\"\ntimeout = \"300ms\"\nslowest = \"100MiB/s\"\nretries = 1\n";
         backend.connect(&host, Role::Source, SMALL, impatient);
         let faults = [Fault::Answer(500), Fault::Answer(503), Fault::Answer(429), Fault::Close];
         for (n, fault) in faults.into_iter().chain([Fault::Stall]).enumerate() {
@@ -88,7 +88,7 @@ fn storms_and_stalls_pass() {
         assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served));
         host.backstay(&["prune", "db"]);
         host.backstay(&["verify", "db"]);
-    }
+    });
 }
 
 /// What is read comes through server errors, broken, stalled and trickling connections, each of which ends in its
@@ -96,20 +96,19 @@ fn storms_and_stalls_pass() {
 #[test]
 fn reading_through_storms_and_trickles() {
     const TRICKLE: Fault = Fault::Trickle(Duration::from_millis(20));
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let proxy = Proxy::start(store.port);
         let backend = Backend::through(store, &proxy);
         let (host, disk) = source("stores-reading", &backend);
         disk.cycle();
         let was = hash(&disk.served());
-        let settings = "timeout = \"1s\"\nslowest = \"64KiB/s\"\n";
+        let settings = "timeout = \"300ms\"\nslowest = \"64KiB/s\"\n";
         backend.connect(&host, Role::Recovery, SMALL, settings);
         let faults = [Fault::Answer(503), Fault::Close, TRICKLE, Fault::Answer(500), Fault::Stall];
         let gets = AtomicU64::new(0);
         proxy.choose(move |request| match &request.method[..] {
-            // The library asks for a list once more only if its answer does not begin.
-            "GET" if !request.lists("") => match gets.fetch_add(1, Ordering::Relaxed) as usize {
+            "GET" => match gets.fetch_add(1, Ordering::Relaxed) as usize {
                 odd if odd % 2 == 1 => faults[odd / 2 % faults.len()],
                 _ => Fault::Pass,
             },
@@ -118,6 +117,19 @@ fn reading_through_storms_and_trickles() {
         let before = proxy.faults();
         assert_eq!(hash(&disk.restore(1, "restored.img")), was, "{kind:?}");
         assert!(proxy.faults() - before >= faults.len() as u64, "{} faults", proxy.faults());
+        // A list that trickles or breaks off is asked for again.
+        let lists = AtomicU64::new(0);
+        proxy.choose(move |request| match request.lists("") {
+            true => match lists.fetch_add(1, Ordering::Relaxed) {
+                0 => TRICKLE,
+                1 => Fault::Half,
+                _ => Fault::Pass,
+            },
+            false => Fault::Pass,
+        });
+        let before = proxy.faults();
+        assert_eq!(disk.points().len(), 1, "{kind:?}");
+        assert_eq!(proxy.faults() - before, 2, "{kind:?}");
         // Every one of them, and no end of it.
         backend.connect(&host, Role::Recovery, SMALL, &format!("{settings}retries = 1\n"));
         for fault in faults {
@@ -134,7 +146,7 @@ fn reading_through_storms_and_trickles() {
         }
         proxy.choose(|_| Fault::Pass);
         proxy.release();
-    }
+    });
 }
 
 /// The service ships again by itself when a store that was gone is back.

@@ -36,6 +36,11 @@ pub fn life(backend: &Backend, (host, disk): (Arc<Host>, Disk), prune: Prune<'_>
     keeper.backstay(&["pin", "db", "2", "--name", "before"]);
     prune(&keeper, "last 1");
     points(&disk, &[2, 4]);
+    if backend.knows_roles() {
+        refused(&host, &["pin", "db", "4"], "a source holds points only to compare");
+        refused(&host, &["unpin", "db", "before"], "a source has no right to Delete");
+        takes_nothing_over(&keeper);
+    }
     // A comparison by checksums, after the backing was changed behind our back.
     host.backstay(&["umount", "db"]);
     noise(&disk.backing, 20 * MIB, 4096, 9);
@@ -56,11 +61,33 @@ pub fn life(backend: &Backend, (host, disk): (Arc<Host>, Disk), prune: Prune<'_>
     }
     let gone = other.try_backstay(&["restore", "db", "--point", "2", "--to", "/dev/null"]);
     assert!(said(&gone).contains("no recovery point 2"), "{}", said(&gone));
+    if backend.knows_roles() {
+        let to = host.path("never.img");
+        let args = ["restore", "db", "--point", "5", "--to", to.to_str().unwrap()];
+        refused(&host, &args, "a source reads of a segment its header, index and footer");
+        refused(&other, &["prune", "db", "--keep", "last 1"], "retention runs there");
+    }
     mount(&another(backend, Role::Recovery), &hash(&disk.served()));
     there_and_back(backend, &disk);
     noise(&served, 10 * MIB, MIB, 19);
     disk.cycle();
     fail_over(&disk, &other);
+}
+
+/// A certificate is for one thing; the rest is refused, and said so.
+fn refused(host: &Host, args: &[&str], why: &str) {
+    let tried = host.try_backstay(args);
+    assert!(!tried.status.success(), "{args:?} was done: {}", said(&tried));
+    assert!(said(&tried).contains(why), "{args:?}: {}", said(&tried));
+}
+
+/// Who looks after points reads them, too, and takes no term.
+fn takes_nothing_over(keeper: &Arc<Host>) {
+    // For its clean-up.
+    keeper.disk("db", SIZE);
+    keeper.backstay(&["failover", "unplanned", "db"]);
+    refused(keeper, &["failover", "commit", "db"], "a maintainer has no right to Put");
+    keeper.backstay(&["failover", "cancel", "db"]);
 }
 
 fn points(disk: &Disk, expected: &[u64]) {

@@ -9,12 +9,12 @@ use backstay_tests::harness::Host;
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::forward::ForwardProxy;
 use backstay_tests::harness::host::hash;
-use backstay_tests::harness::netns::{Authority, Cable};
+use backstay_tests::harness::netns::{Authority, Cable, Socket};
 use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::service::{SOON, Service, write_config};
 use backstay_tests::harness::store::{Kind, Store};
 
-use super::{MIB, SIZE, noise};
+use super::{MIB, SIZE, each_kind, noise};
 
 const PARTS: &str = "[store]\npart_size = \"5MiB\"\n";
 
@@ -22,7 +22,7 @@ const PARTS: &str = "[store]\npart_size = \"5MiB\"\n";
 /// `ca_file` the store is reached.
 #[test]
 fn a_store_with_tls() {
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let (ours, others) = (Authority::new(), Authority::new());
         let proxy = Proxy::start_tls(store.port, ours.server("127.0.0.1"));
@@ -61,7 +61,7 @@ fn a_store_with_tls() {
         disk.cycle();
         assert_eq!(hash(&disk.restore(1, "restored.img")), hash(&disk.served()), "{kind:?}");
         assert!(proxy.seen() > 5);
-    }
+    });
 }
 
 /// Only outbound, and only to an HTTP proxy: the source is in a network of its own where nothing else answers, not
@@ -122,14 +122,7 @@ fn only_out_through_an_http_proxy() {
         in_the_middle.recv_timeout(SOON).unwrap();
         let sockets = cable.sockets(0);
         go_on.send(()).unwrap();
-        // Address and port as the kernel writes them.
-        let port: u16 = proxy.url().rsplit(':').next().unwrap().parse().unwrap();
-        let of_proxy = format!("{:08X}:{port:04X}", u32::from_le_bytes([10, 99, 7, 2]));
-        assert!(sockets.iter().any(|socket| socket.remote == of_proxy), "{sockets:?}");
-        for socket in &sockets {
-            assert!(!socket.listens && socket.protocol == "tcp", "{socket:?}");
-            assert_eq!(socket.remote, of_proxy, "{kind:?}");
-        }
+        all_lead_to(&proxy, &sockets);
         service.says("recovery point 1");
         drop(service);
         let restored = host.path("restored.img");
@@ -151,5 +144,18 @@ fn only_out_through_an_http_proxy() {
         let failed = cable.on(0, command.args(["cycle", "db"])).output().unwrap();
         assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
         assert_eq!(server.seen(), seen, "{kind:?}");
+    }
+}
+
+/// All sockets of a host on the first side of a cable are connections to a proxy on the other, and none waits for
+/// connections.
+pub fn all_lead_to(proxy: &ForwardProxy, sockets: &[Socket]) {
+    // Address and port as the kernel writes them.
+    let port: u16 = proxy.url().rsplit(':').next().unwrap().parse().unwrap();
+    let of_proxy = format!("{:08X}:{port:04X}", u32::from_le_bytes([10, 99, 7, 2]));
+    assert!(sockets.iter().any(|socket| socket.remote == of_proxy), "{sockets:?}");
+    for socket in sockets {
+        assert!(!socket.listens && socket.protocol == "tcp", "{socket:?}");
+        assert_eq!(socket.remote, of_proxy);
     }
 }

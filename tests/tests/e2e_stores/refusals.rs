@@ -12,12 +12,12 @@ use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::service::write_config;
 use backstay_tests::harness::store::{Kind, Store};
 
-use super::SIZE;
+use super::{SIZE, each_kind};
 
 /// I5: a store that does not keep puts apart is refused, before anything is begun in it.
 #[test]
 fn a_store_without_conditional_puts_is_refused() {
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let proxy = Proxy::start(store.port);
         proxy.choose(|_| Fault::DenyConditions);
@@ -47,7 +47,7 @@ fn a_store_without_conditional_puts_is_refused() {
         // Nothing is left of the attempt.
         host.ship_to(&store.url(), store.variables());
         host.backstay(&["protect", backing, "--name", "db", "--check"]);
-    }
+    });
 }
 
 /// Whether a variable holds what lets us in, or names its file.
@@ -59,7 +59,7 @@ fn is_secret(name: &str) -> bool {
 #[test]
 fn mistakes_are_explained_and_secrets_kept() {
     const SECRET: &str = "aHVudGVyMmh1bnRlcjJodW50ZXIy";
-    for kind in Kind::ALL {
+    each_kind(|kind| {
         let store = Store::shared(kind);
         let host = Host::new("stores-mistakes");
         let url = store.url();
@@ -105,7 +105,7 @@ fn mistakes_are_explained_and_secrets_kept() {
         assert!(text.contains("no credentials"), "{text}");
         let text = tried(&url.replace("//", &format!("//me:{SECRET}@")), store.variables());
         assert!(text.contains("no credentials or parameters in a vault's URL"), "{text}");
-    }
+    });
 }
 
 /// A key of the right form with the account's name, that is not the account's: a file.

@@ -121,7 +121,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return verb.run(cli.globals);
     }
     let mut context = Context::new(cli.globals)?;
-    if cli.verb.only_looks() {
+    // For a gateway it is sources that wait, and try again by themselves.
+    if cli.verb.only_looks() || matches!(cli.verb, Verb::Gateway(_)) {
         context.somebody_waits();
     }
     match cli.verb {

@@ -6,6 +6,7 @@
 //! - `body`: bodies with their limits
 //! - `health`: the plain listener for those who watch
 
+mod away;
 mod body;
 mod connection;
 #[doc(hidden)]
@@ -121,6 +122,7 @@ pub(crate) struct Shared {
     counters: Counters,
     indexes: get::IndexPlaces,
     ready: health::Ready,
+    away: away::Away,
     skew: Duration,
     verify_content: bool,
 }
@@ -192,6 +194,7 @@ impl Gateway {
             counters: Counters::default(),
             indexes: get::IndexPlaces::default(),
             ready: health::Ready::default(),
+            away: away::Away::default(),
             skew: settings.skew,
             verify_content: settings.verify_content,
         });

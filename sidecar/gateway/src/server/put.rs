@@ -71,13 +71,10 @@ async fn segment(
     let shared = &asked.shared;
     let name = key.to_string();
     let there = || Refused::Taken(format!("{name} is there already"));
+    let at = Path::from(name.as_str());
+    // If it does not answer, its upload will see: that the store is away is what the cache is for.
     let is_there = shared.spool.find(&name).is_some()
-        || match shared.store.head(&Path::from(name.as_str())).await {
-            Ok(_) => true,
-            Err(object_store::Error::NotFound { .. }) => false,
-            // Its upload will see; that the store is away is what the cache is for.
-            Err(_) => false,
-        };
+        || matches!(shared.away.look(shared.store.head(&at)).await, Some(Ok(_)));
     if is_there {
         drain(shared, request.into_body()).await;
         return Err(there());

@@ -264,6 +264,12 @@ impl Asked {
                 true => Ok(()),
                 false => Err(no()),
             },
+            ObjectKey::Disk(disk, Piece::Segment(_)) if verb == Verb::Put => {
+                match self.standing_or_before(*disk).await? {
+                    Standing::Own => Ok(()),
+                    _ => Err(no()),
+                }
+            }
             ObjectKey::Disk(disk, piece) => match (self.standing(*disk).await?, verb) {
                 (Standing::Own, _) => Ok(()),
                 (Standing::Others, _) => Err(no()),
@@ -281,6 +287,17 @@ impl Asked {
             | ObjectKey::KeyNote(..)
             | ObjectKey::Proof(..)
             | ObjectKey::GroupPoint(..) => Ok(()),
+        }
+    }
+
+    /// As [`Self::standing`], but while the store does not answer what it said before counts.
+    async fn standing_or_before(&self, disk: backstay_format::DiskId) -> Result<Standing, Refused> {
+        if !self.shared.owners.was_own(&self.who, disk) {
+            return self.standing(disk).await;
+        }
+        match self.shared.away.look(self.standing(disk)).await {
+            None | Some(Err(Refused::Store(_))) => Ok(Standing::Own),
+            Some(standing) => standing,
         }
     }
 

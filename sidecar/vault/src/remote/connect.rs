@@ -1,7 +1,7 @@
 //! A client for a vault's object store, made of its URL, the settings and the environment.
 
 use std::path::{Path as FsPath, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -177,6 +177,13 @@ pub(crate) fn alone(store: Arc<dyn ObjectStore>) -> Connected {
     Connected { store, bucket: None }
 }
 
+/// Whether it says how long a request may take, whatever its length: a segment would never get through on a slow line
+/// (see `patience`).
+fn is_timeout(key: ClientConfigKey) -> bool {
+    use ClientConfigKey as K;
+    matches!(key, K::Timeout | K::ReadTimeout | K::ConnectTimeout)
+}
+
 /// Where a setting and a variable say different things, the setting counts.
 fn client_options(
     url: &str,
@@ -184,14 +191,24 @@ fn client_options(
     settings: &StoreSettings,
     variables: &[(String, String)],
 ) -> Result<ClientOptions, VaultError> {
+    static TOLD: Once = Once::new();
     let mut options = ClientOptions::new()
         .with_connect_timeout(settings.connect_timeout)
         // Ours knows how long a request is (see `patience`).
         .with_timeout_disabled();
     for (name, value) in variables {
         let name = name[kind.variables_begin_with().len()..].to_ascii_lowercase();
-        if let Ok(key) = name.parse::<ClientConfigKey>() {
-            options = options.with_config(key, value);
+        match name.parse::<ClientConfigKey>() {
+            // Told once: vaults are opened again and again.
+            Ok(key) if is_timeout(key) => TOLD.call_once(|| {
+                tracing::warn!(
+                    "{}{} does not count here: [store] says how long one waits",
+                    kind.variables_begin_with(),
+                    name.to_ascii_uppercase()
+                );
+            }),
+            Ok(key) => options = options.with_config(key, value),
+            Err(_) => {}
         }
     }
     if let Some(allow) = settings.allow_http {
@@ -298,4 +315,28 @@ fn google(
         .with_retry(retries(settings))
         .with_http_connector(connector(settings));
     Ok(Arc::new(builder.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_the_environment_do_not_count() {
+        let settings = StoreSettings::default();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let variables = [
+            pair("AWS_TIMEOUT", "1 ms"),
+            pair("AWS_READ_TIMEOUT", "nonsense"),
+            pair("AWS_CONNECT_TIMEOUT", "1 ms"),
+            pair("AWS_ALLOW_HTTP", "true"),
+        ];
+        let options = client_options("s3://b", Kind::S3, &settings, &variables).unwrap();
+        let value = |key| options.get_config_value(&key);
+        assert_eq!(value(ClientConfigKey::Timeout), None);
+        assert_eq!(value(ClientConfigKey::ReadTimeout), None);
+        assert_eq!(value(ClientConfigKey::ConnectTimeout).as_deref(), Some("10 seconds"));
+        // The others do.
+        assert_eq!(value(ClientConfigKey::AllowHttp).as_deref(), Some("true"));
+    }
 }

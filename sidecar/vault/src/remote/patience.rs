@@ -6,8 +6,10 @@
 //! stands still ends, and so does one that trickles and would not end for days.
 //!
 //! What is given up here is told as a time-out, so that the library sends it again, and reads on where a body broke
-//! off.
+//! off. It does not do so for lists: a page of one is read here to its end, so that one that breaks off, stands
+//! still or trickles is to the library an answer that did not come, and is asked for again.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,8 +17,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use object_store::client::{HttpError, HttpErrorKind, HttpResponseBody};
+use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody};
 use tokio::time::{Instant, Sleep, sleep};
+
+/// Longest page of a list: thousands of keys, each of at most 1 KiB and what stores say of it.
+const PAGE_BYTES_MAX: usize = 32 << 20;
+
+/// Whether a request asks for a page of a list.
+pub(crate) fn asks_for_page(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    request.method().as_str() == "GET"
+        && query.split('&').any(|part| matches!(part, "list-type=2" | "comp=list"))
+}
 
 /// How long one waits for a store.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +69,25 @@ impl Patience {
             came: 0,
             look: Box::pin(sleep(self.timeout)),
         })
+    }
+
+    /// A page of a list with all of its body, which has to come.
+    pub async fn page(self, answer: HttpResponse) -> Result<HttpResponse, HttpError> {
+        let (head, body) = answer.into_parts();
+        let (mut body, mut all) = (self.body(body), vec![]);
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let frame = frame.map_err(|e| match e.kind() {
+                HttpErrorKind::Timeout => e,
+                // Asking again does no harm.
+                _ => HttpError::new(HttpErrorKind::Interrupted, e),
+            })?;
+            all.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if all.len() > PAGE_BYTES_MAX {
+                let what = format!("a page of a list is longer than {PAGE_BYTES_MAX} bytes");
+                return Err(HttpError::new(HttpErrorKind::Unknown, io::Error::other(what)));
+            }
+        }
+        Ok(HttpResponse::from_parts(head, Bytes::from(all).into()))
     }
 }
 
@@ -161,6 +192,26 @@ mod tests {
         assert_eq!(read(1, 1000, 5), Err(HttpErrorKind::Timeout), "it trickles");
         assert_eq!(read(1, 1, 1_000_000), Err(HttpErrorKind::Timeout), "it stands still");
         assert_eq!(read(1100, 100, 3), Ok(110_000), "slow, and longer than any time-out");
+    }
+
+    #[test]
+    fn a_page_comes_whole_or_not_at_all() {
+        let page = |piece, pieces, pause_ms| {
+            let patience = Patience { timeout: Duration::from_millis(50), slowest: 1000 };
+            let clock =
+                tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            clock.block_on(async {
+                let pause = Duration::from_millis(pause_ms);
+                let next = Box::pin(sleep(pause));
+                let slow = Slow { piece, left: pieces, pause, next };
+                let page = patience.page(HttpResponse::new(HttpResponseBody::new(slow))).await;
+                let whole = page.map_err(|e| e.kind())?.into_body().bytes().await;
+                whole.map(|bytes| bytes.len()).map_err(|e| e.kind())
+            })
+        };
+        assert_eq!(page(1100, 10, 1), Ok(11_000));
+        assert_eq!(page(1, 1000, 5), Err(HttpErrorKind::Timeout), "it trickles");
+        assert_eq!(page(1 << 20, 40, 0), Err(HttpErrorKind::Unknown), "it has no end");
     }
 
     #[test]

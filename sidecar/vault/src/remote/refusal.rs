@@ -19,7 +19,7 @@ use object_store::client::{
 use rustls::AlertDescription as Alert;
 
 use super::lock::Locker;
-use super::patience::Patience;
+use super::patience::{Patience, asks_for_page};
 
 /// Most bytes of an answer that are looked at.
 const BODY_BYTES_MAX: usize = 16 << 10;
@@ -175,8 +175,12 @@ impl HttpService for Teller {
             None => request,
         };
         let sent = request.body().content_length() as u64;
+        let page = asks_for_page(&request);
         let response = patience.answer(sent, client.execute(request)).await.map_err(told)?;
-        let response = response.map(|body| patience.body(body));
+        let response = match page {
+            true => patience.page(response).await?,
+            false => response.map(|body| patience.body(body)),
+        };
         let status = response.status().as_u16();
         if !is_final(status) {
             return Ok(response);

@@ -9,6 +9,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use super::hold::HoldRequest;
 use crate::error::VaultError;
 use crate::format::hold::{HoldKind, HoldName};
+use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
 /// How long a reader that was killed holds its points: it will be started anew, under a new name.
@@ -51,7 +52,13 @@ impl Held {
                     tracing::warn!("renewing hold {}: {e}", record.name);
                 }
             }
-            if let Err(e) = vault.release(disk, &record.name) {
+            // A source need not ask for what no gateway lets it do.
+            let released = match vault.role() {
+                Ok(Some(Role::Source)) => return,
+                Ok(_) => vault.release(disk, &record.name),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = released {
                 tracing::debug!("hold {} ends by itself: {e}", record.name);
             }
         };
