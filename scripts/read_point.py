@@ -315,15 +315,14 @@ UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 class Vault:
     def __init__(self, directory, options):
-        self.objects = directory
+        self.objects, self.keys = directory, None
         self.body = self.document("vault.json", "backstay-vault")
         need(self.body is not None, f"there is no vault in {directory.root}")
-        self.keys = None
         if self.body.get("encrypted"):
             revisions = directory.names("keys", NUMBER)
             need(revisions, "the vault is encrypted and its keyring is gone")
             keyring = self.document(f"keys/{revisions[-1]}", "backstay-keyring")
-            self.keys = sealed().Keys(self.body["vault"], keyring, int(revisions[-1]), options)
+            self.keys = sealed().Keys(self.body["vault"], keyring, int(revisions[-1]), options, directory, blake3)
 
     def content(self, path, data):
         """What stands in a point or ledger, if it is signed as it must be."""
@@ -331,7 +330,12 @@ class Vault:
 
     def document(self, path, format_name):
         data = self.objects.read(path, DOCUMENT_LIMIT)
-        return None if data is None else document(data, format_name, path)
+        if data is None:
+            return None
+        body = document(data, format_name, path)
+        if self.keys is not None:
+            self.keys.document(path, data)
+        return body
 
     def disks(self):
         """Records of all disks by id."""

@@ -170,8 +170,8 @@ def slot_secret(slot, vault, owner, options):
 class Keys:
     """What opens an encrypted vault."""
 
-    def __init__(self, vault_id, keyring, revision, options):
-        self.vault = uuid.UUID(vault_id)
+    def __init__(self, vault_id, keyring, revision, options, objects, digest):
+        self.vault, self.keyring, self.objects, self.digest, self.known = uuid.UUID(vault_id), keyring, objects, digest, {}
         need(keyring["vault"] == vault_id and keyring["revision"] == revision, "the keyring is another's")
         unsigned = {name: value for name, value in keyring.items() if name != "signature"}
         canonical = json.dumps(unsigned, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -197,18 +197,68 @@ class Keys:
         need(seed and raw(Ed25519PrivateKey.from_private_bytes(seed).public_key()) == self.owner,
              "the keyring's owner is not the one it says")
 
+    def allowed(self, signer, certificate, path):
+        """That the owner signed, or somebody whom the owner allowed to."""
+        allowed = b"backstay writer 1\0" + self.vault.bytes + signer
+        need(certificate == bytes(64) if signer == self.owner else signed(self.owner, allowed, certificate),
+             f"{path} is signed by somebody whom the vault's owner did not allow to write")
+
     def content(self, path, data):
         """A signed object without its signature."""
         need(len(data) > TRAILER and data[-TRAILER:-TRAILER + 8] == b"BSTYSIGN", f"{path} is not signed")
         content, trailer = data[:-TRAILER], data[-TRAILER + 8:]
         signer, certificate, signature = trailer[:32], trailer[32:96], trailer[96:]
-        allowed = b"backstay writer 1\0" + self.vault.bytes + signer
-        need(certificate == bytes(64) if signer == self.owner else signed(self.owner, allowed, certificate),
-             f"{path} is signed by somebody whom the vault's owner did not allow to write")
+        self.allowed(signer, certificate, path)
         name = path.encode()
         message = b"backstay object 1\0" + self.vault.bytes + struct.pack("<I", len(name)) + name + content
         need(signed(signer, message, signature), f"{path}: its signature does not fit")
+        self.counts(signer, path)
         return content
+
+    def bounds(self, digest):
+        """What was there when a writer was removed, or when documents were not signed yet."""
+        if digest not in self.known:
+            path = f"keys/bounds-{digest}"
+            data = self.objects.read(path, 64 << 20)
+            need(data is not None and self.digest(data).hex() == digest, f"{path} is not what its name says")
+            found = json.loads(data)
+            need(found["vault"] == str(self.vault), f"{path} is another vault's")
+            self.known[digest] = (found["last"], set(found["there"]))
+        return self.known[digest]
+
+    def covers(self, digest, path):
+        last, there = self.bounds(digest)
+        folder, _, name = path.rpartition("/")
+        return path in there or name <= last.get(folder, "")
+
+    def counts(self, signer, path):
+        """What a writer signed that was removed counts if it was there before."""
+        for one in self.keyring.get("removed", ()):
+            need(one["writer"] != signer.hex() or self.covers(one["bounds"], path),
+                 f"{path} is signed by a writer that was removed from the vault, and was not there before that")
+
+    def document(self, path, data):
+        """That a document is signed, if it is of a kind that is."""
+        if not path.startswith(("disks/", "names/", "groups/")):
+            return
+        whole = json.loads(data)
+        seal = whole.get("signature")
+        if seal is None:
+            unsigned = self.keyring.get("unsigned")
+            need(not self.keyring.get("documents_signed") or (unsigned and self.covers(unsigned, path)), f"{path} is not signed")
+            return
+        try:
+            seal = bytes.fromhex(seal)
+        except ValueError:
+            seal = b""
+        need(len(seal) == TRAILER - 8, f"{path}: its signature does not fit")
+        signer, certificate, signature = seal[:32], seal[32:96], seal[96:]
+        self.allowed(signer, certificate, path)
+        name = path.encode()
+        canonical = json.dumps(whole["body"], sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        message = b"backstay document 1\0" + self.vault.bytes + struct.pack("<I", len(name)) + name + canonical
+        need(signed(signer, message, signature), f"{path}: its signature does not fit")
+        self.counts(signer, path)
 
     def segment(self, path, identity, envelope):
         """The key of a segment, from its envelope; identity is number, disk, cycle, attempt."""

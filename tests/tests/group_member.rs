@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use backstay_sidecar::group::TlsConfig;
 use backstay_sidecar::group::link::Link;
-use backstay_sidecar::group::tls;
+use backstay_sidecar::group::tls::Tls;
 use backstay_sidecar::group::wire::{Ask, Tell};
 use backstay_tests::harness::netns::Authority;
 use backstay_tests::harness::stamp::{open_direct, stamp};
@@ -59,7 +59,7 @@ fn lab(test: &str, verb: &[&str]) -> Lab {
     disk.mount(&[]);
     disk.cycle();
     let member = host.command().args(verb).stdin(Stdio::null()).spawn().unwrap();
-    Lab { host, disk, listener, tls: tls::server(&files["tls"]).unwrap(), member }
+    Lab { host, disk, listener, tls: Tls::load(&files["tls"]).unwrap().server(), member }
 }
 
 impl Lab {

@@ -15,10 +15,13 @@ use backstay_sidecar::group::TlsConfig;
 use backstay_sidecar::group::crew::{Crew, Trouble};
 use backstay_sidecar::group::hosts::Hosts;
 use backstay_sidecar::group::link::{Link, LinkError};
-use backstay_sidecar::group::tls;
+use backstay_sidecar::group::tls::{self, Tls};
 use backstay_sidecar::group::wire::{Ask, Point, Tell};
 use backstay_vault::{GroupMember, GroupName};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 const LONG: Duration = Duration::from_secs(10);
 const HOLD: Duration = Duration::from_millis(300);
@@ -30,12 +33,18 @@ impl Authority {
     fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// The files of a host; whoever's authority it trusts.
     fn host(&self, dir: &Path, name: &str, trusts: &Self) -> TlsConfig {
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        self.host_of_number(dir, name, trusts, 1)
+    }
+
+    fn host_of_number(&self, dir: &Path, name: &str, trusts: &Self, number: u64) -> TlsConfig {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(number));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let file = |what: &str, content: String| {
@@ -48,7 +57,27 @@ impl Authority {
             ca: file("ca", trusts.0.pem()),
             cert: file("cert", certificate.pem()),
             key: file("key", key.serialize_pem()),
+            revoked: None,
         }
+    }
+
+    /// A list of revoked certificates.
+    fn revoke(&self, numbers: &[u64], to: &Path) {
+        let revoked = |number: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*number),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(numbers.len() as u64 + 1),
+            issuing_distribution_point: None,
+            revoked_certs: numbers.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        std::fs::write(to, list.signed_by(&self.0).unwrap().pem().unwrap()).unwrap();
     }
 }
 
@@ -69,7 +98,7 @@ impl Lab {
         let server = authority.host(dir.path(), "127.0.0.1", &authority);
         let groups = BTreeMap::from([(shop(), vec![HOST.to_owned()])]);
         let address = "127.0.0.1:0".parse().unwrap();
-        let hosts = Hosts::listen(address, tls::server(&server).unwrap(), groups).unwrap();
+        let hosts = Hosts::listen(address, Tls::load(&server).unwrap(), groups).unwrap();
         let port = hosts.address().port();
         Self { dir, authority, hosts, port }
     }
@@ -81,7 +110,7 @@ impl Lab {
 
     fn dial_with(&self, files: &TlsConfig, coordinator: &str) -> Result<Link, LinkError> {
         let name = tls::host_name(coordinator).unwrap();
-        Link::dial(tls::client(files).unwrap(), name, ("127.0.0.1", self.port))
+        Link::dial(Tls::load(files).unwrap().client(), name, ("127.0.0.1", self.port))
     }
 
     /// Dials and says hello for a group; whether it was welcome.
@@ -199,6 +228,60 @@ fn strangers_are_turned_away() {
     assert!(!lab.hosts.wait_for(&shop(), Duration::from_millis(100)));
     lab.hello(HOST, &shop()).unwrap();
     assert!(lab.hosts.wait_for(&shop(), LONG));
+}
+
+/// Who is revoked is shut out at once, on a connection that is open, too; a list that is cut off lets nobody in again.
+#[test]
+fn a_revoked_host_is_shut_out() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let list = dir.path().join("revoked.crl");
+    authority.revoke(&[], &list);
+    let mut server = authority.host_of_number(dir.path(), "127.0.0.1", &authority, 10);
+    server.revoked = Some(list.clone());
+    let groups = BTreeMap::from([(shop(), vec![HOST.to_owned()])]);
+    let address = "127.0.0.1:0".parse().unwrap();
+    let tls = Tls::load(&server).unwrap();
+    let hosts = Hosts::listen(address, Arc::clone(&tls), groups).unwrap();
+    let port = hosts.address().port();
+    let lab = Lab { dir, authority, hosts, port };
+    let files = |number| lab.authority.host_of_number(lab.dir.path(), HOST, &lab.authority, number);
+    let hello = |files: &TlsConfig| {
+        let mut link = lab.dial_with(files, "127.0.0.1")?;
+        link.send(&Tell::Hello { group: shop() }, LONG)?;
+        link.receive::<Ask>(LONG).map(|_| link)
+    };
+    let (old, new) = (files(20), files(21));
+    let mut open = hello(&old).unwrap();
+    assert!(lab.hosts.wait_for(&shop(), LONG));
+    lab.authority.revoke(&[20], &list);
+    let ended = loop {
+        match open.receive::<Ask>(LONG) {
+            Ok(_) => open.send(&Tell::Pong, LONG).unwrap(),
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(ended, LinkError::Io(_)), "{ended}");
+    let refused = hello(&old).err().expect("it is revoked");
+    assert!(refused.to_string().contains("CertificateRevoked"), "{refused}");
+    hello(&new).unwrap();
+    // Cut off: what was read before still holds.
+    std::fs::write(&list, "").unwrap();
+    assert!(hello(&old).is_err());
+    hello(&new).unwrap();
+    assert!(Tls::load(&server).is_err(), "a list without any is none");
+
+    // The other way round: a host that reads the list dials no revoked coordinator, and stays with none.
+    lab.authority.revoke(&[20], &list);
+    let mut files = files(22);
+    files.revoked = Some(list.clone());
+    let tls = Tls::load(&files).unwrap();
+    let link = hello(&files).unwrap();
+    let name = tls::host_name("127.0.0.1").unwrap();
+    tls.check_coordinator(link.certificates(), &name).unwrap();
+    lab.authority.revoke(&[20, 10], &list);
+    assert!(tls.check_coordinator(link.certificates(), &name).is_err());
+    let refused = lab.dial_with(&files, "127.0.0.1").err();
+    assert!(matches!(refused, Some(LinkError::Tls(_))), "{refused:?}");
 }
 
 #[test]

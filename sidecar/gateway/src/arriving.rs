@@ -51,7 +51,24 @@ impl Arriving<'_> {
     /// Why not.
     pub fn check(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
         match key {
-            ObjectKey::Vault | ObjectKey::Keyring(_) => wrong("that is made where the store is"),
+            // A segment is looked at as it arrives, a point below; what belongs to keys has signatures of its own.
+            ObjectKey::Disk(_, Piece::Segment(_) | Piece::Point(_))
+            | ObjectKey::Vault
+            | ObjectKey::Keyring(_)
+            | ObjectKey::KeyNote(..)
+            | ObjectKey::Proof(..) => {}
+            ObjectKey::Disk(..) | ObjectKey::Name(..) | ObjectKey::GroupPoint(..) => {
+                self.vault.check_arriving(&key.to_string(), bytes)?;
+            }
+        }
+        self.check_content(key, bytes)
+    }
+
+    fn check_content(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
+        match key {
+            ObjectKey::Vault | ObjectKey::Keyring(_) | ObjectKey::KeyNote(..) => {
+                wrong("that is made where the store is")
+            }
             ObjectKey::Proof(slot, at) => {
                 let proof: KeyProof = document(bytes)?;
                 self.recent(*at)?;

@@ -21,6 +21,8 @@ pub enum ObjectKey {
     Vault,
     /// `keys/<revision>`
     Keyring(u64),
+    /// `keys/bounds-<digest>` and `keys/writer-<public half>`: what belongs to the keyring
+    KeyNote(KeyNote, String),
     /// `proofs/<slot>/<time>`
     Proof(u32, u64),
     /// `names/<name>/<number>`
@@ -29,6 +31,32 @@ pub enum ObjectKey {
     GroupPoint(GroupName, u64),
     /// `disks/<disk>/…`
     Disk(DiskId, Piece),
+}
+
+/// What belongs to a keyring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyNote {
+    /// What was there when a writer was removed.
+    Bounds,
+    /// That a writer's key was made.
+    Writer,
+}
+
+impl KeyNote {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bounds => "bounds",
+            Self::Writer => "writer",
+        }
+    }
+
+    /// Which one a name below `keys/` is, and its 32 bytes in hexadecimal.
+    fn parse(name: &str) -> Option<ObjectKey> {
+        let (kind, of) = name.split_once('-')?;
+        let note = [Self::Bounds, Self::Writer].into_iter().find(|note| note.name() == kind)?;
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (of.len() == 64 && of.bytes().all(hex)).then(|| ObjectKey::KeyNote(note, of.into()))
+    }
 }
 
 /// What an object is of a disk.
@@ -62,6 +90,7 @@ impl ObjectKey {
         let parts: Vec<&str> = text.split('/').collect();
         let key = match parts[..] {
             ["vault.json"] => Self::Vault,
+            ["keys", note] if note.contains('-') => KeyNote::parse(note)?,
             ["keys", revision] => Self::Keyring(revision.parse().ok()?),
             ["proofs", slot, at] => Self::Proof(slot.parse().ok()?, at.parse().ok()?),
             ["names", name, number] => Self::Name(name.parse().ok()?, number.parse().ok()?),
@@ -124,6 +153,7 @@ impl fmt::Display for ObjectKey {
         match self {
             Self::Vault => f.write_str("vault.json"),
             Self::Keyring(revision) => write!(f, "keys/{revision:020}"),
+            Self::KeyNote(note, of) => write!(f, "keys/{}-{of}", note.name()),
             Self::Proof(slot, at) => write!(f, "proofs/{slot:010}/{at:020}"),
             Self::Name(name, number) => write!(f, "names/{name}/{number:020}"),
             Self::GroupPoint(group, number) => write!(f, "groups/{group}/points/{number:020}"),

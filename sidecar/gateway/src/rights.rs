@@ -35,7 +35,7 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
         (Verb::Get, K::Disk(_, Piece::Segment(_))) if role == Role::Source => Right::IndexOnly,
         (Verb::Get, _) => Right::Yes,
         // What is put is looked at besides (`crate::arriving`).
-        (Verb::Put, K::Vault | K::Keyring(_)) => Right::No,
+        (Verb::Put, K::Vault | K::Keyring(_) | K::KeyNote(..)) => Right::No,
         (Verb::Put, K::Proof(..)) => yes_if(role != Role::Source),
         (Verb::Put, K::Name(..) | K::GroupPoint(..)) => yes_if(role != Role::Maintainer),
         (Verb::Put, K::Disk(_, piece)) => yes_if(match piece {
@@ -59,6 +59,7 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::KeyNote;
     use backstay_format::{CycleNo, DiskId, Term};
     use backstay_vault::format::segment::SegmentId;
 
@@ -69,6 +70,7 @@ mod tests {
         vec![
             ObjectKey::Vault,
             ObjectKey::Keyring(1),
+            ObjectKey::KeyNote(KeyNote::Bounds, "0".repeat(64)),
             ObjectKey::Proof(1, 1),
             ObjectKey::Name("db".parse().unwrap(), 1),
             ObjectKey::GroupPoint("shop".parse().unwrap(), 1),
@@ -95,15 +97,15 @@ mod tests {
             };
             keys().iter().map(|key| mark(right(role, verb, key))).collect()
         };
-        //                                               VKPNGRTthSPLHD
-        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyiyyyy");
-        assert_eq!(mark(Role::Source, Verb::Put), "---yyyy-yyy-y-");
-        assert_eq!(mark(Role::Source, Verb::Delete), "--------------");
-        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Put), "--yyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Delete), "--y---------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Maintainer, Verb::Put), "--y---------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Delete), "--y---------y-");
+        //                                               VKBPNGRTthSPLHD
+        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyyiyyyy");
+        assert_eq!(mark(Role::Source, Verb::Put), "----yyyy-yyy-y-");
+        assert_eq!(mark(Role::Source, Verb::Delete), "---------------");
+        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Put), "---yyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Delete), "---y---------y-");
+        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Maintainer, Verb::Put), "---y---------y-");
+        assert_eq!(mark(Role::Maintainer, Verb::Delete), "---y---------y-");
     }
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use crate::pki::{Identity, Revocations};
+use crate::pki::{Identity, Life, Revocations};
 
 /// Where the files are (PEM).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +72,17 @@ impl Tls {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
         who.is_valid_at(now as i64) && !loaded.revocations.has(&who.serial)
+    }
+
+    /// Which of its files holds a certificate that ends soon, or has ended, in words.
+    #[must_use]
+    pub fn ending(&self) -> Vec<String> {
+        let files = [("certificate", &self.files.cert), ("authority", &self.files.client_ca)];
+        let trouble = |(what, file): (&str, &PathBuf)| {
+            let trouble = Life::of_file(file).ok()?.trouble()?;
+            Some(format!("its {what} {} {trouble}", file.display()))
+        };
+        files.into_iter().filter_map(trouble).collect()
     }
 
     /// Reads the files again if one of them changed, or `now`. What cannot be read changes nothing: who was

@@ -44,7 +44,7 @@ fn verified(authority: &Authority, certificate: &CertificateDer<'_>) -> Result<(
 #[test]
 fn from_the_first_file_to_a_revoked_certificate() {
     let dir = tempfile::tempdir().unwrap();
-    let mut authority = Authority::init(&dir.path().join("pki"), "Test", 3650).unwrap();
+    let mut authority = Authority::init(&dir.path().join("pki"), "Test", 3650, None).unwrap();
     let source = authority.issue(&client("db-host", Role::Source, &["db", "wal"])).unwrap();
     let identity = Identity::from_der(&der(&source)).unwrap();
     assert_eq!((identity.name.as_str(), identity.role), ("db-host", Role::Source));
@@ -92,7 +92,7 @@ fn from_the_first_file_to_a_revoked_certificate() {
 fn what_must_not_be_issued_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let pki = dir.path().join("pki");
-    let mut authority = Authority::init(&pki, "Test", 30).unwrap();
+    let mut authority = Authority::init(&pki, "Test", 30, None).unwrap();
     let long = Request { days: 31, ..client("a", Role::Source, &["db"]) };
     for refused in [
         client("a", Role::Source, &["*"]),
@@ -114,16 +114,16 @@ fn what_must_not_be_issued_is_not() {
     assert!(matches!(authority.revoke("b"), Err(PkiError::Refused(_))));
     assert!(Authority::open(&pki).is_err(), "one at a time");
     drop(authority);
-    assert!(matches!(Authority::init(&pki, "Again", 30), Err(PkiError::Refused(_))));
+    assert!(matches!(Authority::init(&pki, "Again", 30, None), Err(PkiError::Refused(_))));
     std::fs::write(dir.path().join("precious"), "").unwrap();
-    assert!(matches!(Authority::init(dir.path(), "Over", 30), Err(PkiError::Refused(_))));
+    assert!(matches!(Authority::init(dir.path(), "Over", 30, None), Err(PkiError::Refused(_))));
 }
 
 #[test]
 fn an_index_that_was_edited_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let pki = dir.path().join("pki");
-    let mut authority = Authority::init(&pki, "Test", 3650).unwrap();
+    let mut authority = Authority::init(&pki, "Test", 3650, None).unwrap();
     authority.issue(&client("db-host", Role::Source, &["db"])).unwrap();
     authority.revoke("db-host").unwrap();
     drop(authority);
@@ -139,7 +139,7 @@ fn an_index_that_was_edited_is_refused() {
 fn nobody_else_may_read_a_key() {
     let dir = tempfile::tempdir().unwrap();
     let pki = dir.path().join("pki");
-    let mut authority = Authority::init(&pki, "Test", 3650).unwrap();
+    let mut authority = Authority::init(&pki, "Test", 3650, None).unwrap();
     authority.issue(&client("db-host", Role::Source, &["db"])).unwrap();
     drop(authority);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -212,7 +212,7 @@ fn certificates_that_say_too_little_or_too_much_give_no_right() {
 #[test]
 fn a_list_that_was_cut_off_is_no_empty_list() {
     let dir = tempfile::tempdir().unwrap();
-    let authority = Authority::init(&dir.path().join("pki"), "Test", 3650).unwrap();
+    let authority = Authority::init(&dir.path().join("pki"), "Test", 3650, None).unwrap();
     let pem = std::fs::read(authority.revocations_file()).unwrap();
     assert!(Revocations::from_pem(&pem).unwrap().is_empty());
     for end in [0, 1, pem.len() / 2, pem.len() - 20] {

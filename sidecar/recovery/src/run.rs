@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backstay_sidecar::hooks::withhold;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -68,7 +69,7 @@ pub fn shell(line: &str) -> Command {
 }
 
 /// Runs a command and waits for its end, at most as long as it may take (and some seconds for its
-/// death). What it prints goes to a file; the end of that is returned.
+/// death). What it prints goes to a file; the end of that is returned. What opens stores and vaults it is not told.
 ///
 /// # Errors
 /// If it cannot be started or waited for.
@@ -79,7 +80,7 @@ pub fn run(
     stop: &(dyn Fn() -> bool + Sync),
 ) -> io::Result<(Ended, String)> {
     let from = output.seek(SeekFrom::End(0))?;
-    command.process_group(0).stdin(Stdio::null());
+    withhold(&mut command).process_group(0).stdin(Stdio::null());
     command.stdout(output.try_clone()?).stderr(output.try_clone()?);
     let mut child = command.spawn()?;
     let group = Pid::from_raw(child.id() as i32);

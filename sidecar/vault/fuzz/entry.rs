@@ -2,7 +2,9 @@
 //! checksum or digest put right, so that the fields behind it are reached.
 
 use backstay_format::{ByteLen, SectorRange};
-use backstay_vault::format::document::{DiskRecord, NameRecord, VaultRecord, decode, encode};
+use backstay_vault::format::document::{
+    DiskRecord, NameRecord, VaultRecord, decode, encode, signed_part,
+};
 use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::hold::HoldRecord;
@@ -14,7 +16,7 @@ use backstay_vault::format::segment::{
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
 use backstay_vault::seal::proofs::KeyProof;
 use backstay_vault::seal::segment::Envelope;
-use backstay_vault::seal::{Keyring, Unlock, WriterKey, sign};
+use backstay_vault::seal::{Granted, Keyring, Unlock, WriterKey, sign};
 
 /// A footer, and the index that follows it in the input.
 pub fn segment_index(data: &[u8]) {
@@ -64,6 +66,12 @@ pub fn signed(data: &[u8]) {
     let content = sign::content(data).len();
     assert!(content == data.len() || content + sign::TRAILER_BYTES == data.len());
     let vault = uuid_of(data);
+    if let Ok((canonical, seal)) = signed_part(data) {
+        let key = "disks/x/terms/1";
+        let seal = (&canonical[..], seal.as_deref());
+        assert!(sign::document_signed_by(&[7; 32], vault, key, seal).is_err());
+    }
+    let _ = decode::<Granted>(data);
     assert!(sign::signed_by(&[7; 32], vault, "disks/x/points/1", data).is_err());
 }
 

@@ -4,6 +4,7 @@ use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term}
 
 use crate::local::Planted;
 use crate::remote::refusal::refusal;
+use crate::seal::sign::NotSigned;
 
 /// What to do about an error: row R-22 of the requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,14 @@ pub enum VaultError {
         object: String,
         /// What is wrong with it.
         source: FormatError,
+    },
+    /// An object that nobody signed who may: nothing it says was believed.
+    #[error("vault: {object} does not count: {source}. See docs/ENCRYPTION.md, Forged objects")]
+    Forged {
+        /// The key.
+        object: String,
+        /// What is wrong with its signature.
+        source: NotSigned,
     },
     /// An object contradicts another one.
     #[error("vault: {object} is damaged: {reason}")]
@@ -220,6 +229,7 @@ impl VaultError {
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Damaged { .. }
+            | Self::Forged { .. }
             | Self::Inconsistent { .. }
             | Self::OutOfBounds { .. }
             | Self::Fenced { .. }
@@ -232,7 +242,13 @@ impl VaultError {
     /// Whether damaged data was found.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Inconsistent { .. } | Self::OutOfBounds { .. })
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::Forged { .. }
+                | Self::Inconsistent { .. }
+                | Self::OutOfBounds { .. }
+        )
     }
 
     pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {

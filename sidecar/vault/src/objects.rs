@@ -13,7 +13,7 @@ use object_store::{
 };
 
 use crate::error::{In, VaultError};
-use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
+use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode};
 use crate::store::Vault;
 
 /// How often a put is tried that failed because the name was taken, and then it was not.
@@ -267,7 +267,10 @@ impl Vault {
     }
 
     pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
-        decode(&self.get(key, DOCUMENT_BYTES_MAX)?).within(key)
+        let bytes = self.get(key, DOCUMENT_BYTES_MAX)?;
+        let document = decode(&bytes).within(key)?;
+        self.verify_document(key, &bytes)?;
+        Ok(document)
     }
 
     pub(crate) fn put_document<D: Document>(
@@ -275,7 +278,7 @@ impl Vault {
         key: &str,
         document: &D,
     ) -> Result<(), VaultError> {
-        self.put(key, encode(document).within(key)?.into())
+        self.put(key, self.signed_document(key, document)?.into())
     }
 
     /// The names of the folders right below a prefix.

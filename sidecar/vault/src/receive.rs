@@ -131,7 +131,7 @@ pub fn check_point(
     rules: Rules,
 ) -> Result<Manifest, NotTaken> {
     let key = point_key(disk, cycle);
-    vault.check_signature(&key, bytes)?;
+    vault.check_arriving(&key, bytes)?;
     let point = Manifest::decode(content(bytes)).within(&key)?;
     if (point.disk, point.cycle) != (disk, cycle) {
         let reason = format!("it is point {} of disk {}", point.cycle, point.disk);

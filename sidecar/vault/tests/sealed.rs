@@ -385,6 +385,196 @@ fn the_golden_vault_is_still_read() {
     }
 }
 
+/// Settings of a host that has this writer's key.
+fn with_writer(site: &Site, name: &str) -> (KeySettings, [u8; 32]) {
+    use std::os::unix::fs::PermissionsExt;
+    let key = site.open("1").new_writer(name).unwrap();
+    let path = site.keys.path().join(name);
+    fs::write(&path, backstay_vault::format::document::encode(&key).unwrap()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    (KeySettings { writer_file: Some(path), ..KeySettings::default() }, key.public().unwrap())
+}
+
+/// What a store, or whoever has its credentials, makes up: terms that shut a source out, holds that keep points for ever,
+/// names that lead to another disk, verdicts.
+#[test]
+fn documents_that_nobody_signed_who_may_count_for_nothing() {
+    use backstay_vault::format::document::encode;
+    use backstay_vault::retain::HoldRequest;
+    use backstay_vault::{HoldKind, HoldRecord, NameRecord, TermRecord};
+    let site = Site::new();
+    site.history();
+    let (disk, root) = (site.lab.disk, site.lab.dir.path());
+    let folder = root.join("disks").join(disk.to_string());
+    let term = |n: u64| folder.join("terms").join(format!("{n:020}"));
+    let right = site.open("1").newest_term(disk).unwrap().unwrap();
+    let number = right.term.0;
+    // Made up, and the true one under another number.
+    let forged = TermRecord {
+        term: right.term.next(),
+        writer: "mallory".into(),
+        since_unix_ns: 1,
+        from: None,
+    };
+    let moved = fs::read(term(number)).unwrap();
+    for bytes in [encode(&forged).unwrap(), moved.clone()] {
+        fs::write(term(number + 1), bytes).unwrap();
+        let seen = site.open("1").newest_term(disk);
+        assert!(matches!(seen, Err(VaultError::Forged { .. })), "{seen:?}");
+        assert!(reason(site.open("1").claim_term(disk, "db1")).contains("does not count"));
+    }
+    fs::remove_file(term(number + 1)).unwrap();
+    // Without its signature, and with one bit of it changed.
+    let text = String::from_utf8(moved.clone()).unwrap();
+    let mut bare: serde_json::Value = serde_json::from_str(&text).unwrap();
+    bare.as_object_mut().unwrap().remove("signature").expect("it is signed");
+    let at = text.find("signature").unwrap();
+    for at in [at + 2, at + 20, at + 100, at + 330] {
+        let mut bad = moved.clone();
+        bad[at] ^= 1;
+        fs::write(term(number), bad).unwrap();
+        assert!(site.open("1").newest_term(disk).unwrap_err().is_damage(), "byte {at}");
+    }
+    fs::write(term(number), bare.to_string()).unwrap();
+    assert!(reason(site.open("1").newest_term(disk)).contains("not signed"));
+    fs::write(term(number), &moved).unwrap();
+    assert_eq!(site.open("1").newest_term(disk).unwrap(), Some(right));
+
+    // A hold that nobody signed holds nothing, and does not keep those that are true from being taken.
+    let name: backstay_vault::HoldName = "mine".parse().unwrap();
+    let hold = HoldRecord {
+        name: name.clone(),
+        version: 7,
+        kind: HoldKind::Pin,
+        holder: "mallory".into(),
+        reason: String::new(),
+        first_cycle: CycleNo(1),
+        last_cycle: CycleNo(2),
+        since_unix_ns: 1,
+        until_unix_ns: None,
+    };
+    fs::create_dir_all(folder.join("holds")).unwrap();
+    fs::write(folder.join(format!("holds/{:020}-mine", 7)), encode(&hold).unwrap()).unwrap();
+    assert_eq!(site.open("1").holds(disk).unwrap(), []);
+    let request = HoldRequest {
+        name,
+        kind: HoldKind::Read,
+        holder: "ours".into(),
+        reason: String::new(),
+        first_cycle: CycleNo(1),
+        last_cycle: CycleNo(1),
+        until_unix_ns: None,
+    };
+    site.open("1").hold(disk, &request).unwrap();
+    let holds = site.open("1").holds(disk).unwrap();
+    assert_eq!(holds.iter().map(|hold| hold.holder.as_str()).collect::<Vec<_>>(), ["ours"]);
+
+    // A name that leads to another disk.
+    let db: backstay_format::DiskName = "other".parse().unwrap();
+    let record =
+        NameRecord { name: db.clone(), disk, change: 0, renamed_to: None, since_unix_ns: 1 };
+    fs::create_dir_all(root.join("names/other")).unwrap();
+    fs::write(root.join(format!("names/other/{:020}", 1)), encode(&record).unwrap()).unwrap();
+    let seen = site.open("1").name_record(&db);
+    assert!(matches!(seen, Err(VaultError::Forged { .. })), "{seen:?}");
+}
+
+/// A vault of before: its documents count as they are, and from the day on that is said, only those.
+#[test]
+fn documents_of_before_count_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").arg(GOLDEN).arg(dir.path()).status();
+    assert!(copied.unwrap().success());
+    let root = dir.path().join("golden_sealed");
+    let key = key_file(dir.path(), "key", 1);
+    let open = || Vault::open_with(root.to_str().unwrap(), with_key(&key)).unwrap();
+    let disk = open().disks().unwrap()[0].disk;
+    let before = open().newest_term(disk).unwrap().unwrap();
+    let terms = root.join("disks").join(disk.to_string()).join("terms");
+    let text = |n: u64| fs::read_to_string(terms.join(format!("{n:020}"))).unwrap();
+    assert!(!text(before.term.0).contains("signature"));
+    assert!(open().sign_documents().unwrap());
+    assert!(!open().sign_documents().unwrap(), "they are");
+    assert_eq!(open().newest_term(disk).unwrap().as_ref(), Some(&before));
+    let next = open().claim_term(disk, "db1").unwrap();
+    assert!(text(next.term.0).contains("signature"));
+    assert_eq!(open().newest_term(disk).unwrap().as_ref(), Some(&next));
+    // The list of what was there, changed or gone: nothing is believed.
+    let keys = fs::read_dir(root.join("keys")).unwrap().map(|entry| entry.unwrap().path());
+    let list = keys.into_iter().find(|p| p.to_str().unwrap().contains("bounds-")).unwrap();
+    let right = fs::read_to_string(&list).unwrap();
+    fs::write(&list, right.replace("terms", "holds")).unwrap();
+    assert!(reason(open().terms(disk)).contains("is not what its name says"));
+    fs::write(&list, right).unwrap();
+    fs::write(terms.join(format!("{:020}", next.term.0 + 1)), text(before.term.0)).unwrap();
+    assert!(matches!(open().newest_term(disk), Err(VaultError::Forged { .. })));
+}
+
+/// A source that was stolen with its key: shut out, with nothing encrypted anew.
+#[test]
+fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
+    let site = Site::new();
+    let (points, mut content) = site.history();
+    let disk = site.lab.disk;
+    let (stolen, stolen_id) = with_writer(&site, "db1");
+    let lab_of = |settings: &KeySettings| Lab {
+        vault: Vault::open_with(site.url(), settings.clone()).unwrap(),
+        dir: tempfile::tempdir().unwrap(),
+        disk,
+        size: site.lab.size,
+    };
+    let mut cycle = |lab: &Lab, before: &Manifest, byte: u8| {
+        content[4000 * 512..4100 * 512].fill(byte);
+        let made = lab.cycle(Some(before), &content, &[SectorRange::new(4000, 4100)]);
+        made.map(|point| (point, content.clone()))
+    };
+    // Its process runs on: it has looked a moment ago, and does not ask whether it may.
+    let thief = lab_of(&stolen);
+    let (third, at_third) = cycle(&thief, &points[1].0, b'3').unwrap();
+    site.open("1").remove_writer(&stolen_id, "db1").unwrap();
+    assert!(reason(site.open("1").remove_writer(&stolen_id, "db1")).contains("removed before"));
+    // What it wrote before is read as ever.
+    let all: Vec<CycleNo> = (1..4).map(CycleNo).collect();
+    verify_points(&site.open("1"), disk, &all, 2, &|_, _| {}).unwrap();
+    assert_eq!(site.restored(&site.open("1"), 3).unwrap(), at_third);
+    // What it writes now nobody takes: not who stands before the vault, nor who reads it.
+    let (_, _) = cycle(&thief, &third, b'4').unwrap();
+    let key = format!("disks/{disk}/points/{:020}", 4);
+    let file = site.lab.dir.path().join(&key);
+    let bytes = fs::read(&file).unwrap();
+    let none = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    for refused in
+        [none.check_arriving(&key, &bytes).err(), site.restored(&site.open("1"), 4).err()]
+    {
+        let text = refused.expect("it is removed").to_string();
+        assert!(text.contains("removed from the vault"), "{text}");
+    }
+    // Nor a hold of an old version, whose number was never used.
+    let hold = backstay_vault::retain::HoldRequest {
+        name: "back".parse().unwrap(),
+        kind: backstay_vault::HoldKind::Read,
+        holder: "thief".into(),
+        reason: String::new(),
+        first_cycle: CycleNo(1),
+        last_cycle: CycleNo(1),
+        until_unix_ns: None,
+    };
+    thief.vault.hold(disk, &hold).unwrap();
+    assert_eq!(site.open("1").holds(disk).unwrap(), []);
+    // An honest one that is started anew says so, before it ships a byte.
+    let honest = lab_of(&stolen);
+    let refused = cycle(&honest, &third, b'5').unwrap_err();
+    assert_eq!(refused.class(), backstay_vault::Class::PersonMustAct);
+    assert!(refused.to_string().contains("writer's key was removed"), "{refused}");
+    // With a new key the host goes on, over what is thrown away.
+    fs::remove_file(&file).unwrap();
+    let (fresh, _) = with_writer(&site, "db1-again");
+    let (_, at_fourth) = cycle(&lab_of(&fresh), &third, b'6').unwrap();
+    assert_eq!(site.restored(&site.open("1"), 4).unwrap(), at_fourth);
+    let known: Vec<_> = site.open("1").writers().unwrap();
+    assert_eq!(known.iter().map(|w| w.label.as_str()).collect::<Vec<_>>(), ["db1", "db1-again"]);
+}
+
 /// Every byte of every segment, point and keyring: changed, it is either seen or says the same as before.
 #[test]
 fn no_flipped_bit_is_believed() {

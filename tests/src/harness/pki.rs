@@ -15,7 +15,7 @@ impl Pki {
     /// 127.0.0.1 (`gateway`).
     pub fn new(below: &Path) -> Self {
         let pki = Self { dir: below.join("pki") };
-        pki.run("init", &[]);
+        pki.run("init", &["--no-passphrase"]);
         let names = ["--host", "localhost", "--host", "gateway.example", "--ip", "127.0.0.1"];
         pki.run("issue", &[&["gateway", "--server"], &names[..]].concat());
         pki

@@ -72,7 +72,7 @@ systemctl stop backstay-disk@db
 
 # The confined gateway stands before a vault; a disk ships through it with a certificate.
 pki=/srv/pki
-backstay pki init $pki
+backstay pki init $pki --no-passphrase
 backstay pki issue $pki gw --server --ip 127.0.0.1
 backstay pki issue $pki here --role source --disk far
 cat >>/etc/backstay/backstay.toml <<T

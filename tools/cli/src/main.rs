@@ -1,5 +1,6 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
+mod certificates;
 mod context;
 mod drilling;
 mod exit;

@@ -13,16 +13,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::crew::{Answer, Command, Crew, Seat, Trouble};
+use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
+use super::tls::{Tls, host_of};
+use super::wire::{Ask, Tell};
 use backstay_format::PointId;
 use backstay_vault::GroupName;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustls::ServerConfig;
-
-use super::crew::{Answer, Command, Crew, Seat, Trouble};
-use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
-use super::tls::host_of;
-use super::wire::{Ask, Tell};
 
 /// Most connections that have not shown yet who they are.
 const STRANGERS_MAX: usize = 64;
@@ -37,7 +35,7 @@ pub struct Hosts {
 }
 
 struct Shared {
-    tls: Arc<ServerConfig>,
+    tls: Arc<Tls>,
     groups: BTreeMap<GroupName, Vec<String>>,
     /// Those that are connected.
     links: Mutex<BTreeMap<(GroupName, String), Entry>>,
@@ -69,7 +67,7 @@ impl Hosts {
     /// If the address cannot be listened on.
     pub fn listen(
         address: SocketAddr,
-        tls: Arc<ServerConfig>,
+        tls: Arc<Tls>,
         groups: BTreeMap<GroupName, Vec<String>>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
@@ -220,7 +218,7 @@ impl Shared {
         }
         self.changed.notify_all();
         tracing::info!("group {group}: host {host} is connected from {from}");
-        match attend(&mut link, &host, &orders, &busy) {
+        match attend(&self.tls, &mut link, &host, &orders, &busy) {
             Ok(()) => tracing::info!("group {group}: host {host} was disconnected"),
             Err(e) => tracing::warn!("group {group}: host {host}: {e}"),
         }
@@ -239,7 +237,7 @@ impl Shared {
     fn introduce(&self, tcp: TcpStream) -> Result<(Link, GroupName, String), LinkError> {
         tcp.set_nonblocking(false)?;
         let refuse = |reason: String| io::Error::new(io::ErrorKind::PermissionDenied, reason);
-        let mut link = Link::accept(Arc::clone(&self.tls), tcp)?;
+        let mut link = Link::accept(self.tls.server(), tcp)?;
         let group = match link.receive(HANDSHAKE_MAX)? {
             Tell::Hello { group } => group,
             other => return Err(confused(&other, "say hello")),
@@ -247,7 +245,7 @@ impl Shared {
         let Some(hosts) = self.groups.get(&group) else {
             return Err(refuse(format!("no group {group} is coordinated here")).into());
         };
-        let host = link.certificate().and_then(|certificate| host_of(certificate, hosts));
+        let host = link.certificates().first().and_then(|first| host_of(first, hosts));
         let Some(host) = host.map(str::to_owned) else {
             let hosts = hosts.join(", ");
             return Err(refuse(format!(
@@ -260,8 +258,9 @@ impl Shared {
     }
 }
 
-/// Serves a host until it is gone or replaced.
+/// Serves a host until it is gone, replaced or revoked.
 fn attend(
+    tls: &Tls,
     link: &mut Link,
     host: &str,
     rounds: &Receiver<Round>,
@@ -270,6 +269,11 @@ fn attend(
     loop {
         match rounds.recv_timeout(HEARTBEAT) {
             Ok(round) => {
+                // Before each round: the other side is not asked to hold a disk for who is revoked.
+                if let Err(e) = tls.check_member(link.certificates()) {
+                    round.seat.answer(Answer::Failed(e.to_string()));
+                    return Err(e.into());
+                }
                 // The crew waits for its answers: a panic must not be silence.
                 let result = catch_unwind(AssertUnwindSafe(|| pass_on(link, host, &round)))
                     .unwrap_or_else(|_| Err(io::Error::other("its thread panicked").into()));
@@ -279,7 +283,10 @@ fn attend(
                 busy.store(false, Ordering::SeqCst);
                 result?;
             }
-            Err(RecvTimeoutError::Timeout) => ping(link)?,
+            Err(RecvTimeoutError::Timeout) => {
+                tls.check_member(link.certificates())?;
+                ping(link)?;
+            }
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }

@@ -105,10 +105,10 @@ impl Link {
         Ok(link)
     }
 
-    /// The other side's certificate.
+    /// The other side's certificate, and those between it and the authority.
     #[must_use]
-    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
-        self.tls.peer_certificates()?.first()
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.tls.peer_certificates().unwrap_or_default()
     }
 
     /// Sends a message.

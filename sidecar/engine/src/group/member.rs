@@ -14,7 +14,7 @@ use super::disk::{DiskThread, LocalDisk, Shipping};
 use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
 use super::round::{LastRound, join_all, start_all};
 use super::settings::{Group, MemberConfig, TlsConfig};
-use super::tls::{self, TlsError};
+use super::tls::{self, Tls, TlsError};
 use super::wire::{Ask, Tell};
 
 /// Longest pause before dialling again.
@@ -27,7 +27,7 @@ pub struct Member {
     group: Group,
     dial: MemberConfig,
     name: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
+    tls: Arc<Tls>,
     disks: Vec<LocalDisk>,
     shipping: Shipping,
     /// Whether the last session came as far as the welcome.
@@ -59,7 +59,7 @@ impl Member {
     ) -> Result<Self, TlsError> {
         Ok(Self {
             name: tls::host_name(dial.address().0)?,
-            tls: tls::client(tls)?,
+            tls: Tls::load(tls)?,
             group,
             dial,
             disks,
@@ -108,7 +108,7 @@ impl Member {
     /// goes with it.
     fn session(&mut self) -> Result<(), LinkError> {
         let address = self.dial.address();
-        let mut link = Link::dial(self.tls.clone(), self.name.clone(), address)?;
+        let mut link = Link::dial(self.tls.client(), self.name.clone(), address)?;
         link.send(&Tell::Hello { group: self.group.name.clone() }, HANDSHAKE_MAX)?;
         match link.receive(HANDSHAKE_MAX)? {
             Ask::Welcome => {}
@@ -121,6 +121,10 @@ impl Member {
             // While disks are held nothing is waited for longer than they may be.
             let patience = round.as_ref().and_then(|r| r.held).unwrap_or(SILENCE_MAX);
             let ask: Ask = link.receive(patience)?;
+            // Once a second between rounds, and before each: who coordinates may have been revoked.
+            if matches!(ask, Ask::Ping | Ask::Prepare { .. }) {
+                self.tls.check_coordinator(link.certificates(), &self.name)?;
+            }
             self.answer(ask, &mut round, &mut link)?;
         }
         Ok(())

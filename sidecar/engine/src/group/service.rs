@@ -22,7 +22,7 @@ use super::link::SILENCE_MAX;
 use super::member::Member;
 use super::round::{GroupJob, GroupReport, LastRound, run_group};
 use super::settings::Group;
-use super::tls;
+use super::tls::Tls;
 use crate::config::Config;
 use crate::throttle::Throttle;
 
@@ -174,7 +174,7 @@ pub fn listen(
     files: &super::TlsConfig,
     groups: BTreeMap<GroupName, Vec<String>>,
 ) -> Result<Hosts, GroupError> {
-    let tls = tls::server(files)?;
+    let tls = Tls::load(files)?;
     Hosts::listen(address, tls, groups)
         .map_err(|source| GroupError::Io { doing: format!("listening on {address}"), source })
 }

@@ -65,6 +65,9 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// The list of revoked certificates; read again when it changes, as the others are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<PathBuf>,
 }
 
 fn listen_default() -> SocketAddr {

@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, pipe2};
 
+use super::withheld::withhold;
+
 /// How much of what a command prints is kept: the end of it.
 const SAID_BYTES_MAX: usize = 4 << 10;
 /// From SIGTERM to SIGKILL.
@@ -91,21 +93,12 @@ pub fn run(line: &str, environment: &Environment, timeout: Duration) -> Result<(
     Err(CommandError::TimedOut { line: line.into(), timeout, said: watch.said() })
 }
 
-/// How variables begin that may hold a secret of a store or a vault.
-const OPENS_VAULTS: [&str; 4] = ["AWS_", "AZURE_", "GOOGLE_", "BACKSTAY_PASSPHRASE"];
-
 fn start(line: &str, environment: &Environment) -> io::Result<(Child, File)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(line).current_dir("/").process_group(0);
-    // An application's hook reaches no vault: what opens one is not handed on.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if OPENS_VAULTS.iter().any(|start| text.starts_with(start)) {
-            command.env_remove(&name);
-        }
-    }
+    withhold(&mut command);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
     Ok((command.spawn()?, File::from(read)))

@@ -10,6 +10,7 @@
 //! - [`freeze`]: file systems: which may be frozen, freezing, thawing
 //! - [`guardian`]: the process, in one straight line
 //! - [`quiesce`]: the sidecar's side of it
+//! - `withheld`: what the programs we start are not told
 //! - [`mend`]: thaws what a guardian that was killed has left
 
 pub mod command;
@@ -20,7 +21,9 @@ pub mod mend;
 pub mod plan;
 pub mod quiesce;
 pub mod settings;
+mod withheld;
 
 pub use mend::mend;
 pub use quiesce::{Hooks, Quiesced};
 pub use settings::HookSettings;
+pub use withheld::withhold;

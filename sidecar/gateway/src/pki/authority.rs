@@ -17,8 +17,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
-use super::{CertificateRecord, Disks, HolderName, Index, PkiError, Role, Serial, files};
+use super::{
+    CertificateRecord, Disks, HolderName, Index, Passphrase, PkiError, Role, Serial, files, key,
+};
 
 /// A certificate is good a little before it was made: clocks differ.
 const BEFORE: Duration = Duration::minutes(10);
@@ -80,15 +83,22 @@ pub struct Issued {
 pub struct Authority {
     dir: PathBuf,
     index: Index,
+    passphrase: Option<Passphrase>,
     _lock: File,
 }
 
 impl Authority {
-    /// Makes a new authority in a directory that is not there or empty.
+    /// Makes a new authority in a directory that is not there or empty; its key opens with the passphrase, if there is
+    /// one.
     ///
     /// # Errors
     /// If there is one already, or files cannot be made.
-    pub fn init(dir: &Path, name: &str, days: u32) -> Result<Self, PkiError> {
+    pub fn init(
+        dir: &Path,
+        name: &str,
+        days: u32,
+        passphrase: Option<Passphrase>,
+    ) -> Result<Self, PkiError> {
         let wrong = |path: &Path, e: std::io::Error| PkiError::File {
             path: path.into(),
             reason: e.to_string(),
@@ -121,10 +131,10 @@ impl Authority {
         params.serial_number = Some(random_serial());
         let certificate = params.self_signed(&key)?;
         files::make_dir(&dir.join(ISSUED)).map_err(|e| wrong(dir, e))?;
-        for (file, content) in [(KEY, key.serialize_pem()), (CERT, certificate.pem())] {
-            files::replace(&dir.join(file), content.as_bytes()).map_err(|e| wrong(dir, e))?;
-        }
-        let mut authority = Self { dir: dir.into(), index: Index::default(), _lock: lock };
+        let index = Index::default();
+        let mut authority = Self { dir: dir.into(), index, passphrase, _lock: lock };
+        authority.write_key(&key)?;
+        files::replace(&dir.join(CERT), certificate.pem().as_bytes()).map_err(|e| wrong(dir, e))?;
         authority.publish_revocations()?;
         Ok(authority)
     }
@@ -137,7 +147,51 @@ impl Authority {
         let lock = lock(dir)?;
         let index = Index::load(&dir.join(INDEX))?;
         files::check_private(&dir.join(KEY))?;
-        Ok(Self { dir: dir.into(), index, _lock: lock })
+        Ok(Self { dir: dir.into(), index, passphrase: None, _lock: lock })
+    }
+
+    /// Whether its key opens with a passphrase only.
+    ///
+    /// # Errors
+    /// If the key's file cannot be read.
+    pub fn is_locked(&self) -> Result<bool, PkiError> {
+        Ok(key::is_encrypted(&self.key_text()?))
+    }
+
+    /// Gives it the passphrase. Not needed to look at what it has issued.
+    ///
+    /// # Errors
+    /// If it is another.
+    pub fn unlock(&mut self, passphrase: Passphrase) -> Result<(), PkiError> {
+        self.passphrase = Some(passphrase);
+        self.issuer().map(drop)
+    }
+
+    /// Writes its key anew, with another passphrase or without one. The old file is overwritten in name only: what
+    /// was on the disk may be there still.
+    ///
+    /// # Errors
+    /// If the key does not open or cannot be written.
+    pub fn change_passphrase(&mut self, new: Option<Passphrase>) -> Result<(), PkiError> {
+        let (_, key, _) = self.open_key()?;
+        self.passphrase = new;
+        self.write_key(&key)
+    }
+
+    fn write_key(&self, key: &KeyPair) -> Result<(), PkiError> {
+        let path = self.dir.join(KEY);
+        let wrong = |reason: String| PkiError::File { path: path.clone(), reason };
+        let text = key::seal(key, self.passphrase.as_ref());
+        let text = text.ok_or_else(|| wrong("the key cannot be written".into()))?;
+        files::replace(&path, text.as_bytes()).map_err(|e| wrong(e.to_string()))
+    }
+
+    fn key_text(&self) -> Result<Zeroizing<String>, PkiError> {
+        let path = self.dir.join(KEY);
+        let wrong = |reason: String| PkiError::File { path: path.clone(), reason };
+        let key = Zeroizing::new(files::read(&path, 1 << 20).map_err(|e| wrong(e.to_string()))?);
+        let key = std::str::from_utf8(&key).map_err(|_| wrong("it is no PEM".into()))?;
+        Ok(Zeroizing::new(key.to_owned()))
     }
 
     /// What it has issued.
@@ -301,6 +355,12 @@ impl Authority {
 
     /// Who signs, and when it ends.
     fn issuer(&self) -> Result<(Issuer<'static, KeyPair>, OffsetDateTime), PkiError> {
+        let (name, key, ends) = self.open_key()?;
+        Ok((Issuer::new(authority_params(&name), key), ends))
+    }
+
+    /// Its name, its key, and when it ends.
+    fn open_key(&self) -> Result<(String, KeyPair, OffsetDateTime), PkiError> {
         let path = self.dir.join(CERT);
         let wrong = |reason: String| PkiError::File { path: path.clone(), reason };
         let pem = files::read(&path, 1 << 20).map_err(|e| wrong(e.to_string()))?;
@@ -310,15 +370,25 @@ impl Authority {
         let name = name.ok_or_else(|| wrong("it has no name".into()))?;
         let ends = parsed.validity().not_after.to_datetime();
         let path = self.dir.join(KEY);
-        let wrong = |reason: String| PkiError::File { path: path.clone(), reason };
-        let key = files::read(&path, 1 << 20).map_err(|e| wrong(e.to_string()))?;
-        let key = std::str::from_utf8(&key).map_err(|_| wrong("it is no PEM".into()))?;
-        // What the library says of a key it cannot read is not repeated: it might hold a part of it.
-        let key = KeyPair::from_pem(key).map_err(|_| wrong("it is no key of ours".into()))?;
-        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(wrong(format!("it does not belong to {CERT}")));
+        let text = self.key_text()?;
+        let locked = |reason| PkiError::Locked { path: path.clone(), reason };
+        let encrypted = key::is_encrypted(&text);
+        if encrypted && self.passphrase.is_none() {
+            return Err(locked("it opens with a passphrase, and none was given"));
         }
-        Ok((Issuer::new(authority_params(name), key), ends))
+        // What the library says of a key it cannot read is not repeated: it might hold a part of it.
+        let key = key::open(&text, self.passphrase.as_ref());
+        let fits = |key: &KeyPair| {
+            parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
+        };
+        match key {
+            Some(key) if fits(&key) => Ok((name.to_owned(), key, ends)),
+            _ if encrypted => Err(locked("it does not open with this passphrase")),
+            Some(_) => {
+                Err(PkiError::File { path, reason: format!("it does not belong to {CERT}") })
+            }
+            None => Err(PkiError::File { path, reason: "it is no key of ours".into() }),
+        }
     }
 
     fn publish_revocations(&mut self) -> Result<(), PkiError> {

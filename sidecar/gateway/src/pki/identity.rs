@@ -8,7 +8,7 @@ use backstay_format::DiskName;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::PkiError;
+use super::{Life, PkiError};
 
 /// Longest certificate that is looked at, in bytes.
 pub const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
@@ -244,6 +244,12 @@ impl Identity {
         };
         let disks = Disks::of(said.role, said.disks.iter().copied()).map_err(no)?;
         Ok(Self { name: said.name, role: said.role, disks, serial, from_unix_s, until_unix_s })
+    }
+
+    /// How long it is valid.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life { from_unix_s: self.from_unix_s, until_unix_s: self.until_unix_s }
     }
 
     /// Whether it is valid at a time, in seconds since 1970. A handshake looks at this, too; a connection

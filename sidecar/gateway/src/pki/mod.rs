@@ -6,14 +6,18 @@
 //! a gateway reads it. docs/PKI.md has the files and the names in certificates.
 
 mod authority;
+mod ends;
 mod files;
 mod identity;
 mod index;
+mod key;
 mod revoked;
 
 pub use authority::{Authority, Issued, Kind, Request};
+pub use ends::{Left, Life};
 pub use identity::{Disks, HolderName, Identity, Role, Serial};
 pub use index::{CertificateRecord, Index};
+pub use key::Passphrase;
 pub use revoked::Revocations;
 
 use std::path::PathBuf;
@@ -41,6 +45,14 @@ pub enum PkiError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The authority's key did not open; nothing was done.
+    #[error("certificate authority: {path}: {reason}; nothing was done")]
+    Locked {
+        /// The key's file.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
     },
     /// The library that makes certificates failed.
     #[error("making the certificate failed: {0}; nothing was issued")]

@@ -1,6 +1,7 @@
 //! Connections: let in one by one, known by their certificates, bounded.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
@@ -22,6 +24,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Most headers of a request, and most bytes of them.
 const HEADERS_MAX: usize = 32;
 const HEADER_BYTES_MAX: usize = 16 << 10;
+/// How long a client that was not let in may take to hear why.
+const LINGER: Duration = Duration::from_secs(5);
+/// Most bytes that it may have sent meanwhile: the end of its handshake, and what it asks for.
+const LINGER_BYTES_MAX: u64 = 4 << 20;
 /// The pause after a connection that could not be taken: no descriptors, most likely.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,15 +78,24 @@ async fn serve(
     };
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(shared.tls.server());
-    let tls = match timeout(HANDSHAKE.min(shared.limits.stall), acceptor.accept(stream)).await {
+    let handshake = acceptor.accept(stream).into_fallible();
+    let mut tls = match timeout(HANDSHAKE.min(shared.limits.stall), handshake).await {
         Ok(Ok(tls)) => tls,
-        Ok(Err(e)) => return refused(&e.to_string()),
+        Ok(Err((e, stream))) => {
+            refused(&e.to_string());
+            return linger(stream).await;
+        }
         Err(_) => return refused("the handshake takes too long"),
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let who = match certificate.map(|certificate| Identity::from_der(certificate)) {
         Some(Ok(who)) => Arc::new(who),
-        Some(Err(e)) => return refused(&e.to_string()),
+        Some(Err(e)) => {
+            let why = e.to_string();
+            refused(&why);
+            let _ = timeout(LINGER, say(&mut tls, &why)).await;
+            return linger(tls).await;
+        }
         None => return refused("no certificate"),
     };
     let client = shared.clients.of(who.name.as_str());
@@ -88,6 +103,7 @@ async fn serve(
         return refused(&format!("{} has too many connections", who.name));
     };
     add(&shared.counters.connections_total, 1);
+    shared.warn_of_end(&who);
     let _open = Now::more(&shared.counters.connections);
     let answer = service_fn(|request| {
         let (shared, who, client) = (Arc::clone(&shared), Arc::clone(&who), Arc::clone(&client));
@@ -111,4 +127,27 @@ async fn serve(
     if let Err(e) = ended {
         tracing::debug!("{peer} ({}): {e}", who.name);
     }
+}
+
+/// Ends a connection so that the other side hears why. The alert (or answer) is sent already; but to close while
+/// something is unread resets the connection, and a client that had asked for something already would see
+/// that instead: it thinks its handshake done before we have looked at its certificate.
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let _ = timeout(LINGER, async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(LINGER_BYTES_MAX);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    })
+    .await;
+}
+
+/// To a client of the authority whose certificate says nothing that a gateway knows: the alerts of TLS have no
+/// word for that.
+async fn say(tls: &mut (impl AsyncRead + AsyncWrite + Unpin), why: &str) -> io::Result<()> {
+    // An answer to what was not asked yet would be taken for none.
+    let mut asked = [0; 1024];
+    while tls.read(&mut asked).await? == asked.len() {}
+    let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length:";
+    tls.write_all(format!("{head} {}\r\n\r\n{why}", why.len()).as_bytes()).await?;
+    tls.flush().await
 }

@@ -17,12 +17,13 @@ mod list;
 mod put;
 mod request;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use backstay_vault::receive::Rules;
 use backstay_vault::{Vault, VaultError};
@@ -33,12 +34,15 @@ use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use crate::counters::{Counters, add};
 use crate::limits::{Clients, Limits};
 use crate::owners::Owners;
+use crate::pki::Identity;
 use crate::retention::Retention;
 use crate::spool::Spool;
 use crate::tls::{Tls, TlsError, TlsFiles};
 
 /// From one look at the files of certificates to the next.
 const RELOAD_EVERY: Duration = Duration::from_secs(2);
+/// From one warning of a certificate that ends soon to the next.
+const DAY: Duration = Duration::from_secs(86_400);
 /// How long requests may go on after it was told to stop.
 const STOPPING: Duration = Duration::from_secs(10);
 
@@ -105,6 +109,8 @@ pub(crate) struct Shared {
     owners: Owners,
     spool: Arc<Spool>,
     tls: Tls,
+    /// Clients whose certificates end soon, as far as that was said today.
+    ending: StdMutex<BTreeSet<String>>,
     clients: Clients,
     limits: Limits,
     connections: Arc<Semaphore>,
@@ -122,6 +128,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Says once a day whose certificate ends soon. There are as many names as the authority has given out.
+    fn warn_of_end(&self, who: &Identity) {
+        let Some(trouble) = who.life().trouble() else { return };
+        let mut said = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.insert(who.name.as_str().to_owned()) {
+            tracing::warn!("{}: its certificate {trouble}: backstay pki renew", who.name);
+        }
+    }
+
     fn rules(&self) -> Rules {
         Rules {
             now_unix_ns: now_unix_ns(),
@@ -170,6 +185,7 @@ impl Gateway {
             owners: Owners::default(),
             spool,
             tls,
+            ending: StdMutex::default(),
             clients: Clients::new(limits),
             connections: Arc::new(Semaphore::new(limits.connections)),
             buffers: Arc::new(Semaphore::new((limits.buffer_bytes >> 10) as usize)),
@@ -254,7 +270,18 @@ impl Gateway {
 }
 
 async fn watch_files(shared: Arc<Shared>, reload: Arc<AtomicBool>) {
+    let mut said: Option<Instant> = None;
     loop {
+        // At the start, and once a day: who is to act reads the log.
+        if said.is_none_or(|at| at.elapsed() >= DAY) {
+            said = Some(Instant::now());
+            for ending in shared.tls.ending() {
+                tracing::warn!(
+                    "{ending}: clients are refused, or refuse, from then on: backstay pki renew"
+                );
+            }
+            shared.ending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         tokio::time::sleep(RELOAD_EVERY).await;
         let now = reload.swap(false, std::sync::atomic::Ordering::Relaxed);
         let looked = {

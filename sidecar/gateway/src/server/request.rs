@@ -56,6 +56,8 @@ impl From<VaultError> for Refused {
             e @ (VaultError::Damaged { .. } | VaultError::Inconsistent { .. }) => {
                 Self::Wrong(e.to_string())
             }
+            // Its sender may not sign, or no more: sent again, it is the same.
+            e @ VaultError::Forged { .. } => Self::Forbidden(e.to_string()),
             e => Self::Store(e.to_string()),
         }
     }
@@ -282,6 +284,7 @@ impl Asked {
             },
             ObjectKey::Vault
             | ObjectKey::Keyring(_)
+            | ObjectKey::KeyNote(..)
             | ObjectKey::Proof(..)
             | ObjectKey::GroupPoint(..) => Ok(()),
         }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backstay_sidecar::hooks::withhold;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -85,7 +86,8 @@ pub(super) fn check(
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Verdict, DrillError> {
     let mut command = boot.command(served);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    withhold(&mut command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0);
     let not_started = |e| DrillError::Tool(format!("{} could not be started: {e}", boot.qemu));
     let mut child = command.spawn().map_err(not_started)?;
     let (console, errors) = (child.stdout.take(), child.stderr.take());

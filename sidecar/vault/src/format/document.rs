@@ -2,7 +2,8 @@
 //!
 //! `{"format": …, "version": 1, "crc32c": …, "body": {…}}`, where the checksum covers the body in
 //! its canonical form: keys sorted, no white space, what `json.dumps(body, sort_keys=True,
-//! separators=(",", ":"), ensure_ascii=False)` makes in Python.
+//! separators=(",", ":"), ensure_ascii=False)` makes in Python. In an encrypted vault most have a `signature`, too, of
+//! that canonical form (see [`crate::seal::sign`]).
 
 use backstay_format::{ByteLen, DiskId, DiskName, FormatError};
 use serde::{Deserialize, Serialize};
@@ -75,11 +76,15 @@ impl Document for DiskRecord {
 }
 
 #[derive(Serialize, Deserialize)]
+// A flipped bit in the name of a field must not take the signature away.
+#[serde(deny_unknown_fields)]
 struct Envelope {
     format: String,
     version: u32,
     crc32c: u32,
     body: Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signature: Option<String>,
 }
 
 /// The bytes of a document.
@@ -87,10 +92,33 @@ struct Envelope {
 /// # Errors
 /// If the body cannot be written as JSON.
 pub fn encode<D: Document>(document: &D) -> Result<Vec<u8>, FormatError> {
+    encode_with(document, |_| None)
+}
+
+/// The bytes of a document with the signature, in hexadecimal, that somebody makes of its canonical form.
+///
+/// # Errors
+/// If the body cannot be written as JSON.
+pub(crate) fn encode_with<D: Document>(
+    document: &D,
+    sign: impl FnOnce(&[u8]) -> Option<String>,
+) -> Result<Vec<u8>, FormatError> {
     let body = serde_json::to_value(document).map_err(|e| text::<D>(&e))?;
-    let crc32c = body_crc::<D>(&body)?;
-    let envelope = Envelope { format: D::FORMAT.into(), version: VERSION, crc32c, body };
+    let canonical = canonical::<D>(&body)?;
+    let (crc32c, signature) = (crc32c::crc32c(&canonical), sign(&canonical));
+    let envelope = Envelope { format: D::FORMAT.into(), version: VERSION, crc32c, body, signature };
     serde_json::to_vec_pretty(&envelope).map_err(|e| text::<D>(&e))
+}
+
+/// What of a document is signed, its canonical form, and the signature, if it has one. What kind it is, is
+/// not looked at.
+///
+/// # Errors
+/// If it is no document.
+pub fn signed_part(bytes: &[u8]) -> Result<(Vec<u8>, Option<String>), FormatError> {
+    let of = |e: &serde_json::Error| FormatError::Text { what: "document", reason: e.to_string() };
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| of(&e))?;
+    Ok((serde_json::to_vec(&envelope.body).map_err(|e| of(&e))?, envelope.signature))
 }
 
 /// Reads a document.
@@ -110,7 +138,7 @@ pub fn decode<D: Document>(bytes: &[u8]) -> Result<D, FormatError> {
         let found = envelope.version;
         return Err(FormatError::Version { what: D::FORMAT, found, known: VERSION });
     }
-    let computed = body_crc::<D>(&envelope.body)?;
+    let computed = crc32c::crc32c(&canonical::<D>(&envelope.body)?);
     if computed != envelope.crc32c {
         let stored = envelope.crc32c;
         return Err(FormatError::Checksum { what: D::FORMAT, computed, stored });
@@ -119,8 +147,8 @@ pub fn decode<D: Document>(bytes: &[u8]) -> Result<D, FormatError> {
 }
 
 /// serde_json keeps the keys of a `Value` sorted and writes no white space: the canonical form.
-fn body_crc<D: Document>(body: &Value) -> Result<u32, FormatError> {
-    Ok(crc32c::crc32c(&serde_json::to_vec(body).map_err(|e| text::<D>(&e))?))
+fn canonical<D: Document>(body: &Value) -> Result<Vec<u8>, FormatError> {
+    serde_json::to_vec(body).map_err(|e| text::<D>(&e))
 }
 
 fn text<D: Document>(error: &serde_json::Error) -> FormatError {

@@ -48,11 +48,9 @@ impl fmt::Display for Refusal {
                 };
                 write!(f, "the store refuses this request (HTTP {status}: {said}){hint}")
             }
-            Self::Distrust(rustls::Error::AlertReceived(alert)) => write!(
-                f,
-                "the other side ended the TLS connection ({alert:?}): it asks for another certificate \
-                 or version than ours"
-            ),
+            Self::Distrust(rustls::Error::AlertReceived(alert)) => {
+                write!(f, "the other side ended the TLS connection ({alert:?}): {}", meant(*alert))
+            }
             Self::Distrust(error) => write!(
                 f,
                 "the store's certificate is not trusted ({error}). Nothing was sent. Is the \
@@ -64,6 +62,32 @@ impl fmt::Display for Refusal {
 }
 
 impl Error for Refusal {}
+
+/// What an alert says of our certificate, and what is to be done.
+fn meant(alert: Alert) -> &'static str {
+    match alert {
+        Alert::CertificateRevoked => {
+            "this host's certificate (store.client_cert) was revoked. Nothing was sent, and nothing will \
+             be before it has another one: backstay pki issue, where the authority is"
+        }
+        Alert::CertificateExpired => {
+            "this host's certificate (store.client_cert) has run out, or one of the two clocks is wrong. \
+             Nothing was sent. Give it another one: backstay pki renew, where the authority is"
+        }
+        Alert::UnknownCA | Alert::DecryptError => {
+            "this host's certificate (store.client_cert) is of an authority that the gateway does not \
+             know. Nothing was sent. Is it the right gateway, and the right certificate?"
+        }
+        Alert::CertificateRequired => {
+            "it lets nobody in without a certificate, and was shown none: set store.client_cert"
+        }
+        Alert::ProtocolVersion => "it asks for another version of TLS than 1.3",
+        _ => {
+            "it does not accept this host's certificate (store.client_cert). Nothing was sent. Its log \
+             says more"
+        }
+    }
+}
 
 /// What comes first in an error and its sources; what is wrapped in an I/O error is a source, too.
 fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
@@ -86,9 +110,11 @@ pub(crate) fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refusa
     find(error)
 }
 
-/// An error of the connection, with distrust told apart.
-fn distrust(error: HttpError) -> HttpError {
-    let Some(tls) = find::<rustls::Error>(&error) else { return error };
+/// Distrust of either side at the bottom of an error of a connection. In TLS 1.3 the other side looks at our
+/// certificate after our handshake is done, so what it says of it comes with the first answer that is read,
+/// or in the middle of a request.
+pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<Refusal> {
+    let tls = find::<rustls::Error>(error)?;
     match tls {
         rustls::Error::InvalidCertificate(_)
         | rustls::Error::AlertReceived(
@@ -98,11 +124,20 @@ fn distrust(error: HttpError) -> HttpError {
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
+            | Alert::DecryptError
             | Alert::AccessDenied
             | Alert::ProtocolVersion
             | Alert::CertificateRequired,
-        ) => HttpError::new(HttpErrorKind::Unknown, Refusal::Distrust(tls.clone())),
-        _ => error,
+        ) => Some(Refusal::Distrust(tls.clone())),
+        _ => None,
+    }
+}
+
+/// An error of the connection, with distrust told apart.
+fn told(error: HttpError) -> HttpError {
+    match distrust(&error) {
+        Some(refusal) => HttpError::new(HttpErrorKind::Unknown, refusal),
+        None => error,
     }
 }
 
@@ -141,7 +176,7 @@ impl HttpService for Teller {
         };
         let sent = request.body().content_length() as u64;
         let page = asks_for_page(&request);
-        let response = patience.answer(sent, client.execute(request)).await.map_err(distrust)?;
+        let response = patience.answer(sent, client.execute(request)).await.map_err(told)?;
         let response = match page {
             true => patience.page(response).await?,
             false => response.map(|body| patience.body(body)),
@@ -212,11 +247,11 @@ mod tests {
         assert_eq!(refusal(&error), Some(&refused));
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let of_tls = std::io::Error::other(std::io::Error::other(unknown.clone()));
-        let told = distrust(HttpError::new(HttpErrorKind::Connect, of_tls));
-        assert_eq!(refusal(&told), Some(&Refusal::Distrust(unknown)));
+        let error = told(HttpError::new(HttpErrorKind::Connect, of_tls));
+        assert_eq!(refusal(&error), Some(&Refusal::Distrust(unknown)));
         // A connection that breaks may work the next time.
         let broken = std::io::Error::other(rustls::Error::DecryptError);
-        assert_eq!(refusal(&distrust(HttpError::new(HttpErrorKind::Connect, broken))), None);
+        assert_eq!(refusal(&told(HttpError::new(HttpErrorKind::Connect, broken))), None);
         assert_eq!(between("<a><Code>X</Code>", "<Code>", "</Code>"), Some("X"));
         assert_eq!(between("</Code><Code>", "<Code>", "</Code>"), None);
     }

@@ -84,6 +84,8 @@ impl Vault {
             let before = match versions.last() {
                 Some(&version) => match self.document(&key(disk, version, &request.name)) {
                     Err(VaultError::NotFound { .. }) => None,
+                    // It holds nothing, and its name is no reason to refuse ours.
+                    Err(VaultError::Forged { source, .. }) if source.is_nobodys() => None,
                     record => Some(record?),
                 },
                 None => None,
@@ -181,6 +183,11 @@ impl Vault {
             let record: HoldRecord = match self.document(&key) {
                 // Released or renewed since it was listed.
                 Err(VaultError::NotFound { .. }) => continue,
+                // Nobody who may has put it: it would keep retention from its work for ever.
+                Err(e @ VaultError::Forged { source, .. }) if source.is_nobodys() => {
+                    tracing::warn!("{e} It holds nothing");
+                    continue;
+                }
                 record => record?,
             };
             if (&record.name, record.version) != (&name, version) {

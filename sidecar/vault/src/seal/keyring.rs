@@ -27,6 +27,8 @@ use crate::store::now_unix_ns;
 pub const SLOTS_MAX: usize = 32;
 /// Most generations in a keyring.
 pub const GENERATIONS_MAX: usize = 64;
+/// Most writers that were removed.
+pub const REMOVED_MAX: usize = 64;
 /// Most characters in a slot's label.
 pub const LABEL_CHARS_MAX: usize = 64;
 const WHAT: &str = "backstay-keyring";
@@ -99,6 +101,20 @@ pub struct Generation {
     pub sealed: Option<String>,
 }
 
+/// A writer whose signatures count for nothing but what was there when it was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovedWriter {
+    /// Its Ed25519 public half.
+    pub writer: String,
+    /// Who it was made for, for people.
+    pub label: String,
+    /// Since when.
+    pub removed_unix_ns: u64,
+    /// The digest of what was there then: `keys/bounds-<digest>`.
+    pub bounds: String,
+}
+
 /// Who can open the vault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +135,15 @@ pub struct Keyring {
     pub slots: Vec<Slot>,
     /// The number of the next slot.
     pub next_slot: u32,
+    /// Whether documents of disks, names and groups are signed. Not in vaults of before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub documents_signed: bool,
+    /// Of a vault of before: the digest of what was there without a signature, which counts all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsigned: Option<String>,
+    /// Writers that were removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedWriter>,
     /// The owner's signature of all this, in its canonical form.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub signature: String,
@@ -213,6 +238,9 @@ impl Keyring {
             generations: vec![generation],
             slots: vec![],
             next_slot: 1,
+            documents_signed: true,
+            unsigned: None,
+            removed: vec![],
             signature: String::new(),
         };
         let opened = Opened { slot: 0, secrets: BTreeMap::from([(1, secret)]), signer, seed };
@@ -260,6 +288,9 @@ impl Keyring {
         }
         if self.slots.len() > SLOTS_MAX || self.generations.len() > GENERATIONS_MAX {
             return wrong("it has too many slots or generations");
+        }
+        if self.removed.len() > REMOVED_MAX {
+            return wrong("it has too many removed writers");
         }
         let numbered = self.generations.iter().zip(1..).all(|(g, number)| g.generation == number);
         if self.slots.is_empty() || self.generations.is_empty() || !numbered {
@@ -418,6 +449,45 @@ impl Keyring {
         self.next_revision();
         self.sign(opened);
         Ok(self)
+    }
+
+    /// The next revision, in which a writer counts only for what these bounds have.
+    ///
+    /// # Errors
+    /// If there are too many.
+    pub(crate) fn without_writer(
+        mut self,
+        opened: &Opened,
+        (writer, label): (&PublicKey, &str),
+        bounds: &str,
+    ) -> Result<Self, KeyringError> {
+        if self.removed.len() >= REMOVED_MAX {
+            return Err(KeyringError::TooMany("removed writers"));
+        }
+        self.next_revision();
+        self.removed.push(RemovedWriter {
+            writer: hex(writer),
+            label: label.into(),
+            removed_unix_ns: self.written_unix_ns,
+            bounds: bounds.into(),
+        });
+        self.sign(opened);
+        Ok(self)
+    }
+
+    /// The next revision, in which documents are signed but for what these bounds have.
+    pub(crate) fn with_documents_signed(mut self, opened: &Opened, bounds: &str) -> Self {
+        self.next_revision();
+        (self.documents_signed, self.unsigned) = (true, Some(bounds.into()));
+        self.sign(opened);
+        self
+    }
+
+    /// Since when a writer is removed, if it is.
+    #[must_use]
+    pub fn removed(&self, writer: &PublicKey) -> Option<&RemovedWriter> {
+        let writer = hex(writer);
+        self.removed.iter().find(|removed| removed.writer == writer)
     }
 
     /// The next revision, with a new generation, sealed to the slots there are.

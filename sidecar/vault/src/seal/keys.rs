@@ -10,6 +10,7 @@ use super::secret::Secret;
 use super::segment::{Envelope, SegmentKey};
 use super::settings::KeySettings;
 use super::sign::{PublicKey, Signer};
+use super::trust::Trusts;
 use super::writer::Writer;
 use crate::format::segment::SegmentId;
 
@@ -20,6 +21,8 @@ pub(crate) struct Keychain {
     /// From it this process finds the keys of the segments that it sealed itself: so one that can only write
     /// can read back what it put, and compare (I7), as long as it runs. `None` without random bytes.
     session: Option<Secret>,
+    /// Whose signatures count.
+    pub trusts: Trusts,
 }
 
 static KEYCHAIN: RwLock<Option<Arc<Keychain>>> = RwLock::new(None);
@@ -40,7 +43,7 @@ pub fn configure(settings: KeySettings) {
 impl Keychain {
     pub fn new(settings: KeySettings) -> Arc<Self> {
         let (opened, session) = (Mutex::default(), Secret::random().ok());
-        Arc::new(Self { settings, opened, session })
+        Arc::new(Self { settings, opened, session, trusts: Trusts::default() })
     }
 
     /// The one that holds.

@@ -2,7 +2,8 @@
 //!
 //! - `secret`, `agree`: secrets in memory, deriving, sealing to a public key
 //! - [`segment`]: a key for each segment; frames and index sealed to their place
-//! - [`sign`]: signatures on recovery points and ledgers; who may make them
+//! - [`sign`]: signatures on recovery points, ledgers and documents; who may make them
+//! - `trust`, `bounds`: whose signatures count, and what counts of a writer that was removed
 //! - [`keyring`], [`unlock`]: who can open the vault: slots, generations
 //! - [`writer`]: the key of a host that may write and not read
 //! - [`proofs`]: when a slot was opened last; [`care`]: what about the keys should worry somebody
@@ -11,6 +12,7 @@
 //! docs/FORMAT-VAULT.md says it byte by byte, docs/decisions/0011-encryption.md why.
 
 mod agree;
+mod bounds;
 pub mod care;
 pub mod keyring;
 pub mod keys;
@@ -19,6 +21,7 @@ mod secret;
 pub mod segment;
 pub mod settings;
 pub mod sign;
+pub(crate) mod trust;
 pub mod unlock;
 mod vault;
 pub mod writer;
@@ -29,4 +32,4 @@ pub use keys::configure;
 pub use settings::KeySettings;
 pub use unlock::{Hardness, Unlock};
 pub use vault::Tried;
-pub use writer::WriterKey;
+pub use writer::{Granted, WriterKey};

@@ -1,4 +1,4 @@
-//! Signatures on recovery points and ledgers, and the certificates of those who may make them.
+//! Signatures on recovery points, ledgers and documents, and the certificates of those who may make them.
 //!
 //! The vault has an owner: an Ed25519 key pair whose secret half is sealed in the keyring. A host that can open
 //! the keyring signs as the owner. One that may only write has a key pair of its own, and the owner's
@@ -8,14 +8,17 @@
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use uuid::Uuid;
 
-use super::secret::Secret;
+use super::secret::{Secret, hex, unhex};
 
 const MAGIC: &[u8; 8] = b"BSTYSIGN";
 /// Bytes of an Ed25519 signature.
 const SIGNATURE_BYTES: usize = 64;
 /// What a signed object has after its content.
 pub const TRAILER_BYTES: usize = 8 + 32 + 2 * SIGNATURE_BYTES;
+/// Bytes of what a signed document has: signer, certificate, signature.
+const SEAL_BYTES: usize = 32 + 2 * SIGNATURE_BYTES;
 const OF_OBJECT: &[u8] = b"backstay object 1\0";
+const OF_DOCUMENT: &[u8] = b"backstay document 1\0";
 const OF_WRITER: &[u8] = b"backstay writer 1\0";
 const OF_KEYRING: &[u8] = b"backstay keyring 1\0";
 
@@ -31,9 +34,22 @@ pub enum NotSigned {
     /// Its signer has no certificate of the vault's owner.
     #[error("it is signed by somebody whom the vault's owner did not allow to write")]
     Stranger,
+    /// By a writer that was taken out since (`backstay key remove --writer`), and it is not of before.
+    #[error(
+        "it is signed by a writer that was removed from the vault, and was not there before that"
+    )]
+    Removed,
     /// It is of other bytes, another object or another vault.
     #[error("its signature does not fit: it was changed, or is another object")]
     Wrong,
+}
+
+impl NotSigned {
+    /// Whether nobody made it who may. Anything else may be damage to what somebody did make.
+    #[must_use]
+    pub fn is_nobodys(self) -> bool {
+        matches!(self, Self::Missing | Self::Removed)
+    }
 }
 
 /// Signs objects of one vault.
@@ -93,15 +109,24 @@ impl Signer {
         self.sign(&[OF_KEYRING, body].concat())
     }
 
+    /// Signer, certificate and signature of a message.
+    fn seal(&self, message: &[u8]) -> [u8; SEAL_BYTES] {
+        fixed(&[&self.public()[..], &self.certificate, &self.sign(message)].concat())
+    }
+
     /// The bytes of an object with its signature behind.
     #[must_use]
     pub fn signed(&self, vault: Uuid, key: &str, mut bytes: Vec<u8>) -> Vec<u8> {
-        let signature = self.sign(&of_object(vault, key, &bytes));
+        let seal = self.seal(&of_object(OF_OBJECT, vault, key, &bytes));
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&self.public());
-        bytes.extend_from_slice(&self.certificate);
-        bytes.extend_from_slice(&signature);
+        bytes.extend_from_slice(&seal);
         bytes
+    }
+
+    /// What stands in the `signature` of a document.
+    #[must_use]
+    pub fn document(&self, vault: Uuid, key: &str, canonical: &[u8]) -> String {
+        hex(&self.seal(&of_object(OF_DOCUMENT, vault, key, canonical)))
     }
 }
 
@@ -109,9 +134,9 @@ fn of_writer(vault: Uuid, writer: &PublicKey) -> Vec<u8> {
     [OF_WRITER, vault.as_bytes(), writer].concat()
 }
 
-fn of_object(vault: Uuid, key: &str, bytes: &[u8]) -> Vec<u8> {
+fn of_object(purpose: &[u8], vault: Uuid, key: &str, bytes: &[u8]) -> Vec<u8> {
     let len = (key.len() as u32).to_le_bytes();
-    [OF_OBJECT, vault.as_bytes(), &len, key.as_bytes(), bytes].concat()
+    [purpose, vault.as_bytes(), &len, key.as_bytes(), bytes].concat()
 }
 
 fn holds(public: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
@@ -158,8 +183,36 @@ pub fn signed_by(
     bytes: &[u8],
 ) -> Result<PublicKey, NotSigned> {
     let (content, trailer) = split(bytes);
-    let trailer = trailer.ok_or(NotSigned::Missing)?;
-    let (signer, rest) = trailer.split_first_chunk::<32>().ok_or(NotSigned::Missing)?;
+    let seal = trailer.ok_or(NotSigned::Missing)?;
+    sealed_by(owner, vault, &of_object(OF_OBJECT, vault, key, content), seal)
+}
+
+/// The same of a document, from its canonical form and what stands in its `signature`.
+///
+/// # Errors
+/// If nobody did.
+pub fn document_signed_by(
+    owner: &PublicKey,
+    vault: Uuid,
+    key: &str,
+    (canonical, signature): (&[u8], Option<&str>),
+) -> Result<PublicKey, NotSigned> {
+    let seal = signature.ok_or(NotSigned::Missing)?;
+    let seal = unhex(seal).ok_or(NotSigned::Wrong)?;
+    sealed_by(owner, vault, &of_object(OF_DOCUMENT, vault, key, canonical), &seal)
+}
+
+/// Who sealed a message.
+fn sealed_by(
+    owner: &PublicKey,
+    vault: Uuid,
+    message: &[u8],
+    seal: &[u8],
+) -> Result<PublicKey, NotSigned> {
+    if seal.len() != SEAL_BYTES {
+        return Err(NotSigned::Wrong);
+    }
+    let (signer, rest) = seal.split_first_chunk::<32>().ok_or(NotSigned::Wrong)?;
     let (certificate, signature) = rest.split_at(SIGNATURE_BYTES);
     // The owner needs none; zeroes then, so that there is one way to say it.
     let allowed = match signer == owner {
@@ -169,7 +222,7 @@ pub fn signed_by(
     if !allowed {
         return Err(NotSigned::Stranger);
     }
-    match holds(signer, &of_object(vault, key, content), signature) {
+    match holds(signer, message, signature) {
         true => Ok(*signer),
         false => Err(NotSigned::Wrong),
     }
@@ -177,7 +230,6 @@ pub fn signed_by(
 
 #[cfg(test)]
 mod tests {
-    use super::super::secret::{hex, unhex};
     use super::*;
 
     /// RFC 8032, 7.1, test 2.
@@ -218,6 +270,18 @@ mod tests {
                 assert!(check(vault, "disks/a/points/1", &bad).is_err(), "byte {at}");
             }
         }
+        // A document's signature is none of an object, nor of another key.
+        let seal = writer.document(vault, "disks/a/terms/1", b"{}");
+        let document = |key, content: &[u8], seal: Option<&str>| {
+            document_signed_by(&owner.public(), vault, key, (content, seal))
+        };
+        assert_eq!(document("disks/a/terms/1", b"{}", Some(&seal)), Ok(writer.public()));
+        assert_eq!(document("disks/a/terms/2", b"{}", Some(&seal)), Err(NotSigned::Wrong));
+        assert_eq!(document("disks/a/terms/1", b"[]", Some(&seal)), Err(NotSigned::Wrong));
+        assert_eq!(document("disks/a/terms/1", b"{}", None), Err(NotSigned::Missing));
+        assert_eq!(document("disks/a/terms/1", b"{}", Some("00")), Err(NotSigned::Wrong));
+        let object = [b"{}", &MAGIC[..], &unhex(&seal).unwrap()].concat();
+        assert_eq!(check(vault, "disks/a/terms/1", &object), Err(NotSigned::Wrong));
         let bytes = stranger.signed(vault, "k", vec![]);
         assert_eq!(check(vault, "k", &bytes), Err(NotSigned::Stranger));
         assert_eq!(check(vault, "k", b"content"), Err(NotSigned::Missing));

@@ -4,15 +4,17 @@ use std::sync::{Arc, PoisonError};
 
 use uuid::Uuid;
 
+use super::bounds::Bounds;
 use super::keyring::{Keyring, KeyringError, NewSlot, Opened};
 use super::keys::{Keychain, Keys, NoSegmentKey};
+use super::secret::{hex, unhex32};
 use super::segment::{Envelope, SegmentKey};
 use super::settings::{KeySettings, read_writer};
-use super::sign::{content, signed_by};
+use super::sign::PublicKey;
 use super::unlock::Unlock;
-use super::writer::WriterKey;
-use crate::error::VaultError;
-use crate::format::document::VaultRecord;
+use super::writer::{Granted, WriterKey};
+use crate::error::{In, VaultError};
+use crate::format::document::{DOCUMENT_BYTES_MAX, VaultRecord, encode};
 use crate::format::segment::SegmentId;
 use crate::remote::Role;
 use crate::store::{VAULT_OBJECT, Vault, now_unix_ns, segment_key};
@@ -20,6 +22,13 @@ use crate::store::{VAULT_OBJECT, Vault, now_unix_ns, segment_key};
 const PREFIX: &str = "keys";
 /// Revisions that others may put while one is put.
 const ROUNDS_MAX: usize = 16;
+
+/// How the name of a note begins that a writer's key was made.
+const GRANTED: &str = "writer-";
+
+fn granted_key(writer: &str) -> String {
+    format!("{PREFIX}/{GRANTED}{writer}")
+}
 
 /// The key of a revision of the keyring.
 pub(crate) fn keyring_key(revision: u64) -> String {
@@ -73,7 +82,7 @@ impl Vault {
         self.inner.record.get().map(|record| record.vault)
     }
 
-    fn locked(&self, reason: String) -> VaultError {
+    pub(super) fn locked(&self, reason: String) -> VaultError {
         VaultError::Locked { url: self.inner.url.clone(), reason }
     }
 
@@ -135,7 +144,7 @@ impl Vault {
         }
     }
 
-    fn known_keys(&self) -> Option<Arc<Keys>> {
+    pub(super) fn known_keys(&self) -> Option<Arc<Keys>> {
         self.inner.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -272,7 +281,12 @@ impl Vault {
     /// If the vault cannot be written, or another was faster.
     pub fn put_keyring(&self, keyring: &Keyring) -> Result<(), VaultError> {
         let key = keyring_key(keyring.revision);
-        self.put_document(&key, keyring)
+        let bytes = encode(keyring).within(&key)?;
+        if bytes.len() > DOCUMENT_BYTES_MAX {
+            let reason = "it would be longer than any reader takes: fewer slots, shorter labels";
+            return Err(VaultError::Inconsistent { object: key, reason: reason.into() });
+        }
+        self.put(&key, bytes.into())
     }
 
     /// A key for a host that may write and not read.
@@ -281,7 +295,72 @@ impl Vault {
     /// If the keyring does not open.
     pub fn new_writer(&self, label: &str) -> Result<WriterKey, VaultError> {
         let (keyring, opened) = self.open_keyring()?;
-        WriterKey::new(&keyring, &opened, label).map_err(|_| self.no_random())
+        let key = WriterKey::new(&keyring, &opened, label).map_err(|_| self.no_random())?;
+        // A gateway puts nothing below keys/; there, whoever grants keeps the writer's name.
+        if let Some(writer) = key.public().filter(|_| !self.is_behind_gateway()) {
+            let writer = hex(&writer);
+            let granted =
+                Granted { writer, label: key.label.clone(), granted_unix_ns: now_unix_ns() };
+            self.put_document(&granted_key(&granted.writer), &granted)?;
+        }
+        Ok(key)
+    }
+
+    /// The writers' keys that were made, the oldest first; those made behind a gateway, or before this was noted, are
+    /// not among them.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn writers(&self) -> Result<Vec<Granted>, VaultError> {
+        let mut found: Vec<Granted> = vec![];
+        for (name, _) in self.listed(PREFIX)? {
+            let Some(writer) = name.strip_prefix(GRANTED) else { continue };
+            let granted: Granted = self.document(&granted_key(writer))?;
+            if granted.writer == writer {
+                found.push(granted);
+            }
+        }
+        found.sort_by(|a, b| (a.granted_unix_ns, &a.writer).cmp(&(b.granted_unix_ns, &b.writer)));
+        Ok(found)
+    }
+
+    /// Takes a writer out: what it signs from now on counts for nothing; what was there before is read as ever, and
+    /// nothing is encrypted anew. The revision of the keyring from which that is so.
+    ///
+    /// # Errors
+    /// If the keyring does not open or cannot be put, or the writer was removed before.
+    pub fn remove_writer(&self, writer: &PublicKey, label: &str) -> Result<u64, VaultError> {
+        let (keyring, opened) = self.open_keyring()?;
+        if keyring.removed(writer).is_some() {
+            let reason = format!("writer {} was removed before", hex(writer));
+            return Err(VaultError::Url { url: self.inner.url.clone(), reason });
+        }
+        let bounds = Bounds::now(self, keyring.vault)?.keep(self)?;
+        let keyring = keyring.without_writer(&opened, (writer, label), &bounds);
+        let keyring = keyring.map_err(|e| self.keyring_error(&e))?;
+        self.put_keyring(&keyring)?;
+        Ok(keyring.revision)
+    }
+
+    /// Has documents of disks, names and groups be signed from now on, in a vault of before; `false` if they are. Those that
+    /// are there count without.
+    ///
+    /// # Errors
+    /// If the keyring does not open or cannot be put.
+    pub fn sign_documents(&self) -> Result<bool, VaultError> {
+        let (keyring, opened) = self.open_keyring()?;
+        if keyring.documents_signed {
+            return Ok(false);
+        }
+        let bounds = Bounds::now(self, keyring.vault)?.keep(self)?;
+        self.put_keyring(&keyring.with_documents_signed(&opened, &bounds))?;
+        Ok(true)
+    }
+
+    /// A writer's public half, from how people write it.
+    #[must_use]
+    pub fn writer_named(text: &str) -> Option<PublicKey> {
+        unhex32(text)
     }
 
     fn no_random(&self) -> VaultError {
@@ -296,6 +375,7 @@ impl Vault {
         if !self.is_encrypted() {
             return Ok(None);
         }
+        self.check_not_removed()?;
         self.keys()?.seal(id).map(Some).map_err(|_| self.no_random())
     }
 
@@ -334,42 +414,6 @@ impl Vault {
     /// The key of a segment whose index was read a moment ago.
     pub(crate) fn known_segment_key(&self, id: SegmentId) -> Option<Arc<SegmentKey>> {
         self.inner.segment_keys.get(id)
-    }
-
-    /// An object's bytes, signed if the vault is encrypted.
-    pub(crate) fn signed(&self, key: &str, bytes: Vec<u8>) -> Result<Vec<u8>, VaultError> {
-        if !self.is_encrypted() {
-            return Ok(bytes);
-        }
-        let keys = self.keys()?;
-        Ok(keys.signer().signed(keys.vault(), key, bytes))
-    }
-
-    /// An object's content, if its signature is what it should be. A host without any key cannot tell, and can use none
-    /// of what the object leads to: it may look.
-    pub(crate) fn verified<'a>(&self, key: &str, bytes: &'a [u8]) -> Result<&'a [u8], VaultError> {
-        if !self.is_encrypted()
-            || (self.known_keys().is_none() && !self.inner.keychain.settings.can_unlock())
-        {
-            return Ok(content(bytes));
-        }
-        let keys = self.keys()?;
-        match signed_by(keys.owner(), keys.vault(), key, bytes) {
-            Ok(_) => Ok(content(bytes)),
-            Err(e) => Err(VaultError::Inconsistent { object: key.into(), reason: e.to_string() }),
-        }
-    }
-
-    /// Whether an object that arrives was signed by the vault's owner, or by a writer that it has a certificate
-    /// of. That needs no key but the public half in the keyring.
-    ///
-    /// # Errors
-    /// If it was not, or the keyring cannot be read. In a vault that is not encrypted nothing is signed.
-    pub(crate) fn check_signature(&self, key: &str, bytes: &[u8]) -> Result<(), VaultError> {
-        let Some(keyring) = self.keyring()? else { return Ok(()) };
-        let wrong = |reason: String| VaultError::Inconsistent { object: key.into(), reason };
-        let owner = keyring.owner().ok_or_else(|| wrong("the keyring names no owner".into()))?;
-        signed_by(&owner, keyring.vault, key, bytes).map(drop).map_err(|e| wrong(e.to_string()))
     }
 
     /// Makes a new encrypted vault.

@@ -46,6 +46,22 @@ impl Document for WriterKey {
     const FORMAT: &'static str = "backstay-writer";
 }
 
+/// `keys/writer-<public half>`: that a writer's key was made, and for whom. It gives no right; who removes a writer
+/// finds it by this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// The writer's Ed25519 public half.
+    pub writer: String,
+    /// Who it was made for, for people.
+    pub label: String,
+    /// When.
+    pub granted_unix_ns: u64,
+}
+
+impl Document for Granted {
+    const FORMAT: &'static str = "backstay-granted";
+}
+
 /// A writer's key as it is used.
 pub(crate) struct Writer {
     pub vault: Uuid,
@@ -69,6 +85,12 @@ impl WriterKey {
             secret: hex(seed.bytes()),
             certificate: hex(&opened.signer.certify(keyring.vault, &writer.public())),
         })
+    }
+
+    /// Its public half: what it is known by.
+    #[must_use]
+    pub fn public(&self) -> Option<PublicKey> {
+        self.writer().map(|writer| writer.signer.public())
     }
 
     /// Whether all of it fits together.

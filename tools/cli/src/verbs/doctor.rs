@@ -8,6 +8,7 @@ use backstay_sidecar::doctor::{self, Finding, HOST};
 use backstay_sidecar::prerequisites::Verdict;
 use clap::Args;
 
+use crate::certificates;
 use crate::context::{Context, Globals};
 
 /// Check this host: kernel, rights, memory, services, vaults, and every disk
@@ -33,6 +34,7 @@ impl Doctor {
         let names = if self.names.is_empty() { context.disks() } else { self.names };
         findings.extend(doctor::host(&context.roots, &names));
         findings.extend(doctor::vaults(&context.roots, &context.config, &names));
+        findings.extend(certificates::findings(&context.config));
         for name in &names {
             findings.extend(doctor::disk(&context.roots, &context.config, name));
         }

@@ -1,12 +1,16 @@
 //! `backstay pki`: a small certificate authority for people who have none.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, bail};
 use backstay_gateway::pki::{
-    Authority, CertificateRecord, Disks, HolderName, Issued, Kind, Request, Role,
+    Authority, CertificateRecord, Disks, HolderName, Issued, Kind, Passphrase, Request, Role,
 };
+use backstay_vault::seal::settings::read_passphrase;
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::target::time;
 use crate::context::Context;
@@ -21,8 +25,9 @@ Examples:
   backstay pki issue /root/pki dr-host --role recovery --disk '*'
   backstay pki revoke /root/pki db-host
 
-The directory is the authority: whoever reads ca.key in it can make any certificate. Keep it on a machine of
-its own, away from sources and gateways. Certificate and key of a holder are in one file,
+The directory is the authority: whoever reads ca.key in it, and knows its passphrase, can make any certificate. Keep
+it on a machine of its own, away from sources and gateways. The passphrase is asked for, or read from
+--passphrase-file. Certificate and key of a holder are in one file,
 issued/NAME.pem; `client_cert` and `client_key` (or a gateway's) may both name it.")]
 pub struct Pki {
     #[command(subcommand)]
@@ -41,6 +46,8 @@ enum Verb {
         /// How long it is valid
         #[arg(long, default_value_t = 3650)]
         days: u32,
+        #[command(flatten)]
+        protection: Protection,
     },
     /// Make a certificate with its key
     Issue(Issue),
@@ -53,6 +60,8 @@ enum Verb {
         /// How long it is valid
         #[arg(long, default_value_t = 398)]
         days: u32,
+        #[command(flatten)]
+        opens: Opens,
     },
     /// Revoke certificates and sign a new list of revoked ones (revoked.crl)
     Revoke {
@@ -61,12 +70,108 @@ enum Verb {
         /// The holder's name (all its certificates), or one's serial number
         #[arg(value_name = "NAME|SERIAL")]
         which: String,
+        #[command(flatten)]
+        opens: Opens,
+    },
+    /// Give the authority's key another passphrase, its first one, or none
+    Passphrase {
+        /// The authority's directory
+        dir: PathBuf,
+        #[command(flatten)]
+        opens: Opens,
+        /// The new passphrase: the first line of a file that nobody else can read [default: it is asked for]
+        #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
+        new_passphrase_file: Option<PathBuf>,
+        /// None: whoever reads the file has the key
+        #[arg(long)]
+        no_passphrase: bool,
     },
     /// List what was issued
     List {
         /// The authority's directory
         dir: PathBuf,
     },
+}
+
+/// What a new authority's key opens with.
+#[derive(Args)]
+struct Protection {
+    /// The key's passphrase: the first line of a file that nobody else can read [default: it is asked for]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
+    passphrase_file: Option<PathBuf>,
+    /// None: whoever reads the file has the key
+    #[arg(long)]
+    no_passphrase: bool,
+}
+
+impl Protection {
+    fn take(&self) -> anyhow::Result<Option<Passphrase>> {
+        match &self.passphrase_file {
+            Some(file) => from_file(file).map(Some),
+            None if self.no_passphrase => Ok(None),
+            None => ask_twice().map(Some),
+        }
+    }
+}
+
+/// What opens an authority's key.
+#[derive(Args)]
+struct Opens {
+    /// The passphrase of the authority's key, if it has one: the first line of a file that nobody else can read
+    /// [default: it is asked for]
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+impl Opens {
+    /// The authority, ready to sign.
+    fn open(&self, dir: &Path) -> anyhow::Result<Authority> {
+        let mut authority = Authority::open(dir)?;
+        if authority.is_locked()? {
+            let passphrase = match &self.passphrase_file {
+                Some(file) => from_file(file)?,
+                None => ask("Passphrase of the authority's key: ")?,
+            };
+            authority.unlock(passphrase)?;
+        }
+        Ok(authority)
+    }
+}
+
+fn from_file(file: &Path) -> anyhow::Result<Passphrase> {
+    let text = read_passphrase(file);
+    long_enough(text.with_context(|| format!("passphrase file {}", file.display()))?)
+}
+
+fn ask(what: &str) -> anyhow::Result<Passphrase> {
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody is there to ask for a passphrase; use --passphrase-file. Nothing was done");
+    }
+    long_enough(Zeroizing::new(rpassword::prompt_password(what)?))
+}
+
+fn ask_twice() -> anyhow::Result<Passphrase> {
+    if !std::io::stdin().is_terminal() {
+        bail!(
+            "nobody is there to ask for a passphrase; use --passphrase-file, or --no-passphrase if the key \
+             is safe without one. Nothing was done"
+        );
+    }
+    let first = Zeroizing::new(rpassword::prompt_password("New passphrase: ")?);
+    let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
+    if first != again {
+        bail!("they differ; nothing was done");
+    }
+    long_enough(first)
+}
+
+fn long_enough(text: Zeroizing<String>) -> anyhow::Result<Passphrase> {
+    Passphrase::new(text).with_context(|| {
+        format!(
+            "a passphrase has at least {} characters; better, several words. Nothing was done",
+            Passphrase::CHARS_MIN
+        )
+    })
 }
 
 #[derive(Args)]
@@ -97,19 +202,40 @@ struct Issue {
     /// How long it is valid
     #[arg(long, default_value_t = 398)]
     days: u32,
+    #[command(flatten)]
+    opens: Opens,
 }
 
 impl Pki {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.verb {
-            Verb::Init { dir, name, days } => init(context, &dir, &name, days),
+            Verb::Init { dir, name, days, protection } => {
+                init(context, &dir, &name, days, protection.take()?)
+            }
             Verb::Issue(issue) => issue.run(context),
-            Verb::Renew { dir, name, days } => {
-                let mut authority = Authority::open(&dir)?;
+            Verb::Renew { dir, name, days, opens } => {
+                let mut authority = opens.open(&dir)?;
                 let issued = authority.renew(&name, days)?;
                 tell(context, &issued)
             }
-            Verb::Revoke { dir, which } => revoke(context, &dir, &which),
+            Verb::Revoke { dir, which, opens } => revoke(context, opens.open(&dir)?, &which),
+            Verb::Passphrase { dir, opens, new_passphrase_file, no_passphrase } => {
+                let mut authority = opens.open(&dir)?;
+                let new = Protection { passphrase_file: new_passphrase_file, no_passphrase };
+                authority.change_passphrase(new.take()?)?;
+                if !context.globals.quiet && !context.globals.json {
+                    println!(
+                        "The key in {} opens {} now. Copies of before open as they did.",
+                        dir.display(),
+                        if no_passphrase {
+                            "without a passphrase"
+                        } else {
+                            "with the new passphrase"
+                        }
+                    );
+                }
+                Ok(())
+            }
             Verb::List { dir } => list(context, &Authority::open(&dir)?),
         }
     }
@@ -123,14 +249,20 @@ impl Issue {
             None if self.server => Kind::Server { hosts },
             None => Kind::Group { hosts },
         };
-        let mut authority = Authority::open(&self.dir)?;
+        let mut authority = self.opens.open(&self.dir)?;
         let issued = authority.issue(&Request { name: self.name, kind, days: self.days })?;
         tell(context, &issued)
     }
 }
 
-fn init(context: &Context, dir: &Path, name: &str, days: u32) -> anyhow::Result<()> {
-    let authority = Authority::init(dir, name, days)?;
+fn init(
+    context: &Context,
+    dir: &Path,
+    name: &str,
+    days: u32,
+    passphrase: Option<Passphrase>,
+) -> anyhow::Result<()> {
+    let authority = Authority::init(dir, name, days, passphrase)?;
     let (ca, crl) = (authority.certificate_file(), authority.revocations_file());
     if context.globals.json {
         return context.print_json(&json!({ "ca": ca, "crl": crl }));
@@ -153,8 +285,7 @@ fn tell(context: &Context, issued: &Issued) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn revoke(context: &Context, dir: &Path, which: &str) -> anyhow::Result<()> {
-    let mut authority = Authority::open(dir)?;
+fn revoke(context: &Context, mut authority: Authority, which: &str) -> anyhow::Result<()> {
     let revoked = authority.revoke(which)?;
     let crl = authority.revocations_file();
     if context.globals.json {

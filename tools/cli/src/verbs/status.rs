@@ -14,6 +14,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::target::{size, time, word};
+use crate::certificates;
 use crate::context::Context;
 
 /// Show state, recovery point objective, dirty bytes and health of disks
@@ -126,6 +127,7 @@ impl Status {
                     disk.health = health_of(replica);
                 }
             }
+            certificates::warn(&context.config, &disk.name, &mut disk.health);
             let term = failover.as_ref().map(term_of);
             all.push(Shown { disk, mounted_point, failover, term, replica });
         }

@@ -3,7 +3,7 @@
 use object_store::Error;
 use reqwest::{Response, StatusCode};
 
-use crate::remote::refusal::Refusal;
+use crate::remote::refusal::{Refusal, distrust};
 
 /// The name of this store in errors.
 pub(super) const STORE: &str = "gateway";
@@ -30,13 +30,25 @@ pub(super) fn passing(reason: impl Into<Box<dyn std::error::Error + Send + Sync>
     Error::Generic { store: STORE, source: reason.into() }
 }
 
+/// A connection that broke. A certificate that is not believed looks the same, and is no passing trouble. If
+/// the connection breaks before that is heard, the next try hears it.
+pub(super) fn broken(error: reqwest::Error) -> Answer {
+    match distrust(&error) {
+        Some(refusal) => Answer::Final(refused(refusal)),
+        None => Answer::Again(passing(error.without_url())),
+    }
+}
+
+/// An error that no second try will change.
+fn refused(refusal: Refusal) -> Error {
+    Error::Generic { store: STORE, source: Box::new(refusal) }
+}
+
 /// Sorts what came of a request.
 pub(super) async fn sort(key: &str, sent: reqwest::Result<Response>) -> Answer {
     let mut response = match sent {
         Ok(response) => response,
-        // A certificate that does not fit is no passing trouble, but looks like any broken connection;
-        // the tries are bounded.
-        Err(e) => return Answer::Again(passing(e.without_url())),
+        Err(e) => return broken(e),
     };
     let status = response.status();
     if status.is_success() {
@@ -61,10 +73,7 @@ pub(super) async fn sort(key: &str, sent: reqwest::Result<Response>) -> Answer {
         status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Answer::Again(passing(format!("the gateway answers {status}: {said}")))
         }
-        status => {
-            let refusal = Refusal::Answer { status: status.as_u16(), said };
-            Answer::Final(Error::Generic { store: STORE, source: Box::new(refusal) })
-        }
+        status => Answer::Final(refused(Refusal::Answer { status: status.as_u16(), said })),
     }
 }
 

@@ -21,10 +21,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
-use super::answer::{Answer, STORE, passing, sort};
+use super::answer::{Answer, STORE, broken, passing, sort};
 use super::client::client;
 use super::tries::Tries;
 use crate::error::VaultError;
+use crate::remote::refusal::refusal;
 use crate::remote::settings::StoreSettings;
 
 /// Longest answer in JSON, in bytes: a page of a list.
@@ -140,6 +141,7 @@ impl GatewayStore {
             let mut response = self.send(key, &make).await?;
             match body(&mut response, most).await {
                 Ok(bytes) => return Ok((response, bytes)),
+                Err(e) if refusal(&e).is_some() => return Err(e),
                 Err(e) => match tries.failed() {
                     Some(pause) => sleep(pause).await,
                     None => return Err(e),
@@ -169,10 +171,18 @@ impl GatewayStore {
     }
 }
 
+/// An answer that broke off.
+fn cut_off(error: reqwest::Error) -> Error {
+    match broken(error) {
+        Answer::Again(e) | Answer::Final(e) => e,
+        Answer::Done(_) | Answer::Wait(_) => passing("the answer broke off"),
+    }
+}
+
 /// The body of an answer, of `most` bytes.
 async fn body(response: &mut Response, most: u64) -> Result<Bytes> {
     let mut all = vec![];
-    while let Some(some) = response.chunk().await.map_err(|e| passing(e.without_url()))? {
+    while let Some(some) = response.chunk().await.map_err(cut_off)? {
         if (all.len() + some.len()) as u64 > most {
             return Err(passing(format!("the gateway sends more than {most} bytes")));
         }
@@ -303,7 +313,7 @@ impl ObjectStore for GatewayStore {
             }
             Some(bytes) => stream::once(async move { Ok(bytes) }).boxed(),
             None if options.head => stream::empty().boxed(),
-            None => response.bytes_stream().map_err(|e| passing(e.without_url())).boxed(),
+            None => response.bytes_stream().map_err(cut_off).boxed(),
         };
         let meta = ObjectMeta {
             location: at.clone(),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use backstay_format::DiskName;
+use backstay_sidecar::hooks::withhold;
 
 use super::super::attach::loop_devices;
 use super::local;
@@ -20,7 +21,7 @@ pub fn run(context: &Context, name: &DiskName, line: &str) -> anyhow::Result<()>
     let status =
         local::driver(context, name).with_context(|| format!("disk {name} is not served"))?;
     let device = loop_devices(&status.served)?.into_iter().next().unwrap_or_default();
-    let ended = command("unshare")
+    let ended = withhold(&mut command("unshare"))
         .args(APART)
         .args(["/bin/sh", "-c", INSIDE, line])
         .env("BACKSTAY_DISK", name.as_str())

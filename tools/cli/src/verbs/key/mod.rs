@@ -2,6 +2,7 @@
 
 mod check;
 mod secret;
+mod writers;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,6 +35,7 @@ enum What {
     Rotate(Rotate),
     Check(check::Check),
     Grant(Grant),
+    Sign(writers::Sign),
 }
 
 /// Make a new vault whose store cannot read what is in it
@@ -70,18 +72,26 @@ struct Add {
     secret: NewSecret,
 }
 
-/// Remove a way to open the vault
+/// Remove a way to open the vault, or a host that writes into it
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   backstay key remove 2 --vault s3://backups/prod
   backstay key rotate --vault s3://backups/prod
+  backstay key remove --writer db1 --vault s3://backups/prod      a host that was stolen or broken into
 
 Who had that secret may have kept what it opened: what is there already stays readable to them, if they can reach the
-store. Rotate afterwards, so that what comes from now on is not.")]
+store. Rotate afterwards, so that what comes from now on is not.
+
+A writer: what its key signs from now on counts for nothing; what it shipped before is read as ever. Nothing is
+encrypted anew. Where there is a gateway, revoke its certificate first (backstay pki revoke).")]
 struct Remove {
     /// The slot, as backstay key list shows it
-    slot: u32,
+    #[arg(required_unless_present = "writer")]
+    slot: Option<u32>,
+    /// A writer, by its label or the beginning of its id, as backstay key list shows them
+    #[arg(long, value_name = "LABEL|ID", conflicts_with = "slot")]
+    writer: Option<String>,
     #[command(flatten)]
     vault: OfVault,
 }
@@ -159,6 +169,7 @@ impl Key {
             What::Rotate(verb) => verb.run(context),
             What::Check(verb) => verb.run(context),
             What::Grant(verb) => verb.run(context),
+            What::Sign(verb) => verb.run(context),
         }
     }
 }
@@ -203,13 +214,15 @@ impl Add {
 impl Remove {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let vault = self.vault.open(context)?;
+        let Some(slot) = self.slot else {
+            return writers::remove(context, &vault, self.writer.as_deref().unwrap_or_default());
+        };
         let (keyring, opened) = vault.open_keyring()?;
-        put(&vault, &keyring.without_slot(&opened, self.slot)?)?;
-        said(context, &json!({ "removed": self.slot }), || {
+        put(&vault, &keyring.without_slot(&opened, slot)?)?;
+        said(context, &json!({ "removed": slot }), || {
             format!(
-                "slot {} is gone. Whoever had its secret may have kept what it opened: run backstay \
-                 key rotate, so that what is shipped from now on is not readable to them",
-                self.slot
+                "slot {slot} is gone. Whoever had its secret may have kept what it opened: run backstay \
+                 key rotate, so that what is shipped from now on is not readable to them"
             )
         })
     }
@@ -242,11 +255,14 @@ impl Grant {
         let mut file = file.with_context(|| format!("{}", path.display()))?;
         file.write_all(&zeroize::Zeroizing::new(encode(&key)?))?;
         file.sync_all()?;
-        said(context, &json!({ "file": path, "generation": key.generation }), || {
+        let writer = writers::id(&key);
+        let value = json!({ "file": path, "generation": key.generation, "writer": writer });
+        said(context, &value, || {
             format!(
-                "{}: a host that has it writes into {} and reads nothing of it. There it is writer_file \
+                "{}: writer {}: a host that has it writes into {} and reads nothing of it. There it is writer_file \
                  in [encryption]; remove it here",
                 path.display(),
+                writers::short(&writer),
                 vault.url()
             )
         })
@@ -276,6 +292,8 @@ impl List {
                 "encrypted": true, "vault": keyring.vault, "revision": keyring.revision,
                 "owner": keyring.owner, "generation": keyring.generations.len(),
                 "slots": slots.collect::<Vec<_>>(),
+                "documents_signed": keyring.documents_signed,
+                "writers": writers::all(&vault, &keyring)?,
             }));
         }
         println!("owner       {}", keyring.owner);
@@ -295,6 +313,13 @@ impl List {
                 }
             );
             println!("{}", line.trim_end());
+        }
+        writers::print(&writers::all(&vault, &keyring)?);
+        if !keyring.documents_signed {
+            println!(
+                "\nTerms, names and holds of this vault are not signed: it was made before they could be. \
+                 backstay key sign has them be."
+            );
         }
         Ok(())
     }
