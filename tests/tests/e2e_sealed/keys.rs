@@ -54,10 +54,12 @@ fn keys_come_and_go_while_a_sidecar_ships() {
     let served = disk.mount(&[]);
     scribble(&served, &mut rng, true);
     // What ships, ships through the process that runs all the time.
-    let cycle = |sidecar: &Service, rng: &mut fastrand::Rng| {
+    let mut points = 1;
+    let mut cycle = |sidecar: &Service, rng: &mut fastrand::Rng| {
         scribble(&served, rng, true);
         source.backstay(&["cycle", "db", "--by-sidecar"]);
-        sidecar.says("recovery point");
+        points += 1;
+        sidecar.says(&format!("recovery point {points}"));
     };
     {
         let sidecar = Service::start(&source);

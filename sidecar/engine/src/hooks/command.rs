@@ -237,11 +237,18 @@ mod tests {
         assert!(matches!(&error, CommandError::TimedOut { .. }), "{error}");
         assert!(error.to_string().contains("waiting"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(20));
-        for pid in std::fs::read_to_string(&pids).unwrap().lines() {
-            // Killed ones may still be zombies of ours, or of init.
+        // What was killed is dead when the kernel has come to it; then it may be a zombie of ours, or of init.
+        let lives = |pid: &str| {
             let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
             let state = stat.ok().and_then(|stat| stat.split(' ').nth(2).map(str::to_owned));
-            assert!(state.as_deref().is_none_or(|state| state == "Z" || state == "X"), "{state:?}");
+            state.is_some_and(|state| state != "Z" && state != "X")
+        };
+        let dead_by = Instant::now() + Duration::from_secs(20);
+        for pid in std::fs::read_to_string(&pids).unwrap().lines() {
+            while lives(pid) {
+                assert!(Instant::now() < dead_by, "{pid} lives on");
+                std::thread::yield_now();
+            }
         }
     }
 }

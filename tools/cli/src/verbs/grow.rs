@@ -1,6 +1,7 @@
 //! `backstay grow`: give a served disk a larger size.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -16,10 +17,6 @@ use super::target::size;
 use crate::context::Context;
 use crate::exit::Refused;
 use crate::programs::command;
-
-/// How often the kernel is asked for the size it was told of; it may be busy with writes, whose
-/// answers carry the old one.
-const LOOKS: usize = 1000;
 
 /// Give a disk a larger size while it is used
 #[derive(Args)]
@@ -98,21 +95,25 @@ fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the kernel look at the served file until it has seen its size: a loop device asks no further.
+/// Makes the kernel take over the served file's size. What it says when it is asked (`stat`) is the driver's word, and
+/// it does not believe that itself as long as requests are under way: reads behind the old end would then give nothing,
+/// which a loop device turns into an error. A size that is set it believes at once; the driver lets that be done if it
+/// is the one the disk has.
 fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
-    let mut seen = 0;
-    for _ in 0..LOOKS {
-        seen = std::fs::metadata(served)
-            .with_context(|| format!("looking at {}", served.display()))?
-            .size();
-        if seen == to.0 {
-            return Ok(());
-        }
+    let failed = || {
+        format!(
+            "the disk has grown, but the kernel was not told the size of {}; run this again",
+            served.display()
+        )
+    };
+    let mut file = File::options().write(true).open(served).with_context(failed)?;
+    file.set_len(to.0).with_context(failed)?;
+    // Where a file ends, for seeking, is what the kernel believes.
+    let seen = file.seek(SeekFrom::End(0)).with_context(failed)?;
+    if seen != to.0 {
+        bail!("{}: it says {seen} bytes", failed());
     }
-    bail!(
-        "the disk has grown, but the kernel still says that {} has {seen} bytes; run this again",
-        served.display()
-    )
+    Ok(())
 }
 
 fn tell_loop_device(device: &str) -> anyhow::Result<()> {
