@@ -22,7 +22,7 @@ use crate::format::segment::SegmentId;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::read::tails::Tails;
-use crate::remote::connect::{Connected, alone, connect};
+use crate::remote::connect::{Connected, alone, connect, refuse_lock};
 use crate::remote::gateway::{Gateway, Role};
 use crate::remote::lock::bucket::Bucket;
 use crate::remote::place::{Kind, Place};
@@ -173,6 +173,7 @@ impl Vault {
         let keychain = Keychain::current();
         let vault = match &Place::parse(url)? {
             Place::Directory(root) => {
+                let vault = Self::on_directory(url, root, keychain)?;
                 local::make_root(root).map_err(|source| match source.kind() {
                     ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
                         VaultError::Denied { object: url.into() }
@@ -182,7 +183,7 @@ impl Vault {
                     }
                     _ => VaultError::Url { url: url.into(), reason: source.to_string() },
                 })?;
-                Self::on_directory(url, root, keychain)?
+                vault
             }
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
@@ -198,6 +199,7 @@ impl Vault {
     }
 
     fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
+        refuse_lock(url, &settings(), "A directory has no such thing: use a store that has")?;
         let folders = Folders::below(root);
         Self::build(url, alone(Arc::new(folders.store())), Some(folders), None, keychain)
     }
@@ -216,6 +218,11 @@ impl Vault {
     }
 
     fn behind(url: &str, hosts: &[String], keychain: Arc<Keychain>) -> Result<Self, VaultError> {
+        refuse_lock(
+            url,
+            &settings(),
+            "Here the gateway puts: set it in the gateway's configuration",
+        )?;
         let gateway = Gateway::new(url, hosts, &settings())?;
         let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
         Self::build(url, alone(store), None, Some(gateway), keychain)

@@ -168,4 +168,15 @@ fn what_cannot_be_locked_is_refused() {
     let url = azure.url();
     let text = said(&host.try_backstay(&["protect", backing, "--name", "db", "--vault", &url]));
     assert!(text.contains("locks objects in s3:// alone"), "{text}");
+    // Where nothing can be locked, nothing is begun; a gateway's own store is meant where the gateway runs.
+    let folder = host.path("cannot-lock");
+    for (url, why) in [
+        (format!("file://{}", folder.display()), "A directory has no such thing"),
+        ("https://localhost:9443".into(), "set it in the gateway's configuration"),
+    ] {
+        Backend::at(&url).connect(&host, Role::Source, SMALL, locked);
+        let refused = host.try_backstay(&["protect", backing, "--name", "db", "--vault", &url]);
+        assert!(said(&refused).contains(why), "{url}: {}", said(&refused));
+    }
+    assert!(!folder.exists());
 }

@@ -29,6 +29,24 @@ pub(crate) struct Connected {
     pub bucket: Option<Arc<Bucket>>,
 }
 
+/// Refuses a place where nothing is locked if what is put is to be locked: who asked for it would rely on it.
+pub(crate) fn refuse_lock(
+    url: &str,
+    settings: &StoreSettings,
+    instead: &str,
+) -> Result<(), VaultError> {
+    match settings.object_lock {
+        None => Ok(()),
+        Some(_) => Err(wrong(
+            url,
+            format!(
+                "store.object_lock is set, and Backstay locks objects in s3:// alone. {instead}, and \
+                 take the setting away here"
+            ),
+        )),
+    }
+}
+
 /// A client for a bucket, and what all keys in it begin with. Nothing is asked of the store yet.
 pub(crate) fn connect(
     url: &str,
@@ -36,10 +54,9 @@ pub(crate) fn connect(
     settings: &StoreSettings,
 ) -> Result<Connected, VaultError> {
     install_tls();
-    if settings.object_lock.is_some() && kind != Kind::S3 {
-        let reason = "store.object_lock is set, and Backstay locks objects in s3:// alone. This store does it by a \
-                      policy of its own (docs/STORES.md): set that up and take the setting away";
-        return Err(wrong(url, reason.into()));
+    if kind != Kind::S3 {
+        let instead = "This store does it by a policy of its own (docs/STORES.md): set that up";
+        refuse_lock(url, settings, instead)?;
     }
     let variables = variables(kind, settings.credentials_file.as_deref()).map_err(|e| {
         let file = settings.credentials_file.as_deref().unwrap_or(FsPath::new("the environment"));

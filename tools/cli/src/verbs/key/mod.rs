@@ -128,8 +128,9 @@ struct Rotate {
 Example:
   backstay key grant --vault s3://backups/prod --to db1.writer --label db1
 
-Copy the file to the host, by a way nobody listens to, and name it there: writer_file in [encryption]. Its points count, it
-reads no segments: no resync by comparing, no merging, no restore on that host.")]
+Copy the file to the host, by a way nobody listens to, and name it there: writer_file in
+[encryption]. Its points count; it reads no segments: no resync by comparing, no merging, no
+restore on that host.")]
 struct Grant {
     #[command(flatten)]
     vault: OfVault,
