@@ -60,7 +60,7 @@ class Gateway(Place):
         self.pki, home = work.dir / "pki", work.dir / "behind"
         address = link.address if link else "127.0.0.1"
         if not self.pki.exists():
-            work.backstay("pki", "init", self.pki)
+            work.backstay("pki", "init", "--no-passphrase", self.pki)
             work.backstay("pki", "issue", self.pki, "gateway", "--server", "--ip", "127.0.0.1",
                           "--ip", ADDRESSES[1])
             self.issue(work, "source", "files", "noise")
