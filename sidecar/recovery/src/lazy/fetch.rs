@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use backstay_format::ByteLen;
 use backstay_vault::format::segment::FrameEntry;
-use backstay_vault::read::random::{FrameReader, read_index_at_once};
+use backstay_vault::read::random::FrameReader;
+use backstay_vault::read::read_index_admitted;
 use backstay_vault::{Manifest, Vault, VaultError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -334,7 +335,7 @@ impl Shared {
         let mut room = None;
         let fetched = self.vault().and_then(|vault| {
             let admit = |bytes| room = Some(self.room.take(bytes));
-            read_index_at_once(vault, self.point.disk, self.point.size, of, admit)
+            read_index_admitted(vault, self.point.disk, self.point.size, of, admit)
         });
         let result = match fetched {
             Ok(index) => {

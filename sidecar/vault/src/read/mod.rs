@@ -54,8 +54,12 @@ pub fn read_index(
     read_index_admitted(vault, disk, size, segment, |_| ())
 }
 
-/// The same; `admit` is told how many bytes the index has before it is unpacked.
-pub(crate) fn read_index_admitted(
+/// The same; `admit` is told how many bytes the index has before it is unpacked, and may wait until there is room for
+/// some three times as many.
+///
+/// # Errors
+/// As for [`read_index`].
+pub fn read_index_admitted(
     vault: &Vault,
     disk: DiskId,
     size: ByteLen,

@@ -1,36 +1,20 @@
-//! Reading parts of a point in any order: an index with one request, frames one by one.
+//! Reading parts of a point in any order, frame by frame.
 //!
 //! For those who cannot go through a point from its newest segment to its oldest as a restore does,
 //! because somebody waits for a block of it.
 
-use backstay_format::{ByteLen, DiskId};
+use backstay_format::DiskId;
 use bytes::Bytes;
 
 use super::frames::{Decompressor, Stored};
-use super::{opens, read_index_admitted};
+use super::opens;
 use crate::error::VaultError;
 use crate::format::manifest::SegmentRef;
-use crate::format::segment::{Extent, FrameEntry, Index, Place};
+use crate::format::segment::{Extent, FrameEntry, Place};
 use crate::store::{Vault, segment_id, segment_key};
 
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
-
-/// Reads a segment's index with one request if it is not very long, and checks it as
-/// [`super::read_index`] does. `admit` is told how many bytes it has before it is unpacked, and may wait until
-/// there is room for some three times as many.
-///
-/// # Errors
-/// If the segment is missing, or anything in it is not as it should be.
-pub fn read_index_at_once(
-    vault: &Vault,
-    disk: DiskId,
-    size: ByteLen,
-    segment: &SegmentRef,
-    admit: impl FnOnce(u64),
-) -> Result<Index, VaultError> {
-    read_index_admitted(vault, disk, size, segment, admit)
-}
 
 /// Reads frames; one a thread.
 pub struct FrameReader {
