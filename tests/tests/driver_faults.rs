@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use backstay_format::control::{CutMode, FoundState};
 use backstay_format::superblock::{Base, Resync};
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId};
 use backstay_tests::crash::check::sectors_set;
 use backstay_tests::crash::recorder::{Recorder, Sabotage};
 use backstay_tests::crash::state::Machine;
 use backstay_tests::crash::workload::{REGION_SHIFT, SIZE, open};
 use backstay_track::{Binding, Grown, Offline, OpenOptions, ProtectedDisk, TrackError};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId};
 
 type Disk = ProtectedDisk<Recorder, Recorder>;
 

@@ -10,14 +10,14 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use backstay_driver::control::{ClientError, ControlClient};
-use backstay_format::EpochNo;
 use backstay_format::control::{
     CutReply, ErrorCode, HEADER_BYTES, HOLD_NS_MAX, Request, Response, decode_body, decode_header,
     encode,
 };
+use backstay_front::control::{ClientError, ControlClient};
 use backstay_tests::harness::stamp::{open_direct, stamp};
 use backstay_tests::harness::{Disk, Host};
+use backstay_types::EpochNo;
 
 /// What a busy machine may add to any wait.
 const MARGIN: Duration = Duration::from_secs(2);

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use backstay_driver::control::ControlClient;
 use backstay_format::control::Request;
+use backstay_front::control::ControlClient;
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::host::hash;
 use backstay_tests::harness::{Disk, Host, must, run};

@@ -11,10 +11,10 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstay_sidecar::group::TlsConfig;
-use backstay_sidecar::group::link::Link;
-use backstay_sidecar::group::tls::Tls;
-use backstay_sidecar::group::wire::{Ask, Tell};
+use backstay_engine::group::TlsConfig;
+use backstay_engine::group::link::Link;
+use backstay_engine::group::tls::Tls;
+use backstay_engine::group::wire::{Ask, Tell};
 use backstay_tests::harness::netns::Authority;
 use backstay_tests::harness::stamp::{open_direct, stamp};
 use backstay_tests::harness::{Disk, Host, run};

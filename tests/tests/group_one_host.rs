@@ -8,11 +8,11 @@ use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use backstay_format::CycleNo;
 use backstay_tests::harness::ordered::{
     Ordered, check_group, check_pair, number_in, second_writer,
 };
 use backstay_tests::harness::{Disk, Host};
+use backstay_types::CycleNo;
 use backstay_vault::{GroupName, GroupPoint, Vault};
 
 const SIZE: u64 = 4 << 20;
@@ -155,10 +155,10 @@ fn a_void_round_leaves_points_of_their_own() {
     assert_eq!(group_points(&vault).len(), 2);
 }
 
-fn busy(disk: &Disk) -> backstay_driver::control::ControlClient {
+fn busy(disk: &Disk) -> backstay_front::control::ControlClient {
     use backstay_format::control::Request;
     let mut client =
-        backstay_driver::control::ControlClient::connect(&disk.control_socket()).unwrap();
+        backstay_front::control::ControlClient::connect(&disk.control_socket()).unwrap();
     client.ask(&Request::Lease { client: "the test".into() }).unwrap();
     client
 }

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_tests::harness::Host;
 use backstay_tests::harness::host::Disk;
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::format::document::DiskRecord;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::{

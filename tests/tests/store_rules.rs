@@ -11,9 +11,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use backstay_format::{ByteLen, DiskId, Term};
 use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::store::{Kind, Store};
+use backstay_types::{ByteLen, DiskId, Term};
 use backstay_vault::remote::{StoreSettings, configure};
 use backstay_vault::{DiskRecord, Vault};
 

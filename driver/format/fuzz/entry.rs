@@ -10,7 +10,7 @@ use backstay_format::control::{self, Request, Response};
 use backstay_format::intents::{self, Block, IntentHeader};
 use backstay_format::preserved::{self, PreservedHeader, Record};
 use backstay_format::superblock::{Geometry, LIVE_MAX, SLOT_BYTES, Superblock};
-use backstay_format::{DiskId, EpochNo, SectorRange};
+use backstay_types::{DiskId, EpochNo, SectorRange};
 
 /// A target: reads any bytes, panics if a promise is broken.
 pub type Target = fn(&[u8]);

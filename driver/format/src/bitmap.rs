@@ -5,8 +5,8 @@
 //! exactly, vanish with the boot, and cost memory only where they were touched.
 
 use crate::FormatError;
-use crate::units::{DiskId, EpochNo};
 use crate::wire::{check_crc, check_version, expect};
+use backstay_types::units::{DiskId, EpochNo};
 
 /// Bytes before the first word.
 pub const HEADER_BYTES: usize = 4096;

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::FormatError;
 use crate::superblock::{Base, Resync};
-use crate::units::{ByteLen, ByteOffset, DiskId, EpochNo};
 use crate::wire::{check_crc, check_version, expect};
-use crate::{DiskName, FormatError};
+use backstay_types::DiskName;
+use backstay_types::units::{ByteLen, ByteOffset, DiskId, EpochNo};
 
 /// Bytes before a message's body.
 pub const HEADER_BYTES: usize = 20;

@@ -9,8 +9,8 @@
 //! damaged block has a safe meaning: all its regions are dirty.
 
 use crate::FormatError;
-use crate::units::{DiskId, EpochNo, Region};
 use crate::wire::{Fields, check_crc, check_version, expect};
+use backstay_types::units::{DiskId, EpochNo, Region};
 
 /// Bytes of one block: what a disk writes whole.
 pub const BLOCK_BYTES: usize = 512;

@@ -1,10 +1,8 @@
-//! The words every other crate speaks: units, names, and the bytes of the driver's own state.
+//! The bytes of the driver's own state.
 //!
 //! Nothing here does I/O. Each format is one struct with its size, version, checksum and bounds
 //! check beside it; `docs/FORMAT.md` describes the same bytes field by field.
 //!
-//! - [`units`]: sectors, byte offsets, cycles, epochs, terms
-//! - [`name`]: names of disks, safe in paths and object keys
 //! - [`superblock`]: what a protected disk's state directory says about itself
 //! - [`intents`]: the change log's write intents, one bit a region
 //! - [`preserved`]: the change log's preserved blocks (copy-before-write)
@@ -15,15 +13,8 @@ pub mod bitmap;
 pub mod control;
 pub mod error;
 pub mod intents;
-pub mod name;
 pub mod preserved;
 pub mod superblock;
-pub mod units;
 mod wire;
 
 pub use error::FormatError;
-pub use name::DiskName;
-pub use units::{
-    ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, Region, SECTOR_BYTES, Sector,
-    SectorRange, Term,
-};

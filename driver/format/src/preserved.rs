@@ -6,8 +6,8 @@
 //! shipped must be what the driver read.
 
 use crate::FormatError;
-use crate::units::{DiskId, EpochNo, SECTOR_BYTES, SectorRange};
 use crate::wire::{check_crc, check_version, expect};
+use backstay_types::units::{DiskId, EpochNo, SECTOR_BYTES, SectorRange};
 
 /// Bytes of the file's header.
 pub const HEADER_BYTES: usize = 4096;

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::FormatError;
-use crate::units::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Region, SectorRange};
 use crate::wire::{check_crc, check_version, expect};
+use backstay_types::units::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Region, SectorRange};
 
 /// Bytes of one slot.
 pub const SLOT_BYTES: usize = 4096;

@@ -7,6 +7,7 @@
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
+use backstay_format::FormatError;
 use backstay_format::bitmap::BitmapHeader;
 use backstay_format::control::{
     self, ControlError, Counters, CutMode, CutReply, DriverStatus, ErrorCode, FoundState, OpenCut,
@@ -17,9 +18,7 @@ use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
 use backstay_format::superblock::{
     BackingId, Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock,
 };
-use backstay_format::{
-    ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, FormatError, PointId, SectorRange,
-};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SectorRange};
 
 /// The golden file of this name; made of `bytes` first if asked for.
 fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {

@@ -7,7 +7,7 @@ use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, RECORD_SECTORS_M
 use backstay_format::superblock::{
     BackingId, Base, CleanStop, Geometry, LIVE_MAX, Resync, Superblock,
 };
-use backstay_format::{
+use backstay_types::{
     ByteLen, ByteOffset, CycleNo, DiskId, DiskName, EpochNo, PointId, Region, Sector, SectorRange,
 };
 use proptest::collection::vec;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 /// The two roots below which every disk has a folder of its name.

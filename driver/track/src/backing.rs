@@ -3,7 +3,7 @@
 use std::io;
 
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset};
+use backstay_types::{ByteLen, ByteOffset};
 
 /// A backing file or device.
 ///

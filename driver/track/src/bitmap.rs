@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use backstay_format::bitmap::BitmapHeader;
 use backstay_format::superblock::Geometry;
-use backstay_format::{DiskId, EpochNo, Region, SectorRange};
+use backstay_types::{DiskId, EpochNo, Region, SectorRange};
 
 use crate::env::{Env, SharedBits};
 use crate::sync::atomic::{AtomicU64, Ordering};

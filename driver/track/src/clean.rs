@@ -4,9 +4,9 @@
 //! non-zero word: word number, bits. Its checksum and length stand in the superblock, which is
 //! what makes the stop clean.
 
-use backstay_format::DiskId;
 use backstay_format::bitmap::{BitmapHeader, HEADER_BYTES};
 use backstay_format::superblock::{CleanStop, Geometry};
+use backstay_types::DiskId;
 
 use crate::env::{Env, StateFile};
 use crate::epoch::Epoch;

@@ -17,7 +17,7 @@ use std::io;
 
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, RECORD_SECTORS_MAX, Record};
 use backstay_format::superblock::Geometry;
-use backstay_format::{ByteLen, ByteOffset, DiskId, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, DiskId, SECTOR_BYTES, SectorRange};
 
 use crate::Backing;
 use crate::bitmap::{Bitmap, words_of};

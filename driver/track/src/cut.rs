@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Resync, Superblock};
-use backstay_format::{ByteLen, ByteOffset, EpochNo};
+use backstay_types::{ByteLen, ByteOffset, EpochNo};
 
 use crate::disk::Live;
 use crate::env::Env;

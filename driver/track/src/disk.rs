@@ -9,7 +9,7 @@ use std::io;
 
 use backstay_format::control::{Counters, FoundState};
 use backstay_format::superblock::{Base, Geometry, Resync};
-use backstay_format::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
 
 use crate::closed::{Closed, Stripes};
 use crate::cut::Admin;

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use backstay_format::superblock::Geometry;
-use backstay_format::{DiskId, EpochNo, Region, SectorRange};
+use backstay_types::{DiskId, EpochNo, Region, SectorRange};
 
 use crate::bitmap::{Bitmap, RegionBits};
 use crate::env::Env;
@@ -13,7 +13,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Names of an epoch's files.
 pub(crate) mod names {
-    use backstay_format::EpochNo;
+    use backstay_types::EpochNo;
 
     pub fn dirty(epoch: EpochNo) -> String {
         format!("dirty-{epoch}")

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use backstay_format::{ByteLen, EpochNo, FormatError};
+use backstay_format::FormatError;
+use backstay_types::{ByteLen, EpochNo};
 
 /// Why opening, cutting, releasing or closing failed.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@
 //! The last sector of the old size counts as new too: it may have been partial.
 
 use backstay_format::superblock::{Geometry, Resync};
-use backstay_format::{ByteLen, EpochNo, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, EpochNo, SECTOR_BYTES, SectorRange};
 
 use crate::bitmap::RegionBits;
 use crate::cut::Admin;

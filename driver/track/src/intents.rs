@@ -12,7 +12,7 @@ use backstay_format::intents::{
     block_offset, encode_block,
 };
 use backstay_format::superblock::Geometry;
-use backstay_format::{DiskId, EpochNo, Region};
+use backstay_types::{DiskId, EpochNo, Region};
 
 use crate::bitmap::RegionBits;
 use crate::env::{Env, StateFile};

@@ -7,9 +7,9 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use backstay_format::EpochNo;
 use backstay_format::control::CutMode;
 use backstay_format::superblock::Superblock;
+use backstay_types::EpochNo;
 
 use crate::closed::Closed;
 use crate::cut::Admin;

@@ -4,8 +4,8 @@
 //! backing could explain. One superblock makes the new backing the disk's; until it is durable the old
 //! one is, and a backing that is not the disk's leads to a resync.
 
-use backstay_format::ByteLen;
 use backstay_format::superblock::{CleanStop, Superblock};
+use backstay_types::ByteLen;
 
 use crate::env::Env;
 use crate::error::Doing;

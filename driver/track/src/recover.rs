@@ -18,8 +18,9 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use backstay_format::control::FoundState;
+use backstay_format::intents;
 use backstay_format::superblock::{BackingId, Geometry, Resync, Superblock};
-use backstay_format::{ByteLen, DiskId, EpochNo, SectorRange, intents};
+use backstay_types::{ByteLen, DiskId, EpochNo, SectorRange};
 
 use crate::bitmap::{Bitmap, RegionBits};
 use crate::disk::OpenOptions;
@@ -165,7 +166,7 @@ fn reopen<E: Env, B: Backing>(
     }
     for region in whole_regions.into_iter().flatten() {
         if current.dirty.reserved().has(region) {
-            current.add_dirty(geometry.region_sectors(backstay_format::Region(region)));
+            current.add_dirty(geometry.region_sectors(backstay_types::Region(region)));
         }
     }
     if let Some(stop) = sb.clean.filter(|_| dirty.saved) {
@@ -297,7 +298,7 @@ fn add_intents<E: Env>(
             content.clear();
         }
     }
-    let set = |region: backstay_format::Region| dirty.regions.set(region.0);
+    let set = |region: backstay_types::Region| dirty.regions.set(region.0);
     match intents::read_all(&content, sb.disk, epoch, regions, set) {
         Ok(found) if found.damaged_blocks > 0 => tracing::warn!(
             "intent map of epoch {epoch}: {} torn or damaged blocks, their regions count as dirty",

@@ -2,7 +2,7 @@
 
 use backstay_format::control::{Counters, FoundState, OpenCut};
 use backstay_format::superblock::{Base, Resync};
-use backstay_format::{ByteLen, DiskId, EpochNo};
+use backstay_types::{ByteLen, DiskId, EpochNo};
 
 use crate::env::Env;
 use crate::sync::atomic::Ordering;

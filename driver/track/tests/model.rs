@@ -25,9 +25,10 @@ mod machine;
 mod sidecar;
 
 use backstay_format::control::CutMode;
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, PointId, superblock::Base};
+use backstay_format::superblock::Base;
 use backstay_track::sync::Arc;
 use backstay_track::{OpenOptions, ProtectedDisk};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, PointId};
 use machine::{Machine, SECTORS};
 use sidecar::{Order, Sidecar};
 

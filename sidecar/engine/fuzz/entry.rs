@@ -1,7 +1,7 @@
 //! What the fuzz targets do, shared with the tests that run them over the corpus: any bytes are a
 //! message or an error, and a message says the same when it is written again.
 
-use backstay_sidecar::group::wire::{Ask, HEADER_BYTES, Tell, decode, encode};
+use backstay_engine::group::wire::{Ask, HEADER_BYTES, Tell, decode, encode};
 
 /// The messages between the hosts of a group: as they are, and with a checksum that fits, so that the
 /// body is reached.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_driver::paths::Roots;
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::paths::Roots;
+use backstay_types::{ByteLen, DiskName};
 use backstay_vault::GroupName;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
 use backstay_vault::retain::Keep;

@@ -96,7 +96,7 @@ pub fn due(settings: &DrillSettings, last: Option<&Drilled>) -> u64 {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use backstay_format::{CycleNo, DiskId, PointId};
+    use backstay_types::{CycleNo, DiskId, PointId};
 
     fn verdict(passed: bool) -> DrillRecord {
         DrillRecord {

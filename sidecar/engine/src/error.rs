@@ -3,8 +3,9 @@
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
-use backstay_driver::control::ClientError;
-use backstay_format::{CycleNo, FormatError};
+use backstay_format::FormatError;
+use backstay_front::control::ClientError;
+use backstay_types::CycleNo;
 use backstay_vault::{Class, VaultError};
 
 /// Why a cycle failed. Its sectors are dirty again and ship with the next one.

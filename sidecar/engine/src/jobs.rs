@@ -11,9 +11,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use backstay_format::{CycleNo, DiskName};
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{CycleNo, DiskName};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Work;
@@ -324,10 +325,6 @@ impl JobHandle {
     fn state(&self) -> std::sync::MutexGuard<'_, Watched> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use backstay_driver::backing::{self, Engine};
-use backstay_driver::paths::Roots;
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::backing::{self, Engine};
+use backstay_front::paths::Roots;
 use backstay_track::Backing;
+use backstay_types::{ByteLen, DiskName};
 use backstay_vault::{Vault, VaultError};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
@@ -159,7 +159,7 @@ pub(crate) fn usable(path: &Path) -> Result<Found, String> {
 
 fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::io::Error> {
     let paths = roots.disk(name);
-    if backstay_driver::control::ControlClient::connect(&paths.control_socket()).is_ok() {
+    if backstay_front::control::ControlClient::connect(&paths.control_socket()).is_ok() {
         return Ok(Bad(format!(
             "a disk {name} is served already; unprotect it, or use another name"
         )));

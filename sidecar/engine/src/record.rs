@@ -4,8 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use backstay_host::clock::now_unix_ns;
 use backstay_vault::seal::Worry;
 use backstay_vault::{Class, Vault, VaultError};
 use serde::{Deserialize, Serialize};
@@ -225,14 +225,10 @@ impl Record {
     }
 }
 
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backstay_format::{ByteLen, CycleNo, PointId};
+    use backstay_types::{ByteLen, CycleNo, PointId};
     use backstay_vault::CycleKind;
     use std::time::Duration;
 

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 
 const ON_DEMAND: &str = ".cycle";
 

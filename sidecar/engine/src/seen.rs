@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 use backstay_vault::{Vault, VaultError};
 use serde::{Deserialize, Serialize};
 

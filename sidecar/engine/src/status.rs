@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstay_format::control::{DriverStatus, FoundState};
-use backstay_format::{ByteLen, DiskName, SECTOR_BYTES};
+use backstay_types::{ByteLen, DiskName, SECTOR_BYTES};
 use backstay_vault::GroupName;
 use jiff::Timestamp;
 use serde::Serialize;

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use backstay_format::{DiskId, DiskName};
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::{Policy, Report, maintain};
 use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -133,8 +134,4 @@ fn tell(name: &DiskName, done: &Result<Report, VaultError>) {
              see whether this lasts"
         ),
     }
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

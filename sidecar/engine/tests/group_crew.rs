@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_sidecar::group::crew::{Answer, Command, Crew, Seat};
+use backstay_engine::group::crew::{Answer, Command, Crew, Seat};
 use proptest::prelude::*;
 
 const HOLD: Duration = Duration::from_millis(60);

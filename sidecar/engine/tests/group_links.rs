@@ -10,13 +10,13 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backstay_format::{CycleNo, DiskId, PointId};
-use backstay_sidecar::group::TlsConfig;
-use backstay_sidecar::group::crew::{Crew, Trouble};
-use backstay_sidecar::group::hosts::Hosts;
-use backstay_sidecar::group::link::{Link, LinkError};
-use backstay_sidecar::group::tls::{self, Tls};
-use backstay_sidecar::group::wire::{Ask, Point, Tell};
+use backstay_engine::group::TlsConfig;
+use backstay_engine::group::crew::{Crew, Trouble};
+use backstay_engine::group::hosts::Hosts;
+use backstay_engine::group::link::{Link, LinkError};
+use backstay_engine::group::tls::{self, Tls};
+use backstay_engine::group::wire::{Ask, Point, Tell};
+use backstay_types::{CycleNo, DiskId, PointId};
 use backstay_vault::{GroupMember, GroupName};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,

@@ -7,11 +7,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_format::{CycleNo, DiskId, SectorRange};
-use backstay_sidecar::config::Ship;
-use backstay_sidecar::pipeline::{Shipment, ship};
-use backstay_sidecar::throttle::{Rate, Throttle, ThrottleSettings};
-use backstay_sidecar::windows::Zone;
+use backstay_engine::config::Ship;
+use backstay_engine::pipeline::{Shipment, ship};
+use backstay_engine::throttle::{Rate, Throttle, ThrottleSettings};
+use backstay_engine::windows::Zone;
+use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::Vault;
 
 const MIB: u64 = 1 << 20;

@@ -2,7 +2,7 @@
 //! another's disk, and that nothing is dated back or ahead. Points are looked at by
 //! [`backstay_vault::receive`], segments in [`crate::spool`].
 
-use backstay_format::{CycleNo, Term};
+use backstay_types::{CycleNo, Term};
 use backstay_vault::format::document::{DiskRecord, Document, NameRecord, decode};
 use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::group::GroupPoint;
@@ -211,7 +211,7 @@ impl Arriving<'_> {
     /// A term follows the newest, and goes on from a point that is there.
     fn term(
         &self,
-        disk: backstay_format::DiskId,
+        disk: backstay_types::DiskId,
         term: Term,
         record: &TermRecord,
     ) -> Result<(), NotTaken> {
@@ -241,7 +241,7 @@ impl Arriving<'_> {
     /// Only the newest term is laid down, at its newest point.
     fn handover(
         &self,
-        disk: backstay_format::DiskId,
+        disk: backstay_types::DiskId,
         term: Term,
         record: &HandoverRecord,
     ) -> Result<(), NotTaken> {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use backstay_format::{CycleNo, DiskId, DiskName, Term};
+use backstay_types::{CycleNo, DiskId, DiskName, Term};
 use backstay_vault::format::segment::SegmentId;
 use backstay_vault::{GroupName, HoldName};
 use uuid::Uuid;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_format::{DiskId, DiskName};
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::{Vault, VaultError};
 
 use crate::pki::{Disks, Identity};

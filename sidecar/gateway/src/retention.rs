@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::retain::{Keep, Policy, Report, maintain};
 use backstay_vault::{Vault, VaultError};
 

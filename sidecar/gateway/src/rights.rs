@@ -60,7 +60,7 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
 mod tests {
     use super::*;
     use crate::key::KeyNote;
-    use backstay_format::{CycleNo, DiskId, Term};
+    use backstay_types::{CycleNo, DiskId, Term};
     use backstay_vault::format::segment::SegmentId;
 
     fn keys() -> Vec<ObjectKey> {

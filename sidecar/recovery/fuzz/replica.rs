@@ -3,11 +3,11 @@
 
 use std::convert::Infallible;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SectorRange};
 use backstay_recovery::replica::ReplicaRecord;
 use backstay_recovery::replica::log::{LogHeader, Record, read};
 use backstay_recovery::replica::record::LogRef;
 use backstay_recovery::replica::set;
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange};
 use backstay_vault::format::document::encode;
 
 /// A target: reads any bytes, panics if a promise is broken.

@@ -8,9 +8,9 @@ mod lab;
 
 use std::collections::BTreeSet;
 
-use backstay_format::{ByteLen, CycleNo, SectorRange, Term};
 use backstay_recovery::replica::difference::between;
 use backstay_recovery::replica::{PointRef, ReplicaError, Seam, Seed, Standing};
+use backstay_types::{ByteLen, CycleNo, SectorRange, Term};
 use backstay_vault::{HoldKind, Manifest, Vault};
 use common::history::{History, room, run};
 use fastrand::Rng;

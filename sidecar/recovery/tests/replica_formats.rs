@@ -10,10 +10,10 @@ mod survives;
 
 use std::path::Path;
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_recovery::replica::log::{LogError, Record, read};
 use backstay_recovery::replica::record::{LogRef, SetRef, TargetRecord};
 use backstay_recovery::replica::{PointRef, ReplicaRecord, Seed, Standing, set};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::SectorSet;
 use backstay_vault::format::document::encode;
 use survives::survives;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use backstay_format::{CycleNo, DiskId, SectorRange};
+use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::Vault;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::seal::NewSlot;

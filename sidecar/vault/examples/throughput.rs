@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, SectorRange, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{FileTarget, restore, verify_point};
 use backstay_vault::{
@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             from: None,
             kind: CycleKind::Initial,
             layered: false,
-            point: backstay_format::PointId::random(),
+            point: backstay_types::PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: 1,
             written: ByteLen(0),

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use backstay_format::{ByteLen, CycleNo, DiskId, SectorRange, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{
@@ -127,7 +127,7 @@ fn cycle(
         from: None,
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
         layered: before.is_some(),
-        point: backstay_format::PointId::random(),
+        point: backstay_types::PointId::random(),
         consistency: Consistency::Crash,
         cut_unix_ns: cycle.0,
         written: ByteLen(0),

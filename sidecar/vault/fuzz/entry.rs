@@ -1,7 +1,7 @@
 //! What each fuzz target does with its bytes: parse them as they are, then once more with the
 //! checksum or digest put right, so that the fields behind it are reached.
 
-use backstay_format::{ByteLen, SectorRange};
+use backstay_types::{ByteLen, SectorRange};
 use backstay_vault::format::document::{
     DiskRecord, NameRecord, VaultRecord, decode, encode, signed_part,
 };

@@ -11,7 +11,7 @@
 //! The first point of a new term need not lay over the newest one: a failover goes on from the point
 //! that the term's record names. docs/FORMAT-VAULT.md says why that loses no segment.
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
 
 use crate::error::VaultError;
 use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};

@@ -1,6 +1,7 @@
 //! Why a vault did not do what was asked, by what the caller can do about it.
 
-use backstay_format::{CycleNo, DiskId, DiskName, FormatError, SectorRange, Term};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, DiskName, SectorRange, Term};
 
 use crate::local::Planted;
 use crate::remote::refusal::refusal;
@@ -174,7 +175,7 @@ pub enum VaultError {
     )]
     Contended {
         /// The disk.
-        disk: backstay_format::DiskId,
+        disk: backstay_types::DiskId,
     },
     /// Maintenance was told to stop. What it did is done, the rest comes next time.
     #[error("maintenance was stopped; the rest is done next time")]

@@ -4,7 +4,7 @@
 //! the checksum of each run of the rest (I6: before compression), and compresses it into one frame.
 //! A [`SegmentBuilder`] strings frames together without copying them again.
 
-use backstay_format::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
+use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 

@@ -3,7 +3,7 @@
 //! A group point names recovery points that are in the vault already: each is looked up before the
 //! group point is put, so whoever reported it need not be believed.
 
-use backstay_format::PointId;
+use backstay_types::PointId;
 
 use crate::error::{In, VaultError};
 use crate::format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use backstay_format::{DiskId, DiskName};
+use backstay_types::{DiskId, DiskName};
 use futures::TryStreamExt;
 use object_store::path::Path;
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use backstay_format::{ByteLen, DiskId};
+use backstay_types::{ByteLen, DiskId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::client::HttpError;

@@ -7,8 +7,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use backstay_format::FormatError;
 use backstay_format::superblock::Geometry;
-use backstay_format::{CycleNo, DiskId, FormatError, SECTOR_BYTES, SectorRange};
+use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
 
 use crate::error::{In, VaultError};
 use crate::format::ledger::Ledger;
@@ -72,7 +73,7 @@ pub fn check_segment(
     let (mut header, mut footer) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
     file.read_exact_at(&mut header, 0).map_err(of_io)?;
     file.read_exact_at(&mut footer, len - FOOTER_BYTES as u64).map_err(of_io)?;
-    let footer = Footer::decode(&footer, backstay_format::ByteLen(len)).within(&key)?;
+    let footer = Footer::decode(&footer, backstay_types::ByteLen(len)).within(&key)?;
     let (of_header, sealed) = decode_header(&header).within(&key)?;
     if of_header != id || footer.id != id {
         return Err(wrong("it is another segment".into()));

@@ -1,6 +1,6 @@
 //! Segments and points: put once, and what a failed attempt leaves.
 
-use backstay_format::{ByteLen, CycleNo, DiskId};
+use backstay_types::{ByteLen, CycleNo, DiskId};
 use object_store::path::Path;
 
 use crate::error::VaultError;

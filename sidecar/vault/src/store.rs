@@ -9,9 +9,9 @@ use std::io::ErrorKind;
 use std::path::Path as FsPath;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::{CycleNo, DiskId, Term};
+pub(crate) use backstay_host::clock::now_unix_ns;
+use backstay_types::{CycleNo, DiskId, Term};
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
@@ -349,9 +349,4 @@ pub(crate) fn segment_named(disk: DiskId, name: &str) -> Option<SegmentId> {
 pub(crate) fn segment_id(disk: DiskId, segment: &SegmentRef) -> SegmentId {
     let SegmentRef { cycle, attempt, number, .. } = *segment;
     SegmentId { disk, cycle, attempt, number }
-}
-
-/// The time, nanoseconds since 1970.
-pub(crate) fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

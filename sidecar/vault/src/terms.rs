@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstay_format::{CycleNo, DiskId, PointId, Term};
+use backstay_types::{CycleNo, DiskId, PointId, Term};
 
 use crate::error::{In, VaultError};
 use crate::format::hold::{HoldKind, HoldName};

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;

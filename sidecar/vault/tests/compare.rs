@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use backstay_vault::read::compare::{Comparison, Disk};
 use backstay_vault::{Manifest, SectorSet, VaultError};
 use common::Lab;

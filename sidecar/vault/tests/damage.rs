@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, SectorRange};
 use backstay_vault::read::{RestoreTarget, restore, verify_point};
 use backstay_vault::{Class, Manifest, Vault, VaultError};
 use common::{Lab, Memory, content, rewrite};

@@ -2,7 +2,7 @@
 
 mod common;
 
-use backstay_format::{CycleNo, PointId};
+use backstay_types::{CycleNo, PointId};
 use backstay_vault::{DrillCheck, DrillRecord, HoldKind, Manifest};
 use common::history::{History, hold, room, run};
 

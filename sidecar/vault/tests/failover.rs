@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use backstay_format::{CycleNo, Term};
+use backstay_types::{CycleNo, Term};
 use backstay_vault::read::verify_points;
 use backstay_vault::{
     Claim, CycleKind, Manifest, Pass, PointMeta, TermFrom, Vault, VaultError, verify_cycle,

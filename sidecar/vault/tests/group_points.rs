@@ -2,7 +2,7 @@
 
 mod common;
 
-use backstay_format::{CycleNo, PointId};
+use backstay_types::{CycleNo, PointId};
 use backstay_vault::{GroupMember, GroupName, GroupPointNo, Manifest, VaultError};
 use common::{Lab, content};
 

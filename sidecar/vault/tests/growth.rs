@@ -2,7 +2,7 @@
 
 mod common;
 
-use backstay_format::{ByteLen, CycleNo, SectorRange};
+use backstay_types::{ByteLen, CycleNo, SectorRange};
 use backstay_vault::read::{verify_point, verify_points};
 use backstay_vault::{CycleKind, Pass, VaultError, verify_cycle};
 use common::{Lab, content, meta, rewrite, set, some_runs};

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use backstay_format::{ByteLen, DiskId, DiskName};
+use backstay_types::{ByteLen, DiskId, DiskName};
 use backstay_vault::{Vault, VaultError};
 use common::record;
 use object_store::path::Path;

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use backstay_vault::{Pace, VaultError};
 use common::Lab;
 
@@ -32,7 +32,7 @@ fn all_bytes_of_segments_are_let_through() {
     let mut content = vec![0; 4 << 20];
     fastrand::Rng::with_seed(3).fill(&mut content);
     let runs = [SectorRange::new(0, 8192)];
-    let put = common::ship(&vault, lab.disk, backstay_format::CycleNo(1), &content, &runs).unwrap();
+    let put = common::ship(&vault, lab.disk, backstay_types::CycleNo(1), &content, &runs).unwrap();
     let bytes: u64 = put.iter().map(|segment| segment.object.0).sum();
     assert!(bytes > 4 << 20);
     assert_eq!(ENOUGH - counter.left.load(Ordering::SeqCst), bytes);
@@ -49,7 +49,7 @@ fn what_is_given_up_leaves_nothing() {
     let mut content = vec![0; 1 << 20];
     fastrand::Rng::with_seed(4).fill(&mut content);
     let runs = [SectorRange::new(0, 2048)];
-    let put = common::ship(&vault, lab.disk, backstay_format::CycleNo(1), &content, &runs);
+    let put = common::ship(&vault, lab.disk, backstay_types::CycleNo(1), &content, &runs);
     assert!(matches!(put, Err(VaultError::Stopped { .. })), "{put:?}");
     assert_eq!(lab.objects(), before);
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use backstay_format::CycleNo;
+use backstay_types::CycleNo;
 use backstay_vault::{Class, Vault, VaultError};
 use common::{Lab, content, record};
 use nix::sys::stat::Mode;
@@ -90,7 +90,7 @@ fn a_folder_that_is_a_link_is_not_written_into() {
         fs::rename(disk.join("aside"), disk.join(folder)).unwrap();
     }
     // A whole disk's folder, of one that is made just now.
-    let other = record(backstay_format::DiskId::random(), lab.size);
+    let other = record(backstay_types::DiskId::random(), lab.size);
     symlink(outside.path(), lab.dir.path().join("disks").join(other.disk.to_string())).unwrap();
     planted(lab.vault.create_disk(&other));
     assert_eq!(names(outside.path()), before);

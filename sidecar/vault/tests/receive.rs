@@ -5,7 +5,7 @@ mod common;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
-use backstay_format::{CycleNo, PointId, SectorRange, Term};
+use backstay_types::{CycleNo, PointId, SectorRange, Term};
 use backstay_vault::format::segment::SegmentId;
 use backstay_vault::receive::{NotTaken, Rules, check_point, check_segment};
 use backstay_vault::{CycleKind, Manifest};
@@ -80,7 +80,7 @@ fn what_is_not_the_next_point_is_not() {
     wrong("a smaller disk", &|p| p.size.0 -= 512);
     wrong("a disk that grew and shipped nothing new", &|p| p.size.0 += 4096);
     wrong("an initial point that is a part", &|p| p.kind = CycleKind::Initial);
-    wrong("another disk", &|p| p.disk = backstay_format::DiskId::random());
+    wrong("another disk", &|p| p.disk = backstay_types::DiskId::random());
 }
 
 /// Every byte of a segment is looked at, without its point.

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use backstay_format::CycleNo;
+use backstay_types::CycleNo;
 use backstay_vault::read::verify_point;
 use backstay_vault::{SegmentRef, Vault, VaultError};
 use common::{Lab, content, rewrite};

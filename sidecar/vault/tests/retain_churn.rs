@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
-use backstay_format::{CycleNo, SectorRange};
+use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::retain::tiers::{runs, runs_max, tier};
 use backstay_vault::retain::{Held, Policy, maintain};
 use backstay_vault::{SectorSet, VaultError};

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::AtomicBool;
 
-use backstay_format::CycleNo;
+use backstay_types::CycleNo;
 use backstay_vault::retain::{Held, Policy, maintain, preview};
 use backstay_vault::{HoldKind, Vault, VaultError};
 use common::history::{HOUR, History, hold, objects, policy, room, run};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use backstay_format::CycleNo;
+use backstay_types::CycleNo;
 use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{HoldKind, Pass, Vault, VaultError, verify_cycle};
 use common::history::{HOUR, History, copy, hold, policy, room, run, stepped};
@@ -305,7 +305,7 @@ fn a_writer_that_slept_has_lost() {
 /// Whether step `at` of a commit comes after its put.
 fn put_is_next(
     history: &History,
-    runs: &[backstay_format::SectorRange],
+    runs: &[backstay_types::SectorRange],
     dir: &Path,
     at: u64,
 ) -> bool {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{RestoreTarget, restore, verify_points};
 use backstay_vault::{Manifest, Pass, SectorSet, Vault, verify_cycle};

@@ -2,7 +2,7 @@
 
 mod common;
 
-use backstay_format::{ByteLen, CycleNo, SectorRange};
+use backstay_types::{ByteLen, CycleNo, SectorRange};
 use backstay_vault::read::{FileTarget, restore, verify_point, verify_points};
 use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{Pass, PointMeta, verify_cycle};

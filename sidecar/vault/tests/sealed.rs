@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use backstay_format::{CycleNo, SectorRange};
+use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::read::verify_points;
 use backstay_vault::seal::{Hardness, KeySettings, Keyring, NewSlot};
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -470,7 +470,7 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
     assert_eq!(holds.iter().map(|hold| hold.holder.as_str()).collect::<Vec<_>>(), ["ours"]);
 
     // A name that leads to another disk.
-    let db: backstay_format::DiskName = "other".parse().unwrap();
+    let db: backstay_types::DiskName = "other".parse().unwrap();
     let record =
         NameRecord { name: db.clone(), disk, change: 0, renamed_to: None, since_unix_ns: 1 };
     fs::create_dir_all(root.join("names/other")).unwrap();

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backstay_format::{CycleNo, SectorRange};
+use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::read::verify_point;
 use backstay_vault::{Class, Pass, Vault, VaultError, verify_cycle};
 use bytes::Bytes;

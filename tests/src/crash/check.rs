@@ -10,7 +10,7 @@ use super::rebuild::Crash;
 use super::recorder::{Recorder, Sabotage};
 use super::state::{Machine, Step};
 use super::workload::{Image, Mark, Run, SIZE, open};
-use backstay_format::{ByteLen, SECTOR_BYTES};
+use backstay_types::{ByteLen, SECTOR_BYTES};
 
 /// What recovery made of a crash.
 pub struct Recovered {

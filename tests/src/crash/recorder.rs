@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 use backstay_track::Backing;
 use backstay_track::env::{Env, SharedBits, StateFile};
+use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 
 use super::state::{FileId, Machine, Step};
 

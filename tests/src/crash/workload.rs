@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Geometry};
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SECTOR_BYTES};
 use backstay_track::{OpenOptions, ProtectedDisk};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SECTOR_BYTES};
 use fastrand::Rng;
 
 use super::recorder::{Recorder, Sabotage};

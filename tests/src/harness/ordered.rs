@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId};
 use backstay_vault::read::{RestoreTarget, read_index, restore};
 use backstay_vault::{GroupPoint, Manifest, Vault};
 

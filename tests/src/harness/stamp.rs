@@ -8,7 +8,6 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
@@ -50,7 +49,7 @@ impl Drop for StopOnDrop<'_> {
 
 /// The wall clock.
 pub fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+    backstay_host::clock::now_unix_ns()
 }
 
 /// Opens a disk past the page cache.

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::gateway::Gateway;
 use backstay_tests::harness::https::Line;
 use backstay_tests::harness::service::wait_for;
 use backstay_tests::harness::{Disk, Host};
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::{StoreSettings, configure};
 use backstay_vault::seal::KeySettings;

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use backstay_format::DiskName;
+use backstay_engine::Config;
+use backstay_engine::doctor::{Finding, HOST};
+use backstay_engine::prerequisites::Verdict;
+use backstay_engine::status::{Health, Level};
 use backstay_gateway::pki::Life;
-use backstay_sidecar::Config;
-use backstay_sidecar::doctor::{Finding, HOST};
-use backstay_sidecar::prerequisites::Verdict;
-use backstay_sidecar::status::{Health, Level};
+use backstay_types::DiskName;
 
 /// What a person is told to do.
 const ADVICE: &str = "where the authority is: backstay pki renew; then put it in its place here";

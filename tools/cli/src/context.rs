@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use backstay_driver::control::ControlClient;
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
-use backstay_sidecar::config::Config;
-use backstay_sidecar::reload::ConfigWatch;
+use backstay_engine::config::Config;
+use backstay_engine::reload::ConfigWatch;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use backstay_vault::seal::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;

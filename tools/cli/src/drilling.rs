@@ -8,16 +8,17 @@ use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_engine::config::Config;
+use backstay_engine::drills::{Drilled, due};
+use backstay_engine::record::Record;
+use backstay_engine::reload::ConfigWatch;
+use backstay_engine::windows::may_begin;
+use backstay_front::paths::Roots;
+use backstay_host::clock::now_unix_ns;
 use backstay_recovery::drill::records;
-use backstay_sidecar::config::Config;
-use backstay_sidecar::drills::{Drilled, due};
-use backstay_sidecar::record::Record;
-use backstay_sidecar::reload::ConfigWatch;
-use backstay_sidecar::windows::may_begin;
+use backstay_types::DiskName;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -111,8 +112,4 @@ pub fn next(
         })
         .min()
         .map(|(_, name)| name)
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

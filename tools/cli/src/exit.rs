@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
-use backstay_driver::control::ClientError;
-use backstay_driver::life::DriverError;
-use backstay_driver::offline::OfflineError;
+use backstay_engine::CycleError;
+use backstay_engine::service::ServiceError;
+use backstay_front::control::ClientError;
+use backstay_front::life::DriverError;
+use backstay_front::offline::OfflineError;
 use backstay_gateway::pki::PkiError;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
@@ -12,8 +14,6 @@ use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
 use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
-use backstay_sidecar::CycleError;
-use backstay_sidecar::service::ServiceError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -95,8 +95,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<backstay_vault::VaultError>()
                 .is_some_and(backstay_vault::VaultError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
-            || e.downcast_ref::<backstay_sidecar::group::GroupError>()
-                .is_some_and(|e| e.is_damage())
+            || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
     });
     match (refused, damaged) {

@@ -8,8 +8,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};

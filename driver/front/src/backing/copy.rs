@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{AnyBacking, Seek};

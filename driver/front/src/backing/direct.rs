@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES};
 use nix::fcntl::Flock;
 
 use super::Seek;

@@ -13,8 +13,8 @@ mod ring;
 use std::io;
 
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset};
 
 pub use open::{Engine, OpenError, open};
 

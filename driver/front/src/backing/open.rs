@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use backstay_format::ByteLen;
+use backstay_types::ByteLen;
 
 use crate::lock;
 

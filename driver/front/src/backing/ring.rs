@@ -192,7 +192,7 @@ impl Ring {
                 e => failed = Some(io::Error::from_raw_os_error(-e)),
             }
             // A part was moved: go on with the rest. A read that ends inside a block met the end.
-            let at_block = piece.done.is_multiple_of(backstay_format::SECTOR_BYTES as usize);
+            let at_block = piece.done.is_multiple_of(backstay_types::SECTOR_BYTES as usize);
             if failed.is_none() && piece.done < piece.len && at_block {
                 let rest = *piece;
                 self.push(slot, rest, way);

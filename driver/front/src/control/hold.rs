@@ -7,9 +7,9 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use backstay_format::EpochNo;
 use backstay_track::HeldCut;
 use backstay_track::env::Env;
+use backstay_types::EpochNo;
 
 /// Writes of a disk, held since its cut.
 pub(super) struct Hold<'a, E: Env> {

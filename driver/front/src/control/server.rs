@@ -17,9 +17,9 @@ use std::time::Duration;
 use backstay_format::control::{
     ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX, Request, Response,
 };
-use backstay_format::{DiskName, EpochNo};
 use backstay_track::env::Env;
 use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
+use backstay_types::{DiskName, EpochNo};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use backstay_format::ByteLen;
+use backstay_types::ByteLen;
 use fuser::{FileAttr, FileType, INodeNo};
 
 /// The folder.

@@ -14,9 +14,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
+use backstay_types::{ByteLen, ByteOffset};
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,

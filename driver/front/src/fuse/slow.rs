@@ -5,9 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use backstay_format::{ByteLen, ByteOffset};
 use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
+use backstay_types::{ByteLen, ByteOffset};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use fuser::ReplyEmpty;
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use backstay_format::control::FoundState;
 use backstay_format::superblock::Base;
-use backstay_format::{ByteLen, DiskName};
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
+use backstay_types::{ByteLen, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::fcntl::Flock;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -321,7 +321,7 @@ pub fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverErro
 }
 
 fn say_what_was_found(name: &DiskName, found: FoundState, dirty_sectors: u64) {
-    let dirty = dirty_sectors * backstay_format::SECTOR_BYTES;
+    let dirty = dirty_sectors * backstay_types::SECTOR_BYTES;
     match found {
         FoundState::New => tracing::info!("disk {name}: new"),
         FoundState::Clean => {

@@ -7,8 +7,8 @@
 mod relocate;
 mod rename;
 
-use backstay_format::DiskName;
 use backstay_track::TrackError;
+use backstay_types::DiskName;
 
 pub use relocate::{Moved, Relocation, relocate};
 pub use rename::{Renaming, Stage};

@@ -9,8 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::{ByteLen, DiskName};
 use backstay_track::{Backing, Binding, FsEnv, Offline};
+use backstay_types::{ByteLen, DiskName};
 
 use super::{OfflineError, io_error};
 use crate::backing::copy::{Progress, copy};

@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use backstay_format::superblock::Superblock;
-use backstay_format::{DiskId, DiskName};
 use backstay_track::{FsEnv, Offline};
+use backstay_types::{DiskId, DiskName};
 use nix::fcntl::Flock;
 
 use super::{OfflineError, io_error};

@@ -2,10 +2,10 @@
 //! writes it to the second. Each disk has a thread that makes its held cut, as a connection of the
 //! driver has; a hold may expire before its thaw comes.
 
-use backstay_format::ByteOffset;
 use backstay_format::control::CutMode;
 use backstay_track::CutInfo;
 use backstay_track::sync::Arc;
+use backstay_types::ByteOffset;
 use shuttle::rand::Rng;
 use shuttle::sync::mpsc;
 use shuttle::thread;

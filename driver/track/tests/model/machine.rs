@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use backstay_format::intents::{BLOCK_BYTES, Block, block_of, block_offset, decode_block};
 use backstay_format::superblock::Superblock;
-use backstay_format::{ByteLen, ByteOffset, Region};
 use backstay_track::Backing;
 use backstay_track::env::{Env, SharedBits, StateFile};
 use backstay_track::sync::atomic::{AtomicU64, Ordering};
 use backstay_track::sync::{Arc, Mutex, lock};
+use backstay_types::{ByteLen, ByteOffset, Region};
 
 /// Sectors of the disk: two regions; the most that a small one grows to.
 pub const SECTORS: u64 = 128;

@@ -1,10 +1,10 @@
 //! A sidecar that follows the protocol step by step, and the oracle of what it must ship.
 
-use backstay_format::SectorRange;
 use backstay_format::control::CutMode;
 use backstay_format::preserved::{HEADER_BYTES, RECORD_BYTES, Record};
 use backstay_format::superblock::Base;
 use backstay_track::{CutInfo, ProtectedDisk};
+use backstay_types::SectorRange;
 
 use crate::machine::{Machine, SECTORS};
 

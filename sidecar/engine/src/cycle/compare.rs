@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use backstay_format::control::CutReply;
-use backstay_format::{ByteLen, SectorRange};
+use backstay_types::{ByteLen, SectorRange};
 use backstay_vault::read::compare::{Comparison, Disk};
 use backstay_vault::read::read_index;
 use backstay_vault::{Manifest, Pass, SectorSet, VaultError};

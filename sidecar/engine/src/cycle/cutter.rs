@@ -1,7 +1,7 @@
 //! Who makes the point-in-time cut of a cycle, and when.
 
-use backstay_driver::control::{ClientError, ControlClient};
 use backstay_format::control::{CutMode, CutReply, Request, Response};
+use backstay_front::control::{ClientError, ControlClient};
 
 use crate::error::CycleError;
 

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use backstay_format::control::{Counters, FoundState};
     use backstay_format::superblock::{Base, Resync};
-    use backstay_format::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Term};
+    use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Term};
     use backstay_vault::{Consistency, CycleKind};
 
     const DISK: [u8; 16] = [1; 16];

@@ -19,12 +19,13 @@ pub mod resync;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use backstay_driver::control::{ClientError, ControlClient};
 use backstay_format::control::{CutMode, CutReply, DriverStatus, Request, Response};
 use backstay_format::superblock::Base;
-use backstay_format::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
+use backstay_front::control::{ClientError, ControlClient};
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
 use backstay_vault::store::at_once;
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
@@ -432,7 +433,7 @@ impl Found {
 }
 
 fn fenced(term: TermRecord) -> CycleError {
-    let ours = backstay_format::Term(term.term.0 - 1);
+    let ours = backstay_types::Term(term.term.0 - 1);
     VaultError::Fenced { ours, newest: term.term, writer: term.writer }.into()
 }
 
@@ -457,8 +458,4 @@ fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration
 /// A number that no other attempt at this cycle has.
 fn attempt() -> u64 {
     u64::from_le_bytes(PointId::random().to_bytes()[..8].try_into().unwrap_or_default())
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -8,9 +8,9 @@
 use std::fs::File;
 use std::sync::atomic::{Ordering, fence};
 
-use backstay_driver::control::ClientError;
 use backstay_format::control::{CutMode, CutReply, Request, Response};
-use backstay_format::{ByteLen, DiskId, SectorRange};
+use backstay_front::control::ClientError;
+use backstay_types::{ByteLen, DiskId, SectorRange};
 use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::frame::Chunk;
 use backstay_vault::{Pass, SectorSet};
@@ -167,9 +167,9 @@ impl<'a> Run<'a> {
 
 /// Ends copy-before-write; where the preserved log ends.
 fn seal(
-    driver: &mut backstay_driver::control::ControlClient,
+    driver: &mut backstay_front::control::ControlClient,
     cut: &CutReply,
-) -> Result<backstay_format::ByteOffset, CycleError> {
+) -> Result<backstay_types::ByteOffset, CycleError> {
     match driver.ask(&Request::Seal { epoch: cut.epoch })? {
         Response::Sealed { lost: Some(reason), .. } => Err(CycleError::Lost(reason)),
         Response::Sealed { log_end, lost: None } => Ok(log_end),
@@ -308,7 +308,7 @@ impl Work<'_> {
         cut: &CutReply,
         source: &Source,
         must_move: &SectorSet,
-        end: backstay_format::ByteOffset,
+        end: backstay_types::ByteOffset,
         feed: &Feed<'_>,
     ) -> Result<(), CycleError> {
         let Some(log) = &cut.log else { return Err(ClientError::Confused.into()) };

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use backstay_format::{CycleNo, DiskId, PointId};
+use backstay_types::{CycleNo, DiskId, PointId};
 use backstay_vault::SegmentRef;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

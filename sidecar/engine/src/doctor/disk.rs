@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use backstay_driver::backing::record::BackingRecord;
-use backstay_driver::control::ControlClient;
-use backstay_driver::paths::Roots;
 use backstay_format::control::DriverStatus;
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::backing::record::BackingRecord;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::Roots;
+use backstay_types::{ByteLen, DiskName};
 
 use super::Finding;
 use super::system::System;

@@ -4,8 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use io_uring::IoUring;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};

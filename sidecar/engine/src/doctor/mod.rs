@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use backstay_vault::{Vault, VaultError};
 use serde::Serialize;
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use backstay_driver::control::{ClientError, ControlClient};
-use backstay_driver::paths::{DiskPaths, Roots};
 use backstay_format::control::{CutReply, Request, Response};
-use backstay_format::{DiskId, DiskName};
+use backstay_front::control::{ClientError, ControlClient};
+use backstay_front::paths::{DiskPaths, Roots};
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::GroupMember;
 use jiff::Timestamp;
 

@@ -17,7 +17,7 @@ use super::crew::{Answer, Command, Crew, Seat, Trouble};
 use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
 use super::tls::{Tls, host_of};
 use super::wire::{Ask, Tell};
-use backstay_format::PointId;
+use backstay_types::PointId;
 use backstay_vault::GroupName;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use rustls::pki_types::ServerName;
 
 use super::crew::{Crew, Trouble};

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use backstay_format::DiskName;
+use backstay_host::clock::now_unix_ns;
+use backstay_types::DiskName;
 use backstay_vault::{GroupMember, GroupName, GroupPoint, Vault};
 use serde::Serialize;
 
@@ -200,8 +201,4 @@ fn commit(
     cut_unix_ns: u64,
 ) -> Result<GroupPoint, GroupError> {
     Ok(Vault::open(url)?.commit_group(group, members, cut_unix_ns)?)
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use backstay_vault::GroupName;
 
 use super::GroupError;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backstay_format::DiskName;
 use backstay_format::control::HOLD_NS_MAX;
+use backstay_types::DiskName;
 use backstay_vault::GroupName;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,8 @@
 //! A header of 20 bytes (magic, version, length, checksum) and a body of JSON. The length is checked
 //! before the body is waited for; what is no message ends the connection.
 
-use backstay_format::{CycleNo, DiskId, DiskName, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, DiskName, PointId};
 use backstay_vault::{GroupMember, GroupName};
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use backstay_vault::Consistency;
 
 use super::guardian::{CutOutcome, Order, Report};

@@ -1,6 +1,6 @@
 //! The reader's end of the pipeline.
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use backstay_vault::frame::Chunk;
 use crossbeam_channel::{Receiver, Sender};
 

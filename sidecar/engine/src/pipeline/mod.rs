@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use backstay_format::{CycleNo, DiskId, SectorRange};
+use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SealedSegment, SegmentBuilder};
 use backstay_vault::{SegmentRef, Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};

@@ -15,7 +15,7 @@ mod retry;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::Class;
 use serde::{Deserialize, Serialize};
 

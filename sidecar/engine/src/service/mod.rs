@@ -11,12 +11,13 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use backstay_driver::control::ControlClient;
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
 use backstay_format::control::DriverStatus;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::Roots;
+use backstay_host::clock::now_unix_ns;
+use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
@@ -451,10 +452,6 @@ fn may(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
         || window.is_empty()
         || window.is_inside(now, &zone.time_zone())
         || resync::Request::load(&roots.disk(name).state).is_some_and(|asked| asked.now)
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// A channel that gets a message on SIGTERM and SIGINT.

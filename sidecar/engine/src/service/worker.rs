@@ -4,9 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backstay_driver::control::ClientError;
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
+use backstay_front::control::ClientError;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use crossbeam_channel::Sender;
 
 use crate::config::Config;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use backstay_format::bitmap::{BitmapHeader, HEADER_BYTES};
-use backstay_format::{DiskId, EpochNo, SectorRange};
+use backstay_types::{DiskId, EpochNo, SectorRange};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::unistd::{Whence, lseek};
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use backstay_format::{ByteLen, SectorRange};
+use backstay_types::{ByteLen, SectorRange};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 

@@ -5,8 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use backstay_format::FormatError;
 use backstay_format::preserved::{HEADER_BYTES, PreservedHeader, RECORD_BYTES, Record};
-use backstay_format::{ByteOffset, DiskId, EpochNo, FormatError, SectorRange};
+use backstay_types::{ByteOffset, DiskId, EpochNo, SectorRange};
 
 /// Bytes read at a time; longer than the longest record.
 const WINDOW_BYTES: usize = 1 << 20;

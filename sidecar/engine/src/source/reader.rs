@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use backstay_format::{ByteLen, SectorRange};
+use backstay_types::{ByteLen, SectorRange};
 use io_uring::{IoUring, opcode, types};
 
 use super::extents;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backstay_format::ByteLen;
+use backstay_types::ByteLen;
 use backstay_vault::format::document::decode;
 use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::segment::{FOOTER_BYTES, Footer, HEADER_BYTES};

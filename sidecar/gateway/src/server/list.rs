@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use backstay_format::DiskId;
+use backstay_types::DiskId;
 use futures::TryStreamExt;
 use hyper::StatusCode;
 use object_store::path::Path;

@@ -23,8 +23,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use backstay_host::clock::now_unix_ns;
 use backstay_vault::receive::Rules;
 use backstay_vault::{Vault, VaultError};
 use object_store::ObjectStore;
@@ -144,10 +145,6 @@ impl Shared {
             content: self.verify_content,
         }
     }
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }
 
 /// A gateway that can run.

@@ -291,7 +291,7 @@ impl Asked {
     }
 
     /// As [`Self::standing`], but while the store does not answer what it said before counts.
-    async fn standing_or_before(&self, disk: backstay_format::DiskId) -> Result<Standing, Refused> {
+    async fn standing_or_before(&self, disk: backstay_types::DiskId) -> Result<Standing, Refused> {
         if !self.shared.owners.was_own(&self.who, disk) {
             return self.standing(disk).await;
         }
@@ -301,10 +301,7 @@ impl Asked {
         }
     }
 
-    pub(super) async fn standing(
-        &self,
-        disk: backstay_format::DiskId,
-    ) -> Result<Standing, Refused> {
+    pub(super) async fn standing(&self, disk: backstay_types::DiskId) -> Result<Standing, Refused> {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         blocking(move || Ok(shared.owners.standing(&shared.vault, &who, disk)?)).await
     }

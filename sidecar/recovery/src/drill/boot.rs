@@ -9,7 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_sidecar::hooks::withhold;
+use backstay_engine::hooks::withhold;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 

@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::{DrillCheck, VaultError};
 
 use crate::lazy::LazyError;

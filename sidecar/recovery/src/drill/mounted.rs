@@ -9,13 +9,14 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use backstay_driver::control::ControlClient;
-use backstay_driver::life::lock_disk;
-use backstay_driver::paths::Roots;
 use backstay_format::control::Request;
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::control::ControlClient;
+use backstay_front::life::lock_disk;
+use backstay_front::paths::Roots;
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
 use backstay_vault::{DrillRecord, Vault, VaultError};
@@ -241,8 +242,4 @@ fn loops_below(dir: &Path) -> Result<Vec<String>, DrillError> {
         Path::new(file.trim()).starts_with(dir).then(|| device.to_owned())
     };
     Ok(list.lines().filter_map(below).collect())
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 

@@ -18,7 +18,7 @@ pub mod vault;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use backstay_format::{CycleNo, DiskName, Term};
+use backstay_types::{CycleNo, DiskName, Term};
 use backstay_vault::{Class, VaultError};
 
 pub use lock::NameLock;

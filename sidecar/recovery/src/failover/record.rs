@@ -4,10 +4,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use backstay_format::superblock::Base;
-use backstay_format::{CycleNo, DiskId, DiskName, PointId, Term};
+pub use backstay_host::clock::now_unix_ns;
+use backstay_types::{CycleNo, DiskId, DiskName, PointId, Term};
 use backstay_vault::format::document::{Document, decode, encode};
 use backstay_vault::{GroupName, GroupPointNo, Manifest, TermFrom};
 use serde::{Deserialize, Serialize};
@@ -320,12 +320,6 @@ impl FailoverRecord {
         fs::rename(&new, path)?;
         File::open(&folder)?.sync_all()
     }
-}
-
-/// The time, nanoseconds since 1970.
-#[must_use]
-pub fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 #[cfg(test)]

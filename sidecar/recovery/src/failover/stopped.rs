@@ -1,9 +1,9 @@
 //! What a stopped disk proves about itself: the last word of a source before it hands over.
 
-use backstay_driver::paths::DiskPaths;
 use backstay_format::superblock::{Base, Superblock};
-use backstay_format::{DiskId, DiskName};
+use backstay_front::paths::DiskPaths;
 use backstay_track::{FsEnv, Offline};
+use backstay_types::{DiskId, DiskName};
 
 use super::FailoverError;
 

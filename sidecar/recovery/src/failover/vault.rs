@@ -1,6 +1,6 @@
 //! What the vault must say before a failover, and the one put that decides it.
 
-use backstay_format::{CycleNo, DiskId, DiskName, Term};
+use backstay_types::{CycleNo, DiskId, DiskName, Term};
 use backstay_vault::{Claim, Manifest, TermRecord, Vault, VaultError};
 
 use super::{FailoverError, FailoverRecord, PointRef, step};

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use backstay_format::{ByteLen, ByteOffset};
+use backstay_types::{ByteLen, ByteOffset};
 use backstay_vault::read::ordered::{InOrder, in_order};
 use backstay_vault::read::{FileTarget, Progress, RestoreTarget, restore};
 use backstay_vault::{Manifest, Vault};

@@ -9,15 +9,16 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use backstay_engine::CycleError;
+use backstay_engine::config::Ship;
+use backstay_engine::pipeline::{Feed, Shipment, ship};
+use backstay_engine::source::extents::{self, Run};
+use backstay_engine::throttle::Throttle;
 use backstay_format::superblock::Geometry;
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, PointId, SectorRange};
-use backstay_sidecar::CycleError;
-use backstay_sidecar::config::Ship;
-use backstay_sidecar::pipeline::{Feed, Shipment, ship};
-use backstay_sidecar::source::extents::{self, Run};
-use backstay_sidecar::throttle::Throttle;
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId, SectorRange};
 use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::read::Progress;
 use backstay_vault::{
@@ -381,8 +382,4 @@ fn stamp(file: &File) -> std::io::Result<(i64, i64, i64, i64, u64)> {
 /// A number that no other attempt has.
 fn attempt() -> u64 {
     u64::from_le_bytes(PointId::random().to_bytes()[..8].try_into().unwrap_or_default())
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use backstay_sidecar::CycleError;
+use backstay_engine::CycleError;
 use backstay_vault::VaultError;
 
 pub use export::{export_to_file, export_to_pipe};

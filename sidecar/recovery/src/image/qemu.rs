@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use backstay_format::{ByteLen, PointId};
+use backstay_types::{ByteLen, PointId};
 use serde::Deserialize;
 
 use super::ImageError;

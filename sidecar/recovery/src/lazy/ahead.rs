@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::source::Source;

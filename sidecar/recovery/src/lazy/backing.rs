@@ -5,10 +5,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backstay_driver::backing::{Made, Seek};
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
+use backstay_front::backing::{Made, Seek};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 
 use super::Trouble;
 use super::ahead::Ahead;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use backstay_format::{ByteLen, PointId};
+use backstay_types::{ByteLen, PointId};
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 use backstay_vault::{Manifest, Vault};
 use jiff::Timestamp;
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_format::ByteLen;
+use backstay_types::ByteLen;
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::FrameReader;
 use backstay_vault::read::read_index_admitted;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_driver::paths::DiskPaths;
-use backstay_format::{CycleNo, DiskName, SECTOR_BYTES, SectorRange};
-use backstay_sidecar::jobs::{JobBook, JobHandle};
-use backstay_sidecar::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobHandle};
+use backstay_engine::schedule::Work;
+use backstay_front::paths::DiskPaths;
+use backstay_types::{CycleNo, DiskName, SECTOR_BYTES, SectorRange};
 
 use super::Trouble;
 use super::backing::Point;

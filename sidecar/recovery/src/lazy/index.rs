@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use backstay_format::{PointId, SectorRange};
+use backstay_types::{PointId, SectorRange};
 use backstay_vault::format::segment::{Codec, Extent, FrameEntry, Index, Place};
 use backstay_vault::{Bounds, Manifest};
 

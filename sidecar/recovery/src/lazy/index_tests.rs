@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, Term};
 use backstay_vault::{Bounds, Consistency, CycleKind, SegmentRef};
 
 use super::*;

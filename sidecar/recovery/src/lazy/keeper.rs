@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use backstay_format::{CycleNo, DiskId, DiskName};
+use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::retain::{Held, HoldRequest, holder};
 use backstay_vault::{HoldKind, Vault, VaultError};

@@ -9,10 +9,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_driver::life::lock_disk;
-use backstay_driver::paths::DiskPaths;
 use backstay_format::superblock::BackingId;
-use backstay_format::{DiskId, DiskName, PointId};
+use backstay_front::life::lock_disk;
+use backstay_front::paths::DiskPaths;
+use backstay_types::{DiskId, DiskName, PointId};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault, VaultError};
 use serde::{Deserialize, Serialize};
@@ -276,7 +276,7 @@ fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
 /// Releases a hold, if the vault can be reached; else it ends by itself.
 fn release(url: &str, disk: DiskId, hold: &str, name: &DiskName) {
     let released = Vault::open(url).and_then(|vault| {
-        vault.release(disk, &keeper::request(hold, name, backstay_format::CycleNo(0))?.name)
+        vault.release(disk, &keeper::request(hold, name, backstay_types::CycleNo(0))?.name)
     });
     if let Err(e) = released {
         tracing::warn!("the point's hold {hold} ends by itself: {e}");

@@ -3,7 +3,8 @@
 //! Bits are only ever set, so a write of a block that a crash tears leaves a mixture of two states of
 //! which each bit was allowed to be there; the checksum of each 512 bytes is against damage.
 
-use backstay_format::{DiskId, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{DiskId, PointId};
 
 const WHAT: &str = "overlay map";
 const MAGIC: &[u8; 8] = b"BSTYOVLM";

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_driver::backing::{AnyBacking, Engine, OpenError, open};
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset};
+use backstay_front::backing::{AnyBacking, Engine, OpenError, open};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 

@@ -38,7 +38,7 @@ mod window;
 use std::io;
 use std::path::PathBuf;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::VaultError;
 
 pub use choice::{PointChoice, choose};

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use backstay_driver::backing::{AnyBacking, Made};
-use backstay_driver::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
-use backstay_driver::paths::{DiskPaths, Roots};
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::backing::{AnyBacking, Made};
+use backstay_front::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
+use backstay_front::paths::{DiskPaths, Roots};
+use backstay_types::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault};
 

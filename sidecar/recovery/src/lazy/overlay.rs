@@ -9,7 +9,7 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use backstay_format::{ByteLen, ByteOffset, DiskId, PointId, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, DiskId, PointId, SECTOR_BYTES, SectorRange};
 
 use super::map::{
     CHUNK_BYTES, CHUNK_SECTORS, CHUNKS_AT, Header, SLOT_BYTES, decode_chunk, encode_chunk,

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 
 use super::map::{CHUNK_SECTORS, CHUNK_WORDS, Words};
 

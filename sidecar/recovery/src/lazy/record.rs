@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use backstay_driver::paths::DiskPaths;
 use backstay_format::superblock::Base;
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, PointId};
+use backstay_front::paths::DiskPaths;
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId};
 use backstay_vault::format::document::{Document, decode, encode};
 use serde::{Deserialize, Serialize};
 

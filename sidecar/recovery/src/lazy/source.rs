@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use backstay_vault::format::segment::Place;
 use backstay_vault::read::random::check_extent;
 use backstay_vault::{Manifest, Vault};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use backstay_vault::format::segment::Extent;
 
 /// Sectors that are looked up together: 32 MiB.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::GroupName;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;

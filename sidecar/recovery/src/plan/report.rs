@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
-use backstay_format::{CycleNo, DiskName, PointId};
+use backstay_types::{CycleNo, DiskName, PointId};
 use serde::Serialize;
 
 use super::parse::Kind;

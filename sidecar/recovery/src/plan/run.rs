@@ -12,9 +12,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use backstay_format::{DiskName, PointId};
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{DiskName, PointId};
 
 use super::parse::{Action, Group, Kind, Machine, Plan, Step, variable};
 use super::state::{Chosen, DiskRun, Run, RunFolder, RunState, StepRun, StepState, Up, What};
@@ -546,8 +547,4 @@ pub fn read(path: &Path) -> io::Result<String> {
     let most = super::parse::PLAN_BYTES_MAX as u64 + 1;
     File::open(path)?.take(most).read_to_string(&mut text)?;
     Ok(text)
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

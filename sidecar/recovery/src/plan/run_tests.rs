@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use backstay_format::{CycleNo, DiskName, PointId};
+use backstay_types::{CycleNo, DiskName, PointId};
 
 use super::run::{Answer, Hands, RunError, clean_up, go_on, may_begin, prepare};
 use super::state::{Chosen, Run, RunFolder, RunState, StepState, Up};

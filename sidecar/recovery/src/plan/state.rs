@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::{CycleNo, DiskName, PointId};
+use backstay_types::{CycleNo, DiskName, PointId};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::Fetch;
 use backstay_vault::{Manifest, SectorSet, Vault, VaultError};
 

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::atomic::AtomicBool;
 
-use backstay_format::{ByteLen, ByteOffset, FormatError};
+use backstay_format::FormatError;
+use backstay_types::{ByteLen, ByteOffset};
 
 use super::error::{ReplicaError, io_error, on};
 use super::log::{self, LogError, LogHeader};

@@ -1,6 +1,6 @@
 //! Which sectors may differ between two points (docs/recovery/replica.md says why these do).
 
-use backstay_format::{CycleNo, DiskId, SectorRange};
+use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::read::read_index;
 use backstay_vault::{Manifest, SectorSet, SegmentRef, Vault, VaultError};
 
@@ -48,7 +48,7 @@ pub fn between(
     }
     if from.size_bytes < to.size {
         // What growth added was moved; the last sector of before may have been a part of one.
-        let first = from.size_bytes.0 / backstay_format::SECTOR_BYTES;
+        let first = from.size_bytes.0 / backstay_types::SECTOR_BYTES;
         differ.insert(SectorRange::new(first, whole.end.0));
     }
     Ok(Some(differ))

@@ -3,11 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use backstay_driver::backing::OpenError;
-use backstay_driver::life::DriverError;
-use backstay_driver::offline::OfflineError;
-use backstay_format::{ByteLen, CycleNo, DiskName, FormatError};
+use backstay_format::FormatError;
+use backstay_front::backing::OpenError;
+use backstay_front::life::DriverError;
+use backstay_front::offline::OfflineError;
 use backstay_track::TrackError;
+use backstay_types::{ByteLen, CycleNo, DiskName};
 use backstay_vault::VaultError;
 
 /// Why a replica did not do what was asked. What it holds is in its standing.

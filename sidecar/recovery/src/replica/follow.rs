@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_format::DiskId;
-use backstay_sidecar::schedule::Retry;
+use backstay_engine::schedule::Retry;
+use backstay_types::DiskId;
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::terms::Line;
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -136,7 +136,7 @@ struct Follower<'a> {
     /// When the steady hold was renewed.
     held: Option<Instant>,
     /// A point that cannot be had, whatever is tried.
-    given_up: Option<backstay_format::PointId>,
+    given_up: Option<backstay_types::PointId>,
 }
 
 impl Follower<'_> {

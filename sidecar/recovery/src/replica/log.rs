@@ -10,7 +10,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, PointId};
 use backstay_vault::format::segment::FRAME_BYTES_MAX;
 use backstay_vault::read::RestoreTarget;
 

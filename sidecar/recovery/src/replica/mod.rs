@@ -38,12 +38,12 @@ pub mod target;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_driver::life::{DriverError, lock_disk};
-use backstay_driver::paths::DiskPaths;
 use backstay_format::superblock::Base;
-use backstay_format::{ByteLen, CycleNo, DiskName};
+use backstay_front::life::{DriverError, lock_disk};
+use backstay_front::paths::DiskPaths;
+use backstay_host::clock::now_unix_ns;
+use backstay_types::{ByteLen, CycleNo, DiskName};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::retain::{HoldRequest, holder};
 use backstay_vault::{HoldKind, HoldName, Vault, VaultError};
@@ -351,8 +351,4 @@ fn has_a_disk(name: &DiskName) -> ReplicaError {
              state with backstay unprotect {name}"
         ),
     }
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

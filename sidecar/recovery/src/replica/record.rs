@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_format::FormatError;
 use backstay_format::superblock::{BackingId, Base};
-use backstay_format::{ByteLen, CycleNo, DiskId, DiskName, FormatError, PointId, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId, Term};
 use backstay_vault::Manifest;
 use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use serde::{Deserialize, Serialize};

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use backstay_driver::backing::{Engine, open};
-use backstay_driver::paths::DiskPaths;
-use backstay_format::{DiskId, DiskName, SECTOR_BYTES, SectorRange};
+use backstay_front::backing::{Engine, open};
+use backstay_front::paths::DiskPaths;
 use backstay_track::{Binding, FsEnv, Offline, OpenOptions, ProtectedDisk, TrackError};
+use backstay_types::{DiskId, DiskName, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::Fetch;
 use backstay_vault::read::compare::{Comparison, Disk};
 use backstay_vault::{Manifest, SectorSet, Vault, VaultError};

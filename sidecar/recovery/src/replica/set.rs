@@ -5,7 +5,8 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use backstay_format::{FormatError, SectorRange};
+use backstay_format::FormatError;
+use backstay_types::SectorRange;
 use backstay_vault::SectorSet;
 
 use super::record::{SetRef, hex};

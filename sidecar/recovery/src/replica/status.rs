@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use backstay_driver::paths::DiskPaths;
-use backstay_format::{CycleNo, DiskName};
+use backstay_front::paths::DiskPaths;
+use backstay_types::{CycleNo, DiskName};
 use backstay_vault::Manifest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_driver::backing::{self, AnyBacking, Engine, Seek};
 use backstay_format::superblock::BackingId;
-use backstay_format::{ByteLen, ByteOffset, DiskName, SECTOR_BYTES, SectorRange};
+use backstay_front::backing::{self, AnyBacking, Engine, Seek};
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset, DiskName, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::RestoreTarget;
 use nix::fcntl::{FallocateFlags, fallocate};
 

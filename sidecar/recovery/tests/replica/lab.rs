@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, SectorRange, Term};
 use backstay_recovery::replica::record::TargetRecord;
 use backstay_recovery::replica::{
     Ground, Limits, Moved, PointRef, Replica, ReplicaError, ReplicaRecord, Seam, Seed, Standing,
     Target, Watch,
 };
 use backstay_track::Backing;
+use backstay_types::{ByteLen, ByteOffset, CycleNo, SectorRange, Term};
 use backstay_vault::{Claim, Manifest, Pass, PointMeta, TermFrom, Vault, verify_cycle};
 use fastrand::Rng;
 

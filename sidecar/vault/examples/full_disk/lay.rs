@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SegmentBuilder};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
@@ -26,7 +26,7 @@ impl Laid {
     /// A disk of this name.
     pub fn new(vault: Vault, name: &str, size: ByteLen) -> Result<Self, Box<dyn Error>> {
         let disk = DiskId::random();
-        let name: backstay_format::DiskName = name.parse()?;
+        let name: backstay_types::DiskName = name.parse()?;
         let record = DiskRecord {
             disk,
             name: name.clone(),

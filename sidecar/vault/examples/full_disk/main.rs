@@ -14,7 +14,7 @@ use std::error::Error;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use backstay_format::ByteLen;
+use backstay_types::ByteLen;
 use backstay_vault::Vault;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};

@@ -4,7 +4,7 @@
 //! rounded outward: to more of the disk, never to less. Nothing in them depends on the disk's size, so they
 //! stay right when it grows.
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 use serde::{Deserialize, Serialize};
 
 /// Bits of the number of granules, less one.

@@ -5,7 +5,8 @@
 //! separators=(",", ":"), ensure_ascii=False)` makes in Python. In an encrypted vault most have a `signature`, too, of
 //! that canonical form (see [`crate::seal::sign`]).
 
-use backstay_format::{ByteLen, DiskId, DiskName, FormatError};
+use backstay_format::FormatError;
+use backstay_types::{ByteLen, DiskId, DiskName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

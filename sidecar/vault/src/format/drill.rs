@@ -1,6 +1,7 @@
 //! What came of trying a recovery point.
 
-use backstay_format::{CycleNo, DiskId, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, PointId};
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;

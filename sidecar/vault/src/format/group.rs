@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use backstay_format::{CycleNo, DiskId, DiskName, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, DiskName, PointId};
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use backstay_format::{CycleNo, FormatError};
+use backstay_format::FormatError;
+use backstay_types::CycleNo;
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;

@@ -3,7 +3,8 @@
 //! One small state, replaced by putting its next revision. It is what makes deleting safe: an object
 //! below `points/` that the ledger does not know is nobody's (see docs/FORMAT-VAULT.md).
 
-use backstay_format::{CycleNo, DiskId, FormatError, PointId};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, PointId};
 
 use super::manifest::{SEGMENT_BYTES, SEGMENTS_MAX, SegmentRef};
 use super::{Reader, checked, seal};
@@ -270,7 +271,7 @@ fn merge(r: &mut Reader<'_>, room: &mut usize) -> Result<Merge, FormatError> {
 mod tests {
     use super::super::bounds::Bounds;
     use super::*;
-    use backstay_format::ByteLen;
+    use backstay_types::ByteLen;
     use proptest::prelude::*;
 
     fn segment(cycle: u64, number: u32) -> SegmentRef {

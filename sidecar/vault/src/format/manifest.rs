@@ -3,8 +3,9 @@
 //! It names every segment that the point needs, oldest first, so that reading a point never has to
 //! walk through the points before it; where segments overlap, the later one holds.
 
+use backstay_format::FormatError;
 use backstay_format::superblock::Geometry;
-use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, PointId, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Term};
 
 use super::bounds::Bounds;
 use super::{Reader, checked, seal};
@@ -269,7 +270,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backstay_format::SectorRange;
+    use backstay_types::SectorRange;
     use proptest::prelude::*;
 
     fn sample() -> Manifest {

@@ -4,7 +4,8 @@
 //! needed. The index's digest stands in the manifest, so an index cannot be swapped; each piece's
 //! checksum stands in the index, so no sector can be.
 
-use backstay_format::{ByteLen, CycleNo, DiskId, FormatError, Sector, SectorRange};
+use backstay_format::FormatError;
+use backstay_types::{ByteLen, CycleNo, DiskId, Sector, SectorRange};
 
 use super::{Reader, checked, seal};
 use crate::seal::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
@@ -481,7 +482,7 @@ mod tests {
     use proptest::prelude::*;
 
     const DISK: SectorRange =
-        SectorRange { start: backstay_format::Sector(0), end: backstay_format::Sector(100_000) };
+        SectorRange { start: backstay_types::Sector(0), end: backstay_types::Sector(100_000) };
 
     fn sample() -> (Index, Footer, ByteLen) {
         let frame = FrameEntry {

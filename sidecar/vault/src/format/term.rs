@@ -1,7 +1,8 @@
 //! Who writes a disk: `disks/<id>/terms/<term>`, and `disks/<id>/handovers/<term>`, with which a
 //! writer lays down its term.
 
-use backstay_format::{CycleNo, DiskId, FormatError, PointId, Term};
+use backstay_format::FormatError;
+use backstay_types::{CycleNo, DiskId, PointId, Term};
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;

@@ -5,7 +5,7 @@
 
 use std::thread;
 
-use backstay_format::{ByteLen, DiskId};
+use backstay_types::{ByteLen, DiskId};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::read_index;

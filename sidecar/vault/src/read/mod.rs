@@ -18,7 +18,7 @@ mod verify;
 
 use std::sync::Arc;
 
-use backstay_format::{ByteLen, DiskId, SectorRange};
+use backstay_types::{ByteLen, DiskId, SectorRange};
 use bytes::Bytes;
 
 use crate::error::{In, VaultError};

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::thread;
 
-use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Progress;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};

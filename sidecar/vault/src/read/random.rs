@@ -3,7 +3,7 @@
 //! For those who cannot go through a point from its newest segment to its oldest as a restore does,
 //! because somebody waits for a block of it.
 
-use backstay_format::DiskId;
+use backstay_types::DiskId;
 use bytes::Bytes;
 
 use super::frames::{Decompressor, Stored};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use backstay_format::{ByteLen, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Progress;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backstay_format::{ByteLen, ByteOffset};
+use backstay_types::{ByteLen, ByteOffset};
 use nix::fcntl::{FallocateFlags, fallocate};
 
 /// Takes the bytes of a disk, in any order, from several threads.

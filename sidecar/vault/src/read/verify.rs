@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use backstay_format::{ByteLen, CycleNo, DiskId};
+use backstay_types::{ByteLen, CycleNo, DiskId};
 
 use super::frames::{Decompressor, check, fetch, requests};
 use super::plan::for_each_layer;

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 
 use super::ledger::{Advanced, blank, settled_objects};
 use super::{Job, ROUNDS_MAX};

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange};
+use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange};
 
 use super::ledger::{Advanced, blank};
 use super::tiers::{Due, Run, due, runs};

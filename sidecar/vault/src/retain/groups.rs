@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 
 use super::keep::{Candidate, Keep};
 use crate::error::VaultError;

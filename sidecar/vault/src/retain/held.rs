@@ -3,7 +3,7 @@
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use backstay_format::{CycleNo, DiskId, PointId};
+use backstay_types::{CycleNo, DiskId, PointId};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::hold::HoldRequest;

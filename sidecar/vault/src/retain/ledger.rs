@@ -1,6 +1,6 @@
 //! Reading the ledger, and advancing it: one revision at a time, each built on the one before.
 
-use backstay_format::{CycleNo, DiskId, PointId};
+use backstay_types::{CycleNo, DiskId, PointId};
 
 use super::hold::covered;
 use crate::error::{In, VaultError};

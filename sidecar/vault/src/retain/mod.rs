@@ -22,7 +22,7 @@ pub mod tiers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backstay_format::{CycleNo, DiskId};
+use backstay_types::{CycleNo, DiskId};
 
 use crate::error::VaultError;
 use crate::format::hold::HoldRecord;

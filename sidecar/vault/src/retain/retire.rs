@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use backstay_format::{CycleNo, PointId};
+use backstay_types::{CycleNo, PointId};
 
 use super::hold::covered;
 use super::keep::Candidate;

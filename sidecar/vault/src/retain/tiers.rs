@@ -133,7 +133,7 @@ fn tiers_due(runs: &[Run]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::format::bounds::Bounds;
-    use backstay_format::{ByteLen, CycleNo};
+    use backstay_types::{ByteLen, CycleNo};
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;

@@ -231,7 +231,7 @@ impl SegmentKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backstay_format::{CycleNo, DiskId};
+    use backstay_types::{CycleNo, DiskId};
     use proptest::prelude::*;
 
     fn id() -> SegmentId {

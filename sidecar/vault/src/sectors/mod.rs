@@ -9,7 +9,7 @@ mod chunk;
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
-use backstay_format::SectorRange;
+use backstay_types::SectorRange;
 
 use chunk::{CHUNK_SECTORS, Chunk, for_each_run};
 

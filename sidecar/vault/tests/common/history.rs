@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backstay_format::{ByteLen, CycleNo, DiskId, SectorRange};
+use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange};
 use backstay_vault::read::{restore, verify_points};
 use backstay_vault::retain::{HoldRequest, Policy, Report, maintain};
 use backstay_vault::{HoldKind, Manifest, Pass, Vault, VaultError, verify_cycle};

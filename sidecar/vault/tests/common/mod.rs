@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use backstay_format::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{RestoreTarget, restore};
 use backstay_vault::{
@@ -111,12 +111,12 @@ pub fn record(disk: DiskId, size: ByteLen) -> DiskRecord {
 
 pub fn meta(before: Option<&Manifest>) -> PointMeta {
     PointMeta {
-        term: backstay_format::Term(1),
+        term: backstay_types::Term(1),
         predecessor: before.cloned(),
         from: None,
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
         layered: before.is_some(),
-        point: backstay_format::PointId::random(),
+        point: backstay_types::PointId::random(),
         consistency: Consistency::Crash,
         cut_unix_ns: before.map_or(1_000, |point| point.cut_unix_ns + 1),
         written: ByteLen(0),

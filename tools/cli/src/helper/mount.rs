@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_driver::control::ControlClient;
-use backstay_format::DiskName;
+use backstay_front::control::ControlClient;
+use backstay_types::DiskName;
 use clap::Parser;
 
 use super::options::{self, Options};

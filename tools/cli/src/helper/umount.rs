@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use backstay_driver::control::ControlClient;
-use backstay_driver::paths::Roots;
-use backstay_format::DiskName;
 use backstay_format::control::Request;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::Roots;
+use backstay_types::DiskName;
 use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code, table};

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_recovery::lazy::{self, MountedPoint};
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};

@@ -3,16 +3,16 @@
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
-use backstay_sidecar::cycle::resync::Request;
-use backstay_sidecar::cycle::{CycleJob, CycleReport, Stage, run};
-use backstay_sidecar::hooks::Hooks;
-use backstay_sidecar::jobs::JobBook;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
-use backstay_sidecar::schedule::Work;
-use backstay_sidecar::service::is_running;
-use backstay_sidecar::throttle::Throttle;
+use backstay_engine::cycle::resync::Request;
+use backstay_engine::cycle::{CycleJob, CycleReport, Stage, run};
+use backstay_engine::hooks::Hooks;
+use backstay_engine::jobs::JobBook;
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
+use backstay_engine::schedule::Work;
+use backstay_engine::service::is_running;
+use backstay_engine::throttle::Throttle;
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::progress::Progress;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::attach::loop_devices;

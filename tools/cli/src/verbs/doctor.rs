@@ -1,11 +1,11 @@
 //! `backstay doctor`: what this host has and lacks.
 
 use anyhow::bail;
-use backstay_format::DiskName;
-use backstay_sidecar::Config;
-use backstay_sidecar::config::{ConfigError, PATH_DEFAULT};
-use backstay_sidecar::doctor::{self, Finding, HOST};
-use backstay_sidecar::prerequisites::Verdict;
+use backstay_engine::Config;
+use backstay_engine::config::{ConfigError, PATH_DEFAULT};
+use backstay_engine::doctor::{self, Finding, HOST};
+use backstay_engine::prerequisites::Verdict;
+use backstay_types::DiskName;
 use clap::Args;
 
 use crate::certificates;

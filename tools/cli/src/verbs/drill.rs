@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
+use backstay_engine::drills::{DrillSettings, Drilled};
+use backstay_engine::jobs::JobBook;
+use backstay_engine::schedule::Work;
+use backstay_engine::service::stop_on_signals;
 use backstay_recovery::drill::{Boot, Check, Drill as Job, DrillError, drill, records};
 use backstay_recovery::lazy::PointChoice;
-use backstay_sidecar::drills::{DrillSettings, Drilled};
-use backstay_sidecar::jobs::JobBook;
-use backstay_sidecar::schedule::Work;
-use backstay_sidecar::service::stop_on_signals;
+use backstay_types::DiskName;
 use backstay_vault::{DrillCheck, DrillRecord};
 use bytesize::ByteSize;
 use clap::Args;
@@ -194,7 +194,7 @@ impl Drill {
 fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, DrillError>) {
     let dir = records(&context.roots, name);
     let before = Drilled::load(&dir);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    let now = backstay_host::clock::now_unix_ns();
     let drilled = match result {
         Ok(verdict) => Drilled { tried_unix_ns: now, error: None, verdict: Some(verdict.clone()) },
         // Somebody else's will be remembered; one that was stopped is due as it was.

@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_recovery::image::{Format, export_to_file, export_to_pipe};
 use backstay_recovery::lazy::{PointChoice, choose};
+use backstay_types::DiskName;
 use backstay_vault::retain::Held;
 use clap::Args;
 

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
+use backstay_engine::jobs::{JobBook, JobHandle};
+use backstay_engine::schedule::Work;
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault,
 };
 use backstay_recovery::lazy;
 use backstay_recovery::replica::{ReplicaRecord, folder, status};
-use backstay_sidecar::jobs::{JobBook, JobHandle};
-use backstay_sidecar::schedule::Work;
+use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
 
@@ -281,7 +281,7 @@ impl Failback {
     }
 
     /// The newest term now: the commit takes the one after it.
-    fn term(&self, record: &FailoverRecord) -> anyhow::Result<backstay_format::Term> {
+    fn term(&self, record: &FailoverRecord) -> anyhow::Result<backstay_types::Term> {
         let vault = Vault::open(&record.vault)?;
         let term = vault.newest_term(record.disk)?.context("the disk has no term in the vault")?;
         Ok(term.term)

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
+use backstay_engine::gateway::Verify;
+use backstay_engine::seen;
+use backstay_engine::upkeep::policy;
 use backstay_gateway::limits::Limits;
 use backstay_gateway::retention::Retention;
 use backstay_gateway::server::{Gateway, Settings};
 use backstay_gateway::tls::TlsFiles;
-use backstay_sidecar::gateway::Verify;
-use backstay_sidecar::seen;
-use backstay_sidecar::upkeep::policy;
 use backstay_vault::Vault;
 use clap::Args;
 
@@ -69,7 +69,7 @@ impl GatewayVerb {
         let settings = self.settings(context)?;
         let reload = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
-        let stopped = backstay_sidecar::service::stop_on_signals()?;
+        let stopped = backstay_engine::service::stop_on_signals()?;
         let store = settings.store.clone();
         // With the key it seals what it merges.
         if let Ok(vault) = Vault::open(&store)

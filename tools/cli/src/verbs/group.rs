@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
-use backstay_format::{CycleNo, DiskId};
-use backstay_sidecar::group::service::{With, listen, member_of};
-use backstay_sidecar::group::{Current, Group as Settings, GroupJob, GroupReport, run_group};
-use backstay_sidecar::service::stop_on_signals;
-use backstay_sidecar::throttle::Throttle;
+use backstay_engine::group::service::{With, listen, member_of};
+use backstay_engine::group::{Current, Group as Settings, GroupJob, GroupReport, run_group};
+use backstay_engine::service::stop_on_signals;
+use backstay_engine::throttle::Throttle;
+use backstay_types::{CycleNo, DiskId};
 use backstay_vault::{GroupName, GroupPoint, Vault};
 use clap::{Args, Subcommand};
 use serde::Serialize;

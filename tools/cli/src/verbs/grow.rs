@@ -5,9 +5,9 @@ use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use backstay_driver::control::{ClientError, ControlClient};
 use backstay_format::control::{Request, Response};
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::control::{ClientError, ControlClient};
+use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
 

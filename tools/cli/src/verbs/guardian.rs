@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use backstay_sidecar::hooks::guardian;
+use backstay_engine::hooks::guardian;
 use clap::Args;
 
 /// Quiesce applications for one cut; started by the sidecar (docs/HOOKS.md)

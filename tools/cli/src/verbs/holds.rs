@@ -1,8 +1,6 @@
 //! `backstay holds`: what keeps recovery points from being deleted.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::HoldRecord;
 use clap::Args;
 
@@ -32,7 +30,7 @@ impl Holds {
         if context.globals.json {
             return context.print_json(&holds);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let now = backstay_host::clock::now_unix_ns();
         println!("{:24}  {:8}  {:>13}  {:28}  HOLDER, REASON", "NAME", "KIND", "POINTS", "UNTIL");
         for hold in holds {
             let line = format!(

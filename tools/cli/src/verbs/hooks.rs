@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
-use backstay_sidecar::hooks;
+use backstay_engine::hooks;
+use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_format::{ByteLen, DiskName};
 use backstay_recovery::lazy::{Hydration, HydrationStatus, Mounted, MountedPoint};
+use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use backstay_format::DiskName;
+use backstay_engine::service::stop_on_signals;
+use backstay_engine::throttle::Throttle;
 use backstay_recovery::image::{Format, Import as Job, import};
-use backstay_sidecar::service::stop_on_signals;
-use backstay_sidecar::throttle::Throttle;
+use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
 

@@ -3,8 +3,8 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use backstay_format::DiskName;
-use backstay_sidecar::jobs::{Job, JobBook, JobState};
+use backstay_engine::jobs::{Job, JobBook, JobState};
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::target::{size, time, word};

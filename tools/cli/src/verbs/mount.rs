@@ -4,12 +4,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use backstay_driver::backing::Engine;
-use backstay_driver::backing::record::BackingRecord;
-use backstay_driver::life::{DriverOptions, Outcome, in_background, run};
-use backstay_format::{ByteLen, DiskName};
+use backstay_front::backing::Engine;
+use backstay_front::backing::record::BackingRecord;
+use backstay_front::life::{DriverOptions, Outcome, in_background, run};
 use backstay_recovery::failover::refuse_to_serve;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
+use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
 

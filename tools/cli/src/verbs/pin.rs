@@ -1,6 +1,6 @@
 //! `backstay pin`: a recovery point that must stay.
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::retain::{HoldRequest, holder};
 use backstay_vault::{HoldKind, HoldName};
 use clap::Args;

@@ -1,6 +1,6 @@
 //! `backstay points`: what can be restored.
 
-use backstay_format::{CycleNo, DiskName};
+use backstay_types::{CycleNo, DiskName};
 use backstay_vault::{
     Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Line, Manifest, VaultError,
 };
@@ -27,7 +27,7 @@ pub struct Points {
 #[derive(Serialize)]
 struct Listed {
     cycle: CycleNo,
-    point: backstay_format::PointId,
+    point: backstay_types::PointId,
     kind: CycleKind,
     consistency: Consistency,
     cut_unix_ns: u64,

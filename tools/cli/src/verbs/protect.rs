@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use backstay_format::{ByteLen, DiskName};
-use backstay_sidecar::prerequisites::{Check, Verdict, check};
-use backstay_sidecar::protection::Protection;
-use backstay_sidecar::requests::{Asked, ask};
-use backstay_sidecar::service::is_running;
+use backstay_engine::prerequisites::{Check, Verdict, check};
+use backstay_engine::protection::Protection;
+use backstay_engine::requests::{Asked, ask};
+use backstay_engine::service::is_running;
+use backstay_types::{ByteLen, DiskName};
 use clap::Args;
 
 use super::attach::losetup;

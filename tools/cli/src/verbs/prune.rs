@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_format::DiskName;
-use backstay_sidecar::record::note_upkeep;
-use backstay_sidecar::seen;
-use backstay_sidecar::throttle::Throttle;
-use backstay_sidecar::upkeep::policy;
+use backstay_engine::record::note_upkeep;
+use backstay_engine::seen;
+use backstay_engine::throttle::Throttle;
+use backstay_engine::upkeep::policy;
+use backstay_types::DiskName;
 use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
 use clap::Args;
 
@@ -64,7 +63,7 @@ impl Prune {
         let merges = !self.no_merge;
         policy.merge = merges;
         let rules = policy.keep.as_ref().map(ToString::to_string);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let now = backstay_host::clock::now_unix_ns();
         let (report, verdicts) = match self.dry_run {
             true => {
                 let (report, verdicts) = preview(&vault, disk.disk, &policy, now)?;

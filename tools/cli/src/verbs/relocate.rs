@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use backstay_driver::backing::copy::Step;
-use backstay_driver::offline::{Relocation, relocate};
-use backstay_format::DiskName;
+use backstay_engine::protection::Protection;
+use backstay_front::backing::copy::Step;
+use backstay_front::offline::{Relocation, relocate};
 use backstay_recovery::failover::refuse_to_serve;
-use backstay_sidecar::protection::Protection;
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::mount::refuse_mounted_point;

@@ -1,13 +1,13 @@
 //! `backstay rename`: give a disk another name.
 
 use anyhow::Context as _;
-use backstay_driver::offline::{Renaming, Stage};
-use backstay_format::{DiskId, DiskName};
+use backstay_engine::config::DiskConfig;
+use backstay_engine::hooks;
+use backstay_engine::protection::Protection;
+use backstay_engine::record::Record;
+use backstay_front::offline::{Renaming, Stage};
 use backstay_recovery::failover::refuse_to_serve;
-use backstay_sidecar::config::DiskConfig;
-use backstay_sidecar::hooks;
-use backstay_sidecar::protection::Protection;
-use backstay_sidecar::record::Record;
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 

@@ -5,17 +5,17 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use backstay_driver::life::DriverOptions;
-use backstay_driver::paths::DiskPaths;
-use backstay_format::{ByteLen, DiskName};
+use backstay_engine::jobs::JobBook;
+use backstay_engine::schedule::Work;
+use backstay_front::life::DriverOptions;
+use backstay_front::paths::DiskPaths;
 use backstay_recovery::failover::NameLock;
 use backstay_recovery::replica::status::{ReplicaStatus, of, runner};
 use backstay_recovery::replica::{
     Begin, Follow, Limits, PointRef, Replica, ReplicaError, ReplicaRecord, SeedChoice, Standing,
     folder, follow, newest,
 };
-use backstay_sidecar::jobs::JobBook;
-use backstay_sidecar::schedule::Work;
+use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use nix::sys::signal::{Signal, kill};
@@ -156,7 +156,7 @@ impl ReplicaVerb {
                 interval: self.interval.max(SHORTEST_INTERVAL),
                 retry: context.config.retry_of(&self.name),
                 once: self.once,
-                stop: backstay_sidecar::service::stop_on_signals()?,
+                stop: backstay_engine::service::stop_on_signals()?,
                 progress: &|doing, done, all| {
                     bar.show(doing.word(), done, all);
                     job.progress(doing.word(), done, all);
@@ -237,7 +237,7 @@ impl ReplicaVerb {
             backing: taken.target.clone(),
             paths: paths.clone(),
             mount_point: paths.mount_point(),
-            engine: backstay_driver::backing::Engine::default(),
+            engine: backstay_front::backing::Engine::default(),
             change_log_limit: None,
             tracking: true,
             grow: false,

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::read::{FileTarget, restore};
 use backstay_vault::retain::Held;
 use clap::Args;

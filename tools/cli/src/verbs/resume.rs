@@ -1,9 +1,9 @@
 //! `backstay resume`: what was wrong is mended.
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
+use backstay_types::DiskName;
 use clap::Args;
 
 use crate::context::Context;

@@ -1,13 +1,11 @@
 //! `backstay resync`: compare a disk with its newest recovery point and ship what differs.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
-use backstay_sidecar::cycle::newest_point;
-use backstay_sidecar::cycle::resync::Request;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
+use backstay_engine::cycle::newest_point;
+use backstay_engine::cycle::resync::Request;
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
+use backstay_types::DiskName;
 use clap::Args;
 
 use super::cycle::{run_once, say};
@@ -69,9 +67,7 @@ impl Resync {
             deep: self.deep,
             full: self.full,
             now: self.now,
-            asked_unix_ns: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_nanos() as u64),
+            asked_unix_ns: backstay_host::clock::now_unix_ns(),
         };
         request.save(&paths.state).with_context(|| format!("disk {}", self.name))?;
         if self.now {

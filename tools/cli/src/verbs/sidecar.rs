@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backstay_sidecar::service::{is_running, serve};
+use backstay_engine::service::{is_running, serve};
 use clap::Args;
 
 use crate::context::Context;
@@ -21,7 +21,7 @@ pub struct Sidecar {}
 
 impl Sidecar {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let stop = backstay_sidecar::service::stop_on_signals()?;
+        let stop = backstay_engine::service::stop_on_signals()?;
         // Another sidecar makes the drills, too; this one is about to be refused.
         let alone = !is_running(&context.roots);
         let ended = AtomicBool::new(false);

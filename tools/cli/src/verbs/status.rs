@@ -1,15 +1,15 @@
 //! `backstay status`: how disks are.
 
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::bail;
-use backstay_format::{DiskName, Term};
+use backstay_engine::record::Record;
+use backstay_engine::status::{DiskStatus, Health, Level, of_disk};
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
 use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
-use backstay_sidecar::record::Record;
-use backstay_sidecar::status::{DiskStatus, Health, Level, of_disk};
+use backstay_types::{DiskName, Term};
 use clap::Args;
 use serde::Serialize;
 
@@ -92,7 +92,7 @@ impl Status {
             Some(name) => vec![name.clone()],
             None => all(context),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let now = backstay_host::clock::now_unix_ns();
         let mut all = vec![];
         for name in names {
             let paths = context.roots.disk(&name);

@@ -1,8 +1,8 @@
 //! Which disk of which vault a verb means, and which point.
 
 use anyhow::{Context as _, bail};
-use backstay_format::{CycleNo, DiskName};
-use backstay_sidecar::seen;
+use backstay_engine::seen;
+use backstay_types::{CycleNo, DiskName};
 use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
 

@@ -1,11 +1,11 @@
 //! `backstay umount`: stop serving a disk.
 
 use anyhow::Context as _;
-use backstay_driver::control::ControlClient;
-use backstay_format::DiskName;
 use backstay_format::control::Request;
+use backstay_front::control::ControlClient;
 use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy;
+use backstay_types::DiskName;
 use clap::Args;
 
 use crate::context::Context;

@@ -1,7 +1,7 @@
 //! `backstay unpin`: let go of a pin, or of a hold whose holder is gone.
 
 use anyhow::bail;
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::{HoldKind, HoldName};
 use clap::Args;
 

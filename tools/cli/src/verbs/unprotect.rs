@@ -5,15 +5,16 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
+use backstay_engine::cycle::vault_disk;
+use backstay_engine::phase::Event;
+use backstay_engine::protection::Protection;
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
+use backstay_host::clock::now_unix_ns;
 use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy::MountedPoint;
-use backstay_sidecar::cycle::vault_disk;
-use backstay_sidecar::phase::Event;
-use backstay_sidecar::protection::Protection;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
+use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
 
@@ -170,16 +171,11 @@ fn find(
     url: &str,
     name: &DiskName,
     status: Option<&DriverStatus>,
-) -> anyhow::Result<Option<(Vault, backstay_format::DiskId)>> {
+) -> anyhow::Result<Option<(Vault, backstay_types::DiskId)>> {
     let vault = Vault::open(url)?;
     let disk = match status {
         Some(status) => vault_disk(&vault, status)?,
         None => Some(vault.disk_named(name)?.disk),
     };
     Ok(disk.map(|disk| (vault, disk)))
-}
-
-fn now_unix_ns() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| since.as_nanos() as u64)
 }

@@ -1,6 +1,6 @@
 //! `backstay verify`: read everything back.
 
-use backstay_format::DiskName;
+use backstay_types::DiskName;
 use backstay_vault::read::verify_points;
 use backstay_vault::retain::Held;
 use clap::Args;

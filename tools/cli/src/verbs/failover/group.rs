@@ -2,11 +2,11 @@
 //! first is touched; what fails after that undoes the others, as long as that can be undone.
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, NameLock, OfGroup, State, stopped, vault as at_vault,
 };
 use backstay_recovery::lazy::PointChoice;
+use backstay_types::DiskName;
 use backstay_vault::{GroupMember, GroupName, GroupPointNo, Vault};
 
 use super::target::{Committing, Order, Which};

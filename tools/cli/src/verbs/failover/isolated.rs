@@ -1,8 +1,8 @@
 //! A command that tries what a test failover brought up, with nobody to talk to.
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
-use backstay_sidecar::hooks::withhold;
+use backstay_engine::hooks::withhold;
+use backstay_types::DiskName;
 
 use super::super::attach::loop_devices;
 use super::local;

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use backstay_format::DiskName;
+use backstay_engine::jobs::{JobBook, JobHandle, JobState};
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
+use backstay_engine::service::is_running;
 use backstay_format::control::DriverStatus;
 use backstay_recovery::failover::step;
-use backstay_sidecar::jobs::{JobBook, JobHandle, JobState};
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
-use backstay_sidecar::service::is_running;
+use backstay_types::DiskName;
 
 use super::super::cycle::run_once;
 use super::super::progress::Progress;
@@ -104,5 +104,5 @@ fn by_sidecar(
 fn is_busy(error: &anyhow::Error) -> bool {
     error
         .chain()
-        .any(|e| e.downcast_ref::<backstay_sidecar::CycleError>().is_some_and(|e| e.is_busy()))
+        .any(|e| e.downcast_ref::<backstay_engine::CycleError>().is_some_and(|e| e.is_busy()))
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_format::control::{DriverStatus, Request};
 use backstay_recovery::failover::{FailoverRecord, users};
+use backstay_types::DiskName;
 
 use super::super::attach::{loop_devices, losetup};
 use crate::context::Context;

@@ -12,8 +12,8 @@ mod take_back;
 pub mod target;
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, State};
+use backstay_types::DiskName;
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
 

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
 use backstay_format::control::DriverStatus;
 use backstay_recovery::failover::users;
+use backstay_types::DiskName;
 
 use super::super::attach::loop_devices;
 use super::super::detach::mounted;

@@ -6,17 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_driver::backing::record::BackingRecord;
-use backstay_format::{DiskName, Term};
+use backstay_engine::jobs::{JobBook, JobHandle};
+use backstay_engine::protection::Protection;
+use backstay_engine::record::Record;
+use backstay_engine::schedule::Work;
+use backstay_front::backing::record::BackingRecord;
 use backstay_recovery::failover::vault::{Withdrawn, hand_over, withdraw};
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped,
 };
 use backstay_recovery::run;
-use backstay_sidecar::jobs::{JobBook, JobHandle};
-use backstay_sidecar::protection::Protection;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::schedule::Work;
+use backstay_types::{DiskName, Term};
 use backstay_vault::{GroupMember, GroupName, Vault};
 use clap::Args;
 

@@ -1,7 +1,7 @@
 //! `backstay failover status`.
 
-use backstay_format::DiskName;
 use backstay_recovery::failover::FailoverRecord;
+use backstay_types::DiskName;
 
 use super::super::target::{time, word};
 use super::local;

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use backstay_engine::requests::{Asked, ask};
 use backstay_recovery::failover::vault::{Withdrawn, withdraw};
 use backstay_recovery::failover::{FailoverRecord, State, stopped};
-use backstay_sidecar::requests::{Asked, ask};
 use backstay_vault::Vault;
 
 use super::local;

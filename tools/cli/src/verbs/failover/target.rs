@@ -4,20 +4,20 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use backstay_driver::paths::DiskPaths;
-use backstay_format::DiskName;
+use backstay_engine::jobs::JobBook;
+use backstay_engine::protection::Protection;
+use backstay_engine::record::Record;
+use backstay_engine::requests::{Asked, ask};
+use backstay_engine::schedule::Work;
+use backstay_engine::service::is_running;
+use backstay_front::paths::DiskPaths;
 use backstay_recovery::failover::vault::{self, Found};
 use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
 };
 use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
 use backstay_recovery::replica;
-use backstay_sidecar::jobs::JobBook;
-use backstay_sidecar::protection::Protection;
-use backstay_sidecar::record::Record;
-use backstay_sidecar::requests::{Asked, ask};
-use backstay_sidecar::schedule::Work;
-use backstay_sidecar::service::is_running;
+use backstay_types::DiskName;
 use backstay_vault::{TermRecord, Vault};
 
 use super::super::cycle::{line, run_once};
@@ -174,7 +174,7 @@ fn refuse_if_here(
     context: &Context,
     local_name: &DiskName,
     name: &DiskName,
-    disk: backstay_format::DiskId,
+    disk: backstay_types::DiskId,
 ) -> anyhow::Result<()> {
     for here in context.disks() {
         let Some(superblock) = stopped::superblock(&context.roots.disk(&here)) else { continue };

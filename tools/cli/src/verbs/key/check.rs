@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use backstay_format::DiskName;
-use backstay_sidecar::seen;
+use backstay_engine::seen;
+use backstay_types::DiskName;
 use backstay_vault::read::{verify_newest_segments, verify_points};
 use backstay_vault::retain::Held;
 use backstay_vault::seal::Worry;

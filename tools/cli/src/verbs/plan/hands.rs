@@ -4,13 +4,14 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use backstay_format::{DiskId, DiskName};
+use backstay_host::clock::now_unix_ns;
 use backstay_recovery::failover::FailoverRecord;
 use backstay_recovery::lazy::{PointChoice, choose};
 use backstay_recovery::plan::{Answer, Chosen, Hands, Kind, Plan, RunFolder, Up};
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::{HoldRequest, holder};
 use backstay_vault::{GroupName, HoldKind, HoldName, Manifest, Vault};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -38,7 +39,7 @@ struct BroughtUp {
     name: DiskName,
     served: std::path::PathBuf,
     device: Option<String>,
-    cycle: Option<backstay_format::CycleNo>,
+    cycle: Option<backstay_types::CycleNo>,
 }
 
 impl<'a> HostHands<'a> {
@@ -269,7 +270,7 @@ pub fn of_group(
     vault: &Vault,
     group: &GroupName,
     disk: DiskId,
-) -> anyhow::Result<(backstay_format::CycleNo, backstay_format::PointId)> {
+) -> anyhow::Result<(backstay_types::CycleNo, backstay_types::PointId)> {
     let newest = vault.group_points(group)?.last().copied();
     let newest =
         newest.with_context(|| format!("group {group} has no points in {}", vault.url()))?;
@@ -277,8 +278,4 @@ pub fn of_group(
     let member = point.members.iter().find(|member| member.disk == disk);
     let member = member.with_context(|| format!("it is not in point {newest} of group {group}"))?;
     Ok((member.cycle, member.point))
-}
-
-fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

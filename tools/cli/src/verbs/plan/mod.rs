@@ -5,12 +5,12 @@ mod hands;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_format::DiskName;
+use backstay_engine::service::stop_on_signals;
 use backstay_recovery::failover::{FailoverRecord, State as FailoverState};
 use backstay_recovery::plan::run::{clean_up, go_on, may_begin, prepare, read};
 use backstay_recovery::plan::state::What as StepWhat;
 use backstay_recovery::plan::{Action, Kind, Plan as Parsed, Report, Run, RunFolder, RunState};
-use backstay_sidecar::service::stop_on_signals;
+use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::{Args, Subcommand};
 

@@ -5,14 +5,23 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::FormatError;
-
 /// The name of a protected disk: 1 to 64 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit.
 ///
 /// It can be used in a path as it is: it is never empty, `.`, `..`, hidden, or an option.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskName(String);
+
+/// A text that cannot be the name of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "disk name: {text:?} is not a disk name: use 1 to 64 letters, digits, '.', '_' or '-', \
+     starting with a letter or digit"
+)]
+pub struct NameError {
+    /// The text.
+    pub text: String,
+}
 
 impl DiskName {
     /// Longest name, in bytes.
@@ -26,31 +35,21 @@ impl DiskName {
 }
 
 impl FromStr for DiskName {
-    type Err = FormatError;
+    type Err = NameError;
 
-    fn from_str(text: &str) -> Result<Self, FormatError> {
+    fn from_str(text: &str) -> Result<Self, NameError> {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let fine = !text.is_empty()
             && text.len() <= Self::LEN_MAX
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(good);
-        if fine {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(FormatError::Text {
-                what: "disk name",
-                reason: format!(
-                    "{text:?} is not a disk name: use 1 to 64 letters, digits, '.', '_' or '-', \
-                     starting with a letter or digit"
-                ),
-            })
-        }
+        if fine { Ok(Self(text.to_owned())) } else { Err(NameError { text: text.to_owned() }) }
     }
 }
 
 impl TryFrom<String> for DiskName {
-    type Error = FormatError;
-    fn try_from(text: String) -> Result<Self, FormatError> {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
         text.parse()
     }
 }

@@ -1,0 +1,16 @@
+//! The host: the one room through which every crate meets the machine it runs on.
+//!
+//! Each mechanism stands here once, so that it can be mended in one place, and so that a simulated
+//! host can take its place:
+//!
+//! - [`clock`]: the wall clock, the monotonic clock, sleeping
+//! - [`atomic`]: replacing a file as a whole
+//! - [`record`]: small JSON records in files
+//! - [`own_dir`]: folders that belong to us and to nobody else
+//! - [`lock`]: locks on files, with a bounded wait
+
+pub mod atomic;
+pub mod clock;
+pub mod lock;
+pub mod own_dir;
+pub mod record;
