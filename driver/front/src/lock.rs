@@ -1,9 +1,9 @@
 //! Exclusive locks that a process holds as long as it lives.
 
 use std::fs::File;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use backstay_host::clock;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -19,13 +19,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// `EWOULDBLOCK` if another process holds it and goes on to.
 pub(crate) fn exclusive(mut file: File) -> Result<Flock<File>, Errno> {
-    let until = Instant::now() + HOLDER_GONE_WAIT;
+    let until = clock::monotonic() + HOLDER_GONE_WAIT;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => return Ok(locked),
-            Err((back, Errno::EWOULDBLOCK)) if Instant::now() < until => file = back,
+            Err((back, Errno::EWOULDBLOCK)) if clock::monotonic() < until => file = back,
             Err((_, e)) => return Err(e),
         }
-        thread::sleep(LOOK_EVERY);
+        clock::sleep(LOOK_EVERY);
     }
 }

@@ -26,6 +26,12 @@ pub fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// How long ago a reading of the monotonic clock was.
+#[must_use]
+pub fn since(then: Instant) -> Duration {
+    monotonic().saturating_duration_since(then)
+}
+
 /// Waits. For what can be waited for as an event, wait for the event instead.
 #[allow(clippy::disallowed_methods, reason = "the one place that sleeps")]
 pub fn sleep(duration: Duration) {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Resync, Superblock};
+use backstay_host::clock;
 use backstay_types::{ByteLen, ByteOffset, EpochNo};
 
 use crate::disk::Live;
@@ -123,7 +124,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut admin = lock(&self.admin);
         let (swap, live) = self.swap(&mut admin, mode)?;
         drop(live);
-        let held_ns = swap.asked.elapsed().as_nanos() as u64;
+        let held_ns = clock::since(swap.asked).as_nanos() as u64;
         self.sums.note_held(held_ns);
         Ok(self.after_swap(&mut admin, swap, held_ns))
     }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use backstay_format::control::CutMode;
+use backstay_host::clock;
 
 use crate::cut::CutInfo;
 use crate::disk::{Live, Sums};
@@ -33,7 +34,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let mut admin = lock(&self.admin);
         let (swap, gate) = self.swap(&mut admin, CutMode::PointInTime)?;
         let since = swap.asked;
-        let info = self.after_swap(&mut admin, swap, since.elapsed().as_nanos() as u64);
+        let info = self.after_swap(&mut admin, swap, clock::since(since).as_nanos() as u64);
         // The other operations go on to the gate and wait there; this one asks for nothing more.
         drop(admin);
         Ok((info, HeldCut { since, sums: &self.sums, _gate: gate }))
@@ -43,13 +44,13 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 impl<E: Env> HeldCut<'_, E> {
     /// Ends the hold; how long writes have been held.
     pub fn thaw(self) -> Duration {
-        self.since.elapsed()
+        clock::since(self.since)
     }
 }
 
 impl<E: Env> Drop for HeldCut<'_, E> {
     fn drop(&mut self) {
-        self.sums.note_held(self.since.elapsed().as_nanos() as u64);
+        self.sums.note_held(clock::since(self.since).as_nanos() as u64);
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::Superblock;
+use backstay_host::clock;
 use backstay_types::EpochNo;
 
 use crate::closed::Closed;
@@ -72,7 +73,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         if !admin.meta.get().live.contains(&no) {
             admin.record(|sb| sb.live.push(no)).doing("writing the superblock")?;
         }
-        let asked = Instant::now();
+        let asked = clock::monotonic();
         let mut live = alone(&self.gate);
         if let Some(closed) = &mut closed {
             if let Err(e) = closed.take_memory() {

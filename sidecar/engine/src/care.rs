@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_vault::Vault;
 
 use crate::record::note_keys;
@@ -37,12 +38,14 @@ impl Care {
     /// # Errors
     /// If no thread can be started.
     pub fn look(&mut self, disks: DisksOf, stale: Duration) -> std::io::Result<()> {
-        let due =
-            self.looked.as_ref().is_none_or(|(seen, at)| *seen != disks || at.elapsed() >= EVERY);
+        let due = self
+            .looked
+            .as_ref()
+            .is_none_or(|(seen, at)| *seen != disks || clock::since(*at) >= EVERY);
         if !due || self.looking.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return Ok(());
         }
-        self.looked = Some((disks.clone(), Instant::now()));
+        self.looked = Some((disks.clone(), clock::monotonic()));
         let looking = thread::Builder::new().name("keys".into());
         self.looking = Some(looking.spawn(move || look_at(&disks, stale))?);
         Ok(())

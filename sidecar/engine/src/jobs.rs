@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{CycleNo, DiskName};
 use serde::{Deserialize, Serialize};
 
@@ -194,7 +194,7 @@ impl JobBook {
         };
         JobHandle {
             book: self.clone(),
-            began: Instant::now(),
+            began: clock::monotonic(),
             state: Mutex::new(Watched { job, written: None }),
         }
     }
@@ -268,7 +268,7 @@ impl JobHandle {
             (job.stage, job.stage_began_unix_ns) = (stage.into(), now);
         }
         (job.done_bytes, job.all_bytes, job.updated_unix_ns) = (done_bytes, all_bytes, now);
-        let since = state.written.unwrap_or(self.began).elapsed();
+        let since = clock::since(state.written.unwrap_or(self.began));
         if since >= WRITE_EVERY || (new_stage && state.written.is_some()) {
             self.write(&mut state);
         }
@@ -318,7 +318,7 @@ impl JobHandle {
                 }
             }
         }
-        state.written = Some(Instant::now());
+        state.written = Some(clock::monotonic());
         self.book.write(&state.job);
     }
 
@@ -385,9 +385,9 @@ mod tests {
         let process = Process { pid: child.id(), started_ticks };
         assert!(process.is_alive());
         child.kill().unwrap();
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = clock::monotonic() + Duration::from_secs(10);
         while process.is_alive() {
-            assert!(Instant::now() < until);
+            assert!(clock::monotonic() < until);
             std::thread::yield_now();
         }
         child.wait().unwrap();

@@ -3,10 +3,11 @@
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backstay_front::backing::{self, Engine};
 use backstay_front::paths::Roots;
+use backstay_host::clock;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::{Vault, VaultError};
@@ -230,7 +231,7 @@ fn writable_vault(url: &str) -> Result<Found, VaultError> {
 }
 
 pub(crate) fn clock() -> Result<Found, std::io::Error> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = Duration::from_nanos(clock::now_unix_ns());
     if now < CLOCK_MIN {
         return Ok(Bad("the clock is years behind: points would carry wrong times; set it".into()));
     }

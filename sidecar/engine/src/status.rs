@@ -5,7 +5,6 @@ use std::time::Duration;
 use backstay_format::control::{DriverStatus, FoundState};
 use backstay_types::{ByteLen, DiskName, SECTOR_BYTES};
 use backstay_vault::GroupName;
-use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::Config;
@@ -13,7 +12,7 @@ use crate::drills::Drilled;
 use crate::phase::Phase;
 use crate::record::Record;
 use crate::throttle::Rate;
-use crate::windows::may_begin;
+use crate::windows::{self, may_begin};
 
 /// How well a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -117,10 +116,10 @@ pub fn of_disk(
             .map(|(group, _)| group.clone())
             .collect(),
         interval,
-        blackout: may_begin(config.blackout_of(&name), &config.zone(), Timestamp::now())
+        blackout: may_begin(config.blackout_of(&name), &config.zone(), windows::now())
             .err()
             .map(|until| until.to_string()),
-        limit: config.throttle.limit_at(Timestamp::now(), &config.zone()),
+        limit: config.throttle.limit_at(windows::now(), &config.zone()),
         // One that is long past says that no sidecar is at work.
         next_unix_ns: record
             .next_unix_ns

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::{Policy, Report, maintain};
 use backstay_vault::{Vault, VaultError};
@@ -67,13 +67,13 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     }
     let Some(worker) = WORKER.get_or_init(start) else { return };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.get(name).is_some_and(|at| at.elapsed() < EVERY) {
+    if last.get(name).is_some_and(|at| clock::since(*at) < EVERY) {
         return;
     }
     let policy = policy(config, name, false);
     let due = Due { name: name.clone(), state: state.into(), url: url.into(), policy };
     if worker.try_send(due).is_ok() {
-        last.insert(name.clone(), Instant::now());
+        last.insert(name.clone(), clock::monotonic());
     }
 }
 

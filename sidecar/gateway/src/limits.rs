@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Clients that are remembered; one more than that forgets those that have nothing open.
@@ -54,7 +55,7 @@ struct Bucket {
 
 impl Bucket {
     fn new(rate: f64, most: f64) -> Self {
-        Self { rate, most, level: most, at: Instant::now() }
+        Self { rate, most, level: most, at: clock::monotonic() }
     }
 
     /// Takes so much, whether it is there or not; how long to wait until it is.
@@ -102,7 +103,7 @@ impl Client {
     #[must_use]
     pub fn request(&self) -> bool {
         let mut bucket = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = bucket.take(1.0, Instant::now());
+        let wait = bucket.take(1.0, clock::monotonic());
         if !wait.is_zero() {
             // It was not let through, so it is not counted either.
             bucket.level += 1.0;
@@ -115,7 +116,7 @@ impl Client {
         let Some(bucket) = &self.bytes else { return };
         let wait = {
             let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-            bucket.take(bytes as f64, Instant::now())
+            bucket.take(bytes as f64, clock::monotonic())
         };
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_bucket_lets_its_rate_through() {
-        let start = Instant::now();
+        let start = clock::monotonic();
         let mut bucket = Bucket { at: start, ..Bucket::new(10.0, 20.0) };
         assert_eq!(bucket.take(20.0, start), Duration::ZERO);
         assert_eq!(bucket.take(5.0, start), Duration::from_millis(500));

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::{Vault, VaultError};
 
@@ -137,7 +138,7 @@ impl Owners {
 
     fn known_for(&self, name: &DiskName, believed: Duration) -> Option<DiskId> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(name).filter(|(at, _)| at.elapsed() < believed).map(|(_, disk)| *disk)
+        known.get(name).filter(|(at, _)| clock::since(*at) < believed).map(|(_, disk)| *disk)
     }
 
     fn remember(&self, name: &DiskName, disk: DiskId) -> Meant {
@@ -145,7 +146,7 @@ impl Owners {
         if known.len() >= NAMES_MAX {
             known.clear();
         }
-        known.insert(name.clone(), (Instant::now(), disk));
+        known.insert(name.clone(), (clock::monotonic(), disk));
         Meant::Disk(disk)
     }
 }

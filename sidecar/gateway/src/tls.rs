@@ -4,8 +4,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
+use backstay_host::clock;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -69,7 +70,7 @@ impl Tls {
     /// or have run out.
     #[must_use]
     pub fn still_believes(&self, who: &Identity) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = clock::now_unix_ns() / 1_000_000_000;
         let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
         who.is_valid_at(now as i64) && !loaded.revocations.has(&who.serial)
     }

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::thread;
 use std::time::Duration;
 
+use backstay_host::clock;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -24,7 +24,7 @@ pub(crate) fn lock_soon(mut file: File) -> io::Result<Option<Flock<File>>> {
             Err((back, Errno::EWOULDBLOCK)) => file = back,
             Err((_, e)) => return Err(e.into()),
         }
-        thread::sleep(BETWEEN);
+        clock::sleep(BETWEEN);
     }
     Ok(None)
 }

@@ -14,9 +14,9 @@ use backstay_engine::config::Config;
 use backstay_engine::drills::{Drilled, due};
 use backstay_engine::record::Record;
 use backstay_engine::reload::ConfigWatch;
-use backstay_engine::windows::may_begin;
+use backstay_engine::windows::{self, may_begin};
 use backstay_front::paths::Roots;
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_recovery::drill::records;
 use backstay_types::DiskName;
 use nix::sys::signal::{Signal, kill};
@@ -47,7 +47,7 @@ pub fn drills(
     // Those that could not even say how they failed are not begun again at once.
     let mut rest: BTreeMap<DiskName, u64> = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(LOOK_EVERY);
+        clock::sleep(LOOK_EVERY);
         watch.look();
         if let Some((name, child)) = &mut running {
             match child.try_wait() {
@@ -102,7 +102,7 @@ pub fn next(
     let mut names: Vec<DiskName> = here.chain(named.cloned()).collect();
     names.sort();
     names.dedup();
-    let (zone, at) = (config.zone(), jiff::Timestamp::now());
+    let (zone, at) = (config.zone(), windows::now());
     names
         .into_iter()
         .filter_map(|name| {

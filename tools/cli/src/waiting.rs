@@ -6,6 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer};
@@ -23,18 +24,18 @@ struct Waiting {
 
 /// Hears when the client of an object store tries again.
 pub fn layer<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
-    let waiting = Waiting { began: Instant::now(), said: Mutex::new(None) };
+    let waiting = Waiting { began: clock::monotonic(), said: Mutex::new(None) };
     waiting.with_filter(Targets::new().with_target("object_store::client::retry", Level::INFO))
 }
 
 impl<S: Subscriber> Layer<S> for Waiting {
     fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.began.elapsed() < AFTER || said.is_some_and(|at| at.elapsed() < EVERY) {
+        if clock::since(self.began) < AFTER || said.is_some_and(|at| clock::since(at) < EVERY) {
             return;
         }
-        *said = Some(Instant::now());
-        let waited = Duration::from_secs(self.began.elapsed().as_secs());
+        *said = Some(clock::monotonic());
+        let waited = Duration::from_secs(clock::since(self.began).as_secs());
         eprintln!(
             "backstay: the vault's store does not answer as it should; trying again (it began {} ago; --vault-wait \
              says how long)",

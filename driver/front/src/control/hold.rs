@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_track::HeldCut;
 use backstay_track::env::Env;
 use backstay_types::EpochNo;
@@ -28,7 +29,7 @@ pub(super) struct Thawed {
 impl<'a, E: Env> Hold<'a, E> {
     /// A hold that ends after `most` at the latest.
     pub fn new(cut: HeldCut<'a, E>, epoch: EpochNo, most: Duration) -> Self {
-        Self { cut, epoch, ends: Instant::now() + most }
+        Self { cut, epoch, ends: clock::monotonic() + most }
     }
 
     /// The epoch that was closed.
@@ -43,7 +44,7 @@ impl<'a, E: Env> Hold<'a, E> {
 
     /// What is left of it.
     pub fn left(&self) -> Duration {
-        self.ends.saturating_duration_since(Instant::now())
+        self.ends.saturating_duration_since(clock::monotonic())
     }
 }
 

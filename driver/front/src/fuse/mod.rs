@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use backstay_host::clock;
 use backstay_track::ProtectedDisk;
 use backstay_track::env::Env;
 use backstay_types::{ByteLen, ByteOffset};
@@ -53,7 +54,7 @@ impl<E: Env> DiskFs<E> {
     pub fn new(disk: Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
         let slow = Slow::start(&disk)?;
         let far = disk.backing().made().map(|_| Far::start(&disk)).transpose()?;
-        Ok(Self { disk, slow, far, times: Times { started: SystemTime::now() } })
+        Ok(Self { disk, slow, far, times: Times { started: clock::now() } })
     }
 
     fn attr(&self, ino: INodeNo) -> fuser::FileAttr {

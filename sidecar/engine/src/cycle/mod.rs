@@ -19,12 +19,12 @@ pub mod resync;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backstay_format::control::{CutMode, CutReply, DriverStatus, Request, Response};
 use backstay_format::superblock::Base;
 use backstay_front::control::{ClientError, ControlClient};
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
 use backstay_vault::store::at_once;
 use backstay_vault::{
@@ -133,7 +133,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
 /// # Errors
 /// As for [`run`].
 pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleReport, CycleError> {
-    let (started, fetched_before) = (Instant::now(), job.vault.fetched());
+    let (started, fetched_before) = (clock::monotonic(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());
     let status = match driver.ask(&Request::Lease { client })? {
@@ -207,7 +207,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     found.release_from(job.vault, &term, &point);
     resync::forget(job.state);
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
-    let report = report(&point, &cut, fetched, started.elapsed());
+    let report = report(&point, &cut, fetched, clock::since(started));
     Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
 }
 

@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_vault::GroupMember;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -224,7 +225,7 @@ impl Crew {
         limit: Duration,
         fits: impl Fn(&Answer) -> bool,
     ) -> Result<Vec<Answer>, Trouble> {
-        let began = Instant::now();
+        let began = clock::monotonic();
         loop {
             while let Ok((place, answer)) = self.answers.try_recv() {
                 self.mates[place].inbox.push_back(answer);
@@ -249,7 +250,7 @@ impl Crew {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Trouble::Stopped);
             }
-            let left = limit.saturating_sub(began.elapsed());
+            let left = limit.saturating_sub(clock::since(began));
             if left.is_zero() {
                 return Err(Trouble::Late { who: missing.who.clone(), step, limit });
             }

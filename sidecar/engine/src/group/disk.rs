@@ -12,7 +12,6 @@ use backstay_front::control::{ClientError, ControlClient};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::GroupMember;
-use jiff::Timestamp;
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Config;
@@ -24,7 +23,7 @@ use crate::record::Record;
 use crate::schedule::Work;
 use crate::throttle::Throttle;
 use crate::upkeep;
-use crate::windows::{Until, may_begin};
+use crate::windows::{self, Until, may_begin};
 
 /// A disk of this host.
 #[derive(Debug, Clone)]
@@ -80,7 +79,7 @@ impl Shipping {
     /// Until when not.
     pub fn may_begin(&self, name: &DiskName) -> Result<(), Until> {
         let config = self.config.now();
-        may_begin(config.blackout_of(name), &config.zone(), Timestamp::now())
+        may_begin(config.blackout_of(name), &config.zone(), windows::now())
     }
 }
 

@@ -11,12 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::crew::{Answer, Command, Crew, Seat, Trouble};
 use super::link::{HANDSHAKE_MAX, HEARTBEAT, Link, LinkError, SILENCE_MAX};
 use super::tls::{Tls, host_of};
 use super::wire::{Ask, Tell};
+use backstay_host::clock;
 use backstay_types::PointId;
 use backstay_vault::GroupName;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -98,10 +99,10 @@ impl Hosts {
     /// Waits until all hosts of a group are connected: `false` if not within `limit`.
     #[must_use]
     pub fn wait_for(&self, group: &GroupName, limit: Duration) -> bool {
-        let ends = Instant::now() + limit;
+        let ends = clock::monotonic() + limit;
         let mut links = self.shared.links();
         while self.shared.missing(&links, group).is_some() {
-            let left = ends.saturating_duration_since(Instant::now());
+            let left = ends.saturating_duration_since(clock::monotonic());
             if left.is_zero() {
                 return false;
             }
@@ -180,7 +181,7 @@ impl Shared {
                 Err(e) => {
                     // Out of descriptors, for one: the caller is still there after a pause.
                     tracing::warn!("a host could not be let in: {e}");
-                    thread::sleep(HEARTBEAT);
+                    clock::sleep(HEARTBEAT);
                     continue;
                 }
             };

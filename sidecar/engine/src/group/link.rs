@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_format::FormatError;
+use backstay_host::clock;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ impl Link {
         name: ServerName<'static>,
         address: (&str, u16),
     ) -> Result<Self, LinkError> {
-        let ends = Instant::now() + HANDSHAKE_MAX;
+        let ends = clock::monotonic() + HANDSHAKE_MAX;
         let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
         for address in address.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, left(ends)?) {
@@ -83,7 +84,7 @@ impl Link {
     /// If the other side does not show who it is in time.
     pub fn accept(config: Arc<ServerConfig>, tcp: TcpStream) -> Result<Self, LinkError> {
         let tls = ServerConnection::new(config)?;
-        Self::shake_hands(tls.into(), tcp, Instant::now() + HANDSHAKE_MAX)
+        Self::shake_hands(tls.into(), tcp, clock::monotonic() + HANDSHAKE_MAX)
     }
 
     fn shake_hands(tls: Connection, tcp: TcpStream, ends: Instant) -> Result<Self, LinkError> {
@@ -116,7 +117,7 @@ impl Link {
     /// # Errors
     /// If it is not gone within `limit`.
     pub fn send(&mut self, message: &impl Serialize, limit: Duration) -> Result<(), LinkError> {
-        let ends = Instant::now() + limit;
+        let ends = clock::monotonic() + limit;
         self.tls.writer().write_all(&wire::encode(message)?)?;
         self.push(ends)
     }
@@ -126,7 +127,7 @@ impl Link {
     /// # Errors
     /// If none comes within `limit`, or something that is none, or the connection ends.
     pub fn receive<T: for<'a> Deserialize<'a>>(&mut self, limit: Duration) -> Result<T, LinkError> {
-        let ends = Instant::now() + limit;
+        let ends = clock::monotonic() + limit;
         loop {
             if let Some((message, taken)) = wire::decode(&self.inbox)? {
                 self.inbox.drain(..taken);
@@ -175,7 +176,7 @@ impl Link {
 
 /// The time that is left; none is an error, and what the system calls a time-out is the same one.
 fn left(ends: Instant) -> io::Result<Duration> {
-    let left = ends.saturating_duration_since(Instant::now());
+    let left = ends.saturating_duration_since(clock::monotonic());
     if left.is_zero() { Err(too_late()) } else { Ok(left) }
 }
 

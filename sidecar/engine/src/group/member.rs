@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::DiskName;
 use rustls::pki_types::ServerName;
 
@@ -91,9 +91,9 @@ impl Member {
             if self.connected {
                 pause = HEARTBEAT;
             }
-            let ends = Instant::now() + pause;
-            while !self.stopping() && Instant::now() < ends {
-                thread::sleep(LOOK_EVERY);
+            let ends = clock::monotonic() + pause;
+            while !self.stopping() && clock::monotonic() < ends {
+                clock::sleep(LOOK_EVERY);
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -258,10 +258,10 @@ impl Member {
         link: &mut Link,
         mut step: impl FnMut(Duration) -> Result<(), Trouble>,
     ) -> Result<Result<(), Trouble>, LinkError> {
-        let ends = Instant::now() + self.group.config.ready_deadline;
+        let ends = clock::monotonic() + self.group.config.ready_deadline;
         loop {
             match step(HEARTBEAT) {
-                Err(Trouble::Late { .. }) if Instant::now() < ends => {
+                Err(Trouble::Late { .. }) if clock::monotonic() < ends => {
                     link.send(&Tell::Working { round: number }, SILENCE_MAX)?;
                 }
                 done => return Ok(done),

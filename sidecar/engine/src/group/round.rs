@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::DiskName;
 use backstay_vault::{GroupMember, GroupName, GroupPoint, Vault};
 use serde::Serialize;
@@ -71,14 +71,14 @@ pub struct LastRound {
 
 impl Default for LastRound {
     fn default() -> Self {
-        Self { since: Instant::now(), ms: Arc::default() }
+        Self { since: clock::monotonic(), ms: Arc::default() }
     }
 }
 
 impl LastRound {
     /// One begins now.
     pub fn begins(&self) {
-        let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(clock::since(self.since).as_millis()).unwrap_or(u64::MAX);
         self.ms.store(ms.max(1), Ordering::Relaxed);
     }
 
@@ -92,7 +92,7 @@ impl LastRound {
     pub fn ago(&self) -> Option<Duration> {
         match self.ms.load(Ordering::Relaxed) {
             0 => None,
-            ms => Some(self.since.elapsed().saturating_sub(Duration::from_millis(ms))),
+            ms => Some(clock::since(self.since).saturating_sub(Duration::from_millis(ms))),
         }
     }
 }
@@ -108,7 +108,7 @@ struct Frozen {
 /// # Errors
 /// If it could not begin, or its members have shipped and the group point could not be put.
 pub fn run_group(job: GroupJob<'_>) -> Result<GroupReport, GroupError> {
-    let began = Instant::now();
+    let began = clock::monotonic();
     let (name, config) = (&job.group.name, &job.group.config);
     let mut crew = Crew::new(job.shipping.stop.clone());
     let mut missing = None;
@@ -145,16 +145,16 @@ pub fn run_group(job: GroupJob<'_>) -> Result<GroupReport, GroupError> {
         void,
         held_ns: held.as_nanos() as u64,
         members,
-        duration: began.elapsed(),
+        duration: clock::since(began),
     })
 }
 
 /// Cuts all at one instant: when this succeeds, there was one at which all were held.
 fn freeze(crew: &mut Crew, ready: Duration, hold: Duration) -> Result<Frozen, Trouble> {
-    let began = Instant::now();
+    let began = clock::monotonic();
     crew.here(ready)?;
     crew.quiesce();
-    crew.ready(ready.saturating_sub(began.elapsed()).max(hold))?;
+    crew.ready(ready.saturating_sub(clock::since(began)).max(hold))?;
     crew.cut(hold)?;
     let cut_unix_ns = now_unix_ns();
     let held = crew.thaw()?;

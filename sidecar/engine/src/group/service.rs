@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backstay_front::paths::Roots;
+use backstay_host::clock;
 use backstay_types::DiskName;
 use backstay_vault::GroupName;
 
@@ -240,10 +241,10 @@ struct Rounds {
 
 impl Rounds {
     fn run(self) {
-        let mut due = Instant::now();
+        let mut due = clock::monotonic();
         while !self.shipping.stop.load(Ordering::Relaxed) {
-            if Instant::now() < due {
-                thread::sleep(LOOK_EVERY);
+            if clock::monotonic() < due {
+                clock::sleep(LOOK_EVERY);
                 continue;
             }
             let may = |disk: &LocalDisk| {
@@ -251,11 +252,11 @@ impl Rounds {
             };
             if !self.disks.iter().all(may) {
                 self.last_round.gives_up();
-                thread::sleep(LOOK_EVERY);
+                clock::sleep(LOOK_EVERY);
                 continue;
             }
             self.last_round.begins();
-            let began = Instant::now();
+            let began = clock::monotonic();
             let job = GroupJob {
                 group: &self.group,
                 disks: self.disks.clone(),
@@ -264,11 +265,11 @@ impl Rounds {
             };
             log(&self.group.name, &run_group(job));
             // As for a disk: not before half of its time has passed, unless back to back.
-            let took = began.elapsed();
+            let took = clock::since(began);
             due = if self.group.interval.is_zero() {
-                Instant::now()
+                clock::monotonic()
             } else {
-                (began + self.group.interval).max(Instant::now() + took / 2)
+                (began + self.group.interval).max(clock::monotonic() + took / 2)
             };
         }
     }

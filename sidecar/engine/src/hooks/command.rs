@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -72,7 +73,7 @@ pub fn run(line: &str, environment: &Environment, timeout: Duration) -> Result<(
     let (mut child, output) = start(line, environment).map_err(failed)?;
     let mut watch = Watch::new(&child, output).map_err(failed)?;
     let group = Pid::from_raw(child.id() as i32);
-    let deadline = Instant::now() + timeout;
+    let deadline = clock::monotonic() + timeout;
     if watch.ended_by(deadline).map_err(failed)? {
         let status = child.wait().map_err(failed)?;
         if status.success() {
@@ -83,7 +84,7 @@ pub fn run(line: &str, environment: &Environment, timeout: Duration) -> Result<(
     for (signal, wait) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, LAST_WAIT)] {
         // The leader is not waited for yet, so the group's number cannot be another's.
         let _ = killpg(group, signal);
-        if watch.ended_by(Instant::now() + wait).map_err(failed)? && signal == Signal::SIGTERM {
+        if watch.ended_by(clock::monotonic() + wait).map_err(failed)? && signal == Signal::SIGTERM {
             // Its children may have taken no notice.
             let _ = killpg(group, Signal::SIGKILL);
             break;
@@ -126,7 +127,7 @@ impl Watch {
     /// Waits for the process's end; false if it did not come in time.
     fn ended_by(&mut self, deadline: Instant) -> io::Result<bool> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(clock::monotonic());
             // Rounded up, or the last millisecond would be spun away.
             let millis = left.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX);
             let mut events = vec![PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
@@ -232,21 +233,21 @@ mod tests {
              echo $$ >> {0}; echo waiting; while :; do sleep 60; done",
             pids.display()
         );
-        let began = Instant::now();
+        let began = clock::monotonic();
         let error = run(&line, Duration::from_millis(300)).unwrap_err();
         assert!(matches!(&error, CommandError::TimedOut { .. }), "{error}");
         assert!(error.to_string().contains("waiting"), "{error}");
-        assert!(began.elapsed() < Duration::from_secs(20));
+        assert!(clock::since(began) < Duration::from_secs(20));
         // What was killed is dead when the kernel has come to it; then it may be a zombie of ours, or of init.
         let lives = |pid: &str| {
             let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
             let state = stat.ok().and_then(|stat| stat.split(' ').nth(2).map(str::to_owned));
             state.is_some_and(|state| state != "Z" && state != "X")
         };
-        let dead_by = Instant::now() + Duration::from_secs(20);
+        let dead_by = clock::monotonic() + Duration::from_secs(20);
         for pid in std::fs::read_to_string(&pids).unwrap().lines() {
             while lives(pid) {
-                assert!(Instant::now() < dead_by, "{pid} lives on");
+                assert!(clock::monotonic() < dead_by, "{pid} lives on");
                 std::thread::yield_now();
             }
         }

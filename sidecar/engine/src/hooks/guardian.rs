@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use serde::{Deserialize, Serialize};
 
 use super::freeze::Frozen;
@@ -75,7 +76,7 @@ pub enum Report {
 /// If no plan comes.
 pub fn run(input: OwnedFd, mut output: impl Write) -> io::Result<()> {
     let mut sidecar = Lines::new(input);
-    let mut plan: Plan = match sidecar.next(Instant::now() + PLAN_TIME_MAX)? {
+    let mut plan: Plan = match sidecar.next(clock::monotonic() + PLAN_TIME_MAX)? {
         Heard::Line(plan) => plan,
         Heard::Ended | Heard::Late => return Err(io::Error::other("no plan came")),
     };
@@ -131,10 +132,10 @@ fn make_quiet(
     lock.note(plan).map_err(|e| format!("{}: {e}", plan.runtime.display()))?;
     plan.run_pre().map_err(|e| e.to_string())?;
     // A sidecar that left meanwhile needs no freeze.
-    if !matches!(sidecar.next::<Order>(Instant::now()), Ok(Heard::Late)) {
+    if !matches!(sidecar.next::<Order>(clock::monotonic()), Ok(Heard::Late)) {
         return Err("the sidecar is gone".into());
     }
-    let deadline = Instant::now() + plan.freeze_timeout();
+    let deadline = clock::monotonic() + plan.freeze_timeout();
     let mut frozen = vec![];
     for mount in plan.freeze.clone() {
         plan.frozen.push(mount.clone());
@@ -148,7 +149,7 @@ fn make_quiet(
                 return Err(e.to_string());
             }
         }
-        if Instant::now() >= deadline {
+        if clock::monotonic() >= deadline {
             return Err(format!(
                 "writing the dirty data of {} took longer than freeze_timeout ({:?})",
                 mount.display(),
@@ -199,7 +200,7 @@ mod tests {
 
     impl Guarded {
         fn hear(&mut self) -> Report {
-            match self.reports.next(Instant::now() + Duration::from_secs(60)).unwrap() {
+            match self.reports.next(clock::monotonic() + Duration::from_secs(60)).unwrap() {
                 Heard::Line(report) => report,
                 other => panic!("{other:?}"),
             }

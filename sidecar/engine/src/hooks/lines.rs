@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use backstay_host::clock;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
@@ -53,7 +54,7 @@ impl Lines {
             if self.ended {
                 return Ok(Heard::Ended);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(clock::monotonic());
             // Rounded up, or the last millisecond would be spun away.
             let millis = left.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX);
             let mut events = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
@@ -84,7 +85,7 @@ mod tests {
     fn lines_come_whole_or_late_or_not_at_all() {
         let (read, write) = nix::unistd::pipe().unwrap();
         let (mut lines, mut write) = (Lines::new(read), File::from(write));
-        let now = Instant::now;
+        let now = clock::monotonic;
         write.write_all(b"1\n2").unwrap();
         assert_eq!(lines.next::<u32>(now()).unwrap(), Heard::Line(1));
         assert_eq!(lines.next::<u32>(now()).unwrap(), Heard::Late);
@@ -101,7 +102,7 @@ mod tests {
         let (read, write) = nix::unistd::pipe().unwrap();
         let (mut lines, mut write) = (Lines::new(read), File::from(write));
         let writer = std::thread::spawn(move || while write.write_all(&[b'1'; 4096]).is_ok() {});
-        let far = Instant::now() + Duration::from_secs(600);
+        let far = clock::monotonic() + Duration::from_secs(600);
         assert!(lines.next::<u32>(far).is_err());
         drop(lines);
         writer.join().unwrap();

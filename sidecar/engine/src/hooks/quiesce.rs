@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_front::paths::Roots;
+use backstay_host::clock;
 use backstay_types::DiskName;
 use backstay_vault::Consistency;
 
@@ -121,12 +122,12 @@ impl Quiesced {
         // Those that another guardian left, and what a freeze may take.
         let post = self.plan.post.len() as u32 * (self.plan.timeout() + DEATH);
         let time = commands + post + 2 * self.plan.freeze_timeout() + MARGIN;
-        let deadline = Instant::now() + time;
+        let deadline = clock::monotonic() + time;
         loop {
             if stop.load(Ordering::Relaxed) {
                 return Err(CycleError::Stopped);
             }
-            match guardian.reports.next(deadline.min(Instant::now() + LOOK_EVERY)) {
+            match guardian.reports.next(deadline.min(clock::monotonic() + LOOK_EVERY)) {
                 Ok(Heard::Line(Report::Quiet {})) => {
                     guardian.quiet = true;
                     self.guardian = Some(guardian);
@@ -137,7 +138,7 @@ impl Quiesced {
                     self.warn(why);
                     return Ok(());
                 }
-                Ok(Heard::Late) if Instant::now() < deadline => {}
+                Ok(Heard::Late) if clock::monotonic() < deadline => {}
                 // It is not killed: what hangs is a freeze, and it thaws when that returns.
                 Ok(Heard::Late) => {
                     self.warn(format!("pre commands and freeze were not done after {time:?}"));
@@ -161,7 +162,7 @@ impl Quiesced {
         if self.warning.is_none() {
             let outcome = if made { CutOutcome::Done } else { CutOutcome::Failed };
             guardian.tell(&Order::Cut(outcome));
-            let deadline = Instant::now() + self.plan.freeze_timeout() + MARGIN;
+            let deadline = clock::monotonic() + self.plan.freeze_timeout() + MARGIN;
             let heard = guardian.reports.next(deadline);
             guardian.quiet = false;
             match heard {
@@ -192,7 +193,7 @@ impl Quiesced {
     pub fn finish(mut self) -> Option<String> {
         if let Some(mut guardian) = self.guardian.take() {
             let post = self.plan.post.len() as u32 * (self.plan.timeout() + DEATH);
-            let deadline = Instant::now() + post + MARGIN;
+            let deadline = clock::monotonic() + post + MARGIN;
             match guardian.next_but_thawed(deadline) {
                 Ok(Heard::Line(Report::Ended { why: None })) => {}
                 Ok(Heard::Line(Report::Ended { why: Some(why) })) => self.warn(why),
@@ -264,7 +265,7 @@ impl Drop for Guardian {
         drop(self.to.take());
         // Who stops may take the whole unit with it, guardians too: not before the thaw.
         if self.quiet {
-            let _ = self.reports.next::<Report>(Instant::now() + MARGIN);
+            let _ = self.reports.next::<Report>(clock::monotonic() + MARGIN);
         }
         let (Some(mut child), runtime) = (self.child.take(), self.runtime.clone()) else { return };
         // Post commands may take their time; nobody has to wait for them.

@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use backstay_format::control::DriverStatus;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
-use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::care::{Care, DisksOf};
@@ -37,7 +36,7 @@ use crate::requests::{Asked, take};
 use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
 use crate::throttle::Throttle;
 use crate::upkeep;
-use crate::windows::may_begin;
+use crate::windows::{self, may_begin};
 use worker::{Cycle, Ended};
 
 /// How often new disks are looked for and the schedule is read.
@@ -77,7 +76,7 @@ pub fn serve(
         schedule: Schedule::new(slots(&config)),
         config,
         throttle,
-        clock: Instant::now(),
+        clock: clock::monotonic(),
         stopping: Arc::default(),
         ended,
         running: BTreeMap::new(),
@@ -149,7 +148,7 @@ fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
 fn only_one_soon(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
     for _ in 0..20 {
         match only_one(roots) {
-            Err(ServiceError::Running(_)) => thread::sleep(Duration::from_millis(50)),
+            Err(ServiceError::Running(_)) => clock::sleep(Duration::from_millis(50)),
             lock => return lock,
         }
     }
@@ -239,7 +238,7 @@ impl Service<'_> {
         let ending = &self.ending;
         self.schedule.keep(|name| names.binary_search(name).is_ok() && !ending.contains(name));
         for asked in take(&self.roots.state) {
-            let now = self.clock.elapsed();
+            let now = clock::since(self.clock);
             match asked {
                 Asked::Cycle(name) => {
                     self.schedule.needs(&name, Work::OnDemand, false);
@@ -275,7 +274,7 @@ impl Service<'_> {
         let device = fs::metadata(&status.backing).map_or(0, |meta| meta.dev());
         let settings = self.settings(name, device);
         let record = Record::load(&paths.state);
-        let now = self.clock.elapsed();
+        let now = clock::since(self.clock);
         let due = match (&record.failure, &record.last) {
             (Some(failure), _) if failure.person_must_act => None,
             (Some(failure), _) => {
@@ -292,7 +291,7 @@ impl Service<'_> {
     /// An instant of the schedule for a time on the wall; one before the start is the start.
     fn instant(&self, unix_ns: u64) -> Duration {
         let ago = now_unix_ns().saturating_sub(unix_ns);
-        self.clock.elapsed().saturating_sub(Duration::from_nanos(ago))
+        clock::since(self.clock).saturating_sub(Duration::from_nanos(ago))
     }
 
     fn settings(&self, name: &DiskName, device: u64) -> Settings {
@@ -320,7 +319,8 @@ impl Service<'_> {
 
     /// Starts every cycle that may begin, and writes down who waits.
     fn start_all(&mut self) -> std::io::Result<()> {
-        let (now, config, roots) = (self.clock.elapsed(), &Arc::clone(&self.config), self.roots);
+        let (now, config, roots) =
+            (clock::since(self.clock), &Arc::clone(&self.config), self.roots);
         let groups = self.groups.clone();
         let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
         loop {
@@ -392,7 +392,7 @@ impl Service<'_> {
         if let Some(thread) = self.running.remove(&end.name) {
             let _ = thread.join();
         }
-        self.schedule.ended(&end.name, self.clock.elapsed(), end.outcome);
+        self.schedule.ended(&end.name, clock::since(self.clock), end.outcome);
         if end.outcome != Outcome::Done
             && let Some((work, begun)) = self.find_work(&end.name)
         {
@@ -401,12 +401,12 @@ impl Service<'_> {
         // Asked for while another cycle ran.
         if let Some(&work) = self.asked.get(&end.name) {
             self.schedule.needs(&end.name, work, false);
-            self.schedule.wake(&end.name, self.clock.elapsed());
+            self.schedule.wake(&end.name, clock::since(self.clock));
         }
         let state = self.roots.disk(&end.name).state;
         let mut record = Record::load(&state);
         record.next_unix_ns = self.schedule.due(&end.name).map(|due| {
-            let wait = due.saturating_sub(self.clock.elapsed());
+            let wait = due.saturating_sub(clock::since(self.clock));
             now_unix_ns() + wait.as_nanos() as u64
         });
         record.show(&state);
@@ -443,7 +443,7 @@ fn may(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
     if work == Work::OnDemand {
         return true;
     }
-    let (zone, now) = (config.zone(), Timestamp::now());
+    let (zone, now) = (config.zone(), windows::now());
     if may_begin(config.blackout_of(name), &zone, now).is_err() {
         return false;
     }

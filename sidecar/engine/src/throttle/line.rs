@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_vault::Pace;
-use jiff::Timestamp;
 
 use super::bucket::{Answer, Bucket};
 use super::{Rate, ThrottleSettings};
-use crate::windows::Zone;
+use crate::windows::{self, Zone};
 
 /// How often the timetable is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ impl Throttle {
     /// A throttle of these settings, its timetable in a zone.
     #[must_use]
     pub fn new(settings: ThrottleSettings, zone: Zone) -> Self {
-        let bucket = Bucket::new(settings.limit_at(Timestamp::now(), &zone), Duration::ZERO);
+        let bucket = Bucket::new(settings.limit_at(windows::now(), &zone), Duration::ZERO);
         Self {
             line: Mutex::new(Line {
                 bucket,
@@ -55,7 +55,7 @@ impl Throttle {
                 next_ticket: 0,
             }),
             moved: Condvar::new(),
-            began: Instant::now(),
+            began: clock::monotonic(),
         }
     }
 
@@ -67,7 +67,7 @@ impl Throttle {
 
     /// New settings, from now on, also for those who wait already.
     pub fn set(&self, settings: ThrottleSettings, zone: Zone) {
-        let now = self.began.elapsed();
+        let now = clock::since(self.began);
         let mut line = self.line();
         (line.settings, line.zone) = (settings, zone);
         line.look(now);
@@ -78,7 +78,7 @@ impl Throttle {
     /// The limit that holds now.
     #[must_use]
     pub fn limit(&self) -> Rate {
-        let now = self.began.elapsed();
+        let now = clock::since(self.began);
         let mut line = self.line();
         line.look(now);
         line.bucket.rate()
@@ -95,7 +95,7 @@ impl Throttle {
             if !go_on() {
                 break None;
             }
-            let now = self.began.elapsed();
+            let now = clock::since(self.began);
             if now >= line.look_at {
                 line.look(now);
             }
@@ -130,7 +130,7 @@ impl Line {
     /// Looks at the timetable.
     fn look(&mut self, now: Duration) {
         self.look_at = now + LOOK_EVERY;
-        let rate = self.settings.limit_at(Timestamp::now(), &self.zone);
+        let rate = self.settings.limit_at(windows::now(), &self.zone);
         if rate != self.bucket.rate() {
             match rate.limit() {
                 Some(_) => tracing::info!("throttle: {rate} from now on"),

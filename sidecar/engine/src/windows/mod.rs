@@ -7,6 +7,7 @@ pub mod syntax;
 pub mod weekly;
 pub mod zone;
 
+use backstay_host::clock;
 use jiff::Timestamp;
 
 pub use syntax::WindowError;
@@ -31,6 +32,12 @@ fn until(at: Option<&Timestamp>, zone: &Zone) -> String {
             format!(" until {}", local.strftime("%A, %Y-%m-%d %H:%M %Z"))
         }
     }
+}
+
+/// The time that windows are compared with: the wall clock.
+#[must_use]
+pub fn now() -> Timestamp {
+    Timestamp::try_from(clock::now()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// Whether a cycle may begin by itself.

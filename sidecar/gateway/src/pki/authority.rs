@@ -8,6 +8,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use backstay_host::clock;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
@@ -223,7 +224,7 @@ impl Authority {
     /// # Errors
     /// If it cannot be, or the name has one that is good.
     pub fn issue(&mut self, request: &Request) -> Result<Issued, PkiError> {
-        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let now = OffsetDateTime::from(clock::now()).unix_timestamp();
         let before =
             self.index.certificates.iter().find(|c| c.name == request.name && c.is_good_at(now));
         if let Some(before) = before {
@@ -264,7 +265,7 @@ impl Authority {
     /// # Errors
     /// If nothing has that name or number, or files cannot be written.
     pub fn revoke(&mut self, which: &str) -> Result<Vec<CertificateRecord>, PkiError> {
-        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let now = OffsetDateTime::from(clock::now()).unix_timestamp();
         let serial = which.to_ascii_lowercase().replace(':', "");
         let mut found = Vec::new();
         for record in &mut self.index.certificates {
@@ -407,7 +408,7 @@ impl Authority {
             })
         };
         let list = CertificateRevocationListParams {
-            this_update: OffsetDateTime::now_utc() - BEFORE,
+            this_update: OffsetDateTime::from(clock::now()) - BEFORE,
             // Nobody makes a new one every month: a list holds until the next, at most as long as the authority.
             next_update: ends,
             crl_number: SerialNumber::from(self.index.crl_number),
@@ -446,7 +447,7 @@ fn life(days: u32) -> Result<(OffsetDateTime, OffsetDateTime), PkiError> {
     if !(1..=DAYS_MAX).contains(&days) {
         return Err(PkiError::Request(format!("{days} days: use 1 to {DAYS_MAX}")));
     }
-    let now = OffsetDateTime::now_utc();
+    let now = OffsetDateTime::from(clock::now());
     Ok((now - BEFORE, now + Duration::days(days.into())))
 }
 

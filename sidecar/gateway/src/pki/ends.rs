@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use backstay_host::clock;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
@@ -73,7 +74,7 @@ impl Life {
     pub fn trouble(self) -> Option<String> {
         let ends = OffsetDateTime::from_unix_timestamp(self.until_unix_s);
         let ends = ends.map_or_else(|_| "?".into(), |at| at.date().to_string());
-        match self.left_at(OffsetDateTime::now_utc().unix_timestamp()) {
+        match self.left_at(OffsetDateTime::from(clock::now()).unix_timestamp()) {
             Left::Enough => None,
             Left::Days(1) => Some(format!("runs out within a day ({ends})")),
             Left::Days(days) => Some(format!("runs out within {days} days ({ends})")),

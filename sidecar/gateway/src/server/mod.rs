@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_vault::receive::Rules;
 use backstay_vault::{Vault, VaultError};
 use object_store::ObjectStore;
@@ -270,8 +270,8 @@ async fn watch_files(shared: Arc<Shared>, reload: Arc<AtomicBool>) {
     let mut said: Option<Instant> = None;
     loop {
         // At the start, and once a day: who is to act reads the log.
-        if said.is_none_or(|at| at.elapsed() >= DAY) {
-            said = Some(Instant::now());
+        if said.is_none_or(|at| clock::since(at) >= DAY) {
+            said = Some(clock::monotonic());
             for ending in shared.tls.ending() {
                 tracing::warn!(
                     "{ending}: clients are refused, or refuse, from then on: backstay pki renew"

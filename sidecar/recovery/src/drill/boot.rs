@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backstay_engine::hooks::withhold;
+use backstay_host::clock;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -117,9 +118,9 @@ pub(super) fn check(
         }
         said
     });
-    let began = Instant::now();
+    let began = clock::monotonic();
     let outcome = loop {
-        let left = timeout.saturating_sub(began.elapsed());
+        let left = timeout.saturating_sub(clock::since(began));
         match told.recv_timeout(left.min(Duration::from_millis(100))) {
             Ok(Console::Expected) => break Some(true),
             Ok(Console::Closed) | Err(RecvTimeoutError::Disconnected) => break Some(false),
@@ -128,7 +129,7 @@ pub(super) fn check(
             Err(RecvTimeoutError::Timeout) => {}
         }
     };
-    let took = began.elapsed();
+    let took = clock::since(began);
     let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
     let _ = child.wait();
     let tail = listener.join().unwrap_or_default();

@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use backstay_host::clock;
 
 use super::{DrillError, Verdict};
 use crate::run::{run, scratch, tool};
@@ -93,7 +95,7 @@ pub(super) fn check(
     timeout: Duration,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Verdict, DrillError> {
-    let deadline = Instant::now() + timeout;
+    let deadline = clock::monotonic() + timeout;
     let parts = partitions(served, stop);
     let mut found = vec![];
     let (mut passed, mut checked) = (true, 0);
@@ -111,7 +113,7 @@ pub(super) fn check(
             continue;
         };
         checked += 1;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(clock::monotonic());
         match one(known, &device.0, work, left, stop)? {
             Ok(said) => found.push(format!("{kind} on {place}: {said}")),
             Err(why) => {
@@ -135,7 +137,7 @@ fn one(
     timeout: Duration,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Result<String, String>, DrillError> {
-    let deadline = Instant::now() + timeout;
+    let deadline = clock::monotonic() + timeout;
     let mut said = "mounts";
     if known.one_a_host && has_a_twin(device, stop) {
         said = "not mounted, as its twin is on this host";
@@ -153,7 +155,7 @@ fn one(
     let (program, args) = known.checker.split_first().unwrap_or((&"true", &[]));
     let mut command = Command::new(program);
     command.args(args).arg(device);
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = deadline.saturating_duration_since(clock::monotonic());
     let (ended, output) = run(command, &mut scratch().map_err(DrillError::Io)?, left, stop)
         .map_err(|e| DrillError::Tool(format!("{program} could not be started: {e}")))?;
     if stop() {

@@ -8,14 +8,13 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use backstay_format::control::Request;
 use backstay_front::control::ControlClient;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::Roots;
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
@@ -185,7 +184,7 @@ impl<'a> Place<'a> {
             if !paths.lock_file().exists() || lock_disk(self.name, &paths.lock_file()).is_ok() {
                 break;
             }
-            thread::sleep(Duration::from_millis(100));
+            clock::sleep(Duration::from_millis(100));
         }
         // A driver that was killed leaves its mount.
         for at in mounts_below(&paths.runtime).map_err(io)? {

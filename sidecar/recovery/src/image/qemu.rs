@@ -7,8 +7,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::{ByteLen, PointId};
 use serde::Deserialize;
 
@@ -175,7 +176,7 @@ impl Served {
                 return Err(not_started("qemu-nbd", &e));
             }
         };
-        let began = Instant::now();
+        let began = clock::monotonic();
         let connected = loop {
             if let Ok(stream) = UnixStream::connect(&socket) {
                 break Nbd::start(stream).map_err(|e| format!("{}: {e}", path.display()));
@@ -183,10 +184,10 @@ impl Served {
             if let Ok(Some(status)) = child.try_wait() {
                 break Err(format!("{status}: {}", last_words(&mut child)));
             }
-            if began.elapsed() > START_MAX {
+            if clock::since(began) > START_MAX {
                 break Err(format!("{} was not opened in {START_MAX:?}", path.display()));
             }
-            std::thread::sleep(Duration::from_millis(5));
+            clock::sleep(Duration::from_millis(5));
         };
         match connected {
             Ok(nbd) => Ok(Self { nbd, child, dir, path: path.into() }),

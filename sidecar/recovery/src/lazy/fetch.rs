@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_types::ByteLen;
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::FrameReader;
@@ -216,11 +217,11 @@ impl Fetcher {
         const PAUSE: Duration = Duration::from_millis(200);
         loop {
             match attempt() {
-                Err(Trouble::Gone(why)) if Instant::now() + PAUSE >= until => {
+                Err(Trouble::Gone(why)) if clock::monotonic() + PAUSE >= until => {
                     self.shared.health.is_down(&why);
                     return Err(Trouble::Gone(why));
                 }
-                Err(Trouble::Gone(_)) => thread::sleep(PAUSE),
+                Err(Trouble::Gone(_)) => clock::sleep(PAUSE),
                 result => return result,
             }
         }
@@ -357,7 +358,7 @@ impl Shared {
         self.indexes.land(segment, result);
         if later {
             self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(segment as usize);
-            thread::sleep(BREATH);
+            clock::sleep(BREATH);
         }
     }
 

@@ -6,6 +6,8 @@ use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
+use backstay_host::clock;
+
 use super::Trouble;
 
 /// One thing on its way.
@@ -19,7 +21,7 @@ impl<V: Clone> Flight<V> {
     pub fn wait(&self, until: Instant) -> Option<Result<V, Trouble>> {
         let mut landed = self.landed.lock().unwrap_or_else(PoisonError::into_inner);
         while landed.is_none() {
-            let left = until.checked_duration_since(Instant::now())?;
+            let left = until.checked_duration_since(clock::monotonic())?;
             landed =
                 self.changed.wait_timeout(landed, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -3,12 +3,12 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::schedule::Work;
 use backstay_front::paths::DiskPaths;
+use backstay_host::clock;
 use backstay_types::{CycleNo, DiskName, SECTOR_BYTES, SectorRange};
 
 use super::Trouble;
@@ -46,7 +46,7 @@ impl Hydrator {
 
     /// Works until the disk is whole or closed.
     pub fn run(&self) {
-        let mut marked = Instant::now();
+        let mut marked = clock::monotonic();
         let mut looked: Option<(Instant, Hydration)> = None;
         let book = JobBook::below(self.paths.state.parent().unwrap_or(&self.paths.state));
         // The job, and where it began.
@@ -67,8 +67,8 @@ impl Hydrator {
                 continue;
             }
             let wanted = match looked {
-                Some((at, wanted)) if at.elapsed() < LOOK_EVERY => wanted,
-                _ => looked.insert((Instant::now(), Hydration::load(&self.paths))).1,
+                Some((at, wanted)) if clock::since(at) < LOOK_EVERY => wanted,
+                _ => looked.insert((clock::monotonic(), Hydration::load(&self.paths))).1,
             };
             if !wanted.wanted {
                 if let Some((job, _)) = job.take() {
@@ -76,10 +76,10 @@ impl Hydrator {
                     job.end(Err(format!("stopped by hand; to go on: backstay hydrate {name}")));
                 }
                 self.say(HydrationStatus::NotWanted);
-                thread::sleep(LOOK_EVERY);
+                clock::sleep(LOOK_EVERY);
                 continue;
             }
-            let begun = Instant::now();
+            let begun = clock::monotonic();
             let from = self.done();
             let (job, began_at) =
                 job.get_or_insert_with(|| (book.begin(&self.of.0, Work::Hydration), from));
@@ -91,16 +91,18 @@ impl Hydrator {
                 Ok(fetched) => {
                     tell("fetching");
                     self.say(HydrationStatus::Running);
-                    if marked.elapsed() > MARK_EVERY {
+                    if clock::since(marked) > MARK_EVERY {
                         if let Err(e) = self.point.overlay.sync() {
                             self.wait(&format!("the overlay cannot be written: {e}"));
                         }
-                        marked = Instant::now();
+                        marked = clock::monotonic();
                     }
                     self.stand_back();
                     if let Some(limit) = wanted.limit_bytes {
                         let due = fetched as f64 / (limit.0.max(1) as f64);
-                        self.sleep(Duration::from_secs_f64(due).saturating_sub(begun.elapsed()));
+                        self.sleep(
+                            Duration::from_secs_f64(due).saturating_sub(clock::since(begun)),
+                        );
                     }
                 }
                 Err(trouble) => {
@@ -142,9 +144,9 @@ impl Hydrator {
 
     /// While somebody waits for the vault, for a moment.
     fn stand_back(&self) {
-        let until = Instant::now() + STAND_BACK;
-        while self.point.waiting.load(Ordering::Relaxed) > 0 && Instant::now() < until {
-            thread::sleep(Duration::from_millis(2));
+        let until = clock::monotonic() + STAND_BACK;
+        while self.point.waiting.load(Ordering::Relaxed) > 0 && clock::monotonic() < until {
+            clock::sleep(Duration::from_millis(2));
         }
     }
 
@@ -154,13 +156,13 @@ impl Hydrator {
     }
 
     fn sleep(&self, long: Duration) {
-        let until = Instant::now() + long;
+        let until = clock::monotonic() + long;
         while !self.point.stop.load(Ordering::Acquire) {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(clock::monotonic());
             if left.is_zero() {
                 return;
             }
-            thread::sleep(left.min(Duration::from_millis(100)));
+            clock::sleep(left.min(Duration::from_millis(100)));
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::retain::{Held, HoldRequest, holder};
@@ -88,7 +89,7 @@ impl Keeper {
                     }
                     Err(e) => {
                         tracing::warn!("holding the point: {e}; tried again");
-                        thread::sleep(AGAIN);
+                        clock::sleep(AGAIN);
                     }
                 }
             }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use backstay_front::backing::{AnyBacking, Made};
 use backstay_front::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
 use backstay_front::paths::{DiskPaths, Roots};
+use backstay_host::clock;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault};
@@ -297,7 +298,7 @@ impl Opened {
                     status.save(&to);
                     told = Some(status);
                 }
-                thread::sleep(STATUS_EVERY);
+                clock::sleep(STATUS_EVERY);
             }
         };
         thread::Builder::new()

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use backstay_vault::format::segment::Place;
 use backstay_vault::read::random::check_extent;
@@ -131,7 +132,7 @@ impl Source {
     /// not zero.
     pub fn zero_from(&self, sector: u64) -> Result<u64, Trouble> {
         let number = sector / WINDOW_SECTORS;
-        let window = self.window(number, Instant::now() + self.wait())?;
+        let window = self.window(number, clock::monotonic() + self.wait())?;
         let end = ((number + 1) * WINDOW_SECTORS).min(self.end());
         let mut at = sector;
         for piece in window.within(SectorRange::new(sector, end)) {
@@ -145,7 +146,8 @@ impl Source {
 
     /// The runs of a part of a window that are zero, in order.
     pub fn zeroes(&self, part: SectorRange) -> Result<Vec<SectorRange>, Trouble> {
-        let window = self.window(part.start.0 / WINDOW_SECTORS, Instant::now() + self.wait())?;
+        let window =
+            self.window(part.start.0 / WINDOW_SECTORS, clock::monotonic() + self.wait())?;
         let zero = window.within(part).filter(|piece| piece.extent.place.is_none());
         Ok(zero.map(|piece| piece.run).collect())
     }
@@ -155,7 +157,7 @@ impl Source {
     }
 
     fn read_with(&self, run: SectorRange, out: &mut [u8], keep: bool) -> Result<(), Trouble> {
-        let begun = Instant::now();
+        let begun = clock::monotonic();
         let until = begun + self.wait();
         for part in run.split_at_multiples(WINDOW_SECTORS) {
             let from = ((part.start.0 - run.start.0) * SECTOR_BYTES) as usize;
@@ -163,7 +165,7 @@ impl Source {
             loop {
                 match self.read_in_window(part, out, until, keep) {
                     // A local index was damaged: it is fetched again.
-                    Err(Trouble::IndexLost) if Instant::now() < until => {
+                    Err(Trouble::IndexLost) if clock::monotonic() < until => {
                         self.windows().forget(part.start.0 / WINDOW_SECTORS);
                     }
                     result => break result?,
@@ -173,7 +175,7 @@ impl Source {
         if self.first_read.get().is_none()
             && let Some((requests, in_background, fetched_bytes)) = self.fetcher.asked()
         {
-            let waited_ms = begun.elapsed().as_millis() as u64;
+            let waited_ms = clock::since(begun).as_millis() as u64;
             let first = self.first_read.get_or_init(|| FirstRead {
                 requests,
                 in_background,

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_engine::schedule::Retry;
+use backstay_host::clock;
 use backstay_types::DiskId;
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::terms::Line;
@@ -200,7 +201,7 @@ impl Follower<'_> {
                 return Err(e);
             }
         };
-        self.held = Some(Instant::now());
+        self.held = Some(clock::monotonic());
         shown.arrived(from.as_ref(), &point, &moved);
         (self.how.arrived)(&PointRef::from(&point), &moved);
         Ok(Round::Fine)
@@ -208,9 +209,9 @@ impl Follower<'_> {
 
     /// At the newest point: nothing to do but to keep it.
     fn stay(&mut self, replica: &Replica, vault: &Vault) -> Result<(), ReplicaError> {
-        if self.held.is_none_or(|held| held.elapsed() > HOLDER_LASTS / 8) {
+        if self.held.is_none_or(|held| clock::since(held) > HOLDER_LASTS / 8) {
             replica.hold(vault, None)?;
-            self.held = Some(Instant::now());
+            self.held = Some(clock::monotonic());
         }
         Ok(())
     }

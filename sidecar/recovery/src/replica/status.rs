@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use backstay_front::paths::DiskPaths;
+use backstay_host::clock;
 use backstay_types::{CycleNo, DiskName};
 use backstay_vault::Manifest;
 use nix::fcntl::{Flock, FlockArg};
@@ -150,7 +151,7 @@ impl Shown {
         dir: &Path,
         also: &'a (dyn Fn(Doing, u64, u64) + Sync),
     ) -> Teller<'a> {
-        Teller { dir: dir.into(), also, last: Mutex::new((Instant::now(), self.clone())) }
+        Teller { dir: dir.into(), also, last: Mutex::new((clock::monotonic(), self.clone())) }
     }
 }
 
@@ -165,10 +166,10 @@ impl Teller<'_> {
         (self.also)(doing, done, all);
         // Who is showing already shows enough.
         let Ok(mut last) = self.last.try_lock() else { return };
-        if last.0.elapsed() < SHOW_EVERY {
+        if clock::since(last.0) < SHOW_EVERY {
             return;
         }
-        last.0 = Instant::now();
+        last.0 = clock::monotonic();
         last.1.doing = Some(Work { what: doing.word().into(), done, all });
         last.1.put(&self.dir);
     }

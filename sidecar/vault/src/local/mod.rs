@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use backstay_host::clock;
 pub(crate) use beneath::Planted;
 use beneath::{Beneath, Folder, is_staged, split};
 pub(crate) use directory::Directory;
@@ -69,7 +70,7 @@ impl Folders {
         let folder = self.beneath.make_folder(key)?;
         if !self.durable().contains(key) {
             self.sync_names(key)?;
-            remove_stale(&folder, SystemTime::now());
+            remove_stale(&folder, clock::now());
             self.durable().insert(key.into());
         }
         Ok(folder)
@@ -104,7 +105,7 @@ impl Folders {
         for entry in folder.entries()? {
             let entry = entry?;
             // A time in the future is young.
-            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            let age = || clock::now().duration_since(entry.metadata().ok()?.modified().ok()?).ok();
             let staged = entry.file_name().to_str().is_some_and(is_staged);
             if staged && age().is_some_and(|age| age > untouched) {
                 fs::remove_file(entry.path())?;
@@ -165,9 +166,9 @@ mod tests {
         }
         let count = || std::fs::read_dir(dir.path()).unwrap().count();
         let folder = Beneath::new(dir.path()).folder("").unwrap();
-        remove_stale(&folder, SystemTime::now());
+        remove_stale(&folder, clock::now());
         assert_eq!(count(), 6, "somebody may be at them");
-        remove_stale(&folder, SystemTime::now() + STALE * 2);
+        remove_stale(&folder, clock::now() + STALE * 2);
         assert_eq!(count(), 4);
         assert!(dir.path().join("1-2-3").exists(), "an object");
     }
@@ -198,7 +199,7 @@ mod tests {
         let day = Duration::from_secs(86_400);
         for (name, days) in [("1-a-0#1", 2), ("1-a-0#2", 0), ("1-a-0", 2), ("x#y", 2), ("x#", 2)] {
             let file = File::create(in_it.join(name)).unwrap();
-            file.set_modified(std::time::SystemTime::now() - day * days).unwrap();
+            file.set_modified(clock::now() - day * days).unwrap();
         }
         assert_eq!(folders.sweep("disks/d/segments", day).unwrap(), 1);
         assert_eq!(folders.sweep("disks/d/absent", day).unwrap(), 0);

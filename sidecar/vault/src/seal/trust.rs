@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
 use uuid::Uuid;
 
 use super::bounds::Bounds;
@@ -57,7 +58,7 @@ impl Keychain {
         let mut trusts = self.trusts.lock().unwrap_or_else(PoisonError::into_inner);
         let newer = trusts.get(&trust.vault).filter(|known| known.trust.revision > trust.revision);
         let trust = newer.map_or(trust, |known| Arc::clone(&known.trust));
-        let known = Known { trust: Arc::clone(&trust), looked: Instant::now() };
+        let known = Known { trust: Arc::clone(&trust), looked: clock::monotonic() };
         trusts.insert(trust.vault, known);
         trust
     }
@@ -120,7 +121,7 @@ impl Vault {
         let keys = self.keys()?;
         let chain = &self.inner.keychain;
         if let Some(known) = chain.trusted(keys.vault()) {
-            if known.looked.elapsed() < FRESH {
+            if clock::since(known.looked) < FRESH {
                 return Ok(known.trust);
             }
             match self.len(&keyring_key(known.trust.revision + 1)) {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use backstay_host::clock;
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -70,7 +71,7 @@ fn unmount(name: &DiskName, devices: &[String]) -> anyhow::Result<()> {
                 let why = String::from_utf8_lossy(&done.stderr).into_owned();
                 tracing::warn!("disk {name}: waiting until it can be unmounted: {}", why.trim());
             }
-            std::thread::sleep(LOOK_AGAIN);
+            clock::sleep(LOOK_AGAIN);
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::schedule::Work;
+use backstay_host::clock;
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault,
 };
@@ -220,7 +221,7 @@ impl Failback {
             if wanted.is_none() {
                 job.progress("following, until the other side hands over", 0, 0);
                 // Only a look tells whether something has come.
-                std::thread::sleep(self.interval);
+                clock::sleep(self.interval);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! `backstay hooks`: try what makes a disk's points application-consistent.
 
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use backstay_engine::hooks;
+use backstay_host::clock;
 use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
@@ -35,14 +35,14 @@ impl Hooks {
         };
         let vault = Vault::open(context.config.vault_of(&name)).ok();
         let avoid = vault.as_ref().and_then(Vault::local_dir).map(Into::into);
-        let began = Instant::now();
+        let began = clock::monotonic();
         let mut quiesced =
             hooks.quiesce(avoid.into_iter().chain([backing]), &AtomicBool::new(false))?;
-        let quiet = Instant::now();
+        let quiet = clock::monotonic();
         let consistency = quiesced.cut_is_over(true)?;
-        let quiet_for = quiet.elapsed();
+        let quiet_for = clock::since(quiet);
         let warning = quiesced.finish();
-        let all = began.elapsed();
+        let all = clock::since(began);
         if context.globals.json {
             context.print_json(&serde_json::json!({
                 "name": name, "consistency": consistency, "warning": warning,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use backstay_host::clock;
 use backstay_recovery::lazy::{Hydration, HydrationStatus, Mounted, MountedPoint};
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
@@ -55,7 +56,7 @@ impl Hydrate {
                 Some(now) => bar.show("hydrating", now.hydrated_bytes.0, of.size_bytes.0),
                 None => {}
             }
-            std::thread::sleep(Duration::from_millis(200));
+            clock::sleep(Duration::from_millis(200));
         }
         bar.end();
         if !context.globals.quiet && !context.globals.json {

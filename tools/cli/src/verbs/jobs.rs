@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use backstay_engine::jobs::{Job, JobBook, JobState};
+use backstay_host::clock;
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -54,7 +55,7 @@ impl Jobs {
             if !self.watch {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_secs(2));
+            clock::sleep(Duration::from_secs(2));
         }
     }
 }

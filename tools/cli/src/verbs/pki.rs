@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use backstay_gateway::pki::{
     Authority, CertificateRecord, Disks, HolderName, Issued, Kind, Passphrase, Request, Role,
 };
+use backstay_host::clock;
 use backstay_vault::seal::settings::read_passphrase;
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
@@ -304,7 +305,7 @@ fn list(context: &Context, authority: &Authority) -> anyhow::Result<()> {
         return context.print_json(certificates);
     }
     println!("{:16}  {:32}  {:8}  {:28}  RIGHTS", "NAME", "SERIAL", "STATE", "UNTIL");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = clock::now_unix_ns() / 1_000_000_000;
     for record in certificates {
         let state = match record.revoked_unix_s {
             Some(_) => "revoked",

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use backstay_engine::jobs::JobBook;
 use backstay_engine::schedule::Work;
 use backstay_front::life::DriverOptions;
 use backstay_front::paths::DiskPaths;
+use backstay_host::clock;
 use backstay_recovery::failover::NameLock;
 use backstay_recovery::replica::status::{ReplicaStatus, of, runner};
 use backstay_recovery::replica::{
@@ -222,7 +223,7 @@ impl ReplicaVerb {
     }
 
     fn take_over(&self, context: &Context, paths: &DiskPaths) -> anyhow::Result<()> {
-        let started = Instant::now();
+        let started = clock::monotonic();
         let _lock = NameLock::take(&context.roots.state, &self.name, "replica --take-over")?;
         let taken = match Replica::taken_over(paths)? {
             Some(taken) => taken,
@@ -245,7 +246,7 @@ impl ReplicaVerb {
             base_size: Some(taken.point.size_bytes),
             event_loops: 2,
         })?;
-        let took = started.elapsed();
+        let took = clock::since(started);
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name, "cycle": taken.point.cycle, "cut_unix_ns": taken.point.cut_unix_ns,
@@ -273,10 +274,10 @@ fn stop_runner(paths: &DiskPaths) -> anyhow::Result<()> {
     kill(pid, Signal::SIGTERM).with_context(|| format!("stopping the replica (process {pid})"))?;
     // A pidfd would tell at once, but the process may be gone before it is opened; the lock is what
     // counts, and it is looked for every 20 ms.
-    let until = Instant::now() + STOPS_WITHIN;
+    let until = clock::monotonic() + STOPS_WITHIN;
     let (_keep, never) = mpsc::channel::<()>();
     while runner(paths) == Some(pid.as_raw()) {
-        if Instant::now() > until {
+        if clock::monotonic() > until {
             bail!("the replica (process {pid}) does not stop; look at what its target waits for");
         }
         let _ = never.recv_timeout(Duration::from_millis(5));

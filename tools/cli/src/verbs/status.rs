@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use backstay_engine::record::Record;
 use backstay_engine::status::{DiskStatus, Health, Level, of_disk};
+use backstay_host::clock;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
 use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
@@ -83,7 +84,7 @@ impl Status {
             if !self.watch {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_secs(2));
+            clock::sleep(Duration::from_secs(2));
         }
     }
 

@@ -1,7 +1,6 @@
 //! `backstay unprotect`: end a disk's protection.
 
 use std::io::{IsTerminal, Write};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +10,7 @@ use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
-use backstay_host::clock::now_unix_ns;
+use backstay_host::clock::{self, now_unix_ns};
 use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy::MountedPoint;
 use backstay_types::DiskName;
@@ -116,7 +115,7 @@ impl Unprotect {
                 if !e.is_busy() {
                     return Err(e).with_context(|| format!("disk {name}"));
                 }
-                thread::sleep(Duration::from_millis(200));
+                clock::sleep(Duration::from_millis(200));
                 driver = context.driver(name)?;
             }
             stop(name, driver)?;

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use anyhow::bail;
+use backstay_host::clock;
 use backstay_vault::remote::lock::Versions;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -61,7 +62,7 @@ struct Extend {
 }
 
 fn when(text: &str) -> Result<SystemTime, String> {
-    let now = SystemTime::now();
+    let now = clock::now();
     if let Ok(ago) = humantime::parse_duration(text) {
         return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago there was no time"));
     }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use backstay_host::clock;
+
 use crate::remote::settings::StoreSettings;
 
 /// The first pause.
@@ -22,7 +24,7 @@ pub(super) struct Tries {
 impl Tries {
     pub fn new(settings: &StoreSettings) -> Self {
         Self {
-            began: Instant::now(),
+            began: clock::monotonic(),
             left: settings.retries,
             pause: FIRST,
             settings_retry: settings.retry_timeout,
@@ -35,16 +37,16 @@ impl Tries {
         self.left = self.left.checked_sub(1)?;
         let pause = self.pause.mul_f64(jitter());
         self.pause = (self.pause * 2).min(LONGEST);
-        (self.began.elapsed() + pause < self.settings_retry).then_some(pause)
+        (clock::since(self.began) + pause < self.settings_retry).then_some(pause)
     }
 
     /// After "wait, so many bytes are on their way": that is no failure as long as they become fewer.
     pub fn waits(&mut self, bytes: u64) -> Option<Duration> {
         if self.waiting_for.is_none_or(|least| bytes < least) {
             self.waiting_for = Some(bytes);
-            self.began = Instant::now();
+            self.began = clock::monotonic();
         }
-        (self.began.elapsed() < self.settings_retry).then_some(FIRST * 2)
+        (clock::since(self.began) < self.settings_retry).then_some(FIRST * 2)
     }
 }
 

@@ -17,8 +17,9 @@ mod versions;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use backstay_host::clock;
 use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use object_store::client::{HttpError, HttpErrorKind, HttpRequest};
@@ -63,7 +64,7 @@ pub struct ObjectLock {
 impl ObjectLock {
     /// Until when what is put now is locked, as stores write it.
     fn until(self) -> String {
-        humantime::format_rfc3339_seconds(SystemTime::now() + self.period).to_string()
+        humantime::format_rfc3339_seconds(clock::now() + self.period).to_string()
     }
 }
 

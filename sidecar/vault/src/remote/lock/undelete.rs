@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use backstay_host::clock;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, path::Path};
 use tokio::runtime::Runtime;
@@ -122,7 +123,7 @@ impl Versions {
             let reason = "store.object_lock is not set: it says for how long".into();
             return Err(VaultError::Url { url: self.url.clone(), reason });
         };
-        let until = SystemTime::now() + lock.period;
+        let until = clock::now() + lock.period;
         let work = async {
             let can = self.bucket.can_lock().await;
             can.map_err(|e| of_bucket("object lock", e))?;

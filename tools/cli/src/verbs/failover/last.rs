@@ -7,6 +7,7 @@ use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::is_running;
 use backstay_format::control::DriverStatus;
+use backstay_host::clock;
 use backstay_recovery::failover::step;
 use backstay_types::DiskName;
 
@@ -43,7 +44,7 @@ pub fn ship(
                 return Ok(());
             }
             // Another cycle runs; it may have begun before the disk was quiet.
-            Err(e) if is_busy(&e) => std::thread::sleep(LOOK_EVERY),
+            Err(e) if is_busy(&e) => clock::sleep(LOOK_EVERY),
             Err(e) => return Err(e),
         }
     }
@@ -63,7 +64,7 @@ fn by_sidecar(
         now.base != at_first.base && now.lease.is_none() && (!quiet || now.dirty_sectors == 0)
     };
     let (bar, jobs) = (Progress::new(context), JobBook::below(&context.roots.state));
-    let began = Instant::now();
+    let began = clock::monotonic();
     let mut asked: Option<Instant> = None;
     loop {
         let Some(now) = local::driver(context, name) else {
@@ -87,17 +88,17 @@ fn by_sidecar(
                 job.progress(stage, of_it.done_bytes, of_it.all_bytes);
             }
         } else {
-            if began.elapsed() > BEGINS_WITHIN || !is_running(&context.roots) {
+            if clock::since(began) > BEGINS_WITHIN || !is_running(&context.roots) {
                 bar.end();
                 tracing::info!("disk {name}: the sidecar has no place for it: made here");
                 return Ok(false);
             }
-            if asked.is_none_or(|at| at.elapsed() > ASK_EVERY) {
+            if asked.is_none_or(|at| clock::since(at) > ASK_EVERY) {
                 ask(&context.roots.state, &Asked::Cycle(name.clone()))?;
-                asked = Some(Instant::now());
+                asked = Some(clock::monotonic());
             }
         }
-        std::thread::sleep(LOOK_EVERY);
+        clock::sleep(LOOK_EVERY);
     }
 }
 

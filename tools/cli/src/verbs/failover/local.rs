@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use backstay_format::control::{DriverStatus, Request};
+use backstay_host::clock;
 use backstay_recovery::failover::{FailoverRecord, users};
 use backstay_types::DiskName;
 
@@ -79,7 +80,7 @@ pub fn stop_after_cycle(context: &Context, name: &DiskName) -> anyhow::Result<()
         if !e.is_busy() {
             return Err(e).with_context(|| format!("disk {name}"));
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        clock::sleep(std::time::Duration::from_millis(100));
         driver = context.driver(name)?;
     }
     super::super::umount::stop(name, driver)

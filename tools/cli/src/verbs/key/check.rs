@@ -1,8 +1,9 @@
 //! `backstay key check`: a lost key is told before it matters.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use backstay_engine::seen;
+use backstay_host::clock;
 use backstay_types::DiskName;
 use backstay_vault::read::{verify_newest_segments, verify_points};
 use backstay_vault::retain::Held;
@@ -76,7 +77,7 @@ impl Check {
                 warnings.push(format!("that slot {slot} was proved could not be noted: {e}"));
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Duration::from_nanos(clock::now_unix_ns());
         for slot in &keyring.slots {
             let proof = vault.last_proof(slot.slot)?;
             let since = proof.as_ref().map_or(slot.since_unix_ns, |proof| proof.proved_unix_ns);
