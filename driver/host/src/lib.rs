@@ -8,9 +8,13 @@
 //! - [`record`]: small JSON records in files
 //! - [`own_dir`]: folders that belong to us and to nobody else
 //! - [`lock`]: locks on files, with a bounded wait
+//! - [`stack`]: what a file or block device finally stands on
+//! - [`claim`]: bytes that one driver of this host has for itself
 
 pub mod atomic;
+pub mod claim;
 pub mod clock;
 pub mod lock;
 pub mod own_dir;
 pub mod record;
+pub mod stack;

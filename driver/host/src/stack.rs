@@ -1,0 +1,406 @@
+//! What a file or block device finally stands on.
+//!
+//! One and the same bytes can be reached by many ways: a hard link, a bind mount, a loop device over a
+//! file, a partition, a device-mapper or md device. Two users on two ways destroy each other's data.
+//! [`resolve`] follows a way down to the ground, so that ways can be compared by what they reach:
+//!
+//! - a file is its inode, whatever its name;
+//! - a loop device is the bytes of its file, shifted by its offset;
+//! - a partition is the bytes of its disk, shifted by its start;
+//! - a device-mapper or md device is itself, and *some* bytes of each device below it: which ones only
+//!   its table says.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// More layers than anybody stacks.
+const LAYERS_MAX: usize = 64;
+/// How long the file system of a loop device's file may take to say which file it is: a FUSE file system
+/// whose process hangs never does.
+const LOOP_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A thing that holds bytes on this host, under whatever name it is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ground {
+    /// A file: number of its file system (`st_dev`) and of its inode.
+    File {
+        /// The file system.
+        dev: u64,
+        /// The inode.
+        ino: u64,
+    },
+    /// A block device, by its number (`st_rdev`).
+    Device(u64),
+}
+
+impl Ground {
+    /// What an open file or device is.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    pub fn of(file: &File) -> io::Result<Self> {
+        Ok(Self::of_metadata(&file.metadata()?))
+    }
+
+    /// What a file or device with these attributes is.
+    #[must_use]
+    pub fn of_metadata(meta: &fs::Metadata) -> Self {
+        match meta.file_type().is_block_device() {
+            true => Self::Device(meta.rdev()),
+            false => Self::File { dev: meta.dev(), ino: meta.ino() },
+        }
+    }
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { dev, ino } => {
+                write!(f, "file-{}-{}-{ino}", libc::major(*dev), libc::minor(*dev))
+            }
+            Self::Device(n) => write!(f, "device-{}-{}", libc::major(*n), libc::minor(*n)),
+        }
+    }
+}
+
+/// One of the things that a way leads through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Which thing.
+    pub ground: Ground,
+    /// Where it is, as far as it is known; for people.
+    pub path: PathBuf,
+    /// First byte of it that is reached.
+    pub start: u64,
+    /// The byte after the last one; `u64::MAX` if it is reached up to its end.
+    pub end: u64,
+    /// Whether all these bytes are reached. If not, some of them are, and it is not known which.
+    pub exact: bool,
+    /// The mount point, if it is a file of a file system that a driver of Backstay serves.
+    pub served_at: Option<PathBuf>,
+}
+
+impl Layer {
+    /// Whether two layers may share a byte. Two that only reach *some* bytes are assumed to share none:
+    /// so do the volumes of a volume group.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.ground == other.ground
+            && (self.exact || other.exact)
+            && self.start < other.end
+            && other.start < self.end
+    }
+}
+
+/// Follows an open file or device down to the ground. The first layer is what was given.
+///
+/// # Errors
+/// If a layer cannot be examined: then it is not known what it stands on.
+pub fn resolve(file: &File, path: &Path) -> io::Result<Vec<Layer>> {
+    let mut layers = vec![];
+    match Ground::of(file)? {
+        ground @ Ground::File { dev, .. } => {
+            let served_at = served_at(dev)?;
+            let path = path.to_owned();
+            layers.push(Layer { ground, path, start: 0, end: u64::MAX, exact: true, served_at });
+        }
+        Ground::Device(number) => {
+            descend(number, Some(path), (0, u64::MAX), true, &mut layers)?;
+        }
+    }
+    Ok(layers)
+}
+
+fn descend(
+    number: u64,
+    path: Option<&Path>,
+    (start, end): (u64, u64),
+    exact: bool,
+    layers: &mut Vec<Layer>,
+) -> io::Result<()> {
+    if layers.len() >= LAYERS_MAX {
+        return Err(io::Error::other("devices are stacked too deep"));
+    }
+    let dir = sysfs_dir(number)?;
+    let node = || Path::new("/dev").join(dir.file_name().unwrap_or_default());
+    let path = path.map_or_else(node, Path::to_path_buf);
+    let ground = Ground::Device(number);
+    layers.push(Layer { ground, path, start, end, exact, served_at: None });
+    if dir.join("partition").exists() {
+        let first = read_number(&dir.join("start"))?.saturating_mul(512);
+        let bytes = read_number(&dir.join("size"))?.saturating_mul(512);
+        let parent = dir.parent().map(|parent| parent.join("dev"));
+        let parent = device_number(&parent.unwrap_or_default())?;
+        let end = first.saturating_add(end.min(bytes));
+        return descend(parent, None, (first.saturating_add(start), end), exact, layers);
+    }
+    if dir.join("loop").exists() {
+        let name = dir.file_name().unwrap_or_default().to_owned();
+        let Some(of) = LoopDevice::named(&name)? else { return Ok(()) };
+        let (file_start, file_end) = of.range();
+        layers.push(Layer {
+            ground: of.ground,
+            path: of.file,
+            start: file_start.saturating_add(start),
+            end: file_end.min(file_start.saturating_add(end)),
+            exact,
+            served_at: of.served_at,
+        });
+        return Ok(());
+    }
+    let Ok(below) = fs::read_dir(dir.join("slaves")) else { return Ok(()) };
+    for slave in below {
+        let slave = device_number(&slave?.path().join("dev"))?;
+        descend(slave, None, (0, u64::MAX), false, layers)?;
+    }
+    Ok(())
+}
+
+/// The folder of a block device in sysfs, by its number.
+///
+/// # Errors
+/// If the kernel knows no such device.
+pub fn sysfs_dir(number: u64) -> io::Result<PathBuf> {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+fn read_number(path: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| unreadable(path))
+}
+
+/// The number in a `dev` file of sysfs, `8:1`.
+fn device_number(path: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    let numbers = text.trim().split_once(':');
+    let parsed = numbers.and_then(|(a, b)| Some(libc::makedev(a.parse().ok()?, b.parse().ok()?)));
+    parsed.ok_or_else(|| unreadable(path))
+}
+
+fn unreadable(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a number", path.display()))
+}
+
+/// A loop device that has a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopDevice {
+    /// The device.
+    pub device: PathBuf,
+    /// Its file, as the kernel writes it: seen from another mount namespace it may lead elsewhere.
+    pub file: PathBuf,
+    /// Which file that is.
+    pub ground: Ground,
+    /// The first byte of the file.
+    pub offset: u64,
+    /// How many bytes of it; 0: up to its end.
+    pub size_limit: u64,
+    /// The mount point, if its file is one that a driver of Backstay serves.
+    pub served_at: Option<PathBuf>,
+}
+
+impl LoopDevice {
+    /// A loop device by its name (`loop0`); none if it has no file.
+    ///
+    /// # Errors
+    /// If it cannot be examined, or the file system of its file does not answer in time.
+    pub fn named(name: &std::ffi::OsStr) -> io::Result<Option<Self>> {
+        let path = Path::new("/sys/block").join(name).join("loop/backing_file");
+        let mut file = match fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        if file.last() == Some(&b'\n') {
+            file.pop();
+        }
+        let device = Path::new("/dev").join(name);
+        let Some(info) = loop_info(&device)? else { return Ok(None) };
+        Ok(Some(Self {
+            device,
+            file: PathBuf::from(OsString::from_vec(file)),
+            ground: Ground::File { dev: info.lo_device, ino: info.lo_inode },
+            offset: info.lo_offset,
+            size_limit: info.lo_sizelimit,
+            served_at: served_at(info.lo_device)?,
+        }))
+    }
+
+    /// All of this host that have a file. One whose file system does not answer is left out: it is not
+    /// on any file whose file system does.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn all() -> io::Result<Vec<Self>> {
+        let mut found = vec![];
+        for entry in fs::read_dir("/sys/block")? {
+            let name = entry?.file_name();
+            if !name.as_encoded_bytes().starts_with(b"loop") {
+                continue;
+            }
+            match Self::named(&name) {
+                Ok(device) => found.extend(device),
+                Err(e) => tracing::debug!("/dev/{}: {e}", name.to_string_lossy()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The bytes of the file that it gives: the first, and the one after the last.
+    #[must_use]
+    pub fn range(&self) -> (u64, u64) {
+        let end = match self.size_limit {
+            0 => u64::MAX,
+            limit => self.offset.saturating_add(limit),
+        };
+        (self.offset, end)
+    }
+}
+
+/// Linux's `struct loop_info64` (linux/loop.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo {
+    lo_device: u64,
+    lo_inode: u64,
+    lo_rdevice: u64,
+    lo_offset: u64,
+    lo_sizelimit: u64,
+    lo_number: u32,
+    lo_encrypt_type: u32,
+    lo_encrypt_key_size: u32,
+    lo_flags: u32,
+    lo_file_name: [u8; 64],
+    lo_crypt_name: [u8; 64],
+    lo_encrypt_key: [u8; 32],
+    lo_init: [u64; 2],
+}
+
+/// From linux/loop.h.
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
+
+/// What the kernel knows of a loop device; none if it has no file by now. Asked by another thread, since
+/// the file's own file system answers in the end.
+fn loop_info(device: &Path) -> io::Result<Option<LoopInfo>> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device);
+    let file = match opened {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => return Ok(None),
+        opened => opened?,
+    };
+    let (answer, answered) = mpsc::channel();
+    let asking = thread::Builder::new().name("loop-status".into()).spawn(move || {
+        // SAFETY: all-zero bytes are a valid loop_info64: it is numbers only.
+        let mut info: LoopInfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a loop_info64 of ours, as large as the kernel's.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
+        let result = if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info) };
+        // Whoever asked may not wait any more.
+        let _ = answer.send(result);
+    })?;
+    match answered.recv_timeout(LOOP_ANSWERS_WITHIN) {
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the file system of its file does not answer",
+        )),
+        Ok(result) => {
+            let _ = asking.join();
+            match result {
+                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                result => result.map(Some),
+            }
+        }
+    }
+}
+
+/// Where a file system is mounted, if a driver of Backstay serves it (`fuse.backstay`).
+fn served_at(dev: u64) -> io::Result<Option<PathBuf>> {
+    // Real file systems have a major number; what has none may be FUSE.
+    if libc::major(dev) != 0 {
+        return Ok(None);
+    }
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(find_served(&table, dev))
+}
+
+fn find_served(table: &[u8], dev: u64) -> Option<PathBuf> {
+    let number = format!("{}:{}", libc::major(dev), libc::minor(dev));
+    table.split(|&byte| byte == b'\n').find_map(|line| {
+        // 36 35 98:0 /root /mount/point options - type source options
+        let mut fields = line.split(|&byte| byte == b' ');
+        (fields.nth(2)? == number.as_bytes()).then_some(())?;
+        let at = fields.nth(1)?;
+        fields.find(|field| *field == b"-")?;
+        (fields.next()? == b"fuse.backstay")
+            .then(|| PathBuf::from(OsString::from_vec(unescape(at))))
+    })
+}
+
+/// The kernel writes blanks, tabs, line ends and backslashes as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(field.len()), field);
+    while let Some((&first, after)) = rest.split_first() {
+        let code = (first == b'\\').then(|| after.get(..3)).flatten();
+        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => (out.push(byte), rest = &after[3..]),
+            None => (out.push(first), rest = after),
+        };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(start: u64, end: u64, exact: bool) -> Layer {
+        let ground = Ground::Device(libc::makedev(8, 0));
+        Layer { ground, path: "/dev/sda".into(), start, end, exact, served_at: None }
+    }
+
+    #[test]
+    fn ways_that_share_bytes_overlap() {
+        let whole = layer(0, u64::MAX, true);
+        let (first, second) = (layer(0, 100, true), layer(100, 200, true));
+        assert!(whole.overlaps(&first) && second.overlaps(&whole));
+        assert!(!first.overlaps(&second));
+        let (volume, other) = (layer(0, u64::MAX, false), layer(0, u64::MAX, false));
+        assert!(!volume.overlaps(&other), "two volumes of a group");
+        assert!(volume.overlaps(&whole) && first.overlaps(&volume));
+        let elsewhere = Layer { ground: Ground::Device(libc::makedev(8, 16)), ..whole.clone() };
+        assert!(!elsewhere.overlaps(&whole));
+    }
+
+    #[test]
+    fn a_hard_link_is_the_same_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        fs::write(&one, b"x").unwrap();
+        fs::hard_link(&one, &two).unwrap();
+        let at = |path: &Path| resolve(&File::open(path).unwrap(), path).unwrap();
+        let (a, b) = (at(&one), at(&two));
+        assert_eq!(a.len(), 1);
+        assert!(a[0].overlaps(&b[0]));
+        assert_eq!(a[0].served_at, None);
+    }
+
+    #[test]
+    fn served_file_systems_are_known_by_their_kind() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            31 30 0:51 / /run/back\\040stay/mnt rw - fuse.backstay backstay rw\n\
+            32 30 0:52 / /mnt/s rw - fuse.sshfs x rw\nrubbish\n";
+        let at = |minor| find_served(table, libc::makedev(0, minor));
+        assert_eq!(at(51), Some(PathBuf::from("/run/back stay/mnt")));
+        assert_eq!(at(52), None);
+        assert_eq!(at(53), None);
+        assert_eq!(std::mem::size_of::<LoopInfo>(), 232, "as in linux/loop.h");
+    }
+}
