@@ -19,7 +19,7 @@
 //! - [`group`]: disks of one host and of several, cut at one instant
 //! - [`service`]: many disks, over and over
 //! - [`record`]: what the sidecar remembers of a disk
-//! - [`status`]: what a person wants to know
+//! - [`status`]: what a person wants to know; [`health`]: everything that is wrong, worst first
 //! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
 //! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
 //! - [`seen`]: what this host has seen of encrypted vaults, so that an older state of one is noticed
@@ -34,6 +34,7 @@ pub mod encryption;
 pub mod error;
 pub mod gateway;
 pub mod group;
+pub mod health;
 pub mod hooks;
 pub mod jobs;
 pub mod phase;

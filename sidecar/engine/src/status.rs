@@ -3,43 +3,20 @@
 use std::time::Duration;
 
 use backstay_format::control::{DriverStatus, FoundState};
+use backstay_front::paths::Roots;
 use backstay_types::{ByteLen, DiskName, SECTOR_BYTES};
 use backstay_vault::GroupName;
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::drills::Drilled;
+use crate::health::{self, Facts};
 use crate::phase::Phase;
 use crate::record::Record;
 use crate::throttle::Rate;
 use crate::windows::{self, may_begin};
 
-/// How well a disk is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    /// All is well.
-    Ok,
-    /// It works, and something should be looked at.
-    Warning,
-    /// It is not protected until a person acts.
-    Critical,
-}
-
-/// A level and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Health {
-    /// How well.
-    pub level: Level,
-    /// Why, in words; none if all is well.
-    pub reason: Option<String>,
-    /// Since when, nanoseconds since 1970, if that is known.
-    pub since_unix_ns: Option<u64>,
-    /// When it is tried again; never, until a person acts, if it is critical.
-    pub next_retry_unix_ns: Option<u64>,
-    /// What to do about it.
-    pub advice: Option<String>,
-}
+pub use crate::health::{Health, Level};
 
 /// The status of one disk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,24 +64,34 @@ pub struct DiskStatus {
     pub driver: Option<DriverStatus>,
 }
 
-/// How late a point may be before that is worth a warning: so many intervals, and never less than
-/// [`LATE_MIN`].
-const LATE_INTERVALS: u32 = 3;
-const LATE_MIN: Duration = Duration::from_secs(60);
+/// A plan for a cycle that is past by this much is nobody's plan, and a point this late is late.
+pub(crate) const LATE_MIN: Duration = Duration::from_secs(60);
 
-/// Puts a disk's status together.
+/// Puts a disk's status together, from what its driver says and what is remembered of it.
 #[must_use]
 pub fn of_disk(
+    roots: &Roots,
+    config: &Config,
     name: DiskName,
     driver: Option<DriverStatus>,
-    record: Record,
-    config: &Config,
     now_unix_ns: u64,
 ) -> DiskStatus {
+    let paths = roots.disk(&name);
+    let record = Record::load(&paths.state);
     let last = record.last.as_ref();
     let folding = |moved: u64, written: u64| (moved > 0).then(|| written as f64 / moved as f64);
     let interval = config.interval_of(&name);
     let rpo_ns = last.map(|last| now_unix_ns.saturating_sub(last.cut_unix_ns));
+    let health = health::of(&Facts {
+        name: &name,
+        roots,
+        paths: &paths,
+        config,
+        driver: driver.as_ref(),
+        record: &record,
+        rpo_ns,
+        now_unix_ns,
+    });
     DiskStatus {
         state: driver.as_ref().map(|driver| phase(driver, &record)),
         state_since_unix_ns: record.phase_since_unix_ns,
@@ -124,7 +111,7 @@ pub fn of_disk(
         next_unix_ns: record
             .next_unix_ns
             .filter(|next| driver.is_some() && next + LATE_MIN.as_nanos() as u64 > now_unix_ns),
-        health: health(&name, driver.as_ref(), &record, rpo_ns, interval),
+        health,
         drill: record.drilled.clone(),
         found: driver.as_ref().map(|d| d.found),
         size: driver.as_ref().map(|d| d.size),
@@ -167,95 +154,5 @@ fn phase(driver: &DriverStatus, record: &Record) -> Phase {
         _ if !based => Phase::Stopped,
         _ if resync => Phase::ResyncRequired,
         _ => Phase::Protected,
-    }
-}
-
-fn health(
-    name: &DiskName,
-    driver: Option<&DriverStatus>,
-    record: &Record,
-    rpo_ns: Option<u64>,
-    interval: Duration,
-) -> Health {
-    let because = |level, reason: String, advice: String| Health {
-        level,
-        reason: Some(reason),
-        since_unix_ns: None,
-        next_retry_unix_ns: None,
-        advice: Some(advice),
-    };
-    let Some(driver) = driver else {
-        let advice = format!("mount it: backstay mount BACKING --name {name}");
-        return because(Level::Warning, "no driver serves the disk".into(), advice);
-    };
-    if let Some(failure) = &record.failure {
-        let since_unix_ns = Some(failure.since_unix_ns);
-        if failure.person_must_act {
-            let advice = match failure.fenced {
-                true => format!(
-                    "its users go on undisturbed, but nothing they write is protected any more. If \
-                     the other side is right, stop using this disk and bring it back: backstay \
-                     failback {name} --to BACKING. If this side is right, protect it under \
-                     another name (unprotect {name} --keep-points first)"
-                ),
-                false => format!("mend what it says, then: backstay resume {name}"),
-            };
-            let critical = because(Level::Critical, failure.message.clone(), advice);
-            return Health { since_unix_ns, ..critical };
-        }
-        let message = format!("{} ({} times)", failure.message, record.failures);
-        let warning = because(Level::Warning, message, "it is tried again by itself".into());
-        return Health { since_unix_ns, next_retry_unix_ns: record.next_unix_ns, ..warning };
-    }
-    if let Some(warning) = &driver.warning {
-        let advice =
-            format!("it is compared in its resync window, or now by: backstay resync {name} --now");
-        return because(Level::Warning, warning.clone(), advice);
-    }
-    if let Some(warning) = record.last.as_ref().and_then(|last| last.warning.clone()) {
-        let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md".into();
-        return because(Level::Warning, warning, advice);
-    }
-    if let Some(failure) = &record.upkeep {
-        let reason = format!(
-            "its vault cannot be looked after (points thinned out, segments merged): {}",
-            failure.message
-        );
-        let advice = format!("cycles go on; mend what it says, then: backstay prune {name}");
-        let warning = because(Level::Warning, reason, advice);
-        return Health { since_unix_ns: Some(failure.since_unix_ns), ..warning };
-    }
-    if let Some(worry) = &record.keys {
-        let advice = "see backstay key list, and docs/ENCRYPTION.md".into();
-        let warning = because(Level::Warning, worry.message.clone(), advice);
-        return Health { since_unix_ns: Some(worry.since_unix_ns), ..warning };
-    }
-    if let Some(reason) = record.drilled.as_ref().and_then(Drilled::trouble) {
-        let advice = format!("see backstay points {name}; mend it, then: backstay drill {name}");
-        return because(Level::Warning, reason, advice);
-    }
-    let late = LATE_MIN.max(interval * LATE_INTERVALS);
-    match rpo_ns {
-        None if driver.base.is_none() => because(
-            Level::Warning,
-            "no recovery point yet".into(),
-            format!("a sidecar makes one, or: backstay cycle {name}"),
-        ),
-        Some(rpo) if Duration::from_nanos(rpo) > late => because(
-            Level::Warning,
-            format!(
-                "the newest recovery point is {} old, {} is its interval",
-                humantime::format_duration(Duration::from_secs(rpo / 1_000_000_000)),
-                humantime::format_duration(interval)
-            ),
-            "is a sidecar running, and is no blackout window on? See backstay jobs".into(),
-        ),
-        _ => Health {
-            level: Level::Ok,
-            reason: None,
-            since_unix_ns: None,
-            next_retry_unix_ns: None,
-            advice: None,
-        },
     }
 }

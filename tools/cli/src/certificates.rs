@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use backstay_engine::Config;
 use backstay_engine::doctor::{Finding, HOST};
+use backstay_engine::health::{Cause, ids};
 use backstay_engine::prerequisites::Verdict;
-use backstay_engine::status::{Health, Level};
 use backstay_gateway::pki::Life;
 use backstay_types::DiskName;
 
@@ -39,16 +39,13 @@ pub fn findings(config: &Config) -> Vec<Finding> {
             Ok(Some(trouble)) => (Verdict::Warning, format!("{at} {trouble}; {ADVICE}")),
             Err(e) => (Verdict::Failed, e.to_string()),
         };
-        Finding { of: HOST.into(), what, verdict, found }
+        Finding { of: HOST.into(), what, verdict, found, id: None }
     };
     named(config).into_iter().map(finding).collect()
 }
 
-/// For `status`: of a disk that is well otherwise, whether what its vault or group knows this host by ends soon.
-pub fn warn(config: &Config, name: &DiskName, health: &mut Health) {
-    if health.level != Level::Ok {
-        return;
-    }
+/// Of one disk: whether what its vault or group knows this host by ends soon.
+pub fn causes(config: &Config, name: &DiskName) -> Vec<Cause> {
     let behind_gateway = config.vault_of(name).starts_with("https://");
     let in_group = config.group.values().any(|group| group.disks.contains(name));
     let theirs = |what: &str| match what {
@@ -56,11 +53,10 @@ pub fn warn(config: &Config, name: &DiskName, health: &mut Health) {
         "group certificate" => in_group,
         _ => false,
     };
-    for (what, file) in named(config).into_iter().filter(|(what, _)| theirs(what)) {
-        let Ok(Some(trouble)) = Life::of_file(&file).map(Life::trouble) else { continue };
-        health.level = Level::Warning;
-        health.reason = Some(format!("this host's {what} {} {trouble}", file.display()));
-        health.advice = Some(ADVICE.into());
-        return;
-    }
+    let cause = |(what, file): (&str, PathBuf)| {
+        let trouble = Life::of_file(&file).map(Life::trouble).ok()??;
+        let reason = format!("this host's {what} {} {trouble}", file.display());
+        Some(Cause::warning(ids::CERTIFICATE, reason).advise(ADVICE))
+    };
+    named(config).into_iter().filter(|(what, _)| theirs(what)).filter_map(cause).collect()
 }

@@ -4,6 +4,7 @@ mod certificates;
 mod context;
 mod drilling;
 mod exit;
+mod health;
 mod helper;
 mod programs;
 mod verbs;

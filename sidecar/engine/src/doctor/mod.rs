@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::Config;
 use crate::config::VAULT_DEFAULT;
+use crate::health::{Cause, CauseId, Level};
 use crate::prerequisites::Found::{self, Bad, Good, Odd};
 use crate::prerequisites::Verdict;
 use crate::record::Record;
@@ -37,12 +38,30 @@ pub struct Finding {
     pub verdict: Verdict,
     /// What was found, and what to do if it is not good.
     pub found: String,
+    /// The id of the health cause that it is, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<CauseId>,
 }
 
 impl Finding {
     fn new(of: &str, (what, found): (&'static str, Found)) -> Self {
         let (verdict, found) = found.split();
-        Self { of: of.into(), what, verdict, found }
+        Self { of: of.into(), what, verdict, found, id: None }
+    }
+
+    /// A cause of a disk's health, as `status` shows it.
+    #[must_use]
+    pub fn of_cause(name: &DiskName, cause: &Cause) -> Self {
+        let verdict = match cause.level {
+            Level::Ok => Verdict::Ok,
+            Level::Warning => Verdict::Warning,
+            Level::Critical => Verdict::Failed,
+        };
+        let found = match &cause.advice {
+            Some(advice) => format!("{}; {advice}", cause.reason),
+            None => cause.reason.clone(),
+        };
+        Self { of: name.to_string(), what: "health", verdict, found, id: Some(cause.id) }
     }
 }
 

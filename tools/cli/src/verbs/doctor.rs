@@ -10,6 +10,7 @@ use clap::Args;
 
 use crate::certificates;
 use crate::context::{Context, Globals};
+use crate::health::look;
 
 /// Check this host: kernel, rights, memory, services, vaults, and every disk
 #[derive(Args)]
@@ -37,6 +38,7 @@ impl Doctor {
         findings.extend(certificates::findings(&context.config));
         for name in &names {
             findings.extend(doctor::disk(&context.roots, &context.config, name));
+            findings.extend(health(&context, name));
         }
         if context.globals.json {
             context.print_json(&findings)?;
@@ -53,6 +55,22 @@ impl Doctor {
     }
 }
 
+/// Everything that is wrong with a disk, as `status` shows it.
+fn health(context: &Context, name: &DiskName) -> Vec<Finding> {
+    match look(context, name) {
+        Ok(shown) => {
+            shown.disk.health.causes.iter().map(|cause| Finding::of_cause(name, cause)).collect()
+        }
+        Err(e) => vec![Finding {
+            of: name.to_string(),
+            what: "health",
+            verdict: Verdict::Failed,
+            found: format!("it cannot be found out how the disk is: {e}"),
+            id: None,
+        }],
+    }
+}
+
 fn configuration(globals: &Globals, error: Option<&ConfigError>) -> Finding {
     let path = globals.config.clone().unwrap_or_else(|| PATH_DEFAULT.into());
     let (verdict, found) = match error {
@@ -63,7 +81,7 @@ fn configuration(globals: &Globals, error: Option<&ConfigError>) -> Finding {
             format!("there is no {}: all settings have their defaults", path.display()),
         ),
     };
-    Finding { of: HOST.into(), what: "configuration", verdict, found }
+    Finding { of: HOST.into(), what: "configuration", verdict, found, id: None }
 }
 
 fn print(finding: &Finding) {

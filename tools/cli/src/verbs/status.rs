@@ -4,19 +4,18 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::bail;
-use backstay_engine::record::Record;
-use backstay_engine::status::{DiskStatus, Health, Level, of_disk};
+use backstay_engine::health::{Cause, Level};
+use backstay_engine::status::DiskStatus;
 use backstay_host::clock;
-use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
-use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
-use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
+use backstay_recovery::failover::FailoverRecord;
+use backstay_recovery::lazy::HydrationStatus;
+use backstay_recovery::replica::status::ReplicaStatus;
 use backstay_types::{DiskName, Term};
 use clap::Args;
-use serde::Serialize;
 
 use super::target::{size, time, word};
-use crate::certificates;
 use crate::context::Context;
+use crate::health::{Point, Shown, look, term_of};
 
 /// Show state, recovery point objective, dirty bytes and health of disks
 #[derive(Args)]
@@ -34,34 +33,6 @@ pub struct Status {
     /// Show it again every two seconds, until interrupted
     #[arg(long)]
     watch: bool,
-}
-
-/// A disk, and the recovery point it is of, if it is a mounted one.
-#[derive(Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    disk: DiskStatus,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mounted_point: Option<Point>,
-    /// What a failover has done with it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failover: Option<FailoverRecord>,
-    /// The newest term that its failover knows: whose it is says the failover's state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    term: Option<Term>,
-    /// How it is as a replica, unless that was taken over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replica: Option<ReplicaStatus>,
-}
-
-/// A mounted point.
-#[derive(Serialize)]
-struct Point {
-    #[serde(flatten)]
-    of: MountedPoint,
-    /// How it is now, if it is served.
-    #[serde(flatten)]
-    now: Option<Mounted>,
 }
 
 impl Status {
@@ -93,44 +64,15 @@ impl Status {
             Some(name) => vec![name.clone()],
             None => all(context),
         };
-        let now = backstay_host::clock::now_unix_ns();
         let mut all = vec![];
         for name in names {
-            let paths = context.roots.disk(&name);
-            if self.name.is_some() && !paths.state.exists() {
+            if self.name.is_some() && !context.roots.disk(&name).state.exists() {
                 bail!(
                     "there is no disk {name} on this host (looked in {})",
                     context.roots.state.display()
                 );
             }
-            let driver = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
-            let served = driver.is_some();
-            let of = MountedPoint::load(&name, &paths)?;
-            let mut disk = of_disk(name, driver, Record::load(&paths.state), &context.config, now);
-            if of.is_some() && !served {
-                disk.health.advice = Some(format!("mount it: backstay mount --name {}", disk.name));
-            }
-            let mounted_point =
-                of.map(|of| Point { of, now: Mounted::load(&paths).filter(|_| served) });
-            let failover = FailoverRecord::load(&context.roots.state, &disk.name)?;
-            if let (Some(_), Err(e), false) =
-                (&failover, refuse_to_serve(&context.roots.state, &disk.name), served)
-            {
-                (disk.health.reason, disk.health.advice) = (Some(e.to_string()), None);
-            }
-            // A backing that became a disk again is none any more.
-            let is_disk = served || paths.state.join("super").exists();
-            let replica = replica::of(&paths).ok().flatten().filter(|_| !is_disk);
-            if let Some(replica) = &replica {
-                disk.rpo_ns = replica.rpo_ns;
-                // A failback brings its replica on by itself, and its record says what to do.
-                if failover.is_none() {
-                    disk.health = health_of(replica);
-                }
-            }
-            certificates::warn(&context.config, &disk.name, &mut disk.health);
-            let term = failover.as_ref().map(term_of);
-            all.push(Shown { disk, mounted_point, failover, term, replica });
+            all.push(look(context, &name)?);
         }
         Ok(all)
     }
@@ -146,35 +88,6 @@ fn all(context: &Context) -> Vec<DiskName> {
     names.sort();
     names.dedup();
     names
-}
-
-fn term_of(record: &FailoverRecord) -> Term {
-    match record.state {
-        State::Committed => record.after.next(),
-        _ => record.after,
-    }
-}
-
-fn health_of(replica: &ReplicaStatus) -> Health {
-    let name = &replica.name;
-    let shown = replica.shown.as_ref();
-    let failure = shown.filter(|_| replica.running).and_then(|shown| shown.failure.clone());
-    let (level, reason, advice) = match failure {
-        Some(why) if shown.is_some_and(|shown| shown.person_must_act) => (
-            Level::Critical,
-            Some(why),
-            Some("mend what it says; it is tried again by itself".into()),
-        ),
-        Some(why) => (Level::Warning, Some(why), Some("it is tried again by itself".into())),
-        None if !replica.running => (
-            Level::Warning,
-            Some(format!("no process follows the vault; the replica is {}", replica.explained)),
-            Some(format!("go on: backstay replica {name} --follow")),
-        ),
-        None => (Level::Ok, None, None),
-    };
-    let next_retry_unix_ns = shown.and_then(|shown| shown.next_try_unix_ns);
-    Health { level, reason, since_unix_ns: None, next_retry_unix_ns, advice }
 }
 
 fn print_failover(record: &FailoverRecord) {
@@ -219,12 +132,16 @@ fn print_replica(replica: &ReplicaStatus) {
     }
 }
 
-fn print(status: &DiskStatus, is_replica: bool) {
-    let health = match status.health.level {
+fn level(level: Level) -> &'static str {
+    match level {
         Level::Ok => "ok",
         Level::Warning => "WARNING",
         Level::Critical => "CRITICAL",
-    };
+    }
+}
+
+fn print(status: &DiskStatus, is_replica: bool) {
+    let health = level(status.health.level);
     let state = match status.state {
         Some(state) => word(&state),
         None if is_replica => "replica".into(),
@@ -251,6 +168,7 @@ fn print(status: &DiskStatus, is_replica: bool) {
     if let Some(advice) = &status.health.advice {
         println!("  to do       {advice}");
     }
+    status.health.causes.iter().skip(1).for_each(print_more);
     if let Some(next) = status.next_unix_ns.filter(|_| status.health.level == Level::Ok) {
         println!("  next cycle  {}", time(next));
     }
@@ -306,6 +224,14 @@ fn print(status: &DiskStatus, is_replica: bool) {
             driver.engine,
             driver.pid
         );
+    }
+}
+
+/// A cause that is not the headline.
+fn print_more(cause: &Cause) {
+    println!("  also        {}", cause.reason);
+    if let Some(advice) = &cause.advice {
+        println!("              {advice}");
     }
 }
 

@@ -1,0 +1,74 @@
+//! The ids of all causes: one list, so that none can be used that is not documented.
+//!
+//! docs/OPERATIONS.md has a line for each; a test compares the two. An id is kebab-case, says what is
+//! wrong, and never changes: monitoring depends on it.
+
+use serde::Serialize;
+
+/// The id of a cause; only those of this file exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct CauseId(&'static str);
+
+impl CauseId {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl std::fmt::Display for CauseId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
+        $($(#[$doc])* pub const $name: CauseId = CauseId($id);)*
+        /// All of them.
+        pub const ALL: &[CauseId] = &[$($name),*];
+    };
+}
+
+ids! {
+    // The driver (driver.rs).
+    /// No driver serves the disk.
+    NOT_SERVED = "not-served";
+    /// The driver says what is wrong.
+    DRIVER_WARNING = "driver-warning";
+
+    // Cycles (cycle.rs).
+    /// A cycle failed so that only a person can mend it.
+    CYCLE_STOPPED = "cycle-stopped";
+    /// Another host has taken the disk over.
+    FENCED = "fenced";
+    /// A cycle failed and is tried again.
+    CYCLE_FAILED = "cycle-failed";
+    /// The last point is less than was asked for.
+    POINT_WARNING = "point-warning";
+    /// There is no point yet.
+    NO_POINT = "no-point";
+    /// The newest point is too old.
+    POINT_LATE = "point-late";
+
+    // Upkeep, keys, drills, each in its file.
+    /// The vault cannot be looked after.
+    UPKEEP_FAILED = "upkeep-failed";
+    /// The keys of the vault.
+    KEYS = "keys";
+    /// A drill failed or could not be made.
+    DRILL = "drill";
+
+    // Failovers, replicas and certificates (found by whoever knows of them).
+    /// The disk was handed over, or is being failed over, and is not served here.
+    HANDED_OVER = "handed-over";
+    /// A replica does not follow until a person acts.
+    REPLICA_STOPPED = "replica-stopped";
+    /// A replica's last step failed and is tried again.
+    REPLICA_FAILED = "replica-failed";
+    /// No process follows the vault.
+    REPLICA_NOT_RUNNING = "replica-not-running";
+    /// A certificate of this host ends soon or has ended.
+    CERTIFICATE = "certificate";
+}
