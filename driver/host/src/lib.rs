@@ -10,10 +10,12 @@
 //! - [`lock`]: locks on files, with a bounded wait
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
+//! - [`in_use`]: who uses a file or device
 
 pub mod atomic;
 pub mod claim;
 pub mod clock;
+pub mod in_use;
 pub mod lock;
 pub mod own_dir;
 pub mod record;

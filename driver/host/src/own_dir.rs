@@ -62,7 +62,7 @@ pub enum OwnDirError {
 pub fn own_dir(path: &Path) -> Result<(), OwnDirError> {
     let failed = |source| OwnDirError::Io { path: path.into(), source };
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(failed(e)),
         _ => check(path),
     }
 }
