@@ -107,7 +107,14 @@ class Work(contextlib.ExitStack):
     def status(self, name):
         return json.loads(self.backstay("--json", "status", name))[0]
 
+    def vault_init(self, vault):
+        """Makes a vault, if it is not there: nothing that ships into one does."""
+        path = Path(str(vault).removeprefix("file://"))
+        if not (path / "vault.json").exists():
+            self.backstay("vault", "init", "--vault", vault, "--replace-missing")
+
     def cycle(self, name, vault):
+        self.vault_init(vault)
         return json.loads(self.backstay("--json", "cycle", name, "--vault", vault))
 
 

@@ -222,6 +222,7 @@ def compare(work, options):
     interval, idle, minutes = (20, 10, 1) if options.quick else (240, 60, 12)
     minutes = options.minutes or minutes
     vault = f"file://{work.dir}/vault"
+    work.vault_init(vault)
     fleet = Fleet(work, count, size)
     print(f"serving {count} disks")
     mounted = fleet.mount()

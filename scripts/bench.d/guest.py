@@ -53,6 +53,7 @@ class Service:
     """The sidecar's service over all disks of a work folder, a cut each second."""
 
     def __init__(self, work, vault):
+        work.vault_init(vault)
         config = work.dir / "second.toml"
         config.write_text(f'vault = "{vault}"\ninterval = "1s"\n')
         self.command = work.command("--config", config, "sidecar")

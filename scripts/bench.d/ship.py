@@ -22,6 +22,7 @@ class Backstay:
     def __init__(self, work, home, image):
         self.work, self.home, self.image = work, home, image
         self.vault = home / "vault"
+        work.vault_init(self.vault)
 
     def ship(self):
         return Timed(*self.work.command("cycle", "disk", "--vault", self.vault), durable=self.home)

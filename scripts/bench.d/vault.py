@@ -118,6 +118,10 @@ def fresh(work, kind, link=None, sealed=False):
             run(*inside, *work.command("key", "init", "--vault", place.store_url, "--key-file", key),
                 env={**os.environ, **place.env})
             place.settings += f'[encryption]\nkey_file = "{key}"\n'
+        else:
+            inside = link.inside(link.near) if link and not isinstance(place, Gateway) else []
+            run(*inside, *work.command("vault", "init", "--vault", place.store_url, "--replace-missing"),
+                env={**os.environ, **place.env})
         if isinstance(place, Gateway):
             place.start()
         yield place

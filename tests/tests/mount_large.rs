@@ -38,7 +38,7 @@ impl Large {
     fn new(test: &str, size: u64) -> Self {
         let host = Host::new(test);
         let url = host.runtime.join("vault").display().to_string();
-        let vault = Vault::create_or_open(&url).unwrap();
+        let vault = Vault::create(&url).unwrap();
         let (disk, size) = (DiskId::random(), ByteLen(size));
         let name = "big".parse().unwrap();
         let record =

@@ -70,7 +70,7 @@ fn race(url: &str, disk: DiskId) -> Vec<u64> {
 
 fn rules(store: &Store, proxy: &Proxy) {
     let (kind, url) = (store.kind, store.url());
-    let vault = Vault::create_or_open(&url).unwrap();
+    let vault = Vault::create(&url).unwrap();
     // I5: one wins, and what is there is what it put. Then with every third such put done and its answer
     // lost, so that it is sent again and finds itself.
     for round in 0..ROUNDS {

@@ -45,7 +45,7 @@ pub enum Verdict {
     Failed,
 }
 
-/// Looks at everything; nothing is changed but that a vault which is not there is made.
+/// Looks at everything; nothing is changed.
 #[must_use]
 pub fn check(
     roots: &Roots,
@@ -219,7 +219,13 @@ pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::
 }
 
 fn writable_vault(url: &str) -> Result<Found, VaultError> {
-    let vault = Vault::create_or_open(url)?;
+    let vault = match Vault::open_to_look(url) {
+        Err(VaultError::NoVault { .. }) => {
+            Vault::check_place(url)?;
+            return Ok(Good(format!("{url}: there is no vault yet; backstay protect makes one")));
+        }
+        vault => vault?,
+    };
     vault.probe()?;
     if !vault.is_encrypted() {
         return Ok(Good(format!("{url} can be written and read back; its store can read it, too")));

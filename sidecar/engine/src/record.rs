@@ -7,7 +7,7 @@ use std::path::Path;
 
 use backstay_host::clock::now_unix_ns;
 use backstay_vault::seal::Worry;
-use backstay_vault::{Class, Vault, VaultError};
+use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
@@ -159,29 +159,6 @@ impl Record {
         }
     }
 
-    /// Opens the vault of a disk. It is made only if the disk was never shipped there: when the
-    /// file system with the vault is not mounted, a new vault on the bare mount point would take
-    /// the whole disk once more, hide the old points and fill the wrong file system.
-    ///
-    /// # Errors
-    /// If the vault cannot be opened, or was there once and is gone.
-    pub fn open_vault(&self, url: &str) -> Result<Vault, VaultError> {
-        if self.last.is_none() || self.vault.as_deref() != Some(url) {
-            return Vault::create_or_open(url);
-        }
-        Vault::open(url).map_err(|e| match e {
-            VaultError::NotFound { .. } | VaultError::Url { .. } => VaultError::Url {
-                url: url.into(),
-                reason: format!(
-                    "this disk was shipped there before, and now no vault is there: is its file \
-                     system mounted? To begin a new one all the same, remove {FILE} from the \
-                     disk's state directory"
-                ),
-            },
-            e => e,
-        })
-    }
-
     /// Notes that something happened to the disk. What cannot happen is said and changes nothing.
     pub fn happened(&mut self, event: Event) {
         match self.phase.after(event) {
@@ -301,22 +278,5 @@ mod tests {
         assert!(note_keys(dir.path(), &[Worry::Unproved { since_unix_ns: 1 }]));
         assert!(note_keys(dir.path(), &[]), "that it ended is news");
         assert_eq!(Record::load(dir.path()).keys, None);
-    }
-
-    #[test]
-    fn a_vault_that_is_gone_is_not_made_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().join("mnt");
-        fs::create_dir(&at).unwrap();
-        let url = at.to_str().unwrap();
-        let record = Record { last: Some(shipped()), vault: Some(url.into()), ..Record::default() };
-        let error = record.open_vault(url).err().unwrap();
-        assert!(error.to_string().contains("mounted"), "{error}");
-        assert_eq!(error.class(), Class::PersonMustAct);
-        assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "nothing was put there");
-        fs::remove_dir(&at).unwrap();
-        assert!(record.open_vault(url).is_err() && !at.exists());
-        Record::default().open_vault(url).unwrap();
-        record.open_vault(url).unwrap();
     }
 }

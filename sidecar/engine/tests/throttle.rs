@@ -47,7 +47,7 @@ fn ten_seconds_are_within_five_percent_and_disks_share_fairly() {
         for (number, dir) in dirs.iter().enumerate() {
             let (throttle, stop) = (&throttle, &stop);
             scope.spawn(move || {
-                let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+                let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
                 let settings = Ship { upload_parallel: 1, ..Ship::default() };
                 let to = Shipment {
                     vault: &vault,

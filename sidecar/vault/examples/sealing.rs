@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let slot = NewSlot::KeyFile(vec![1; 64].into());
                     Vault::create_encrypted(&url, "", &slot)?.0
                 }
-                false => Vault::create_or_open(&url)?,
+                false => Vault::create(&url)?,
             };
             let (compressing, putting, stored) = ship(&vault, &file, sectors)?;
             let mib = stored as f64 / MIB;

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = File::open(&path)?;
     let size = ByteLen(file.metadata()?.len());
     let (whole, disk, cycle) = (SectorRange::whole(size), DiskId::random(), CycleNo(1));
-    let vault = Vault::create_or_open(&root)?;
+    let vault = Vault::create(&root)?;
     vault.create_disk(&DiskRecord {
         disk,
         name: "throughput".parse()?,

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = args.next().ok_or("which directory?")?;
     let mut number = |or: u64| args.next().map_or(Ok(or), |arg| arg.parse());
     let (mib, cycles) = (number(1024)?, number(60)?);
-    let (vault, disk) = (Vault::create_or_open(&dir)?, DiskId::random());
+    let (vault, disk) = (Vault::create(&dir)?, DiskId::random());
     let size = ByteLen(mib << 20);
     vault.create_disk(&DiskRecord {
         disk,

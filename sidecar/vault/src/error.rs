@@ -27,6 +27,47 @@ pub enum VaultError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no vault, and this host has never met one there.
+    #[error(
+        "there is no vault at {url}. Check the URL, and that its file system is mounted. To make a new \
+         vault there: backstay vault init --vault {url}"
+    )]
+    NoVault {
+        /// The URL.
+        url: String,
+    },
+    /// There is no vault where this host knows one.
+    #[error(
+        "there is no vault at {url} now, and this host knows vault {known} there. Is its file system \
+         mounted, does its bucket still have its objects? Nothing was copied or changed. If that vault is \
+         lost and a new one is to take its place: backstay vault init --vault {url} --replace-missing"
+    )]
+    VaultGone {
+        /// The URL.
+        url: String,
+        /// The vault that is meant.
+        known: uuid::Uuid,
+    },
+    /// Another vault is where this host knows one.
+    #[error(
+        "the vault at {url} is {found}, and this host knows vault {known} there. Is the right file system \
+         mounted? Nothing was copied or changed. If the vault that is there now is meant: backstay vault \
+         accept --vault {url}"
+    )]
+    OtherVault {
+        /// The URL.
+        url: String,
+        /// The vault that is meant.
+        known: uuid::Uuid,
+        /// The vault that is there.
+        found: uuid::Uuid,
+    },
+    /// A vault was to be made where one is.
+    #[error("there is a vault at {url} already; nothing was changed")]
+    VaultExists {
+        /// The URL.
+        url: String,
+    },
     /// The store cannot do what a vault needs; nothing was begun in it.
     #[error("vault {url}: this store is no place for a vault: {reason}")]
     Unfit {
@@ -220,8 +261,13 @@ impl VaultError {
             | Self::Lost { .. }
             | Self::Stopped { .. }
             | Self::Contended { .. }
-            | Self::MaintenanceStopped => Class::Recoverable,
+            | Self::MaintenanceStopped
+            // The file system may be mounted again: looking costs nothing, and nothing is written.
+            | Self::VaultGone { .. }
+            | Self::OtherVault { .. } => Class::Recoverable,
             Self::Retired(_)
+            | Self::NoVault { .. }
+            | Self::VaultExists { .. }
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::Unfit { .. }
@@ -238,6 +284,24 @@ impl VaultError {
             | Self::Renamed { .. }
             | Self::Target { .. } => Class::PersonMustAct,
         }
+    }
+
+    /// Whether it was refused because it would not have been safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::VaultGone { .. }
+                | Self::OtherVault { .. }
+                | Self::VaultExists { .. }
+                | Self::NameTaken { .. }
+        )
+    }
+
+    /// Whether there is no vault at the URL.
+    #[must_use]
+    pub fn is_no_vault(&self) -> bool {
+        matches!(self, Self::NoVault { .. } | Self::VaultGone { .. })
     }
 
     /// Whether damaged data was found.

@@ -7,6 +7,7 @@
 //!   that only one writer can win, reads, lists
 //! - [`paced`]: segments put no faster than they are let through
 //! - [`remote`]: vaults on object stores: S3, Azure Blob, Google Cloud Storage
+//! - [`known`]: which vault this host means by a URL
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
@@ -24,6 +25,7 @@ pub mod error;
 pub mod format;
 pub mod frame;
 pub mod groups;
+pub mod known;
 mod local;
 mod names;
 mod objects;

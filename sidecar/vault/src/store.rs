@@ -19,6 +19,7 @@ use crate::error::VaultError;
 use crate::format::document::VaultRecord;
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::SegmentId;
+use crate::known;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::read::tails::Tails;
@@ -113,12 +114,33 @@ impl Vault {
     }
 
     fn open_with_keychain(url: &str, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
-        let none = || {
-            let reason = "there is no vault; check the URL".into();
-            VaultError::Url { url: url.into(), reason }
-        };
+        let vault = Self::look(url, keychain)?;
+        vault.meet().map(|()| vault)
+    }
+
+    /// The same, for whoever must change nothing on this host either: a vault that is met for the first time is not
+    /// remembered.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_to_look(url: &str) -> Result<Self, VaultError> {
+        let vault = Self::look(url, Keychain::current())?;
+        vault.id().map_or(Ok(()), |id| known::compare(url, id))?;
+        Ok(vault)
+    }
+
+    /// Opens the vault that is at a URL, whichever it is. For whoever says that this one is meant
+    /// ([`crate::known::accept`]); everybody else uses [`Self::open`].
+    ///
+    /// # Errors
+    /// If there is none, or it is not of this version.
+    pub fn open_whichever(url: &str) -> Result<Self, VaultError> {
+        Self::look(url, Keychain::current())
+    }
+
+    fn look(url: &str, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         let vault = match Place::parse(url)? {
-            Place::Directory(root) if !root.is_dir() => return Err(none()),
+            Place::Directory(root) if !root.is_dir() => return Err(known::none_at(url)),
             Place::Directory(root) => Self::on_directory(url, &root, keychain)?,
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (kind, &bucket, &prefix), keychain)?
@@ -126,50 +148,90 @@ impl Vault {
             Place::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
-            Err(VaultError::NotFound { .. }) if !vault.is_local() => Err(none()),
+            Err(VaultError::NotFound { .. }) => Err(known::none_at(url)),
             record => vault.take_record(record?).map(|()| vault),
         }
     }
 
-    /// Opens a vault, or makes a new one where there is none. Of an object store it is found out first
-    /// whether it can do what a vault needs.
+    /// Makes a new vault where there is none. Of an object store it is found out first whether it can do what a
+    /// vault needs. Nothing else makes vaults but [`Self::create_encrypted`]: an empty place may be a file
+    /// system that is not mounted.
     ///
     /// # Errors
-    /// If it cannot be made, or is not of this version; [`VaultError::Unfit`] if the store is no place
-    /// for one.
-    pub fn create_or_open(url: &str) -> Result<Self, VaultError> {
+    /// [`VaultError::VaultExists`] if there is one; [`VaultError::VaultGone`] if this host knows one there (see
+    /// [`crate::known::forget`]); [`VaultError::Unfit`] if the store is no place for one; or it cannot be made.
+    pub fn create(url: &str) -> Result<Self, VaultError> {
+        let keychain = Keychain::current();
+        if keychain.settings.required {
+            let reason = "[encryption] of this host's configuration says that its vaults are encrypted. Make an \
+                          encrypted one: backstay key init --vault URL"
+                .into();
+            return Err(VaultError::Url { url: url.into(), reason });
+        }
         let vault = Self::at_new_place(url)?;
-        match vault.document::<VaultRecord>(VAULT_OBJECT) {
-            Err(VaultError::NotFound { .. }) if vault.inner.keychain.settings.required => {
-                let reason = "there is no vault, and [encryption] of this host's configuration says \
-                              that its vaults are encrypted. Make one: backstay key init --vault URL"
-                    .into();
-                Err(VaultError::Url { url: url.into(), reason })
+        let record = VaultRecord {
+            vault: uuid::Uuid::new_v4(),
+            created_unix_ns: now_unix_ns(),
+            names: true,
+            encrypted: false,
+        };
+        vault.found(record).map(|()| vault)
+    }
+
+    /// Puts the record of a new vault: from now on it is one, and this host means it by its URL.
+    pub(crate) fn found(&self, record: VaultRecord) -> Result<(), VaultError> {
+        match self.put_document(VAULT_OBJECT, &record) {
+            // Somebody else made one at the same time.
+            Err(VaultError::Store {
+                source: object_store::Error::AlreadyExists { .. }, ..
+            }) => return Err(VaultError::VaultExists { url: self.url().into() }),
+            put => put?,
+        }
+        if let Err(e) = known::accept(self.url(), record.vault) {
+            tracing::warn!("{e}");
+        }
+        self.take_record(record)
+    }
+
+    /// A place where a vault can be, and none is. Of an object store it is found out first whether it can do what
+    /// a vault needs.
+    pub(crate) fn at_new_place(url: &str) -> Result<Self, VaultError> {
+        match Self::look(url, Keychain::current()) {
+            Ok(_) => return Err(VaultError::VaultExists { url: url.into() }),
+            Err(VaultError::NoVault { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        let vault = Self::place(url)?;
+        if !vault.is_local() {
+            vault.probe()?;
+        }
+        Ok(vault)
+    }
+
+    /// Whether a vault could be made at a URL where none is. Leaves nothing there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_place(url: &str) -> Result<(), VaultError> {
+        match Place::parse(url)? {
+            Place::Directory(root) => {
+                let there = root.ancestors().find(|dir| dir.exists()).unwrap_or(FsPath::new("/"));
+                if !there.is_dir() {
+                    let reason = format!("{} is not a directory", there.display());
+                    return Err(VaultError::Url { url: url.into(), reason });
+                }
+                use nix::unistd::{AccessFlags, access};
+                access(there, AccessFlags::W_OK | AccessFlags::X_OK)
+                    .map_err(|e| VaultError::of_io(url, e.into()))
             }
-            Err(VaultError::NotFound { .. }) => {
-                let record = VaultRecord {
-                    vault: uuid::Uuid::new_v4(),
-                    created_unix_ns: now_unix_ns(),
-                    names: true,
-                    encrypted: false,
-                };
-                let record = match vault.put_document(VAULT_OBJECT, &record) {
-                    // Somebody else made it at the same time.
-                    Err(VaultError::Store {
-                        source: object_store::Error::AlreadyExists { .. },
-                        ..
-                    }) => vault.document::<VaultRecord>(VAULT_OBJECT)?,
-                    put => put.map(|()| record)?,
-                };
-                vault.take_record(record).map(|()| vault)
+            Place::Bucket { kind, bucket, prefix } => {
+                Self::on_bucket(url, (kind, &bucket, &prefix), Keychain::current())?.probe()
             }
-            record => vault.take_record(record?).map(|()| vault),
+            Place::Gateway { .. } => Err(known::none_at(url)),
         }
     }
 
-    /// A place where a vault is, or can be. Of an object store it is found out first whether it can do what a
-    /// vault needs.
-    pub(crate) fn at_new_place(url: &str) -> Result<Self, VaultError> {
+    fn place(url: &str) -> Result<Self, VaultError> {
         let keychain = Keychain::current();
         let vault = match &Place::parse(url)? {
             Place::Directory(root) => {
@@ -188,13 +250,11 @@ impl Vault {
             Place::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
-            // The gateway made it when it began.
-            Place::Gateway { hosts } => return Self::behind(url, hosts, keychain),
+            Place::Gateway { .. } => {
+                let reason = "a vault is made where its store is reached directly, not through a gateway".into();
+                return Err(VaultError::Url { url: url.into(), reason });
+            }
         };
-        if !vault.is_local() && matches!(vault.len(VAULT_OBJECT), Err(VaultError::NotFound { .. }))
-        {
-            vault.probe()?;
-        }
         Ok(vault)
     }
 

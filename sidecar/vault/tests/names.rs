@@ -30,7 +30,7 @@ fn add(vault: &Vault, text: &str) -> DiskId {
 
 fn vault() -> (tempfile::TempDir, Vault) {
     let dir = tempfile::tempdir().unwrap();
-    let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+    let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
     (dir, vault)
 }
 

@@ -64,7 +64,7 @@ fn an_object_that_is_a_link_is_not_read() {
     fs::rename(lab.dir.path().join("vault.json"), &kept).unwrap();
     symlink(&kept, lab.dir.path().join("vault.json")).unwrap();
     planted(Vault::open(lab.dir.path().to_str().unwrap()));
-    planted(Vault::create_or_open(lab.dir.path().to_str().unwrap()));
+    planted(Vault::create(lab.dir.path().to_str().unwrap()));
 }
 
 #[test]

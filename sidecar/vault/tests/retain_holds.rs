@@ -211,7 +211,8 @@ impl Mounted {
         assert!(done.unwrap().success(), "this test mounts a file system: run it as root");
     }
     fn vault(&self) -> Vault {
-        Vault::create_or_open(self.0.path().join("vault").to_str().unwrap()).unwrap()
+        let url = self.0.path().join("vault");
+        Vault::open(url.to_str().unwrap()).or_else(|_| Vault::create(url.to_str().unwrap())).unwrap()
     }
 }
 

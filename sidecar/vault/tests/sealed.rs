@@ -259,7 +259,7 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
     let required = KeySettings { required: true, ..with_key(&site.keys.path().join("1")) };
     let plain = tempfile::tempdir().unwrap();
     let url = plain.path().to_str().unwrap();
-    let lab = Lab::with(tempfile::tempdir().unwrap(), Vault::create_or_open(url).unwrap(), SIZE);
+    let lab = Lab::with(tempfile::tempdir().unwrap(), Vault::create(url).unwrap(), SIZE);
     let content = vec![5; SIZE as usize];
     let point = lab.cycle(None, &content, &[lab.whole()]).unwrap();
     let refused = reason(Vault::open_with(url, required.clone()));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::backend::Backend;
 use super::host::backstay;
 use super::pki::Pki;
+use super::vaults;
 
 /// How long anything may take on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -39,16 +40,22 @@ struct Start {
 }
 
 impl Start {
+    /// A command of its host.
+    fn plain_command(&self, config: &Path) -> Command {
+        let mut command = Command::new(backstay());
+        command.arg("--config").arg(config).arg("--state-dir").arg(self.dir.join("state"));
+        command.arg("--runtime-dir").arg(self.dir.join("run"));
+        command.envs(self.store.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
     fn command(&self) -> Command {
         let Self { dir, store, pki: [cert, ca, crl] } = self;
-        let mut command = Command::new(backstay());
-        command.arg("--config").arg(dir.join("gateway.toml"));
-        command.arg("--state-dir").arg(dir.join("state"));
-        command.arg("--runtime-dir").arg(dir.join("run")).args(["--json", "--verbose", "gateway"]);
+        let mut command = self.plain_command(&dir.join("gateway.toml"));
+        command.args(["--json", "--verbose", "gateway"]);
         command.args(["--health", "127.0.0.1:0", "--store", &store.url]);
         command.arg("--cert").arg(cert).arg("--client-ca").arg(ca).arg("--revoked").arg(crl);
         command.arg("--cache").arg(dir.join("cache"));
-        command.envs(store.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -101,6 +108,7 @@ impl Gateway {
         std::fs::write(dir.join("gateway.toml"), more).unwrap();
         let pki = [pki.bundle("gateway"), pki.ca(), pki.crl()];
         let start = Start { dir: dir.into(), store: store.clone(), pki };
+        vaults::init(&mut start.plain_command(Path::new("/dev/null")), &store.url);
         let (child, listen, health) = up(&start, listen);
         Self { child, listen, health, cache: dir.join("cache"), start }
     }

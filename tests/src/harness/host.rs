@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use backstay_vault::Vault;
 
 use super::command::{must, run, said};
-use super::sealed;
+use super::{sealed, vaults};
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
@@ -25,6 +25,8 @@ pub struct Host {
     elsewhere: Mutex<Option<(String, Variables)>>,
     /// Whether its vault is encrypted.
     sealed: bool,
+    /// Whether its vault is made before its first command.
+    has_vault: AtomicBool,
 }
 
 /// Environment variables, by name.
@@ -82,7 +84,13 @@ impl Host {
             fs::create_dir_all(dir).unwrap();
         }
         let (disks, elsewhere) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { dir, runtime, disks, elsewhere, sealed })
+        let has_vault = AtomicBool::new(true);
+        Arc::new(Self { dir, runtime, disks, elsewhere, sealed, has_vault })
+    }
+
+    /// Has its vault not be made: the test is about that.
+    pub fn without_vault(&self) {
+        self.has_vault.store(false, Ordering::Relaxed);
     }
 
     /// Has the vault be elsewhere, reached with these environment variables.
@@ -109,10 +117,13 @@ impl Host {
         if !config.exists() {
             fs::write(&config, format!("vault = \"{}\"\n", self.vault())).unwrap();
         }
+        if self.has_vault.load(Ordering::Relaxed) {
+            let new = [(); 2].map(|()| self.plain_command(Path::new("/dev/null")));
+            vaults::prepare(&config, &self.dir, self.sealed, new);
+        }
         let mut command = self.plain_command(&config);
         if self.sealed {
-            let new = [(); 2].map(|()| self.plain_command(Path::new("/dev/null")));
-            sealed::prepare(&mut command, &self.dir, &config, new);
+            sealed::give_key(&mut command, &self.dir);
         }
         command
     }

@@ -22,6 +22,7 @@ pub mod seed;
 pub mod service;
 pub mod stamp;
 pub mod store;
+mod vaults;
 
 pub use command::{must, run};
 pub use host::{Disk, FsMount, Host};

@@ -8,7 +8,6 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 use backstay_vault::Vault;
 use backstay_vault::seal::KeySettings;
@@ -18,9 +17,6 @@ use super::command::said;
 /// With it every host's vault is encrypted.
 const ALL: &str = "BACKSTAY_TEST_SEALED";
 const KEY_FILE_VARIABLE: &str = "BACKSTAY_KEY_FILE";
-
-/// Vaults that were looked at; two commands of a test must not both make one.
-static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Whether every host's vault is to be encrypted.
 #[must_use]
@@ -38,37 +34,24 @@ pub(super) fn key_file(dir: &Path) -> PathBuf {
     path
 }
 
-/// Gives a command the key, and makes the vault of its configuration if it is not there: `new` are commands of this
-/// host that do so when they are told where.
+/// Gives a command the key.
+pub(super) fn give_key(command: &mut Command, dir: &Path) {
+    command.env(KEY_FILE_VARIABLE, key_file(dir));
+}
+
+/// Makes an encrypted vault: `new` are commands of this host that do so when they are told where.
 ///
 /// # Panics
 /// If the vault cannot be made.
-pub(super) fn prepare(command: &mut Command, dir: &Path, config: &Path, new: [Command; 2]) {
+pub(super) fn make(vault: &str, dir: &Path, new: [Command; 2]) {
     let key = key_file(dir);
-    command.env(KEY_FILE_VARIABLE, &key);
-    let text = fs::read_to_string(config).unwrap_or_default();
-    let vault = text.lines().find_map(|line| line.strip_prefix("vault = "));
-    let Some(vault) = vault.map(|url| url.trim().trim_matches('"').to_owned()) else { return };
-    // A gateway makes no vaults, and a relative or broken URL is what the test is about.
-    if !["file://", "s3://", "az://", "gs://"].iter().any(|scheme| vault.starts_with(scheme)) {
-        return;
-    }
-    let mut seen = SEEN.lock().unwrap();
-    if seen.contains(&vault) {
-        return;
-    }
-    seen.push(vault.clone());
-    let there = vault.strip_prefix("file://").map(|dir| Path::new(dir).join("vault.json").exists());
-    if there == Some(true) {
-        return;
-    }
     let [mut new, mut spare] = new;
     let made =
-        new.args(["key", "init", "--vault", &vault, "--label", "test", "--key-file"]).arg(&key);
+        new.args(["key", "init", "--vault", vault, "--label", "test", "--key-file"]).arg(&key);
     let made = made.output().unwrap();
     assert!(made.status.success(), "{vault}: {}", said(&made));
     // Another key, as if it were kept elsewhere: nothing about these vaults is to worry anybody.
-    spare.args(["key", "add", "--vault", &vault, "--label", "spare", "--key-file"]);
+    spare.args(["key", "add", "--vault", vault, "--label", "spare", "--key-file"]);
     let added = spare.arg(dir.join("spare.key")).env(KEY_FILE_VARIABLE, &key).output().unwrap();
     assert!(added.status.success(), "{vault}: {}", said(&added));
 }

@@ -89,6 +89,7 @@ vault = "https://127.0.0.1:9443"
 client_cert = "$pki/issued/here.pem"
 ca_file = "$pki/ca.crt"
 T
+backstay vault init --vault file:///var/backups/behind
 systemctl start backstay-gateway
 truncate -s 16M /srv/far.img
 device=$(backstay attach /srv/far.img --name far)

@@ -113,6 +113,7 @@ impl Context {
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
         let mut context = Self { roots: Roots::new(state, runtime), globals, config };
+        backstay_vault::known::remember_in(&context.roots.state);
         let disks = context.disks();
         context.config.add_protections(&context.roots, &disks);
         context

@@ -14,6 +14,7 @@ use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
 use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
+use backstay_vault::VaultError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -73,10 +74,27 @@ fn said(error: &anyhow::Error) -> String {
     })
 }
 
+/// The vault's error that an error is, or stands for: one that another passes on as it is does not show up among
+/// its causes.
+fn vault_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a VaultError> {
+    macro_rules! passed_on_by {
+        ($($by:ident),*) => {
+            || None$(.or_else(|| match error.downcast_ref::<$by>()? {
+                $by::Vault(e) => Some(e),
+                _ => None,
+            }))*
+        };
+    }
+    let passed_on =
+        passed_on_by!(CycleError, LazyError, FailoverError, ImageError, DrillError, ReplicaError);
+    error.downcast_ref::<VaultError>().or_else(passed_on)
+}
+
 fn code(error: &anyhow::Error) -> u8 {
     let any = |test: &dyn Fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
     let refused = any(&|e| {
         e.is::<Refused>()
+            || vault_error(e).is_some_and(VaultError::is_refusal)
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
@@ -92,8 +110,7 @@ fn code(error: &anyhow::Error) -> u8 {
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()
-            || e.downcast_ref::<backstay_vault::VaultError>()
-                .is_some_and(backstay_vault::VaultError::is_damage)
+            || vault_error(e).is_some_and(VaultError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)

@@ -85,7 +85,7 @@ pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding
 /// Whether the keys of an encrypted vault are where somebody can find them.
 fn keys(url: &str, stale: Duration) -> Option<Finding> {
     // One that cannot be read is told above.
-    let vault = Vault::open(url).ok().filter(Vault::is_encrypted)?;
+    let vault = Vault::open_to_look(url).ok().filter(Vault::is_encrypted)?;
     let found = match vault.worries(stale) {
         Err(e) => Bad(e.to_string()),
         Ok(worries) if worries.is_empty() => Good(format!("{url}: somebody else can open it, too")),
@@ -103,7 +103,7 @@ fn vault(state: &Path, url: &str, used: bool, has_points: bool) -> Found {
         vault.probe()?;
         seen::keyring(state, &vault)
     };
-    match Vault::open(url).and_then(look) {
+    match Vault::open_to_look(url).and_then(look) {
         Ok(()) if url == VAULT_DEFAULT && used => Odd(format!(
             "{url} can be written, but it is on this very host and lost with it; set vault = \"…\""
         )),
@@ -111,9 +111,7 @@ fn vault(state: &Path, url: &str, used: bool, has_points: bool) -> Found {
         Err(e) if has_points => Bad(format!(
             "{e}; disks of this host have their points there, and none can be made until it is back"
         )),
-        Err(e @ VaultError::Url { .. }) => {
-            Odd(format!("{e}; if there has never been one, the first cycle makes it"))
-        }
+        Err(e @ VaultError::NoVault { .. }) => Odd(e.to_string()),
         Err(e) => Bad(format!("{e}; no recovery point can be made until this is mended")),
     }
 }

@@ -11,7 +11,7 @@ use backstay_format::control::{CutReply, Request, Response};
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_types::{DiskId, DiskName};
-use backstay_vault::GroupMember;
+use backstay_vault::{GroupMember, Vault};
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Config;
@@ -167,8 +167,7 @@ impl LocalDisk {
     ) -> Result<CycleReport, CycleError> {
         let config = shipping.config.now();
         let hooks = Hooks::of(&config, &shipping.roots, &self.name);
-        let result = Record::load(&self.paths.state)
-            .open_vault(&shipping.vault)
+        let result = Vault::open(&shipping.vault)
             .map_err(CycleError::from)
             .and_then(|vault| {
                 let job = CycleJob {

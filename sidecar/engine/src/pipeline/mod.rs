@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn everything_fed_is_put() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let shipped = ship(shipment(&vault, &ship_settings, &stop), |feed| {
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_failing_upload_ends_all_stages() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
         // The disk's folder is a file: nothing can be put below it.
         std::fs::write(dir.path().join("disks"), b"").unwrap();
         let settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn being_told_to_stop_ends_a_slow_upload() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let limit = crate::throttle::Rate::bytes_per_second(1);
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn being_told_to_stop_ends_all_stages() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
         let (settings, stop) = (Ship::default(), AtomicBool::new(false));
         let shipped = ship(shipment(&vault, &settings, &stop), |feed| {
             feed_noise(feed, 4)?;

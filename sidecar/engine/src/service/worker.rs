@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use backstay_front::control::ClientError;
 use backstay_front::paths::Roots;
 use backstay_types::DiskName;
+use backstay_vault::Vault;
 use crossbeam_channel::Sender;
 
 use crate::config::Config;
@@ -50,7 +51,7 @@ impl Cycle {
 
     fn cycle(&self) -> Result<CycleReport, CycleError> {
         let paths = self.roots.disk(&self.name);
-        let vault = Record::load(&paths.state).open_vault(self.config.vault_of(&self.name))?;
+        let vault = Vault::open(self.config.vault_of(&self.name))?;
         let job = self.jobs.begin(&self.name, self.work);
         let result = run(&CycleJob {
             socket: &paths.control_socket(),

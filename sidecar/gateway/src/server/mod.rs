@@ -158,13 +158,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Opens the vault (made, if there is none), the cache and the addresses.
+    /// Opens the vault, the cache and the addresses.
     ///
     /// # Errors
     /// What cannot be opened.
     pub fn open(settings: Settings) -> Result<Self, GatewayError> {
         let tls = Tls::load(settings.tls)?;
-        let vault = Vault::create_or_open(&settings.store)?;
+        let vault = Vault::open(&settings.store)?;
         vault.check_lock()?;
         let (spool, queue) = Spool::open(&settings.cache, settings.cache_bytes)
             .map_err(|source| GatewayError::Cache { path: settings.cache.clone(), source })?;

@@ -135,7 +135,9 @@ impl ReplicaError {
     pub fn may_pass(&self) -> bool {
         match self {
             // A vault on a file system that is not mounted, or a share that is gone, looks like this.
-            Self::Vault(VaultError::Url { .. } | VaultError::NotFound { .. }) => true,
+            Self::Vault(
+                VaultError::Url { .. } | VaultError::NotFound { .. } | VaultError::NoVault { .. },
+            ) => true,
             // Another point is there by now.
             Self::Vault(VaultError::Retired(_)) => true,
             Self::Vault(VaultError::Target { source, .. }) => full(source),

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut number = |or: u64| args.next().map_or(Ok(or), |arg| arg.parse());
     let gib = number(1024)?;
     let (segments, points) = (number(gib * 32)?, number(1000)?);
-    let mut laid = lay::Laid::new(Vault::create_or_open(&url)?, &name, ByteLen(gib << 30))?;
+    let mut laid = lay::Laid::new(Vault::create(&url)?, &name, ByteLen(gib << 30))?;
     laid.full(segments, 1)?;
     let mut made = 1;
     if let Some(image) = args.next() {

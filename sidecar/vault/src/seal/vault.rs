@@ -17,7 +17,7 @@ use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, VaultRecord, encode};
 use crate::format::segment::SegmentId;
 use crate::remote::Role;
-use crate::store::{VAULT_OBJECT, Vault, now_unix_ns, segment_key};
+use crate::store::{Vault, now_unix_ns, segment_key};
 
 const PREFIX: &str = "keys";
 /// Revisions that others may put while one is put.
@@ -425,19 +425,17 @@ impl Vault {
         label: &str,
         first: &NewSlot,
     ) -> Result<(Self, Keyring), VaultError> {
-        let vault = Self::at_new_place(url)?;
-        let exists = || VaultError::Url {
-            url: url.into(),
-            reason:
-                "there is a vault already. One that is not encrypted cannot be encrypted later: \
+        let exists = |e| match e {
+            VaultError::VaultExists { .. } => VaultError::Url {
+                url: url.into(),
+                reason:
+                    "there is a vault already. One that is not encrypted cannot be encrypted later: \
                      make a new one somewhere else. To one that is, add a slot: backstay key add"
-                    .into(),
+                        .into(),
+            },
+            e => e,
         };
-        match vault.document::<VaultRecord>(VAULT_OBJECT) {
-            Err(VaultError::NotFound { .. }) => {}
-            Ok(_) => return Err(exists()),
-            Err(e) => return Err(e),
-        }
+        let vault = Self::at_new_place(url).map_err(exists)?;
         let record = VaultRecord {
             vault: Uuid::new_v4(),
             created_unix_ns: now_unix_ns(),
@@ -450,13 +448,7 @@ impl Vault {
         let made = Keyring::new(record.vault, revision, label, first);
         let (keyring, opened) = made.map_err(|e| vault.locked(e.to_string()))?;
         vault.put_keyring(&keyring)?;
-        match vault.put_document(VAULT_OBJECT, &record) {
-            Err(VaultError::Store {
-                source: object_store::Error::AlreadyExists { .. }, ..
-            }) => return Err(exists()),
-            put => put?,
-        }
-        vault.take_record(record)?;
+        vault.found(record).map_err(exists)?;
         let chain = Arc::clone(&vault.inner.keychain);
         if let Some(keys) = Keys::of_keyring(&chain, &keyring, opened) {
             vault.take_keys(&chain.keep(keys));

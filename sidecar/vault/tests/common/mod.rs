@@ -29,7 +29,7 @@ pub struct Lab {
 impl Lab {
     pub fn new(size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create_or_open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
         Self::with(dir, vault, size)
     }
 

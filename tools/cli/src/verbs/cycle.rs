@@ -13,13 +13,14 @@ use backstay_engine::schedule::Work;
 use backstay_engine::service::is_running;
 use backstay_engine::throttle::Throttle;
 use backstay_types::DiskName;
+use backstay_vault::Vault;
 use clap::Args;
 
 use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
 
-/// Ship what changed to the vault now: one recovery point more
+/// Ship the changes to the vault now and make a recovery point
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +31,7 @@ The disk must be served (backstay mount). The first cycle ships the whole disk."
 pub struct Cycle {
     /// The disk's name
     name: DiskName,
-    /// The vault's URL; made if it is not there [default: the disk's, from the configuration]
+    /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
     /// Have the running sidecar do it, before everything else that waits
@@ -58,7 +59,7 @@ pub fn run_once(
     vault: Option<&str>,
 ) -> anyhow::Result<CycleReport> {
     let url = vault.unwrap_or_else(|| context.config.vault_of(name));
-    // Is there such a disk at all, before a vault is made for it?
+    // Is there such a disk at all?
     drop(context.driver(name)?);
     let paths = context.roots.disk(name);
     let bar = Progress::new(context);
@@ -74,7 +75,7 @@ pub fn run_once(
         bar.show(stage.name(), done, all);
         job.progress(stage.name(), done, all);
     };
-    let result = record.open_vault(url).map_err(Into::into).and_then(|vault| {
+    let result = Vault::open(url).map_err(Into::into).and_then(|vault| {
         run(&CycleJob {
             socket: &paths.control_socket(),
             state: &paths.state,

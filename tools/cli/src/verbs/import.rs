@@ -33,7 +33,7 @@ pub struct Import {
     /// The disk's name in the vault
     #[arg(long)]
     name: DiskName,
-    /// The vault's URL; made if it is not there [default: the disk's, from the configuration]
+    /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
     /// raw or qcow2 [default: what its first bytes say]
@@ -49,7 +49,7 @@ impl Import {
                 .with_context(|| format!("looking at {}", self.image.display()))?,
         };
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        let vault = Vault::create_or_open(url)?;
+        let vault = Vault::open(url)?;
         let stop = AtomicBool::new(false);
         let stopped = stop_on_signals()?;
         let bar = Progress::new(context);

@@ -146,5 +146,5 @@ fn proven(drills: &[DrillRecord]) -> String {
 
 fn not_there(error: &anyhow::Error) -> bool {
     use backstay_vault::VaultError as E;
-    matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::Url { .. }))
+    matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::NoVault { .. }))
 }

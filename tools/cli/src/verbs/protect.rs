@@ -8,11 +8,13 @@ use backstay_engine::protection::Protection;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::is_running;
 use backstay_types::{ByteLen, DiskName};
+use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
 use super::attach::losetup;
 use super::cycle::{line, run_once};
 use super::mount::{How, options, start};
+use super::vault::id;
 use crate::context::Context;
 
 /// Protect a disk: check what it needs, serve it, and ship it from then on
@@ -25,7 +27,8 @@ Examples:
 
 Everything it needs is looked at first; if something is missing, it is explained and nothing is
 changed. With a running sidecar the first copy is one of its jobs (backstay jobs); without one it runs
-here, in the foreground. The vault and the policy are remembered.")]
+here, in the foreground. The vault and the policy are remembered. A vault that is not there is made, which is said;
+one that this host knows and that is missing is not.")]
 pub struct Protect {
     /// The file or block device that holds the disk
     backing: PathBuf,
@@ -79,6 +82,7 @@ impl Protect {
         if self.check {
             return Ok(());
         }
+        vault_for(context, &vault)?;
         let options = options(context, &backing, name, &self.how)?;
         let state = options.paths.state.clone();
         let served = start(options)?;
@@ -114,6 +118,20 @@ impl Protect {
             eprintln!("{}", line(name, &report));
         }
         Ok(())
+    }
+}
+
+/// Makes the vault, if there is none and never was one; that is said.
+fn vault_for(context: &Context, url: &str) -> anyhow::Result<()> {
+    match Vault::open(url) {
+        Err(VaultError::NoVault { .. }) => {
+            let made = Vault::create(url)?;
+            if !context.globals.quiet {
+                eprintln!("{url}: there was no vault; a new one was made{}", id(&made));
+            }
+            Ok(())
+        }
+        vault => Ok(vault.map(drop)?),
     }
 }
 

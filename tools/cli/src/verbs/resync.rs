@@ -3,9 +3,9 @@
 use anyhow::{Context as _, bail};
 use backstay_engine::cycle::newest_point;
 use backstay_engine::cycle::resync::Request;
-use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_types::DiskName;
+use backstay_vault::Vault;
 use clap::Args;
 
 use super::cycle::{run_once, say};
@@ -53,7 +53,7 @@ impl Resync {
         let status = context.driver(&self.name)?.status()?;
         let paths = context.roots.disk(&self.name);
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        let vault = Record::load(&paths.state).open_vault(url)?;
+        let vault = Vault::open(url)?;
         let Some(newest) = newest_point(&vault, &status)? else {
             bail!(
                 "disk {} has no recovery point in {url}: there is nothing to compare with. Run \

@@ -1,16 +1,18 @@
-//! `backstay vault`: what a vault's store keeps beneath it: older versions and locks.
+//! `backstay vault`: making one, saying which one is meant, and what its store keeps beneath it: older versions
+//! and locks.
 
 use std::time::SystemTime;
 
 use anyhow::bail;
 use backstay_host::clock;
 use backstay_vault::remote::lock::Versions;
+use backstay_vault::{Vault, known};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::context::Context;
 
-/// What a vault's store keeps beneath it: bring back what was deleted, make locks last longer
+/// Make a vault, say which one is meant, bring back what was deleted from it
 #[derive(Args)]
 pub struct VaultVerb {
     #[command(subcommand)]
@@ -19,8 +21,64 @@ pub struct VaultVerb {
 
 #[derive(Subcommand)]
 enum What {
+    Init(Init),
+    Accept(Accept),
     Undelete(Undelete),
     Extend(Extend),
+}
+
+/// Make a new vault that is not encrypted
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay vault init --vault file:///mnt/backup/vault
+  backstay vault init --vault s3://backups/prod
+
+Vaults are made by this command, by backstay key init (encrypted ones) and by backstay protect. Nothing else makes one:
+an empty directory may be a file system that is not mounted.
+
+A host remembers which vault it has met at a URL. If that vault is lost for good and a new one is to take its
+place, add --replace-missing.")]
+struct Init {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    #[command(flatten)]
+    place: InPlace,
+}
+
+/// Of verbs that make vaults.
+#[derive(Args)]
+pub struct InPlace {
+    /// Make it although this host knows a vault there that is missing now
+    #[arg(long)]
+    replace_missing: bool,
+}
+
+impl InPlace {
+    /// Forgets a vault that is missing, if that was said. One that is there stays known.
+    pub fn prepare(&self, url: &str) -> anyhow::Result<()> {
+        match Vault::open_whichever(url) {
+            Err(e) if self.replace_missing && e.is_no_vault() => Ok(known::forget(url)?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Mean the vault that is at a URL now, instead of the one that this host knew there
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  backstay vault accept --vault file:///mnt/backup/vault
+
+A host remembers which vault it has met at a URL, and refuses another one there: its file system may not be mounted,
+or somebody else's may be. Look first: backstay points NAME on a host that knows the vault, ls of the directory.
+
+The points of a disk stay where they are: to ship a disk to another vault, use backstay set NAME --vault URL.")]
+struct Accept {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
 }
 
 /// Bring back what was deleted or overwritten in an S3 bucket that keeps versions
@@ -76,9 +134,50 @@ fn when(text: &str) -> Result<SystemTime, String> {
 impl VaultVerb {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
+            What::Init(verb) => verb.run(context),
+            What::Accept(verb) => verb.run(context),
             What::Undelete(verb) => verb.run(context),
             What::Extend(verb) => verb.run(context),
         }
+    }
+}
+
+impl Init {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let url = self.vault.as_deref().unwrap_or(&context.config.vault);
+        self.place.prepare(url)?;
+        let vault = Vault::create(url)?;
+        if context.globals.json {
+            return context.print_json(&json!({ "vault": url, "id": vault.id() }));
+        }
+        if !context.globals.quiet {
+            println!("{url} is a new vault{}. Its store can read what is in it", id(&vault));
+        }
+        Ok(())
+    }
+}
+
+/// A vault's identity, in brackets.
+pub fn id(vault: &Vault) -> String {
+    vault.id().map_or_else(String::new, |id| format!(" ({id})"))
+}
+
+impl Accept {
+    fn run(self, context: &Context) -> anyhow::Result<()> {
+        let url = self.vault.as_deref().unwrap_or(&context.config.vault);
+        let vault = Vault::open_whichever(url)?;
+        let before = known::at(url).ok().flatten().map(|known| known.vault);
+        if let Some(found) = vault.id() {
+            known::accept(url, found)?;
+        }
+        if context.globals.json {
+            let value = json!({ "vault": url, "id": vault.id(), "before": before });
+            return context.print_json(&value);
+        }
+        if !context.globals.quiet {
+            println!("{url}: this host means the vault that is there now{}", id(&vault));
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::target::time;
+use super::vault::InPlace;
 use crate::context::Context;
 use secret::NewSecret;
 
@@ -54,6 +55,8 @@ struct Init {
     vault: OfVault,
     #[command(flatten)]
     secret: NewSecret,
+    #[command(flatten)]
+    place: InPlace,
 }
 
 /// Add a way to open the vault
@@ -178,6 +181,7 @@ impl Key {
 impl Init {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let url = self.vault.url(context);
+        self.place.prepare(url)?;
         let (slot, setting) = self.secret.take()?;
         let (_, keyring) = Vault::create_encrypted(url, self.secret.label(), &slot)?;
         if context.globals.json {
