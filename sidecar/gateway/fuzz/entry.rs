@@ -1,9 +1,9 @@
 //! What each fuzz target does with its bytes: what the gateway does with what strangers send.
 
-use backstay_gateway::key::{ObjectKey, Scope};
 use backstay_gateway::pki::{Disks, Identity, Revocations, Role};
 use backstay_gateway::rights::{Right, Verb, right};
 use backstay_gateway::server::fuzzing;
+use backstay_vault::format::key::{ObjectKey, Scope};
 
 /// A client's certificate.
 pub fn certificate(data: &[u8]) {

@@ -3,7 +3,7 @@
 //! [`backstay_vault::receive`], segments in [`crate::spool`].
 
 use backstay_types::{CycleNo, Term};
-use backstay_vault::format::document::{DiskRecord, Document, NameRecord, decode};
+use backstay_vault::format::document::{DiskRecord, Document, NameRecord, Object, decode};
 use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::hold::{HoldKind, HoldRecord};
@@ -13,9 +13,9 @@ use backstay_vault::receive::{self, NotTaken, Rules, check_point};
 use backstay_vault::seal::proofs::KeyProof;
 use backstay_vault::{Vault, VaultError};
 
-use crate::key::{ObjectKey, Piece};
 use crate::owners::{Owners, Standing};
 use crate::pki::{Identity, Role};
+use backstay_vault::format::key::{ObjectKey, Piece};
 
 /// How long a source may hold points that it compares with.
 const SOURCE_HOLDS_NS_MAX: u64 = 8 * 86_400 * 1_000_000_000;
@@ -40,8 +40,13 @@ fn late<T>(reason: impl Into<String>) -> Result<T, NotTaken> {
     Err(NotTaken::Late(reason.into()))
 }
 
-fn document<D: Document>(bytes: &[u8]) -> Result<D, NotTaken> {
-    decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))
+/// A document that says it is what its key says.
+fn document<D: Document + Object>(key: &ObjectKey, bytes: &[u8]) -> Result<D, NotTaken> {
+    let document: D = decode(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
+    match document.differs(key) {
+        None => Ok(document),
+        Some(found) => wrong(format!("it is {found}, not what its key says")),
+    }
 }
 
 impl Arriving<'_> {
@@ -69,27 +74,17 @@ impl Arriving<'_> {
             ObjectKey::Vault | ObjectKey::Keyring(_) | ObjectKey::KeyNote(..) => {
                 wrong("that is made where the store is")
             }
-            ObjectKey::Proof(slot, at) => {
-                let proof: KeyProof = document(bytes)?;
-                self.recent(*at)?;
-                match (proof.slot, proof.proved_unix_ns) == (*slot, *at) {
-                    true => Ok(()),
-                    false => wrong("it is another proof"),
-                }
+            ObjectKey::Proof(_, at) => {
+                document::<KeyProof>(key, bytes)?;
+                self.recent(*at)
             }
-            ObjectKey::Name(name, number) => {
-                let record: NameRecord = document(bytes)?;
-                if record.name != *name {
-                    return wrong("it is about another name");
-                }
+            ObjectKey::Name(_, number) => {
+                let record: NameRecord = document(key, bytes)?;
                 self.recent(record.since_unix_ns)?;
                 self.name(&record, *number)
             }
-            ObjectKey::GroupPoint(group, number) => {
-                let point: GroupPoint = document(bytes)?;
-                if (&point.group, point.number.0) != (group, *number) {
-                    return wrong("it is another group point");
-                }
+            ObjectKey::GroupPoint(..) => {
+                let point: GroupPoint = document(key, bytes)?;
                 self.recent(point.committed_unix_ns)?;
                 self.group_point(&point)
             }
@@ -102,9 +97,9 @@ impl Arriving<'_> {
                         check_point(self.vault, (disk, *cycle), bytes, self.rules).map(drop)
                     }
                     Piece::Record => {
-                        let record: DiskRecord = document(bytes)?;
-                        if record.disk != disk || record.sector_bytes != 512 {
-                            return wrong("it is another disk's record");
+                        let record: DiskRecord = document(key, bytes)?;
+                        if record.sector_bytes != 512 {
+                            return wrong("a sector has 512 bytes");
                         }
                         if !self.who.disks.has(&record.name) {
                             return wrong("the certificate does not name that disk");
@@ -117,29 +112,17 @@ impl Arriving<'_> {
                             false => wrong("the name is not this disk's: it is taken first"),
                         }
                     }
-                    Piece::Term(term) => self.term(disk, *term, &document(bytes)?),
-                    Piece::Handover(term) => self.handover(disk, *term, &document(bytes)?),
-                    Piece::Hold(version, name) => {
-                        let hold: HoldRecord = document(bytes)?;
-                        if (&hold.name, hold.version) != (name, *version) {
-                            return wrong("it is another hold");
-                        }
-                        self.hold(&hold)
-                    }
-                    Piece::Drill(cycle, drill) => {
-                        let record: DrillRecord = document(bytes)?;
-                        match (record.disk, record.cycle, record.drill) == (disk, *cycle, *drill) {
-                            true => Ok(()),
-                            false => wrong("it is another drill"),
-                        }
-                    }
-                    Piece::Ledger(revision) => {
+                    Piece::Term(term) => self.term(disk, *term, &document(key, bytes)?),
+                    Piece::Handover(term) => self.handover(disk, *term, &document(key, bytes)?),
+                    Piece::Hold(..) => self.hold(&document(key, bytes)?),
+                    Piece::Drill(..) => document::<DrillRecord>(key, bytes).map(drop),
+                    Piece::Ledger(_) => {
                         let next =
                             receive::ledger(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
-                        if (next.disk, next.revision) != (disk, *revision) {
-                            return wrong("it is another ledger");
+                        match next.differs(key) {
+                            None => self.ledger(&next),
+                            Some(found) => wrong(format!("it is {found}, not what its key says")),
                         }
-                        self.ledger(&next)
                     }
                 }
             }
@@ -215,9 +198,6 @@ impl Arriving<'_> {
         term: Term,
         record: &TermRecord,
     ) -> Result<(), NotTaken> {
-        if record.term != term {
-            return wrong("it is another term");
-        }
         self.recent(record.since_unix_ns)?;
         let newest = self.vault.newest_term(disk)?;
         let next = newest.map_or(Term(1), |newest| newest.term.next());
@@ -245,9 +225,6 @@ impl Arriving<'_> {
         term: Term,
         record: &HandoverRecord,
     ) -> Result<(), NotTaken> {
-        if (record.disk, record.term) != (disk, term) {
-            return wrong("it is another handover");
-        }
         self.recent(record.since_unix_ns)?;
         let newest = self.vault.newest_term(disk)?;
         let Some(newest) = newest.filter(|newest| newest.term == term) else {

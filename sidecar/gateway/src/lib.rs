@@ -12,7 +12,6 @@
 
 pub mod arriving;
 pub mod counters;
-pub mod key;
 pub mod limits;
 pub mod owners;
 pub mod pki;

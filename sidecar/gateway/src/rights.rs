@@ -1,8 +1,8 @@
 //! Who may do what: a function of the role, what is to be done, and the object, where the disk is one of the
 //! certificate's ([`crate::owners`] says so). docs/GATEWAY.md has it as a table; what is not in it is refused.
 
-use crate::key::{ObjectKey, Piece};
 use crate::pki::Role;
+use backstay_vault::format::key::{ObjectKey, Piece};
 
 /// What is to be done with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::KeyNote;
     use backstay_types::{CycleNo, DiskId, Term};
+    use backstay_vault::format::key::KeyNote;
     use backstay_vault::format::segment::SegmentId;
 
     fn keys() -> Vec<ObjectKey> {

@@ -20,7 +20,7 @@ use backstay_vault::Vault;
 use backstay_vault::VaultError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::key::ObjectKey;
+use backstay_vault::format::key::ObjectKey;
 
 /// What room is counted in.
 const UNIT_BYTES: u64 = 4096;

@@ -19,7 +19,10 @@ impl Vault {
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
         for folder in listed.common_prefixes {
-            match self.document::<DiskRecord>(&format!("{folder}/disk.json")) {
+            // Other folders are not ours.
+            let id = folder.filename().and_then(|name| name.parse().ok());
+            let Some(disk) = id.map(DiskId) else { continue };
+            match self.disk(disk) {
                 Ok(record) => disks.push(record),
                 // A folder whose record was never finished.
                 Err(VaultError::NotFound { .. }) => {}
@@ -68,10 +71,8 @@ impl Vault {
         let key = point_key(disk, cycle);
         let bytes = self.get(&key, MANIFEST_BYTES_MAX + TRAILER_BYTES)?;
         let manifest = Manifest::decode(self.verified(&key, &bytes)?).within(&key)?;
-        if (manifest.disk, manifest.cycle) != (disk, cycle) {
-            let reason = format!("it is point {} of disk {}", manifest.cycle, manifest.disk);
-            return Err(VaultError::Inconsistent { object: key, reason });
-        }
+        let manifest = self.is_at(&key, manifest)?;
+        self.is_as_decided(&key, &manifest)?;
         Ok(manifest)
     }
 

@@ -30,7 +30,7 @@ impl Vault {
     pub fn put_drill(&self, verdict: &DrillRecord) -> Result<(), VaultError> {
         let (disk, cycle) = (verdict.disk, verdict.cycle);
         let key = format!("{}/{:020}-{}", prefix(disk), cycle.0, verdict.drill);
-        verdict.check(disk, cycle).within(&key)?;
+        verdict.check().within(&key)?;
         self.put_document(&key, verdict)
     }
 
@@ -42,10 +42,12 @@ impl Vault {
     pub fn drills(&self, disk: DiskId) -> Result<Vec<DrillRecord>, VaultError> {
         let mut found = vec![];
         for (name, _) in self.listed(&prefix(disk))? {
-            let Some(cycle) = cycle_of(&name) else { continue };
+            if cycle_of(&name).is_none() {
+                continue;
+            }
             let key = format!("{}/{name}", prefix(disk));
             let read = self.document::<DrillRecord>(&key);
-            match read.and_then(|read| read.check(disk, cycle).within(&key).map(|()| read)) {
+            match read.and_then(|read| read.check().within(&key).map(|()| read)) {
                 Ok(verdict) => found.push(verdict),
                 // Its point went meanwhile.
                 Err(VaultError::NotFound { .. }) => {}

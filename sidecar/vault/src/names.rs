@@ -138,6 +138,7 @@ impl Vault {
             };
             let record = NameRecord {
                 name: name.clone(),
+                number: Some(number),
                 disk,
                 change,
                 renamed_to: None,
@@ -160,6 +161,7 @@ impl Vault {
             };
             let record = NameRecord {
                 name: name.clone(),
+                number: Some(number),
                 disk,
                 change,
                 renamed_to: Some(to.clone()),
@@ -195,12 +197,7 @@ impl Vault {
         let numbers = self.numbers(&format!("names/{name}"))?;
         let Some(&number) = numbers.last() else { return Ok(None) };
         let key = name_key(name, number);
-        let record: NameRecord = self.document(&key)?;
-        if record.name != *name {
-            let reason = format!("it is about the name {}", record.name);
-            return Err(VaultError::Inconsistent { object: key, reason });
-        }
-        Ok(Some((number, record)))
+        Ok(Some((number, self.document(&key)?)))
     }
 
     /// The newest document of every name.

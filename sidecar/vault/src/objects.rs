@@ -13,7 +13,8 @@ use object_store::{
 };
 
 use crate::error::{In, VaultError};
-use crate::format::document::{DOCUMENT_BYTES_MAX, Document, decode};
+use crate::format::document::{DOCUMENT_BYTES_MAX, Document, Object, decode};
+use crate::format::key::ObjectKey;
 use crate::store::Vault;
 
 /// How often a put is tried that failed because the name was taken, and then it was not.
@@ -266,18 +267,38 @@ impl Vault {
         Ok(names)
     }
 
-    pub(crate) fn document<D: Document>(&self, key: &str) -> Result<D, VaultError> {
+    /// Reads a document, which must say that it is what its key says. The one way to read any.
+    pub(crate) fn document<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
         let bytes = self.get(key, DOCUMENT_BYTES_MAX)?;
         let document = decode(&bytes).within(key)?;
         self.verify_document(key, &bytes)?;
-        Ok(document)
+        self.is_at(key, document)
     }
 
-    pub(crate) fn put_document<D: Document>(
+    /// An object, if it is what the key says that it was read from.
+    pub(crate) fn is_at<O: Object>(&self, key: &str, object: O) -> Result<O, VaultError> {
+        let wrong = |reason: String| VaultError::Inconsistent { object: key.into(), reason };
+        let typed =
+            ObjectKey::parse(key).ok_or_else(|| wrong("no object has such a key".into()))?;
+        match object.differs(&typed) {
+            None => Ok(object),
+            Some(found) => Err(wrong(format!(
+                "it is {found}, copied here from somewhere else. Nothing it says was believed, and nothing was \
+                 changed"
+            ))),
+        }
+    }
+
+    pub(crate) fn put_document<D: Document + Object>(
         &self,
         key: &str,
         document: &D,
     ) -> Result<(), VaultError> {
+        debug_assert_eq!(
+            ObjectKey::parse(key).map(|key| document.differs(&key)),
+            Some(None),
+            "{key}"
+        );
         self.put(key, self.signed_document(key, document)?.into())
     }
 

@@ -28,6 +28,7 @@ use crate::remote::gateway::{Gateway, Role};
 use crate::remote::lock::bucket::Bucket;
 use crate::remote::place::{Kind, Place};
 use crate::remote::settings::{StoreSettings, settings};
+use crate::retain::Decided;
 use crate::seal::KeySettings;
 use crate::seal::keys::{Keychain, Keys, SegmentKeys};
 
@@ -64,6 +65,8 @@ pub(crate) struct Inner {
     pub keys: RwLock<Option<Arc<Keys>>>,
     /// Keys of segments that were read.
     pub segment_keys: SegmentKeys,
+    /// Which points are kept, as far as ledgers were read.
+    pub decided: Decided,
     /// Where the indexes of segments are that were put.
     pub tails: Tails,
 }
@@ -251,7 +254,9 @@ impl Vault {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
             Place::Gateway { .. } => {
-                let reason = "a vault is made where its store is reached directly, not through a gateway".into();
+                let reason =
+                    "a vault is made where its store is reached directly, not through a gateway"
+                        .into();
                 return Err(VaultError::Url { url: url.into(), reason });
             }
         };
@@ -346,6 +351,7 @@ impl Vault {
                 keychain,
                 keys: RwLock::default(),
                 segment_keys: SegmentKeys::default(),
+                decided: Decided::default(),
                 tails: Tails::default(),
             }),
             pace: None,

@@ -92,6 +92,7 @@ impl Vault {
     /// If the vault cannot be read or written.
     pub fn first_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
         let first = TermRecord {
+            disk: Some(disk),
             term: Term(1),
             writer: writer.into(),
             since_unix_ns: now_unix_ns(),
@@ -113,8 +114,13 @@ impl Vault {
     /// If somebody else took it first, or the vault cannot be written.
     pub fn claim_term(&self, disk: DiskId, writer: &str) -> Result<TermRecord, VaultError> {
         let term = self.newest_term(disk)?.map_or(Term(1), |newest| newest.term.next());
-        let ours =
-            TermRecord { term, writer: writer.into(), since_unix_ns: now_unix_ns(), from: None };
+        let ours = TermRecord {
+            disk: Some(disk),
+            term,
+            writer: writer.into(),
+            since_unix_ns: now_unix_ns(),
+            from: None,
+        };
         self.put_document(&term_key(disk, term), &ours)?;
         Ok(ours)
     }
@@ -127,6 +133,7 @@ impl Vault {
     /// the term may have been taken, and doing it again says so.
     pub fn take_term(&self, disk: DiskId, claim: &Claim) -> Result<TermRecord, VaultError> {
         let ours = TermRecord {
+            disk: Some(disk),
             term: claim.after.next(),
             writer: claim.writer.clone(),
             since_unix_ns: now_unix_ns(),
@@ -182,12 +189,7 @@ impl Vault {
 
     fn term(&self, disk: DiskId, term: Term) -> Result<TermRecord, VaultError> {
         let key = term_key(disk, term);
-        let record = self.document::<TermRecord>(&key)?.checked().within(&key)?;
-        if record.term != term {
-            let reason = format!("it is term {}", record.term);
-            return Err(VaultError::Inconsistent { object: key, reason });
-        }
-        Ok(record)
+        self.document::<TermRecord>(&key)?.checked().within(&key)
     }
 
     /// All terms of a disk, oldest first.
@@ -232,9 +234,7 @@ impl Vault {
         let key = handover_key(disk, term);
         let Err(failed) = self.put_document(&key, &ours) else { return Ok(ours) };
         let Ok(there) = self.document::<HandoverRecord>(&key) else { return Err(failed) };
-        if (there.disk, &there.writer, there.cycle, there.point)
-            == (disk, &ours.writer, cycle, point)
-        {
+        if (&there.writer, there.cycle, there.point) == (&ours.writer, cycle, point) {
             self.settle(&key)?;
             return Ok(there);
         }
@@ -255,7 +255,7 @@ impl Vault {
             Err(VaultError::NotFound { .. }) => return Ok(None),
             handover => handover?,
         };
-        if (handover.disk, handover.term, &handover.writer) != (disk, newest.term, &newest.writer) {
+        if handover.writer != newest.writer {
             let reason = format!("it is not of term {} of disk {disk}", newest.term);
             return Err(VaultError::Inconsistent { object: key, reason });
         }
@@ -319,6 +319,7 @@ mod tests {
 
     fn term(term: u64, from: Option<(u64, u64)>) -> TermRecord {
         TermRecord {
+            disk: None,
             term: Term(term),
             writer: format!("w{term}"),
             since_unix_ns: 0,

@@ -212,7 +212,9 @@ impl Mounted {
     }
     fn vault(&self) -> Vault {
         let url = self.0.path().join("vault");
-        Vault::open(url.to_str().unwrap()).or_else(|_| Vault::create(url.to_str().unwrap())).unwrap()
+        Vault::open(url.to_str().unwrap())
+            .or_else(|_| Vault::create(url.to_str().unwrap()))
+            .unwrap()
     }
 }
 

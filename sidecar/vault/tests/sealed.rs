@@ -411,6 +411,7 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
     let number = right.term.0;
     // Made up, and the true one under another number.
     let forged = TermRecord {
+        disk: None,
         term: right.term.next(),
         writer: "mallory".into(),
         since_unix_ns: 1,
@@ -443,6 +444,7 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
     // A hold that nobody signed holds nothing, and does not keep those that are true from being taken.
     let name: backstay_vault::HoldName = "mine".parse().unwrap();
     let hold = HoldRecord {
+        disk: None,
         name: name.clone(),
         version: 7,
         kind: HoldKind::Pin,
@@ -471,8 +473,14 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
 
     // A name that leads to another disk.
     let db: backstay_types::DiskName = "other".parse().unwrap();
-    let record =
-        NameRecord { name: db.clone(), disk, change: 0, renamed_to: None, since_unix_ns: 1 };
+    let record = NameRecord {
+        name: db.clone(),
+        number: None,
+        disk,
+        change: 0,
+        renamed_to: None,
+        since_unix_ns: 1,
+    };
     fs::create_dir_all(root.join("names/other")).unwrap();
     fs::write(root.join(format!("names/other/{:020}", 1)), encode(&record).unwrap()).unwrap();
     let seen = site.open("1").name_record(&db);

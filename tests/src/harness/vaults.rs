@@ -16,16 +16,23 @@ use super::sealed;
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Makes the vault that a configuration names, if it is not there: `new` are commands of the host that do so when
-/// they are told where.
+/// they are told where. `elsewhere`: it is in a store that the test has started.
 ///
 /// # Panics
 /// If the vault cannot be made.
-pub(super) fn prepare(config: &Path, dir: &Path, sealed: bool, new: [Command; 2]) {
+pub(super) fn prepare(
+    config: &Path,
+    (dir, sealed): (&Path, bool),
+    elsewhere: bool,
+    new: [Command; 2],
+) {
     let text = fs::read_to_string(config).unwrap_or_default();
     let vault = text.lines().find_map(|line| line.strip_prefix("vault = "));
     let Some(vault) = vault.map(|url| url.trim().trim_matches('"').to_owned()) else { return };
-    // A gateway makes no vaults, and a relative or broken URL is what the test is about.
-    if !["file://", "s3://", "az://", "gs://"].iter().any(|scheme| vault.starts_with(scheme)) {
+    // A gateway makes no vaults; a store that the test did not start does not answer; and a relative or broken URL is
+    // what the test is about.
+    let remote = ["s3://", "az://", "gs://"].iter().any(|scheme| vault.starts_with(scheme));
+    if !vault.starts_with("file://") && !(remote && elsewhere) {
         return;
     }
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -151,6 +151,7 @@ fn what_a_thief_deletes_comes_back() {
 fn what_cannot_be_locked_is_refused() {
     let store = Store::shared(Kind::S3);
     let host = Host::new("stores-no-lock");
+    host.without_vault();
     let disk = host.disk("db", SIZE);
     let backing = disk.backing.to_str().unwrap();
     let locked = "object_lock = \"1h\"\n";

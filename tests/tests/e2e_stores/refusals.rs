@@ -22,6 +22,7 @@ fn a_store_without_conditional_puts_is_refused() {
         let proxy = Proxy::start(store.port);
         proxy.choose(|_| Fault::DenyConditions);
         let host = Host::new("stores-unfit");
+        host.without_vault();
         host.ship_to(&store.url(), &store.variables_through(&proxy));
         let disk = host.disk("db", SIZE);
         let backing = disk.backing.to_str().unwrap();
@@ -62,6 +63,7 @@ fn mistakes_are_explained_and_secrets_kept() {
     each_kind(|kind| {
         let store = Store::shared(kind);
         let host = Host::new("stores-mistakes");
+        host.without_vault();
         let url = store.url();
         let disk = host.disk("db", SIZE);
         let backing = disk.backing.to_str().unwrap();
@@ -126,6 +128,7 @@ fn strangers_account(store: &Store, host: &Host) -> String {
 fn secrets_come_from_a_private_file() {
     let store = Store::shared(Kind::S3);
     let host = Host::new("stores-file-of-secrets");
+    host.without_vault();
     let url = store.url();
     let of = |wanted: &str| {
         store.variables().iter().find(|(name, _)| name == wanted).map(|(_, value)| value).unwrap()
@@ -150,6 +153,7 @@ fn secrets_come_from_a_private_file() {
     let refused = host.try_backstay(&["cycle", "db"]);
     assert!(said(&refused).contains("chmod 600"), "{}", said(&refused));
     mode(0o600);
+    host.backstay(&["vault", "init"]);
     disk.cycle();
     assert_eq!(disk.points().len(), 1);
 }

@@ -167,22 +167,20 @@ impl LocalDisk {
     ) -> Result<CycleReport, CycleError> {
         let config = shipping.config.now();
         let hooks = Hooks::of(&config, &shipping.roots, &self.name);
-        let result = Vault::open(&shipping.vault)
-            .map_err(CycleError::from)
-            .and_then(|vault| {
-                let job = CycleJob {
-                    socket: &self.paths.control_socket(),
-                    state: &self.paths.state,
-                    vault: &vault,
-                    change_log_limit: config.change_log_limit_of(&self.name),
-                    ship: &config.ship,
-                    throttle: &shipping.throttle,
-                    hooks: hooks.as_ref(),
-                    progress: &|_, _, _| (),
-                    stop: &shipping.stop,
-                };
-                run_cut_by(&job, cutter)
-            });
+        let result = Vault::open(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
+            let job = CycleJob {
+                socket: &self.paths.control_socket(),
+                state: &self.paths.state,
+                vault: &vault,
+                change_log_limit: config.change_log_limit_of(&self.name),
+                ship: &config.ship,
+                throttle: &shipping.throttle,
+                hooks: hooks.as_ref(),
+                progress: &|_, _, _| (),
+                stop: &shipping.stop,
+            };
+            run_cut_by(&job, cutter)
+        });
         // Its phase was written down meanwhile.
         let mut record = Record::load(&self.paths.state);
         if record.phase.is_running() && !result.as_ref().is_err_and(CycleError::is_busy) {

@@ -21,10 +21,10 @@ use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use super::body::{Answer, empty, stream as streamed, text};
 use super::request::{Asked, Refused};
 use crate::counters::add;
-use crate::key::ObjectKey;
 use crate::owners::Standing;
 use crate::pki::Disks;
 use crate::rights::Right;
+use backstay_vault::format::key::ObjectKey;
 
 /// Most segments of which it is remembered where their indexes are.
 const PLACES_MAX: usize = 16_384;

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::body::{Answer, with};
 use super::request::{Asked, Refused, blocking};
-use crate::key::{ObjectKey, Scope};
 use crate::owners::Standing;
 use crate::pki::Disks;
+use backstay_vault::format::key::{ObjectKey, Scope};
 
 /// Objects in a page.
 const PAGE: usize = 5000;

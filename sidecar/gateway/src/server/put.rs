@@ -22,7 +22,7 @@ use super::body::{Answer, Pieces, drain, text};
 use super::request::{Asked, Refused, blocking};
 use crate::arriving::Arriving;
 use crate::counters::add;
-use crate::key::{ObjectKey, Piece};
+use backstay_vault::format::key::{ObjectKey, Piece};
 
 /// How long a point waits for its segments before its sender is told to ask again.
 const WAITS: Duration = Duration::from_secs(20);

@@ -12,11 +12,11 @@ use serde_json::json;
 use super::body::{Answer, BodyError, drain, empty, text, with};
 use super::{Shared, get, list, put};
 use crate::counters::add;
-use crate::key::{KEY_BYTES_MAX, ObjectKey, Piece};
 use crate::limits::Client;
 use crate::owners::Standing;
 use crate::pki::{Disks, Identity};
 use crate::rights::{Right, Verb, right};
+use backstay_vault::format::key::{KEY_BYTES_MAX, ObjectKey, Piece};
 
 /// Says that nothing failed: so many bytes of segments are on their way to the store.
 pub(super) const WAIT_HEADER: &str = "backstay-wait";

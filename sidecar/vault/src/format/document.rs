@@ -10,6 +10,8 @@ use backstay_types::{ByteLen, DiskId, DiskName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::key::{ObjectKey, Piece};
+
 /// Longest document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
 const VERSION: u32 = 1;
@@ -18,6 +20,18 @@ const VERSION: u32 = 1;
 pub trait Document: Serialize + for<'a> Deserialize<'a> {
     /// Its `format` field.
     const FORMAT: &'static str;
+}
+
+/// A document of a vault: it says which object it is.
+///
+/// What stands under a key may have been copied there from somewhere else, checksum and all. So whoever reads an
+/// object compares what it says of itself with the key it was read from: one function of a vault reads all
+/// documents, and asks.
+pub trait Object {
+    /// What it says it is, if that is not what its key says; `None` if it is what its key says.
+    ///
+    /// Fields that objects of before did not have are compared where they are there.
+    fn differs(&self, key: &ObjectKey) -> Option<String>;
 }
 
 /// `vault.json`: the vault itself.
@@ -40,6 +54,9 @@ pub struct VaultRecord {
 pub struct NameRecord {
     /// The name.
     pub name: DiskName,
+    /// Its number among the documents of the name. Not in those of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
     /// Whose it is, or was.
     pub disk: DiskId,
     /// How many names the disk had before.
@@ -74,6 +91,29 @@ impl Document for NameRecord {
 }
 impl Document for DiskRecord {
     const FORMAT: &'static str = "backstay-disk";
+}
+
+impl Object for VaultRecord {
+    // Which vault is meant by a URL, the host remembers: [`crate::known`].
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        (*key != ObjectKey::Vault).then(|| format!("the record of vault {}", self.vault))
+    }
+}
+impl Object for NameRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = matches!(key, ObjectKey::Name(name, number)
+            if *name == self.name && self.number.is_none_or(|own| own == *number));
+        (!same).then(|| match self.number {
+            Some(number) => format!("document {number} of the name {}", self.name),
+            None => format!("about the name {}", self.name),
+        })
+    }
+}
+impl Object for DiskRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = matches!(key, ObjectKey::Disk(disk, Piece::Record) if *disk == self.disk);
+        (!same).then(|| format!("the record of disk {} ({})", self.disk, self.name))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -182,6 +222,7 @@ mod tests {
     fn names_round_trip_and_golden() {
         let renamed = NameRecord {
             name: "db1".parse().unwrap(),
+            number: None,
             disk: DiskId::from_bytes([7; 16]),
             change: 2,
             renamed_to: Some("db.main".parse().unwrap()),

@@ -4,7 +4,8 @@ use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, PointId};
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
+use super::document::{Document, Object};
+use super::key::{ObjectKey, Piece};
 
 /// Longest texts in a verdict, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
@@ -62,14 +63,20 @@ impl Document for DrillRecord {
     const FORMAT: &'static str = "backstay-drill";
 }
 
+impl Object for DrillRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Disk(self.disk, Piece::Drill(self.cycle, self.drill));
+        (!same).then(|| {
+            format!("verdict {} on point {} of disk {}", self.drill, self.cycle, self.disk)
+        })
+    }
+}
+
 impl DrillRecord {
-    /// Whether it is about a point of a disk, and fits its limits.
-    pub(crate) fn check(&self, disk: DiskId, cycle: CycleNo) -> Result<(), FormatError> {
+    /// Whether it fits its limits.
+    pub(crate) fn check(&self) -> Result<(), FormatError> {
         let wrong =
             |reason: &str| Err(FormatError::Text { what: Self::FORMAT, reason: reason.to_owned() });
-        if (self.disk, self.cycle) != (disk, cycle) {
-            return wrong("it is about another point");
-        }
         if self.message.len().max(self.by.len()) > TEXT_BYTES_MAX {
             return wrong("its texts are too long");
         }
@@ -112,11 +119,10 @@ mod tests {
             String::from_utf8(bytes).unwrap(),
             include_str!("../../tests/golden/drill.json")
         );
-        assert!(record.check(record.disk, CycleNo(17)).is_ok());
-        assert!(record.check(record.disk, CycleNo(18)).is_err());
+        assert!(record.check().is_ok());
         let long = DrillRecord { message: "ü".repeat(4096), ..record };
-        assert!(long.check(long.disk, CycleNo(17)).is_err());
+        assert!(long.check().is_err());
         let short = DrillRecord { message: shortened(&long.message), ..long };
-        assert!(short.check(short.disk, CycleNo(17)).is_ok() && short.message.len() > 4000);
+        assert!(short.check().is_ok() && short.message.len() > 4000);
     }
 }

@@ -8,7 +8,8 @@ use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, DiskName, PointId};
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
+use super::document::{Document, Object};
+use super::key::ObjectKey;
 
 /// Most disks in a group: what fits a document with the longest names.
 pub const MEMBERS_MAX: usize = 100;
@@ -98,6 +99,13 @@ pub struct GroupMember {
 
 impl Document for GroupPoint {
     const FORMAT: &'static str = "backstay-group-point";
+}
+
+impl Object for GroupPoint {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::GroupPoint(self.group.clone(), self.number.0);
+        (!same).then(|| format!("point {} of group {}", self.number, self.group))
+    }
 }
 
 impl GroupPoint {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use backstay_format::FormatError;
-use backstay_types::CycleNo;
+use backstay_types::{CycleNo, DiskId};
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
+use super::document::{Document, Object};
+use super::key::{ObjectKey, Piece};
 
 /// The name of a hold: 1 to 64 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,6 +100,9 @@ impl fmt::Display for HoldKind {
 /// `disks/<id>/holds/<version>-<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldRecord {
+    /// The disk. Not in those of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskId>,
     /// Its name, unique on its disk.
     pub name: HoldName,
     /// Which version of it this is; each is used once, and the highest is the newest.
@@ -123,6 +127,16 @@ impl Document for HoldRecord {
     const FORMAT: &'static str = "backstay-hold";
 }
 
+impl Object for HoldRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = matches!(key, ObjectKey::Disk(disk, Piece::Hold(version, name))
+            if self.disk.is_none_or(|own| own == *disk)
+                && (*version, name) == (self.version, &self.name));
+        let of = self.disk.map_or_else(String::new, |disk| format!(" of disk {disk}"));
+        (!same).then(|| format!("version {} of hold {}{of}", self.version, self.name))
+    }
+}
+
 impl HoldRecord {
     /// Whether it covers the point of a cycle.
     #[must_use]
@@ -139,6 +153,7 @@ mod tests {
     #[test]
     fn round_trip_and_golden() {
         let record = HoldRecord {
+            disk: None,
             name: "before-upgrade".parse().unwrap(),
             version: 2,
             kind: HoldKind::Pin,

@@ -6,6 +6,8 @@
 use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, PointId};
 
+use super::document::Object;
+use super::key::{ObjectKey, Piece};
 use super::manifest::{SEGMENT_BYTES, SEGMENTS_MAX, SegmentRef};
 use super::{Reader, checked, seal};
 use crate::seal::sign::content;
@@ -111,6 +113,13 @@ impl Merge {
         let at = list.iter().position(is_first)?;
         let run = at..at.checked_add(self.count as usize)?;
         (digest_of(list.get(run.clone())?) == self.digest).then_some(run)
+    }
+}
+
+impl Object for Ledger {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Disk(self.disk, Piece::Ledger(self.revision));
+        (!same).then(|| format!("revision {} of the ledger of disk {}", self.revision, self.disk))
     }
 }
 

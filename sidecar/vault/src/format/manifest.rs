@@ -8,6 +8,8 @@ use backstay_format::superblock::Geometry;
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Term};
 
 use super::bounds::Bounds;
+use super::document::Object;
+use super::key::{ObjectKey, Piece};
 use super::{Reader, checked, seal};
 use crate::seal::sign::content;
 
@@ -141,6 +143,13 @@ pub struct Manifest {
     pub moved_digest: [u8; 32],
     /// Every segment the point needs; later ones hold over earlier ones.
     pub segments: Vec<SegmentRef>,
+}
+
+impl Object for Manifest {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Disk(self.disk, Piece::Point(self.cycle));
+        (!same).then(|| format!("recovery point {} of disk {}", self.cycle, self.disk))
+    }
 }
 
 impl Manifest {

@@ -6,6 +6,7 @@ pub mod document;
 pub mod drill;
 pub mod group;
 pub mod hold;
+pub mod key;
 pub mod ledger;
 pub mod manifest;
 pub mod segment;

@@ -5,11 +5,15 @@ use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, PointId, Term};
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
+use super::document::{Document, Object};
+use super::key::{ObjectKey, Piece};
 
 /// `disks/<id>/terms/<term>`: who may write from then on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TermRecord {
+    /// The disk. Not in those of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskId>,
     /// The term.
     pub term: Term,
     /// Who writes in it.
@@ -73,6 +77,21 @@ impl Document for HandoverRecord {
     const FORMAT: &'static str = "backstay-handover";
 }
 
+impl Object for TermRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = matches!(key, ObjectKey::Disk(disk, Piece::Term(term))
+            if self.disk.is_none_or(|own| own == *disk) && *term == self.term);
+        let of = self.disk.map_or_else(String::new, |disk| format!(" of disk {disk}"));
+        (!same).then(|| format!("term {}{of}", self.term))
+    }
+}
+impl Object for HandoverRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Disk(self.disk, Piece::Handover(self.term));
+        (!same).then(|| format!("the handover of term {} of disk {}", self.term, self.disk))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::document::{decode, encode};
@@ -80,6 +99,7 @@ mod tests {
 
     fn term() -> TermRecord {
         TermRecord {
+            disk: None,
             term: Term(2),
             writer: "source 0707".into(),
             since_unix_ns: 1_700_000_000_000_000_000,

@@ -95,6 +95,7 @@ impl Vault {
             // slept may still want to delete the one that had ended.
             let now = now_unix_ns();
             let record = HoldRecord {
+                disk: Some(disk),
                 name: request.name.clone(),
                 version: versions.last().map_or(1, |version| version + 1).max(now),
                 kind: request.kind,
@@ -190,10 +191,6 @@ impl Vault {
                 }
                 record => record?,
             };
-            if (&record.name, record.version) != (&name, version) {
-                let reason = format!("it is version {} of {}", record.version, record.name);
-                return Err(VaultError::Inconsistent { object: key, reason });
-            }
             holds.push(record);
         }
         Ok(holds)

@@ -1,5 +1,8 @@
 //! Reading the ledger, and advancing it: one revision at a time, each built on the one before.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use backstay_types::{CycleNo, DiskId, PointId};
 
 use super::hold::covered;
@@ -101,13 +104,28 @@ impl Vault {
                 bytes => bytes?,
             };
             let ledger = Ledger::decode(self.verified(&key, &bytes)?).within(&key)?;
-            if (ledger.disk, ledger.revision) != (disk, revision) {
-                let reason = format!("it is revision {} of {}", ledger.revision, ledger.disk);
-                return Err(VaultError::Inconsistent { object: key, reason });
-            }
+            let ledger = self.is_at(&key, ledger)?;
+            self.inner.decided.remember(&ledger);
             return Ok(Some(ledger));
         }
         Err(VaultError::Contended { disk })
+    }
+
+    /// Compares a point with what was decided about its cycle, as far as this process has read that: a point that is
+    /// kept is the one with this identity. One that was put in the place of a retired one is nobody's, which the
+    /// lists of points know.
+    pub(crate) fn is_as_decided(&self, key: &str, point: &Manifest) -> Result<(), VaultError> {
+        match self.inner.decided.kept(point.disk, point.cycle) {
+            Some(kept) if kept != point.point => Err(VaultError::Inconsistent {
+                object: key.into(),
+                reason: format!(
+                    "it is point {}, and the ledger keeps point {kept} of this cycle: it was copied here from \
+                     somewhere else. Nothing it says was believed, and nothing was changed",
+                    point.point
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Puts the revision after `next.revision`, with what `next` says.
@@ -198,6 +216,29 @@ impl Vault {
             None | Some(Some(Fate::Kept)) => Ok(point),
             Some(_) => Err(VaultError::LostRace(point.cycle)),
         }
+    }
+}
+
+/// Identities of kept points, as ledgers that were read say: what a ledger once said of a kept point's identity
+/// stays so, however many revisions follow.
+#[derive(Debug, Default)]
+pub(crate) struct Decided(Mutex<HashMap<DiskId, (u64, Vec<(CycleNo, PointId)>)>>);
+
+impl Decided {
+    fn remember(&self, ledger: &Ledger) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(&ledger.disk).is_some_and(|(revision, _)| *revision >= ledger.revision) {
+            return;
+        }
+        let kept = ledger.points.iter().filter(|point| point.fate == Fate::Kept);
+        let kept = kept.map(|point| (point.cycle, point.point)).collect();
+        known.insert(ledger.disk, (ledger.revision, kept));
+    }
+
+    fn kept(&self, disk: DiskId, cycle: CycleNo) -> Option<PointId> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = &known.get(&disk)?.1;
+        kept.binary_search_by_key(&cycle, |(cycle, _)| *cycle).ok().map(|at| kept[at].1)
     }
 }
 

@@ -33,7 +33,7 @@ pub use compact::Merged;
 pub use held::{Held, holder};
 pub use hold::HoldRequest;
 pub use keep::{Keep, KeepError};
-pub(crate) use ledger::existing_points;
+pub(crate) use ledger::{Decided, existing_points};
 
 pub use retire::{Retired, Verdict};
 

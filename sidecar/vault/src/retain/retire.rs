@@ -128,6 +128,14 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         for point in points.iter_mut().filter(|point| doomed.contains(&point.cycle)) {
             point.fate = Fate::Retired;
         }
+        // What is about to go is looked at: something else may stand in its place.
+        for point in points.iter().filter(|point| point.fate == Fate::Retired) {
+            job.go_on()?;
+            is_ours(job, point.cycle)?;
+        }
+        for &cycle in &nobodys {
+            is_ours(job, cycle)?;
+        }
         if !doomed.is_empty() || beyond > BEYOND_MAX {
             let next = Ledger { horizon, points: points.clone(), ..base };
             if job.vault.advance(next)? != Advanced::Holds {
@@ -168,6 +176,18 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         return Ok(done);
     }
     Err(VaultError::Contended { disk: job.disk })
+}
+
+/// An error if what stands under the key of a point is another disk's, or another point than the ledger keeps:
+/// somebody copied it there, and nothing is deleted on the word of such a list. What cannot be read at all is what
+/// its key says, as far as anybody knows.
+fn is_ours(job: &Job<'_>, cycle: CycleNo) -> Result<(), VaultError> {
+    match job.vault.manifest(job.disk, cycle) {
+        Err(
+            VaultError::Damaged { .. } | VaultError::Forged { .. } | VaultError::NotFound { .. },
+        ) => Ok(()),
+        point => point.map(drop),
+    }
 }
 
 pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultError> {

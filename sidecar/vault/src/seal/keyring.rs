@@ -20,7 +20,8 @@ use super::agree::{open_box, public_of, seal_to};
 use super::secret::{NoRandom, Secret, hex, random, unhex, unhex32};
 use super::sign::{self, PublicKey, Signer};
 use super::unlock::{Hardness, Opener, Unlock, open_with_identities, seal_for_recipient};
-use crate::format::document::Document;
+use crate::format::document::{Document, Object};
+use crate::format::key::ObjectKey;
 use crate::store::now_unix_ns;
 
 /// Most slots in a keyring.
@@ -151,6 +152,12 @@ pub struct Keyring {
 
 impl Document for Keyring {
     const FORMAT: &'static str = WHAT;
+}
+
+impl Object for Keyring {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        (*key != ObjectKey::Keyring(self.revision)).then(|| format!("revision {}", self.revision))
+    }
 }
 
 /// What a new slot is to be opened with.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::care::{Known, Worry, worries};
 use crate::error::VaultError;
-use crate::format::document::Document;
+use crate::format::document::{Document, Object};
+use crate::format::key::ObjectKey;
 use crate::store::{Vault, now_unix_ns};
 
 /// `proofs/<slot>/<time>`: a slot was opened.
@@ -26,6 +27,13 @@ pub struct KeyProof {
 
 impl Document for KeyProof {
     const FORMAT: &'static str = "backstay-key-proof";
+}
+
+impl Object for KeyProof {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Proof(self.slot, self.proved_unix_ns);
+        (!same).then(|| format!("a proof of slot {} at {}", self.slot, self.proved_unix_ns))
+    }
 }
 
 /// Hosts whose last proof of a slot is looked at.
@@ -71,8 +79,8 @@ impl Vault {
 
     fn proof(&self, slot: u32, at: u64) -> Result<Option<KeyProof>, VaultError> {
         match self.document::<KeyProof>(&key(slot, at)) {
-            Ok(proof) if proof.slot == slot && proof.proved_unix_ns == at => Ok(Some(proof)),
-            Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
+            Ok(proof) => Ok(Some(proof)),
+            Err(VaultError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e),
         }
     }

@@ -124,10 +124,6 @@ impl Vault {
             keyring
                 .check(record.vault)
                 .map_err(|source| VaultError::Damaged { object: key.clone(), source })?;
-            if keyring.revision != revision {
-                let reason = format!("it is revision {}", keyring.revision);
-                return Err(VaultError::Inconsistent { object: key, reason });
-            }
             return Ok(Some(keyring));
         }
         Err(self.locked("its keyring was replaced again and again while it was read".into()))
@@ -315,10 +311,7 @@ impl Vault {
         let mut found: Vec<Granted> = vec![];
         for (name, _) in self.listed(PREFIX)? {
             let Some(writer) = name.strip_prefix(GRANTED) else { continue };
-            let granted: Granted = self.document(&granted_key(writer))?;
-            if granted.writer == writer {
-                found.push(granted);
-            }
+            found.push(self.document(&granted_key(writer))?);
         }
         found.sort_by(|a, b| (a.granted_unix_ns, &a.writer).cmp(&(b.granted_unix_ns, &b.writer)));
         Ok(found)
@@ -425,7 +418,8 @@ impl Vault {
         label: &str,
         first: &NewSlot,
     ) -> Result<(Self, Keyring), VaultError> {
-        let exists = |e| match e {
+        let exists = |e| {
+            match e {
             VaultError::VaultExists { .. } => VaultError::Url {
                 url: url.into(),
                 reason:
@@ -434,6 +428,7 @@ impl Vault {
                         .into(),
             },
             e => e,
+        }
         };
         let vault = Self::at_new_place(url).map_err(exists)?;
         let record = VaultRecord {

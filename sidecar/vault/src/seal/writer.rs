@@ -8,7 +8,8 @@ use zeroize::Zeroize;
 use super::keyring::{Keyring, Opened};
 use super::secret::{NoRandom, Secret, hex, unhex, unhex32};
 use super::sign::{PublicKey, Signer, certificate_holds};
-use crate::format::document::Document;
+use crate::format::document::{Document, Object};
+use crate::format::key::{KeyNote, ObjectKey};
 
 /// The file's content. Bytes are in hexadecimal.
 #[derive(Serialize, Deserialize)]
@@ -60,6 +61,13 @@ pub struct Granted {
 
 impl Document for Granted {
     const FORMAT: &'static str = "backstay-granted";
+}
+
+impl Object for Granted {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::KeyNote(KeyNote::Writer, self.writer.clone());
+        (!same).then(|| format!("the note of writer {}", self.writer))
+    }
 }
 
 /// A writer's key as it is used.

@@ -144,7 +144,9 @@ impl Rename {
         let must = shipped || self.vault.is_some();
         let vault = match Vault::open(url) {
             Ok(vault) => vault,
-            Err(VaultError::NoVault { .. } | VaultError::NotFound { .. }) if !must => return Ok(false),
+            Err(VaultError::NoVault { .. } | VaultError::NotFound { .. }) if !must => {
+                return Ok(false);
+            }
             Err(e) => return Err(e).context("nothing was changed"),
         };
         if again && !vault.had_name(disk, &self.old)? {

@@ -7,9 +7,11 @@
 use std::fmt;
 
 use backstay_types::{CycleNo, DiskId, DiskName, Term};
-use backstay_vault::format::segment::SegmentId;
-use backstay_vault::{GroupName, HoldName};
 use uuid::Uuid;
+
+use super::group::GroupName;
+use super::hold::HoldName;
+use super::segment::SegmentId;
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 256;
