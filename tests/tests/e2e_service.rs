@@ -183,19 +183,20 @@ fn critical_waits_for_a_person() {
     let disk = host.disk("d", 4 * MIB);
     let served = disk.mount(&[]);
     disk.cycle();
-    // The vault is gone: its file system is not mounted.
-    let (vault, away) = (host.path("vault"), host.path("away"));
-    fs::rename(&vault, &away).unwrap();
+    // Its record is damaged.
+    let record = host.path("vault/vault.json");
+    let whole = fs::read(&record).unwrap();
+    fs::write(&record, b"{").unwrap();
     let service = Service::start(&host);
     wait_for("critical", || disk.status()["health"]["level"] == "critical");
     let health = disk.status()["health"].clone();
-    assert!(health["reason"].as_str().unwrap().contains("mounted"), "{health}");
+    assert!(health["reason"].as_str().unwrap().contains("damaged"), "{health}");
     assert!(health["since_unix_ns"].as_u64().is_some(), "{health}");
     assert!(health["advice"].as_str().unwrap().contains("backstay resume d"), "{health}");
     assert!(health["next_retry_unix_ns"].is_null(), "{health}");
     let failed = jobs(&host).len();
     // Mended; but nobody said so: nothing is tried.
-    fs::rename(&away, &vault).unwrap();
+    fs::write(&record, whole).unwrap();
     noise(&served, 0, 4096, 5);
     assert_eq!(disk.status()["health"]["level"], "critical");
     assert_eq!(jobs(&host).len(), failed);
@@ -273,6 +274,7 @@ fn the_limit_of_the_change_log_marks_the_disk() {
 #[test]
 fn a_doctor_says_what_is_wrong_and_changes_nothing() {
     let host = Host::new("doctor");
+    host.without_vault();
     let disk = host.disk("d", 4 * MIB);
     let look = |more: &[&str]| {
         let output = host.try_backstay(&[&["--json", "doctor"], more].concat());
@@ -296,6 +298,7 @@ fn a_doctor_says_what_is_wrong_and_changes_nothing() {
     assert!(!host.path("vault").exists() && !host.path("state").exists());
 
     disk.mount(&[]);
+    host.backstay(&["vault", "init"]);
     disk.cycle();
     let (code, found) = look(&["d"]);
     assert_eq!((code, found("d", "driver").0.as_str()), (Some(0), "ok"));

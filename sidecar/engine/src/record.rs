@@ -62,6 +62,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     let before: Option<Failure> = load_json(&path);
     let failure = Failure {
         fenced: false,
+        vault: WrongVault::of(e),
         message: e.to_string(),
         person_must_act: e.class() == Class::PersonMustAct,
         at_unix_ns: now,
@@ -83,8 +84,14 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
     let news = before.as_ref().is_none_or(|before| before.message != message);
     let now = now_unix_ns();
     let since_unix_ns = before.map_or(now, |first| first.since_unix_ns);
-    let noted =
-        Failure { message, person_must_act: true, fenced: false, at_unix_ns: now, since_unix_ns };
+    let noted = Failure {
+        message,
+        person_must_act: true,
+        fenced: false,
+        vault: None,
+        at_unix_ns: now,
+        since_unix_ns,
+    };
     if let Err(e) = replace(&path, &noted, false) {
         tracing::warn!("{}: {e}", path.display());
     }
@@ -116,6 +123,28 @@ fn replace(path: &Path, content: &impl Serialize, durable: bool) -> io::Result<(
     }
 }
 
+/// A vault that is not the one that was meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WrongVault {
+    /// None is there.
+    Gone,
+    /// Another one is.
+    Other,
+}
+
+impl WrongVault {
+    /// What an error says of the vault.
+    #[must_use]
+    pub fn of(error: &VaultError) -> Option<Self> {
+        match error {
+            VaultError::VaultGone { .. } => Some(Self::Gone),
+            VaultError::OtherVault { .. } => Some(Self::Other),
+            _ => None,
+        }
+    }
+}
+
 /// A failed cycle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -126,6 +155,9 @@ pub struct Failure {
     /// The disk was failed over: another host writes it now (I5).
     #[serde(default)]
     pub fenced: bool,
+    /// What is wrong with the vault, if another one, or none, is where it should be.
+    #[serde(default)]
+    pub vault: Option<WrongVault>,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -191,6 +223,10 @@ impl Record {
                     message: e.to_string(),
                     person_must_act: e.class() == Class::PersonMustAct,
                     fenced: e.is_fenced(),
+                    vault: match e {
+                        CycleError::Vault(e) => WrongVault::of(e),
+                        _ => None,
+                    },
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });

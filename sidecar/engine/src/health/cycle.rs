@@ -11,7 +11,9 @@ use crate::status::LATE_MIN;
 const LATE_INTERVALS: u32 = 3;
 
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
-    let failure = facts.record.failure.as_ref().map(|failure| failed(facts, failure));
+    // That another vault is there is told in vault.rs.
+    let failure = facts.record.failure.as_ref().filter(|failure| failure.vault.is_none());
+    let failure = failure.map(|failure| failed(facts, failure));
     failure.into_iter().chain(point_warning(facts)).chain(age(facts)).collect()
 }
 

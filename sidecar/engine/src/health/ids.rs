@@ -52,6 +52,12 @@ ids! {
     /// The newest point is too old.
     POINT_LATE = "point-late";
 
+    // The vault (vault.rs).
+    /// There is no vault where the disk's points are.
+    VAULT_GONE = "vault-gone";
+    /// Another vault is where the disk's points are.
+    OTHER_VAULT = "other-vault";
+
     // Upkeep, keys, drills, each in its file.
     /// The vault cannot be looked after.
     UPKEEP_FAILED = "upkeep-failed";
