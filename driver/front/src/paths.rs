@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backstay_host::own_dir::{OwnDirError, check_trusted};
 use backstay_types::DiskName;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
@@ -19,7 +20,7 @@ impl Roots {
     pub const STATE_DEFAULT: &str = "/var/lib/backstay";
 
     /// Roots as given, or the defaults: `/var/lib/backstay`, and `/run/backstay` if `/run` is
-    /// tmpfs, `/dev/shm/backstay` if not.
+    /// tmpfs, `/dev/shm/backstay` if not. Anybody may have made the latter: [`Roots::check`] finds out.
     #[must_use]
     pub fn new(state: Option<PathBuf>, runtime: Option<PathBuf>) -> Self {
         let runtime = runtime.unwrap_or_else(|| {
@@ -27,6 +28,16 @@ impl Roots {
             Path::new(if on_tmpfs { "/run" } else { "/dev/shm" }).join("backstay")
         });
         Self { state: state.unwrap_or_else(|| Self::STATE_DEFAULT.into()), runtime }
+    }
+
+    /// Checks that what lies below the roots may be believed: nobody but us or root made them or can
+    /// change what is in them.
+    ///
+    /// # Errors
+    /// If somebody else may have.
+    pub fn check(&self) -> Result<(), OwnDirError> {
+        check_trusted(&self.state)?;
+        check_trusted(&self.runtime)
     }
 
     /// The paths of one disk.

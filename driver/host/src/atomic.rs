@@ -8,6 +8,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock;
 
 /// Whether to wait until the new content would survive a power loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +20,9 @@ pub enum Durability {
     /// Do not wait: what is lost would be found out again.
     Relaxed,
 }
+
+/// A part that nobody has written to for so long belongs to a writer that is gone.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
 /// Mode of records and other files of ours: their owner alone.
 pub const PRIVATE: u32 = 0o600;
@@ -58,6 +64,45 @@ pub fn replace_with_mode(
 #[allow(clippy::disallowed_methods, reason = "the one place that renames")]
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
+}
+
+/// Renames a file or folder to a name that nothing has yet.
+///
+/// # Errors
+/// `AlreadyExists` if something has the name; else what renameat2(2) answers.
+#[allow(clippy::disallowed_methods, reason = "the one place that renames")]
+pub fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
+    let (here, flags) = (nix::fcntl::AT_FDCWD, nix::fcntl::RenameFlags::RENAME_NOREPLACE);
+    Ok(nix::fcntl::renameat2(here, from, here, to, flags)?)
+}
+
+/// Renames a file or folder and waits until both folders have it on the disk.
+///
+/// # Errors
+/// If it cannot be renamed; or synced, then it has its new name.
+pub fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+    rename(from, to)?;
+    sync_folder_of(to)?;
+    if from.parent() == to.parent() { Ok(()) } else { sync_folder_of(from) }
+}
+
+/// Removes what killed writers have left in a folder: parts that nobody has touched for an hour.
+pub fn tidy(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| is_part(&entry.file_name().to_string_lossy())) {
+        let touched = entry.metadata().and_then(|meta| meta.modified()).ok();
+        let age = touched.and_then(|at| clock::now().duration_since(at).ok());
+        if age.is_some_and(|age| age > LEFT_BEHIND) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn is_part(name: &str) -> bool {
+    let numbers = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+    let numbers = numbers.and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.is_some_and(|(pid, count)| digits(pid) && digits(count))
 }
 
 /// Waits until the folder that holds `path` is on the disk, and with it the file's name.
@@ -111,6 +156,38 @@ mod tests {
         replace_with_mode(&path, b"three", Durability::Durable, 0o666).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_old_parts_are_tidied_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = clock::now() - LEFT_BEHIND * 2;
+        for name in ["record.json", ".record.json.12-0.new", ".a-b.new", ".x.1-.new"] {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        File::create(dir.path().join(".record.json.12-1.new")).unwrap();
+        tidy(dir.path());
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".a-b.new", ".record.json.12-1.new", ".x.1-.new", "record.json"]);
+        assert!(is_part(
+            part_file(&dir.path().join("x")).unwrap().file_name().unwrap().to_str().unwrap()
+        ));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_stays_whose_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("a"), b"a").unwrap();
+        fs::write(at("b"), b"b").unwrap();
+        let error = rename_to_free_name(&at("a"), &at("b")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        rename_to_free_name(&at("a"), &at("c")).unwrap();
+        rename_durably(&at("c"), &at("b")).unwrap();
+        assert_eq!(fs::read(at("b")).unwrap(), b"a");
     }
 
     #[test]

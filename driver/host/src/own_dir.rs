@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// In a folder with this bit only its owner renames an entry.
+const STICKY: u32 = 0o1000;
+
 /// Why a folder is not ours.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnDirError {
@@ -45,6 +48,20 @@ pub enum OwnDirError {
         /// Its mode.
         mode: u32,
     },
+    /// Others can put another folder in its place.
+    #[error(
+        "the folder {} is not safe from others: {} {what}; choose another place, or mend that one",
+        path.display(),
+        above.display()
+    )]
+    Above {
+        /// The path.
+        path: PathBuf,
+        /// The folder above it that is the trouble.
+        above: PathBuf,
+        /// What is wrong with that.
+        what: String,
+    },
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -53,6 +70,24 @@ pub enum OwnDirError {
         /// What the system answered.
         source: io::Error,
     },
+}
+
+impl OwnDirError {
+    /// Whether the folder was refused to stay safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Io { .. })
+    }
+}
+
+impl From<OwnDirError> for io::Error {
+    fn from(e: OwnDirError) -> Self {
+        let kind = match &e {
+            OwnDirError::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::PermissionDenied,
+        };
+        Self::new(kind, e)
+    }
 }
 
 /// Makes a folder (0700) and those above it that are missing, and checks that it is ours alone.
@@ -72,6 +107,22 @@ pub fn own_dir(path: &Path) -> Result<(), OwnDirError> {
 /// # Errors
 /// As [`own_dir`].
 pub fn check(path: &Path) -> Result<(), OwnDirError> {
+    check_owner(path, |owner, ours| owner == ours)
+}
+
+/// Checks that what lies in a folder may be believed: it is ours or the system administrator's, and nobody
+/// else can change it. One that is not there holds nothing.
+///
+/// # Errors
+/// As [`own_dir`].
+pub fn check_trusted(path: &Path) -> Result<(), OwnDirError> {
+    match check_owner(path, |owner, ours| owner == ours || owner == 0) {
+        Err(OwnDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        checked => checked,
+    }
+}
+
+fn check_owner(path: &Path, may_own: impl Fn(u32, u32) -> bool) -> Result<(), OwnDirError> {
     let meta = fs::symlink_metadata(path)
         .map_err(|source| OwnDirError::Io { path: path.into(), source })?;
     if meta.is_symlink() {
@@ -81,12 +132,38 @@ pub fn check(path: &Path) -> Result<(), OwnDirError> {
         return Err(OwnDirError::NotAFolder { path: path.into(), what: "a file" });
     }
     let ours = nix::unistd::geteuid().as_raw();
-    if meta.uid() != ours {
+    if !may_own(meta.uid(), ours) {
         return Err(OwnDirError::Owner { path: path.into(), owner: meta.uid(), ours });
     }
     let mode = meta.mode() & 0o7777;
     if mode & 0o022 != 0 {
         return Err(OwnDirError::Writable { path: path.into(), mode });
+    }
+    check_above(path, ours)
+}
+
+/// Checks the folders above: where everybody may make entries, nobody else must be able to rename ours.
+fn check_above(path: &Path, ours: u32) -> Result<(), OwnDirError> {
+    let failed = |source| OwnDirError::Io { path: path.into(), source };
+    let real = fs::canonicalize(path).map_err(failed)?;
+    let mut above: Vec<&Path> = real.ancestors().skip(1).collect();
+    above.reverse();
+    let mut is_shared = false;
+    for folder in above {
+        let meta = fs::metadata(folder).map_err(failed)?;
+        let unsafe_because =
+            |what| OwnDirError::Above { path: path.into(), above: folder.into(), what };
+        if is_shared && ![0, ours].contains(&meta.uid()) {
+            let owner = meta.uid();
+            let what = format!("belongs to user {owner}, who may have put it there for us");
+            return Err(unsafe_because(what));
+        }
+        if meta.mode() & 0o002 != 0 {
+            if meta.mode() & STICKY == 0 {
+                return Err(unsafe_because("can be written by everybody".into()));
+            }
+            is_shared = true;
+        }
     }
     Ok(())
 }
@@ -113,6 +190,28 @@ mod tests {
             fs::create_dir(at("theirs")).unwrap();
             std::os::unix::fs::chown(at("theirs"), Some(12345), None).unwrap();
             assert!(matches!(own_dir(&at("theirs")), Err(OwnDirError::Owner { .. })));
+            assert!(matches!(check_trusted(&at("theirs")), Err(OwnDirError::Owner { .. })));
+        }
+        check_trusted(&at("not there")).unwrap();
+    }
+
+    #[test]
+    fn nobody_else_can_exchange_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        let allow = |mode| fs::set_permissions(&shared, fs::Permissions::from_mode(mode)).unwrap();
+        allow(0o777);
+        let made = own_dir(&shared.join("a"));
+        assert!(matches!(made, Err(OwnDirError::Above { .. })), "{made:?}");
+        allow(0o1777);
+        own_dir(&shared.join("a")).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            // What a stranger prepared for us, as below /dev/shm.
+            fs::create_dir(shared.join("theirs")).unwrap();
+            std::os::unix::fs::chown(shared.join("theirs"), Some(12345), None).unwrap();
+            let made = own_dir(&shared.join("theirs/disk"));
+            assert!(matches!(made, Err(OwnDirError::Above { .. })), "{made:?}");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! nothing was remembered, the second says nothing at all. So [`load`] keeps them apart.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -36,23 +36,62 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// Whether the file is there and holds something else.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
+}
+
+impl From<RecordError> for io::Error {
+    fn from(e: RecordError) -> Self {
+        let kind = match &e {
+            RecordError::Io { source, .. } => source.kind(),
+            RecordError::Damaged { .. } => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, e)
+    }
+}
+
 /// Reads a record; `None` if there is no such file.
 ///
 /// # Errors
 /// If the file cannot be read, is larger than [`BYTES_MAX`], or holds something else.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
-    let failed = |source| RecordError::Io { path: path.into(), source };
     let damaged = |reason| RecordError::Damaged { path: path.into(), reason };
-    let len = match fs::metadata(path) {
-        Ok(meta) => meta.len(),
+    let Some(bytes) = read(path, BYTES_MAX)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| damaged(e.to_string()))
+}
+
+/// Reads a record that is only shown, or of which all is found out again: one that cannot be read is
+/// said in the log and is then as good as none. Where anything is decided by a record, [`load`] it.
+#[must_use]
+pub fn load_shown<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    load(path).unwrap_or_else(|e| {
+        tracing::warn!("{e}; it is not used");
+        None
+    })
+}
+
+/// The content of a file of at most so many bytes; `None` if there is no such file.
+///
+/// # Errors
+/// If it cannot be read, or is longer.
+pub fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, RecordError> {
+    let failed = |source| RecordError::Io { path: path.into(), source };
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(e)),
     };
-    if len > BYTES_MAX {
-        return Err(damaged(format!("it has {len} bytes")));
+    let mut bytes = vec![];
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > bytes_max {
+        let reason = format!("it has more than {bytes_max} bytes");
+        return Err(RecordError::Damaged { path: path.into(), reason });
     }
-    let bytes = fs::read(path).map_err(failed)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| damaged(e.to_string()))
+    Ok(Some(bytes))
 }
 
 /// Replaces a record.
@@ -86,5 +125,6 @@ mod tests {
         fs::File::create(&path).unwrap().set_len(BYTES_MAX + 1).unwrap();
         assert!(matches!(load::<Vec<u32>>(&path), Err(RecordError::Damaged { .. })));
         assert!(matches!(load::<u32>(dir.path()), Err(RecordError::Io { .. })));
+        assert_eq!(load_shown::<u32>(dir.path()), None);
     }
 }

@@ -351,10 +351,11 @@ impl Config {
         setting!(self, name, drill).or(self.drill.as_ref()).filter(|drill| !drill.every.is_zero())
     }
 
-    /// Adds what `backstay protect` was told of the disks of this host, below what the file says.
+    /// Adds what `backstay protect` was told of the disks of this host, below what the file says. Where that
+    /// cannot be read, [`Record::open_vault`](crate::record::Record::open_vault) lets nothing be shipped.
     pub fn add_protections(&mut self, roots: &Roots, names: &[DiskName]) {
         for name in names {
-            if let Some(protection) = Protection::load(&roots.disk(name).state) {
+            if let Ok(Some(protection)) = Protection::load(&roots.disk(name).state) {
                 let disk = self.disk.entry(name.clone()).or_default();
                 disk.vault = disk.vault.take().or(Some(protection.vault));
                 disk.policy = disk.policy.take().or(protection.policy);

@@ -4,11 +4,11 @@
 //! drills, too. This is what both must agree on: the settings, and a small file in the disk's state
 //! directory, `drill.json`, replaced as a whole.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backstay_host::atomic::Durability;
+use backstay_host::record::{self, RecordError};
 use backstay_vault::{DrillCheck, DrillRecord};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -55,20 +55,18 @@ pub struct Drilled {
 }
 
 impl Drilled {
-    /// Reads it. One that cannot be read is as good as none.
+    /// Reads it. One that cannot be read is as good as none: then a drill is due.
     #[must_use]
     pub fn load(state_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
+        record::load_shown(&state_dir.join(FILE))
     }
 
     /// Replaces it. The verdict itself is in the vault.
     ///
     /// # Errors
     /// If the state directory cannot be written.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        let new = state_dir.join(format!("{FILE}.{}", std::process::id()));
-        fs::write(&new, serde_json::to_vec_pretty(self)?)?;
-        fs::rename(&new, state_dir.join(FILE))
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        record::save(&state_dir.join(FILE), self, Durability::Relaxed)
     }
 
     /// What about it is worth a warning.

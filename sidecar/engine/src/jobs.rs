@@ -6,14 +6,17 @@
 //! second, or fails: with cycles every second the rest would only be noise. A job whose process
 //! is gone without an end is shown, and written down by the next sidecar, as interrupted.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backstay_host::atomic::{self, Durability};
 use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::{CycleNo, DiskName};
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +152,7 @@ impl JobBook {
 
     /// Writes down which jobs were interrupted, and forgets the oldest that ended.
     pub fn tidy(&self) {
+        atomic::tidy(&self.dir);
         let mut ended = 0;
         for job in self.list() {
             if job.state == JobState::Interrupted {
@@ -213,7 +217,7 @@ impl JobBook {
 
     /// Takes the next free number.
     fn take_number(&self) -> io::Result<u64> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        own_dir(&self.dir)?;
         let mut id = self.numbers().into_iter().max().unwrap_or(0) + 1;
         loop {
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(id)) {
@@ -226,19 +230,8 @@ impl JobBook {
 
     /// Only for people to see: what cannot be written is not worth failing for.
     fn write(&self, job: &Job) {
-        let new = self.dir.join(format!("{}.{}", job.id, job.process.pid));
-        let written = serde_json::to_vec(job).map_err(io::Error::other).and_then(|text| {
-            let mut file: File = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&text)?;
-            fs::rename(&new, self.path(job.id))
-        });
-        if let Err(e) = written {
-            tracing::warn!("job {} in {}: {e}", job.id, self.dir.display());
+        if let Err(e) = record::save(&self.path(job.id), job, Durability::Relaxed) {
+            tracing::warn!("job {}: {e}", job.id);
         }
     }
 }

@@ -165,7 +165,10 @@ fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::
             "a disk {name} is served already; unprotect it, or use another name"
         )));
     }
-    let before = crate::protection::Protection::load(&paths.state);
+    let before = match crate::protection::Protection::load(&paths.state) {
+        Ok(before) => before,
+        Err(e) => return Ok(Odd(format!("{e}; it is written anew"))),
+    };
     Ok(match before {
         Some(before) if before.backing != disk => Bad(format!(
             "{name} is the name of the disk on {}; use another one",

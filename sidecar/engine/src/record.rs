@@ -1,11 +1,11 @@
 //! What the sidecar remembers of a disk between cycles: one small file, replaced as a whole.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::Path;
 
+use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
+use backstay_host::record::{self, RecordError};
 use backstay_vault::seal::Worry;
 use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::cycle::CycleReport;
 use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
+use crate::protection::Protection;
 
 const FILE: &str = "sidecar.json";
 /// Only there while looking after the disk's vault fails; not in the record, because another thread
@@ -40,6 +41,12 @@ pub struct Record {
     pub phase_since_unix_ns: u64,
     /// When the next cycle is due, if one is.
     pub next_unix_ns: Option<u64>,
+    /// Why it cannot be read what `backstay protect` was told: where the points go is not known then.
+    #[serde(skip)]
+    pub protection_unreadable: Option<String>,
+    /// Why the record cannot be read; the rest says nothing then.
+    #[serde(skip)]
+    pub unreadable: Option<String>,
     /// Why its vault could not be looked after when that was last tried.
     #[serde(skip)]
     pub upkeep: Option<Failure>,
@@ -59,7 +66,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
         return;
     };
     let now = now_unix_ns();
-    let before: Option<Failure> = load_json(&path);
+    let before = load_trouble(&path);
     let failure = Failure {
         fenced: false,
         vault: WrongVault::of(e),
@@ -68,8 +75,8 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
         at_unix_ns: now,
         since_unix_ns: before.map_or(now, |first| first.since_unix_ns),
     };
-    if let Err(e) = replace(&path, &failure, false) {
-        tracing::warn!("{}: {e}", path.display());
+    if let Err(e) = record::save(&path, &failure, Durability::Relaxed) {
+        tracing::warn!("{e}");
     }
 }
 
@@ -80,7 +87,7 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
         return fs::remove_file(path).is_ok();
     }
     let message = worries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let before: Option<Failure> = load_json(&path);
+    let before = load_trouble(&path);
     let news = before.as_ref().is_none_or(|before| before.message != message);
     let now = now_unix_ns();
     let since_unix_ns = before.map_or(now, |first| first.since_unix_ns);
@@ -92,35 +99,27 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
         at_unix_ns: now,
         since_unix_ns,
     };
-    if let Err(e) = replace(&path, &noted, false) {
-        tracing::warn!("{}: {e}", path.display());
+    if let Err(e) = record::save(&path, &noted, Durability::Relaxed) {
+        tracing::warn!("{e}");
     }
     news
 }
 
-/// A file's content; none if it is not there, or is nothing of the kind, which is said.
-fn load_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
-    serde_json::from_slice(&bytes)
-        .inspect_err(|e| tracing::warn!("{}: {e}; starting a new one", path.display()))
-        .ok()
-}
-
-/// Replaces a file as a whole.
-fn replace(path: &Path, content: &impl Serialize, durable: bool) -> io::Result<()> {
-    // Service and `backstay cycle` may both write one: each its own, the last one stays.
-    let new = path.with_extension(format!("json.{}", std::process::id()));
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec_pretty(content).map_err(io::Error::other)?)?;
-    if durable {
-        file.sync_all()?;
-    }
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) if durable => File::open(dir)?.sync_all(),
-        _ => Ok(()),
-    }
+/// What is noted in a file that is only there while something is wrong: one that cannot be read says at least
+/// that.
+fn load_trouble(path: &Path) -> Option<Failure> {
+    record::load(path).unwrap_or_else(|e| {
+        let now = now_unix_ns();
+        let message = format!("something was wrong, but what cannot be read: {e}");
+        Some(Failure {
+            message,
+            person_must_act: false,
+            fenced: false,
+            vault: None,
+            at_unix_ns: now,
+            since_unix_ns: now,
+        })
+    })
 }
 
 /// A vault that is not the one that was meant.
@@ -165,30 +164,52 @@ pub struct Failure {
 }
 
 impl Record {
-    /// Reads the record of a disk. One that cannot be read is as good as none: all it is for is to
-    /// be shown.
+    /// Reads the record of a disk. Of one that cannot be read nothing is known, and that is kept in it.
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
-        let record: Self = load_json(&state_dir.join(FILE)).unwrap_or_default();
+        let record = record::load(&state_dir.join(FILE)).map(Option::unwrap_or_default);
+        let record = record.unwrap_or_else(|e| {
+            tracing::warn!("{e}; the next cycle that succeeds writes a new one");
+            Self { unreadable: Some(e.to_string()), ..Self::default() }
+        });
         let drilled = Drilled::load(state_dir);
         let (upkeep, keys) = (state_dir.join(UPKEEP_FILE), state_dir.join(KEYS_FILE));
-        Self { upkeep: load_json(&upkeep), keys: load_json(&keys), drilled, ..record }
+        let protection_unreadable = Protection::load(state_dir).err().map(|e| e.to_string());
+        let (upkeep, keys) = (load_trouble(&upkeep), load_trouble(&keys));
+        Self { protection_unreadable, upkeep, keys, drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.
     ///
     /// # Errors
     /// If the state directory cannot be written.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        replace(&state_dir.join(FILE), self, true)
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        record::save(&state_dir.join(FILE), self, Durability::Durable)
     }
 
     /// Replaces the record without waiting for the disk: for what would be found out again anyway.
     /// Trouble with it is only worth a warning.
     pub fn show(&self, state_dir: &Path) {
-        if let Err(e) = replace(&state_dir.join(FILE), self, false) {
-            tracing::warn!("{}: {e}", state_dir.join(FILE).display());
+        // Only a cycle that succeeded knows more than a record that nobody can read.
+        if self.unreadable.is_some() {
+            return;
         }
+        if let Err(e) = record::save(&state_dir.join(FILE), self, Durability::Relaxed) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Whether it is known where the points of the disk go, before anything is shipped there.
+    ///
+    /// # Errors
+    /// If `backstay protect` was told, and that cannot be read.
+    pub fn knows_vault(&self) -> Result<(), VaultError> {
+        let Some(why) = &self.protection_unreadable else { return Ok(()) };
+        let reason = format!(
+            "whether the points of this disk go there was written down and cannot be read: {why}. Nothing was \
+             shipped. Say again how the disk is protected: backstay protect"
+        );
+        Err(VaultError::Url { url: "its vault".into(), reason })
     }
 
     /// Notes that something happened to the disk. What cannot happen is said and changes nothing.
@@ -211,6 +232,7 @@ impl Record {
     pub fn note(&mut self, result: &Result<CycleReport, CycleError>, vault: &str, dir: &Path) {
         match result {
             Ok(report) => {
+                self.unreadable = None;
                 self.last = Some(report.clone());
                 self.vault = Some(vault.into());
                 self.failures = 0;
@@ -232,7 +254,9 @@ impl Record {
                 });
             }
         }
-        if let Err(e) = self.save(dir) {
+        if self.unreadable.is_none()
+            && let Err(e) = self.save(dir)
+        {
             tracing::warn!("remembering the cycle in {}: {e}", dir.display());
         }
     }
@@ -284,7 +308,25 @@ mod tests {
         assert_eq!((read.failures, &read.failure, read.last), (0, &None, Some(shipped())));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
         fs::write(dir.path().join(FILE), b"{").unwrap();
-        assert_eq!(Record::load(dir.path()), Record::default());
+        let mut record = Record::load(dir.path());
+        assert!(record.unreadable.is_some());
+        record.show(dir.path());
+        record.note(&Err(CycleError::Lost("limit".into())), "/v", dir.path());
+        assert!(Record::load(dir.path()).unreadable.is_some(), "it is not taken for a new disk");
+        record.note(&Ok(shipped()), "/v", dir.path());
+        assert_eq!(Record::load(dir.path()).unreadable, None);
+    }
+
+    #[test]
+    fn nothing_is_shipped_where_nobody_knows_where_to() {
+        let dir = tempfile::tempdir().unwrap();
+        Record::load(dir.path()).knows_vault().unwrap();
+        fs::write(dir.path().join("protection.json"), b"{").unwrap();
+        let error = Record::load(dir.path()).knows_vault().unwrap_err();
+        assert_eq!(error.class(), Class::PersonMustAct);
+        assert!(error.to_string().contains("backstay protect"), "{error}");
+        fs::write(dir.path().join(UPKEEP_FILE), b"{").unwrap();
+        assert!(Record::load(dir.path()).upkeep.unwrap().message.contains("cannot be read"));
     }
 
     #[test]

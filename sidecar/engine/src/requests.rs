@@ -6,9 +6,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use backstay_host::own_dir::own_dir;
 use backstay_types::DiskName;
 
 const ON_DEMAND: &str = ".cycle";
@@ -32,7 +33,7 @@ fn folder(state_root: &Path) -> PathBuf {
 /// If the state directory cannot be written.
 pub fn ask(state_root: &Path, asked: &Asked) -> io::Result<()> {
     let folder = folder(state_root);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    own_dir(&folder)?;
     let name = match asked {
         // A disk's name may have dots in it, but none at its start.
         Asked::Cycle(name) => format!("{ON_DEMAND}-{name}"),

@@ -7,11 +7,11 @@
 //! One small file for each vault in the state directory; it only ever grows up.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_host::atomic::Durability;
+use backstay_host::own_dir::own_dir;
+use backstay_host::record::{self, RecordError};
 use backstay_types::{CycleNo, DiskId};
 use backstay_vault::{Vault, VaultError};
 use serde::{Deserialize, Serialize};
@@ -34,28 +34,29 @@ fn file(root: &Path, vault: &Vault) -> Option<PathBuf> {
     Some(root.join(FOLDER).join(format!("{id}.json")))
 }
 
-fn load(file: &Path) -> Seen {
-    let Ok(bytes) = fs::read(file) else { return Seen::default() };
-    serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-        tracing::warn!("{}: {e}; what was seen before is forgotten", file.display());
-        Seen::default()
-    })
+/// What was seen of a vault. Damaged is not the same as nothing seen: whoever shows an older vault would
+/// only have to wait for that.
+fn load(file: &Path, vault: &Vault) -> Result<Seen, VaultError> {
+    Ok(record::load(file).map_err(|e| forgotten(vault, &e))?.unwrap_or_default())
+}
+
+fn forgotten(vault: &Vault, e: &RecordError) -> VaultError {
+    let reason = format!(
+        "what this host has seen of it cannot be read, so nobody knows whether it shows an older state. \
+         Nothing was written. {e}. Compare backstay key list and backstay points with what you know, then \
+         remove that file"
+    );
+    VaultError::Locked { url: vault.url().into(), reason }
 }
 
 /// Writes down what is new. A host that cannot is as good as one that comes for the first time.
 fn save(file: &Path, seen: &Seen) {
-    let replace = || -> io::Result<()> {
-        let Some(dir) = file.parent() else { return Ok(()) };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let new = file.with_extension(format!("json.{}", std::process::id()));
-        let mut options = OpenOptions::new();
-        let mut to = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        to.write_all(&serde_json::to_vec_pretty(seen).map_err(io::Error::other)?)?;
-        to.sync_all()?;
-        fs::rename(&new, file)
-    };
-    if let Err(e) = replace() {
-        tracing::debug!("{}: {e}", file.display());
+    let made = file.parent().map_or(Ok(()), |dir| own_dir(dir));
+    let saved = made
+        .map_err(|e| e.to_string())
+        .and_then(|()| record::save(file, seen, Durability::Durable).map_err(|e| e.to_string()));
+    if let Err(e) = saved {
+        tracing::warn!("what was seen of a vault is not remembered: {e}");
     }
 }
 
@@ -67,7 +68,7 @@ pub fn keyring(root: &Path, vault: &Vault) -> Result<(), VaultError> {
     let Some(file) = file(root, vault) else { return Ok(()) };
     // A writer's key has its generation in itself, and reads no keyring.
     let Some(revision) = vault.keys()?.revision() else { return Ok(()) };
-    let mut seen = load(&file);
+    let mut seen = load(&file, vault)?;
     if revision < seen.keyring {
         let reason = format!(
             "its keyring is of revision {revision}, and this host has seen {}: somebody has put an older one in its \
@@ -92,7 +93,7 @@ pub fn keyring(root: &Path, vault: &Vault) -> Result<(), VaultError> {
 pub fn taken_away(root: &Path, vault: &Vault, disk: DiskId) -> Result<Option<CycleNo>, VaultError> {
     let Some(file) = file(root, vault) else { return Ok(None) };
     let newest = vault.points(disk)?.last().map_or(0, |newest| newest.0);
-    let mut seen = load(&file);
+    let mut seen = load(&file, vault)?;
     let known = seen.newest.entry(disk.to_string()).or_default();
     if newest < *known {
         return Ok(Some(CycleNo(*known)));

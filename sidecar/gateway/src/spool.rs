@@ -8,14 +8,15 @@
 //! The folder never has more than its limit: who has no room waits, and what waits is not read from the line.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backstay_host::own_dir::own_dir;
 use backstay_vault::Vault;
 use backstay_vault::VaultError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -68,7 +69,7 @@ impl Spool {
         limit_bytes: u64,
     ) -> io::Result<(Arc<Self>, mpsc::UnboundedReceiver<String>)> {
         for dir in [dir, &dir.join("incoming"), &dir.join("segments")] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            own_dir(dir)?;
         }
         let lock = OpenOptions::new()
             .create(true)

@@ -96,10 +96,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// Reads the configuration; flags win over it.
+    /// Reads the configuration; flags win over it. What lies where state and sockets are must not be
+    /// somebody else's: it is believed, and partly carried out.
     pub fn new(globals: Globals) -> anyhow::Result<Self> {
         let config = Config::load(globals.config.as_deref())?;
-        Ok(Self::with(globals, config))
+        let context = Self::with(globals, config);
+        context.roots.check()?;
+        Ok(context)
     }
 
     /// With a configuration that was read already; flags win over it.

@@ -8,6 +8,8 @@ use backstay_front::control::ClientError;
 use backstay_front::life::DriverError;
 use backstay_front::offline::OfflineError;
 use backstay_gateway::pki::PkiError;
+use backstay_host::own_dir::OwnDirError;
+use backstay_host::record::RecordError;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
@@ -95,6 +97,7 @@ fn code(error: &anyhow::Error) -> u8 {
     let refused = any(&|e| {
         e.is::<Refused>()
             || vault_error(e).is_some_and(VaultError::is_refusal)
+            || e.downcast_ref::<OwnDirError>().is_some_and(OwnDirError::is_refusal)
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
@@ -111,6 +114,7 @@ fn code(error: &anyhow::Error) -> u8 {
     let damaged = any(&|e| {
         e.is::<Damaged>()
             || vault_error(e).is_some_and(VaultError::is_damage)
+            || e.downcast_ref::<RecordError>().is_some_and(RecordError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)

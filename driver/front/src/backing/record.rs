@@ -4,12 +4,12 @@
 //! keeps the two backings of a move apart: what a move has not finished, and what one has left behind,
 //! hold a disk that must not be taken for this one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use backstay_format::superblock::BackingId;
+use backstay_host::atomic::Durability;
+use backstay_host::record::{self, RecordError};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "backing.json";
@@ -50,30 +50,21 @@ impl Seen {
 }
 
 impl BackingRecord {
-    /// Reads the record of a disk. One that cannot be read is as good as none: the superblock
-    /// notices a wrong backing without it.
-    #[must_use]
-    pub fn load(state_dir: &Path) -> Self {
-        let path = state_dir.join(FILE);
-        let Ok(bytes) = fs::read(&path) else { return Self::default() };
-        serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-            tracing::warn!("{}: {e}; starting a new one", path.display());
-            Self::default()
-        })
+    /// Reads the record of a disk; an empty one if there is none yet.
+    ///
+    /// # Errors
+    /// If there is one that cannot be read. It may tell of a backing that a move has left behind, which
+    /// the superblock would take for a disk that has changed.
+    pub fn load(state_dir: &Path) -> Result<Self, RecordError> {
+        Ok(record::load(&state_dir.join(FILE))?.unwrap_or_default())
     }
 
     /// Replaces the record of a disk, durably.
     ///
     /// # Errors
     /// If the state directory cannot be written.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        let new = state_dir.join(format!("{FILE}.unfinished"));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-        file.sync_all()?;
-        fs::rename(&new, state_dir.join(FILE))?;
-        File::open(state_dir)?.sync_all()
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        record::save(&state_dir.join(FILE), self, Durability::Durable)
     }
 
     /// Why a backing must not be mounted as this disk.
@@ -120,8 +111,8 @@ mod tests {
         assert!(record.objection(&seen("/c", 3)).unwrap().contains("not finished"));
         let dir = tempfile::tempdir().unwrap();
         record.save(dir.path()).unwrap();
-        assert_eq!(BackingRecord::load(dir.path()), record);
+        assert_eq!(BackingRecord::load(dir.path()).unwrap(), record);
         fs::write(dir.path().join(FILE), b"{").unwrap();
-        assert_eq!(BackingRecord::load(dir.path()), BackingRecord::default());
+        assert!(BackingRecord::load(dir.path()).is_err(), "a damaged record is not no record");
     }
 }

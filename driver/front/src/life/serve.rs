@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backstay_format::control::FoundState;
 use backstay_format::superblock::Base;
+use backstay_host::own_dir::own_dir;
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -139,8 +140,7 @@ pub fn run_with(
 ) -> Result<(), DriverError> {
     let DriverOptions { name, paths, .. } = &options;
     for dir in [&paths.state, &paths.runtime] {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(io_error(format!("making {}", dir.display())))?;
+        own_dir(dir).map_err(|e| io_error(format!("disk {name}"))(e.into()))?;
     }
     let _lock = lock_disk(name, &paths.lock_file())?;
     let backing = open(&mut options)?;
@@ -223,21 +223,31 @@ fn identify(
     let identity =
         identity.map_err(io_error(format!("finding out which one {} is", path.display())))?;
     let seen = Seen::new(path, identity);
-    match BackingRecord::load(state).objection(&seen) {
-        Some(reason) => Err(DriverError::WrongBacking { name: name.clone(), reason }),
+    let refused = |reason| DriverError::WrongBacking { name: name.clone(), reason };
+    let record = BackingRecord::load(state).map_err(|e| {
+        refused(format!(
+            "whether a move has left this backing behind cannot be read: {e}. If {} holds the disk as it is now, \
+             remove that file",
+            path.display()
+        ))
+    })?;
+    match record.objection(&seen) {
+        Some(reason) => Err(refused(reason)),
         None => Ok(seen),
     }
 }
 
 /// Notes where the disk is served from, for those who look for its backing later.
 fn remember(seen: Seen, state: &Path) {
-    let mut record = BackingRecord::load(state);
-    if record.backing.as_ref() == Some(&seen) {
-        return;
-    }
-    record.backing = Some(seen);
-    if let Err(e) = record.save(state) {
-        tracing::warn!("noting the backing in {}: {e}", state.display());
+    let noted = BackingRecord::load(state).and_then(|mut record| {
+        if record.backing.as_ref() == Some(&seen) {
+            return Ok(());
+        }
+        record.backing = Some(seen);
+        record.save(state)
+    });
+    if let Err(e) = noted {
+        tracing::warn!("where the backing is could not be noted: {e}");
     }
 }
 

@@ -66,7 +66,9 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
         .map_err(io_error(format!("opening the state of disk {name}")))?;
     let of_state = |source| OfflineError::State { name: name.clone(), source };
     let mut disk = Offline::open(&env).map_err(of_state)?;
-    let mut record = BackingRecord::load(&paths.state);
+    let mut record = BackingRecord::load(&paths.state).map_err(|e| {
+        OfflineError::Refused(format!("which backings disk {name} has had cannot be read: {e}"))
+    })?;
     let from = match (&order.from, &record.backing) {
         (Some(path), _) => path.clone(),
         (None, Some(seen)) => seen.path.clone(),
@@ -258,7 +260,7 @@ fn identity(
 
 fn save(record: &BackingRecord, paths: &DiskPaths) -> Result<(), OfflineError> {
     let doing = format!("noting the backing in {}", paths.state.display());
-    record.save(&paths.state).map_err(io_error(doing))
+    record.save(&paths.state).map_err(|e| io_error(doing)(e.into()))
 }
 
 /// Makes the name of a new file durable.

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use backstay_format::superblock::Superblock;
+use backstay_host::atomic;
 use backstay_track::{FsEnv, Offline};
 use backstay_types::{DiskId, DiskName};
 use nix::fcntl::Flock;
@@ -91,9 +92,7 @@ impl Renaming {
     pub fn finish(self) -> Result<(), OfflineError> {
         let (old, new) = (&self.old.state, &self.new.state);
         let doing = || format!("renaming {} to {}", old.display(), new.display());
-        fs::rename(old, new).map_err(io_error(doing()))?;
-        let roots = new.parent().unwrap_or_else(|| Path::new("/"));
-        File::open(roots).and_then(|dir| dir.sync_all()).map_err(io_error(doing()))?;
+        atomic::rename_durably(old, new).map_err(io_error(doing()))?;
         tidy(&self.old.runtime);
         Ok(())
     }

@@ -9,9 +9,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_host::atomic;
+use backstay_host::own_dir::own_dir;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::uio::pwrite;
@@ -36,10 +38,11 @@ impl FsEnv {
     /// Makes the directories if they are missing (mode 0700) and opens them.
     ///
     /// # Errors
-    /// If they cannot be made, or the runtime directory is not on tmpfs.
+    /// If they cannot be made, are not ours alone, or the runtime directory is not on tmpfs.
     pub fn open(state_dir: &Path, runtime_dir: &Path) -> io::Result<Self> {
         for dir in [state_dir, runtime_dir] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            own_dir(dir)?;
+            atomic::tidy(dir);
         }
         let runtime = File::open(runtime_dir)?;
         if fstatfs(&runtime)?.filesystem_type() != TMPFS_MAGIC {
@@ -130,7 +133,7 @@ impl Env for FsEnv {
         let unfinished = self.state_dir.join(format!("{name}{UNFINISHED}"));
         let file = Self::new_file(&unfinished, content)?;
         file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
+        atomic::rename(&unfinished, &path)?;
         self.state_handle.sync_all()?;
         Ok(FsFile { file, path })
     }

@@ -105,7 +105,7 @@ impl Run<'_> {
             progress.stretches.push(Stretch { digest, segments: shipped.segments.clone() });
             if more {
                 let saved = progress.save(self.job.state);
-                saved.map_err(CycleError::source("the progress of the resync"))?;
+                saved.map_err(|e| CycleError::source("the progress of the resync")(e.into()))?;
                 // From here on they are needed by the next attempt.
                 self.put_kept = self.put.len();
             }

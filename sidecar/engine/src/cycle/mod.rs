@@ -35,6 +35,7 @@ use backstay_vault::{
 use crate::config::Ship;
 use crate::error::CycleError;
 use crate::hooks::{Hooks, Quiesced};
+use crate::record::Record;
 use crate::seen;
 use crate::throttle::Throttle;
 pub use cutter::{AtOnce, Cutter};
@@ -133,6 +134,7 @@ pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
 /// # Errors
 /// As for [`run`].
 pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleReport, CycleError> {
+    Record::load(job.state).knows_vault()?;
     let (started, fetched_before) = (clock::monotonic(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
     let client = format!("process {}", std::process::id());

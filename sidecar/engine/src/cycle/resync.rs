@@ -10,14 +10,14 @@
 //! tracking failed in between, and then the driver's count of reasons for a resync has changed
 //! (`resync_no`); or if the vault's newest point is another one. In both cases it begins anew.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use backstay_host::atomic::Durability;
+use backstay_host::record::{self, RecordError};
 use backstay_types::{CycleNo, DiskId, PointId};
 use backstay_vault::SegmentRef;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 const REQUEST: &str = "resync-request.json";
@@ -69,28 +69,33 @@ pub(super) struct Stretch {
 }
 
 impl Request {
-    /// The request of a disk, if there is one.
+    /// The request of a disk, if there is one. One that cannot be read stays a request, for the most
+    /// that can be done without a person's word: everything is compared, by the vault's data.
     #[must_use]
     pub fn load(state_dir: &Path) -> Option<Self> {
-        load(&state_dir.join(REQUEST))
+        record::load(&state_dir.join(REQUEST)).unwrap_or_else(|e| {
+            tracing::warn!("{e}; the whole disk is compared");
+            Some(Self { deep: true, ..Self::default() })
+        })
     }
 
     /// Makes it durable.
     ///
     /// # Errors
     /// If the state directory cannot be written.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        save(self, state_dir, REQUEST)
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        record::save(&state_dir.join(REQUEST), self, Durability::Durable)
     }
 }
 
 impl Progress {
     pub fn load(state_dir: &Path) -> Option<Self> {
-        load(&state_dir.join(PROGRESS))
+        // Without it the resync begins anew.
+        record::load_shown(&state_dir.join(PROGRESS))
     }
 
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        save(self, state_dir, PROGRESS)
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        record::save(&state_dir.join(PROGRESS), self, Durability::Durable)
     }
 }
 
@@ -121,19 +126,22 @@ fn remove(path: &Path) {
     }
 }
 
-/// A file that cannot be read is as good as none: then the resync begins anew, or is asked for again.
-fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
-    let read = serde_json::from_slice(&bytes);
-    read.inspect_err(|e| tracing::warn!("{}: {e}; it is not used", path.display())).ok()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn save<T: Serialize>(value: &T, state_dir: &Path, name: &str) -> io::Result<()> {
-    let new = state_dir.join(format!("{name}.{}", std::process::id()));
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
-    file.sync_all()?;
-    fs::rename(&new, state_dir.join(name))?;
-    File::open(state_dir)?.sync_all()
+    #[test]
+    fn a_damaged_request_still_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Request::load(dir.path()), None);
+        let asked = Request { now: true, ..Request::default() };
+        asked.save(dir.path()).unwrap();
+        assert_eq!(Request::load(dir.path()), Some(asked));
+        fs::write(dir.path().join(REQUEST), b"{").unwrap();
+        assert!(Request::load(dir.path()).unwrap().deep);
+        fs::write(dir.path().join(PROGRESS), b"{").unwrap();
+        assert_eq!(Progress::load(dir.path()), None);
+        forget(dir.path());
+        assert_eq!(Request::load(dir.path()), None);
+    }
 }

@@ -19,7 +19,9 @@ use crate::prerequisites::{backing_size, looked, room_for_bitmaps, room_for_log,
 pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
     let paths = roots.disk(name);
     let status = ControlClient::connect(&paths.control_socket()).and_then(|mut c| c.status()).ok();
-    let record = BackingRecord::load(&paths.state).backing.map(|seen| seen.path);
+    let remembered = BackingRecord::load(&paths.state).map(|record| record.backing);
+    let unreadable = remembered.as_ref().err().map(ToString::to_string);
+    let record = remembered.ok().flatten().map(|seen| seen.path);
     let known = paths.state.join("super").exists();
     let bytes = match (&status, &record) {
         (Some(status), _) => status.size.0,
@@ -27,6 +29,9 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
         (None, None) => 0,
     };
     let mut found = vec![("driver", driver(name, status.as_ref(), known))];
+    if let Some(e) = unreadable {
+        found.push(("backing", Bad(format!("where it is cannot be read: {e}"))));
+    }
     if let (None, Some(path)) = (&status, &record) {
         found.push(looked("backing", usable(path)));
     }

@@ -39,6 +39,7 @@ pub fn host(roots: &Roots, names: &[DiskName]) -> Vec<Finding> {
         ("programs", programs()),
         looked("runtime directory", runtime(&roots.runtime)),
         looked("state directory", state(&roots.state)),
+        ("folders", folders(roots)),
         ("locked memory", locked_memory(capabilities)),
         ("I/O flusher", flusher(capabilities)),
         looked("clock", clock()),
@@ -50,6 +51,13 @@ pub fn host(roots: &Roots, names: &[DiskName]) -> Vec<Finding> {
     .chain(system.fstab().into_iter().map(|found| ("fstab", found)))
     .map(|found| Finding::new(HOST, found))
     .collect()
+}
+
+fn folders(roots: &Roots) -> Found {
+    match roots.check() {
+        Ok(()) => Good("nobody else can change what is in them".into()),
+        Err(e) => Bad(e.to_string()),
+    }
 }
 
 fn version() -> String {

@@ -58,6 +58,10 @@ ids! {
     /// Another vault is where the disk's points are.
     OTHER_VAULT = "other-vault";
 
+    // What this host remembers of the disk (records.rs).
+    /// A record of the disk is damaged or cannot be read.
+    RECORD_UNREADABLE = "record-unreadable";
+
     // Upkeep, keys, drills, each in its file.
     /// The vault cannot be looked after.
     UPKEEP_FAILED = "upkeep-failed";

@@ -16,6 +16,7 @@ mod driver;
 mod host;
 pub mod ids;
 mod keys;
+mod records;
 mod upkeep;
 mod vault;
 
@@ -181,9 +182,10 @@ impl Facts<'_> {
 }
 
 /// The areas, the one whose cause is the headline among equals first.
-const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 9] = [
+const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 10] = [
     driver::causes,
     backing::causes,
+    records::causes,
     cycle::causes,
     vault::causes,
     clock::causes,

@@ -1,11 +1,14 @@
 //! What a guardian is told, and the file that outlives it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backstay_host::atomic::{self, Durability};
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::DiskName;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -99,7 +102,9 @@ impl HookLock {
     /// # Errors
     /// If the runtime directory cannot be written.
     pub fn take(runtime: &Path) -> io::Result<Option<Self>> {
-        DirBuilder::new().recursive(true).mode(0o700).create(runtime.join(RUN_DIR))?;
+        // What is found here is carried out: it must be ours.
+        own_dir(runtime)?;
+        own_dir(&runtime.join(RUN_DIR))?;
         let path = runtime.join(LOCK);
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
@@ -115,15 +120,8 @@ impl HookLock {
     /// # Errors
     /// If there is one and it cannot be read.
     pub fn left(&self) -> io::Result<Option<Plan>> {
-        let bytes = match fs::read(self.runtime.join(FILE)) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        if bytes.len() > PLAN_BYTES_MAX {
-            return Err(io::Error::other("too long"));
-        }
-        Ok(Some(serde_json::from_slice(&bytes)?))
+        let bytes = record::read(&self.runtime.join(FILE), PLAN_BYTES_MAX as u64)?;
+        Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?)
     }
 
     /// Writes the plan down: from now on others know what to undo. Only the death of processes
@@ -132,11 +130,8 @@ impl HookLock {
     /// # Errors
     /// If it cannot be written.
     pub fn note(&self, plan: &Plan) -> io::Result<()> {
-        let new = self.runtime.join(format!("{FILE}.new"));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(plan)?)?;
-        fs::rename(new, self.runtime.join(FILE))
+        let bytes = serde_json::to_vec(plan)?;
+        atomic::replace(&self.runtime.join(FILE), &bytes, Durability::Relaxed)
     }
 
     /// Forgets the plan: all is undone.

@@ -7,7 +7,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,6 +17,7 @@ use backstay_format::control::DriverStatus;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::own_dir::own_dir;
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use nix::fcntl::{Flock, FlockArg};
@@ -135,7 +136,7 @@ const LOCK: &str = ".sidecar.lock";
 
 /// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
 fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&roots.state)?;
+    own_dir(&roots.state).map_err(std::io::Error::from)?;
     let path = roots.state.join(LOCK);
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
@@ -246,8 +247,7 @@ impl Service<'_> {
                     self.asked.insert(name, Work::OnDemand);
                 }
                 Asked::Look(name) => {
-                    let protection = Protection::load(&self.roots.disk(&name).state);
-                    if protection.is_some_and(|protection| protection.ending) {
+                    if is_ending(&self.roots.disk(&name).state) {
                         self.ending.insert(name);
                         continue;
                     }
@@ -268,7 +268,7 @@ impl Service<'_> {
     fn add(&mut self, name: &DiskName) {
         let Some(status) = self.driver(name) else { return };
         let paths = self.roots.disk(name);
-        if Protection::load(&paths.state).is_some_and(|protection| protection.ending) {
+        if is_ending(&paths.state) {
             return;
         }
         let device = fs::metadata(&status.backing).map_or(0, |meta| meta.dev());
@@ -423,6 +423,11 @@ impl Service<'_> {
             }
         }
     }
+}
+
+/// Whether a disk's protection is being ended. If that cannot be read its cycles fail and say so.
+fn is_ending(state: &std::path::Path) -> bool {
+    matches!(Protection::load(state), Ok(Some(protection)) if protection.ending)
 }
 
 /// What a disk's next cycle is for, and whether it goes on with work that was begun.

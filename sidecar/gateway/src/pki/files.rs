@@ -1,9 +1,11 @@
 //! Files that nobody else may read, replaced as a whole and durable before anything is said of them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use backstay_host::atomic::{self, Durability};
 
 use super::PkiError;
 
@@ -21,19 +23,7 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
 
 /// Replaces a file as a whole: whoever looks, also after a power loss, sees the old one or the new one.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    // What a killed one left; `create_new` follows no link that somebody put there instead.
-    match fs::remove_file(&new) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    atomic::replace(path, content, Durability::Durable)
 }
 
 /// Reads a file of at most so many bytes.

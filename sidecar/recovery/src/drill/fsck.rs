@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use backstay_host::clock;
+use backstay_host::own_dir::own_dir;
 
 use super::{DrillError, Verdict};
 use crate::run::{run, scratch, tool};
@@ -143,7 +144,7 @@ fn one(
         said = "not mounted, as its twin is on this host";
     } else {
         let at: PathBuf = work.join("fs");
-        std::fs::create_dir_all(&at).map_err(DrillError::Io)?;
+        own_dir(&at).map_err(|e| DrillError::Io(e.into()))?;
         let at_text = at.to_string_lossy();
         let args = ["-t", known.name, "-o", known.options, device, &at_text];
         match tool("mount", &args, timeout, stop) {

@@ -4,9 +4,9 @@
 //! commands look for disks. What a killed drill left there is taken down by the next one of that disk.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use backstay_front::control::ControlClient;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::Roots;
 use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::own_dir::own_dir;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
@@ -152,7 +153,7 @@ impl<'a> Place<'a> {
     fn take(roots: &Roots, name: &'a DiskName) -> Result<Self, DrillError> {
         let (state, runtime) = (folder(&roots.state), folder(&roots.runtime));
         for dir in [&state, &runtime] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(DrillError::Io)?;
+            own_dir(dir).map_err(|e| DrillError::Io(e.into()))?;
         }
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
@@ -205,7 +206,7 @@ impl<'a> Place<'a> {
                 _ => {}
             }
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.work).map_err(io)
+        own_dir(&self.work).map_err(|e| io(e.into()))
     }
 }
 

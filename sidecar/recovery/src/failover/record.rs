@@ -1,14 +1,16 @@
 //! What a host is doing about a failover: one document a name, replaced as a whole.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use backstay_format::superblock::Base;
+use backstay_host::atomic::{self, Durability};
 pub use backstay_host::clock::now_unix_ns;
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::{CycleNo, DiskId, DiskName, PointId, Term};
-use backstay_vault::format::document::{Document, decode, encode};
+use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use backstay_vault::{GroupName, GroupPointNo, Manifest, TermFrom};
 use serde::{Deserialize, Serialize};
 
@@ -198,8 +200,8 @@ fn folder(state_root: &Path) -> PathBuf {
 pub(super) fn make_folder(state_root: &Path) -> io::Result<PathBuf> {
     let folder = folder(state_root);
     if !folder.exists() {
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        File::open(state_root)?.sync_all()?;
+        own_dir(&folder)?;
+        atomic::sync_folder_of(&folder)?;
     }
     Ok(folder)
 }
@@ -215,15 +217,10 @@ impl FailoverRecord {
     /// If it cannot be read or is damaged: then nobody knows what was being done.
     pub fn load(state_root: &Path, name: &DiskName) -> Result<Option<Self>, FailoverError> {
         let path = path(state_root, name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(FailoverError::State { path, source }),
-        };
-        let record: Self = decode(&bytes).map_err(|e| FailoverError::State {
-            path: path.clone(),
-            source: io::Error::other(e),
-        })?;
+        let unreadable = |source| FailoverError::State { path: path.clone(), source };
+        let bytes = record::read(&path, DOCUMENT_BYTES_MAX as u64);
+        let Some(bytes) = bytes.map_err(|e| unreadable(e.into()))? else { return Ok(None) };
+        let record: Self = decode(&bytes).map_err(|e| unreadable(io::Error::other(e)))?;
         if record.name == *name {
             return Ok(Some(record));
         }
@@ -234,13 +231,20 @@ impl FailoverRecord {
     /// All records of a host, by name.
     ///
     /// # Errors
-    /// If one is damaged.
+    /// If one is damaged, or they cannot be listed.
     pub fn all(state_root: &Path) -> Result<Vec<Self>, FailoverError> {
-        let entries = fs::read_dir(folder(state_root)).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| {
-            entry.file_name().to_str()?.strip_suffix(".json")?.parse::<DiskName>().ok()
-        });
-        let mut names: Vec<_> = names.collect();
+        let folder = folder(state_root);
+        let unreadable = |source| FailoverError::State { path: folder.clone(), source };
+        let entries = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.map_err(unreadable)?,
+        };
+        let mut names: Vec<DiskName> = vec![];
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?.file_name();
+            let name = entry.to_str().and_then(|name| name.strip_suffix(".json"));
+            names.extend(name.and_then(|name| name.parse().ok()));
+        }
         names.sort();
         names.iter().filter_map(|name| Self::load(state_root, name).transpose()).collect()
     }
@@ -306,19 +310,11 @@ impl FailoverRecord {
 
     fn save(&self, state_root: &Path) -> Result<(), FailoverError> {
         let path = path(state_root, &self.name);
-        self.replace(state_root, &path).map_err(|source| FailoverError::State { path, source })
-    }
-
-    fn replace(&self, state_root: &Path, path: &Path) -> io::Result<()> {
-        let folder = make_folder(state_root)?;
-        // A disk's name has no `#`.
-        let new = folder.join(format!("{}#{}", self.name, std::process::id()));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&encode(self).map_err(io::Error::other)?)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(&folder)?.sync_all()
+        let replaced = make_folder(state_root).and_then(|_| {
+            let bytes = encode(self).map_err(io::Error::other)?;
+            atomic::replace(&path, &bytes, Durability::Durable)
+        });
+        replaced.map_err(|source| FailoverError::State { path, source })
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use backstay_host::atomic;
 use backstay_types::{ByteLen, ByteOffset};
 use backstay_vault::read::ordered::{InOrder, in_order};
 use backstay_vault::read::{FileTarget, Progress, RestoreTarget, restore};
@@ -152,22 +153,13 @@ impl Part {
         let said = || ImageError::io(format!("finishing {}", to.display()));
         File::open(&self.path).and_then(|file| file.sync_all()).map_err(said())?;
         let moved = if replace {
-            fs::rename(&self.path, to)
+            atomic::rename(&self.path, to)
         } else {
-            nix::fcntl::renameat2(
-                nix::fcntl::AT_FDCWD,
-                &self.path,
-                nix::fcntl::AT_FDCWD,
-                to,
-                nix::fcntl::RenameFlags::RENAME_NOREPLACE,
-            )
-            .map_err(io::Error::from)
+            atomic::rename_to_free_name(&self.path, to)
         };
         moved.map_err(said())?;
         self.finished = true;
-        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(said())
+        atomic::sync_folder_of(to).map_err(said())
     }
 }
 

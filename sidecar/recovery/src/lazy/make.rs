@@ -4,14 +4,17 @@
 //! as a whole or not at all. First of all that folder gets a *claim*, which says what is made elsewhere: the hold
 //! in the vault, and the overlay if it is to be somewhere else. Whoever was killed finds both again by it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use backstay_format::superblock::BackingId;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::DiskPaths;
+use backstay_host::atomic::{self, Durability, sync_folder_of};
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::{DiskId, DiskName, PointId};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault, VaultError};
@@ -20,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use super::LazyError;
 use super::choice::{PointChoice, choose};
 use super::keeper;
-use super::medium::{OverlayFile, overlay_parts, sync_parent};
+use super::medium::{OverlayFile, overlay_parts};
 use super::mount::MountOptions;
 use super::overlay::{first_header, map_bytes};
-use super::record::{FOLDER, MountedPoint, folder, put};
+use super::record::{FOLDER, MountedPoint, folder};
 
 /// The point's manifest, the overlay, and its map, in the folder.
 pub(super) const MANIFEST: &str = "point.bin";
@@ -60,7 +63,8 @@ struct Claim {
 
 impl Claim {
     fn load(unfinished: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(unfinished.join(CLAIM)).ok()?).ok()
+        // Without it an empty overlay elsewhere stays, and the hold ends by itself.
+        record::load_shown(&unfinished.join(CLAIM))
     }
 
     /// Empties the folder and takes a claim, the one before if it is for the same.
@@ -84,16 +88,15 @@ impl Claim {
         // A removal that was killed in the middle.
         absent_is_fine(fs::remove_dir_all(folder(paths))).map_err(LazyError::io(folder(paths)))?;
         let make = || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&unfinished)?;
+            own_dir(&unfinished)?;
             for entry in fs::read_dir(&unfinished)?.flatten() {
                 if entry.file_name() != CLAIM {
                     fs::remove_file(entry.path())?;
                 }
             }
             let claim = Self { vault: vault.into(), disk, hold, overlay };
-            let bytes = serde_json::to_vec_pretty(&claim).map_err(io::Error::other)?;
-            put(&unfinished.join(CLAIM), &bytes, true)?;
-            sync_parent(&unfinished)?;
+            record::save(&unfinished.join(CLAIM), &claim, Durability::Durable)?;
+            sync_folder_of(&unfinished)?;
             Ok(claim)
         };
         make().map_err(LazyError::io(&unfinished))
@@ -194,14 +197,13 @@ fn make_folder(
     make_map().map_err(LazyError::io(&path))?;
     step();
     let path = unfinished.join(MANIFEST);
-    super::record::put(&path, &manifest.encode(), true).map_err(LazyError::io(&path))?;
+    atomic::replace(&path, &manifest.encode(), Durability::Durable)
+        .map_err(LazyError::io(&path))?;
     step();
     record.save(&unfinished)?;
     step();
-    let renamed = fs::rename(&unfinished, folder(paths)).and_then(|()| {
-        File::open(&paths.state)?.sync_all()?;
-        sync_parent(&paths.state)
-    });
+    let renamed = atomic::rename_durably(&unfinished, &folder(paths))
+        .and_then(|()| sync_folder_of(&paths.state));
     renamed.map_err(LazyError::io(folder(paths)))?;
     // From here on the record says all that the claim does.
     let _ = fs::remove_file(folder(paths).join(CLAIM));

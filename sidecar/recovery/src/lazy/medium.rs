@@ -56,7 +56,7 @@ impl OverlayFile {
             file.set_len(len)?;
             file.sync_all()?;
         }
-        sync_parent(path)
+        backstay_host::atomic::sync_folder_of(path)
     }
 
     pub fn open(path: &Path, size: ByteLen) -> Result<Self, OpenError> {
@@ -153,12 +153,6 @@ impl Medium for PlainFile {
         };
         Ok(Some((data as u64, lseek(&self.0, data, Whence::SeekHole)? as u64)))
     }
-}
-
-/// Makes a name durable.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

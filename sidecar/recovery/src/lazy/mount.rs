@@ -1,7 +1,6 @@
 //! Serving a mounted point: in this process, in the background, by running the command.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,6 +11,7 @@ use backstay_front::backing::{AnyBacking, Made};
 use backstay_front::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_host::clock;
+use backstay_host::own_dir::own_dir;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault};
@@ -120,8 +120,7 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
     const REFUSED: &str = "refused: ";
     let (served, name) = (driver.mount_point.join("disk"), driver.name.clone());
     let state = &driver.paths.state;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
-    made.map_err(LazyError::io(state))?;
+    own_dir(state).map_err(|e| LazyError::io(state)(e.into()))?;
     let log = driver.paths.driver_log();
     let outcome = in_background(&log, |ready| {
         serve(driver, options, ready).map_err(|e| match e.is_busy() {

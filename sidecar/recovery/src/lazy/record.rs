@@ -1,15 +1,15 @@
 //! What a host keeps of a mounted point beside its bytes: which one it is, what is wanted of it, and how it
 //! is now.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use backstay_format::superblock::Base;
 use backstay_front::paths::DiskPaths;
+use backstay_host::atomic::{self, Durability};
+use backstay_host::record;
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId};
-use backstay_vault::format::document::{Document, decode, encode};
+use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use serde::{Deserialize, Serialize};
 
 use super::LazyError;
@@ -58,10 +58,9 @@ impl MountedPoint {
     /// If that cannot be read.
     pub fn load(name: &DiskName, paths: &DiskPaths) -> Result<Option<Self>, LazyError> {
         let path = folder(paths).join(RECORD);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(LazyError::io(path)(e)),
+        let bytes = record::read(&path, DOCUMENT_BYTES_MAX as u64);
+        let Some(bytes) = bytes.map_err(|e| LazyError::io(&path)(e.into()))? else {
+            return Ok(None);
         };
         let damaged =
             |e| LazyError::Damaged { name: name.clone(), what: format!("{}: {e}", path.display()) };
@@ -72,7 +71,9 @@ impl MountedPoint {
     pub(crate) fn save(&self, folder: &Path) -> Result<(), LazyError> {
         let path = folder.join(RECORD);
         let bytes = encode(self).map_err(io::Error::other);
-        bytes.and_then(|bytes| put(&path, &bytes, true)).map_err(LazyError::io(path))
+        bytes
+            .and_then(|bytes| atomic::replace(&path, &bytes, Durability::Durable))
+            .map_err(LazyError::io(path))
     }
 
     /// What the disk's tracking counts from.
@@ -98,15 +99,10 @@ pub struct Hydration {
 }
 
 impl Hydration {
-    /// What is wanted of a mounted point.
+    /// What is wanted of a mounted point; nothing if that cannot be read: its status then says so.
     #[must_use]
     pub fn load(paths: &DiskPaths) -> Self {
-        let path = folder(paths).join(WANTED);
-        let Ok(bytes) = fs::read(&path) else { return Self::default() };
-        serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-            tracing::warn!("{}: {e}; taken for not wanted", path.display());
-            Self::default()
-        })
+        record::load_shown(&folder(paths).join(WANTED)).unwrap_or_default()
     }
 
     /// Says what is wanted; its driver sees it within a second, or when it is started.
@@ -115,8 +111,7 @@ impl Hydration {
     /// If it cannot be written.
     pub fn save(&self, paths: &DiskPaths) -> Result<(), LazyError> {
         let path = folder(paths).join(WANTED);
-        let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other);
-        bytes.and_then(|bytes| put(&path, &bytes, true)).map_err(LazyError::io(path))
+        record::save(&path, self, Durability::Durable).map_err(|e| LazyError::io(&path)(e.into()))
     }
 }
 
@@ -180,31 +175,13 @@ impl Mounted {
     /// How the mounted point is that a disk's driver serves. What a dead driver left is none.
     #[must_use]
     pub fn load(paths: &DiskPaths) -> Option<Self> {
-        let status: Self =
-            serde_json::from_slice(&fs::read(paths.runtime.join(STATUS)).ok()?).ok()?;
+        let status: Self = record::load_shown(&paths.runtime.join(STATUS))?;
         Path::new(&format!("/proc/{}", status.pid)).exists().then_some(status)
     }
 
     pub(crate) fn save(&self, paths: &DiskPaths) {
-        let bytes = serde_json::to_vec(self).unwrap_or_default();
-        if let Err(e) = put(&paths.runtime.join(STATUS), &bytes, false) {
+        if let Err(e) = record::save(&paths.runtime.join(STATUS), self, Durability::Relaxed) {
             tracing::debug!("writing the status: {e}");
         }
-    }
-}
-
-/// Replaces a file as a whole.
-pub(crate) fn put(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-    let new = path.with_extension(format!("unfinished-{}", std::process::id()));
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    if durable {
-        file.sync_all()?;
-    }
-    fs::rename(&new, path)?;
-    match path.parent().filter(|_| durable) {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
     }
 }

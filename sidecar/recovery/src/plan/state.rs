@@ -3,11 +3,14 @@
 //! One file a plan, `<state>/.plans/<plan>/run.json`, replaced as a whole and synced after each change;
 //! what scripts print is in `log` beside it. A lock says that somebody is at it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use backstay_host::atomic::{self, Durability};
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::{CycleNo, DiskName, PointId};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
@@ -219,7 +222,8 @@ impl RunFolder {
     /// If it cannot be made.
     pub fn take(state_root: &Path, plan: &DiskName) -> io::Result<Option<Self>> {
         let dir = Self::of(state_root, plan);
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        own_dir(&dir)?;
+        atomic::tidy(&dir);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -235,15 +239,9 @@ impl RunFolder {
     /// If its file is damaged.
     pub fn last(state_root: &Path, plan: &DiskName) -> io::Result<Option<Run>> {
         let path = Self::of(state_root, plan).join("run.json");
-        let len = match fs::metadata(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            meta => meta?.len(),
-        };
-        if len > RUN_BYTES_MAX {
-            return Err(io::Error::other(format!("{}: {len} bytes", path.display())));
-        }
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-        decode(&fs::read(&path)?).map_err(named).map(Some)
+        let Some(bytes) = record::read(&path, RUN_BYTES_MAX)? else { return Ok(None) };
+        decode(&bytes).map_err(named).map(Some)
     }
 
     /// Replaces what is known of the run, durably.
@@ -275,13 +273,7 @@ impl RunFolder {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = self.dir.join(format!("{name}.new"));
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(name))?;
-        File::open(&self.dir)?.sync_all()
+        atomic::replace(&self.dir.join(name), bytes, Durability::Durable)
     }
 
     /// What scripts print; emptied for a new run.

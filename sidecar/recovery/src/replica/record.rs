@@ -1,12 +1,13 @@
 //! What lasts of a replica: `replica.json`, replaced as a whole (docs/FORMAT.md).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use backstay_format::FormatError;
 use backstay_format::superblock::{BackingId, Base};
+use backstay_host::atomic::{self, Durability};
+use backstay_host::own_dir::own_dir;
+use backstay_host::record;
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId, Term};
 use backstay_vault::Manifest;
 use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
@@ -229,12 +230,9 @@ impl ReplicaRecord {
     /// If it cannot be read or is damaged.
     pub fn load(dir: &Path) -> Result<Option<Self>, ReplicaError> {
         let path = dir.join(FILE);
-        let bytes = match fs::metadata(&path) {
-            Ok(meta) if meta.len() > DOCUMENT_BYTES_MAX as u64 => vec![],
-            Ok(_) => fs::read(&path).map_err(on("reading", &path))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(on("reading", &path)(e)),
-        };
+        let bytes = record::read(&path, DOCUMENT_BYTES_MAX as u64);
+        let bytes = bytes.map_err(|e| on("reading", &path)(e.into()))?;
+        let Some(bytes) = bytes else { return Ok(None) };
         Self::decode(&bytes).map(Some).map_err(|source| ReplicaError::State { path, source })
     }
 
@@ -264,20 +262,7 @@ impl ReplicaRecord {
         let path = dir.join(FILE);
         let bytes =
             encode(self).map_err(|source| ReplicaError::State { path: path.clone(), source })?;
-        let write = || {
-            let new = dir.join(format!("{FILE}.unfinished"));
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        write().map_err(on("writing", &path))
+        atomic::replace(&path, &bytes, Durability::Durable).map_err(on("writing", &path))
     }
 
     /// Files of the folder that it names.
@@ -307,7 +292,8 @@ impl ReplicaRecord {
 /// Makes the folder of a replica, durably.
 pub(super) fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
     let make = || {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        own_dir(dir)?;
+        atomic::tidy(dir);
         for parent in dir.ancestors().skip(1).take(2) {
             File::open(parent)?.sync_all()?;
         }

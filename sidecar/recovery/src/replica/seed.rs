@@ -1,7 +1,6 @@
 //! To the first point: comparing a target with the vault, filling it, or starting from what a stopped
 //! disk knows of its backing.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use backstay_front::backing::{Engine, open};
 use backstay_front::paths::DiskPaths;
+use backstay_host::atomic;
 use backstay_track::{Binding, FsEnv, Offline, OpenOptions, ProtectedDisk, TrackError};
 use backstay_types::{DiskId, DiskName, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::Fetch;
@@ -165,8 +165,8 @@ impl Replica {
         // The step that counts: no driver takes the backing for what its state says any more. Until
         // now not a byte of it has changed, and with the superblock there the standing counts for
         // nothing.
-        let ended = fs::rename(&superblock, begin.paths.state.join("super.before-replica"))
-            .and_then(|()| File::open(&begin.paths.state)?.sync_all());
+        let aside = begin.paths.state.join("super.before-replica");
+        let ended = atomic::rename_durably(&superblock, &aside);
         ended.map_err(on("putting aside", &superblock))?;
         seam.step("superblock put aside")?;
         Self::with(dir, record, target, begin.limits, Some(lock))

@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use backstay_front::paths::DiskPaths;
+use backstay_host::atomic::Durability;
 use backstay_host::clock;
+use backstay_host::record;
 use backstay_types::{CycleNo, DiskName};
 use backstay_vault::Manifest;
 use nix::fcntl::{Flock, FlockArg};
@@ -135,13 +137,8 @@ impl Shown {
     }
 
     fn put(&self, dir: &Path) {
-        let put = || {
-            let new = dir.join(format!("{FILE}.unfinished"));
-            fs::write(&new, serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?)?;
-            fs::rename(&new, dir.join(FILE))
-        };
-        if let Err(e) = put() {
-            tracing::debug!("{}: {e}", dir.join(FILE).display());
+        if let Err(e) = record::save(&dir.join(FILE), self, Durability::Relaxed) {
+            tracing::warn!("how the replica is cannot be shown: {e}");
         }
     }
 
@@ -208,8 +205,7 @@ pub struct ReplicaStatus {
 pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
     let dir = folder(paths);
     let Some(record) = ReplicaRecord::load(&dir)? else { return Ok(None) };
-    let shown: Option<Shown> =
-        fs::read(dir.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let shown: Option<Shown> = record::load_shown(&dir.join(FILE));
     let whole = record.standing.whole();
     let taken_over = matches!(record.standing, Standing::TakenOver { .. });
     Ok(Some(ReplicaStatus {

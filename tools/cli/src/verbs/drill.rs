@@ -1,7 +1,6 @@
 //! `backstay drill`: try a recovery point.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use backstay_engine::drills::{DrillSettings, Drilled};
 use backstay_engine::jobs::JobBook;
 use backstay_engine::schedule::Work;
 use backstay_engine::service::stop_on_signals;
+use backstay_host::own_dir::own_dir;
 use backstay_recovery::drill::{Boot, Check, Drill as Job, DrillError, drill, records};
 use backstay_recovery::lazy::PointChoice;
 use backstay_types::DiskName;
@@ -205,13 +205,9 @@ fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, Dri
             verdict: before.and_then(|before| before.verdict),
         },
     };
-    let saved = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .and_then(|()| drilled.save(&dir));
-    if let Err(e) = saved {
-        tracing::warn!("remembering the drill in {}: {e}", dir.display());
+    let saved = own_dir(&dir).map_err(anyhow::Error::from);
+    if let Err(e) = saved.and_then(|()| Ok(drilled.save(&dir)?)) {
+        tracing::warn!("the drill is not remembered: {e}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::schedule::Work;
+use backstay_host::atomic;
 use backstay_host::clock;
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault,
@@ -234,7 +235,7 @@ impl Failback {
         if !has_disk && ReplicaRecord::load(&folder(&paths))?.is_some() {
             return Ok(());
         }
-        let old = source::backing(context, &self.name);
+        let old = source::backing(context, &self.name)?;
         if old.is_none() && paths.state.join("mounted").exists() {
             // What this host has is a mounted point: no backing that could be brought forward.
             step();
@@ -254,8 +255,7 @@ impl Failback {
             }
             // From here on the old state says nothing of what the backing will hold.
             step();
-            std::fs::rename(&superblock, paths.state.join("super.before-failback"))
-                .and_then(|()| std::fs::File::open(&paths.state)?.sync_all())
+            atomic::rename_durably(&superblock, &paths.state.join("super.before-failback"))
                 .with_context(|| format!("putting aside {}", superblock.display()))?;
         }
         let to = to.display().to_string();

@@ -1,12 +1,12 @@
 //! `backstay mount`: serve a protected disk, or a recovery point as one.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, in_background, run};
+use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::refuse_to_serve;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use backstay_types::{ByteLen, DiskName};
@@ -208,7 +208,7 @@ pub fn backing_of(
     if MountedPoint::load(name, &paths)?.is_some() {
         return Ok(None);
     }
-    Ok(BackingRecord::load(&paths.state).backing.map(|seen| seen.path))
+    Ok(BackingRecord::load(&paths.state)?.backing.map(|seen| seen.path))
 }
 
 /// A mounted point has its own overlay: no other backing, size or name may be given to it.
@@ -262,12 +262,7 @@ pub fn options(
 pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
     let served = options.mount_point.join("disk");
     let name = options.name.clone();
-    // Whatever the umask: whoever can write there can have any disk's state.
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&options.paths.state)
-        .with_context(|| format!("making {}", options.paths.state.display()))?;
+    own_dir(&options.paths.state)?;
     // Errors that leave another driver at work must keep their exit code across the fork.
     let log = options.paths.driver_log();
     let outcome = in_background(&log, |ready| {

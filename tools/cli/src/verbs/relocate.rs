@@ -67,12 +67,14 @@ impl Move {
         });
         bar.end();
         let moved = moved?;
-        if let Some(mut protection) = Protection::load(&order.paths.state) {
+        let told = Protection::load(&order.paths.state).and_then(|protection| {
+            let Some(mut protection) = protection else { return Ok(()) };
             protection.backing = moved.to.canonicalize().unwrap_or_else(|_| moved.to.clone());
-            protection.save(&order.paths.state).with_context(|| {
-                format!("disk {} was moved, but its protection not told; run this again", self.name)
-            })?;
-        }
+            protection.save(&order.paths.state)
+        });
+        told.with_context(|| {
+            format!("disk {} was moved, but its protection not told; run this again", self.name)
+        })?;
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name,

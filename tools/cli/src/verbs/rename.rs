@@ -54,7 +54,7 @@ impl Rename {
         let name_here = if renaming.is_some() { old } else { new };
         let record = Record::load(&context.roots.disk(name_here).state);
         let url = self.vault_url(context, &record);
-        let protection = Protection::load(&context.roots.disk(name_here).state);
+        let protection = Protection::load(&context.roots.disk(name_here).state)?;
         if renaming.is_some() {
             self.same_vault_later(context, &record, protection.as_ref(), &url)?;
         }

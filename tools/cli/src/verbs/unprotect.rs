@@ -99,7 +99,12 @@ impl Unprotect {
                 return Err(Refused(message).into());
             }
         }
-        let mut protection = Protection::load(&paths.state).unwrap_or_else(|| Protection {
+        // What cannot be read is replaced: it is to end whatever it says.
+        let before = Protection::load(&paths.state).unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            None
+        });
+        let mut protection = before.unwrap_or_else(|| Protection {
             backing: status.as_ref().map_or_else(Default::default, |s| s.backing.clone()),
             vault: url.into(),
             policy: None,

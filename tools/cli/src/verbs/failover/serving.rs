@@ -47,7 +47,7 @@ impl Serving {
         let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", status.pid));
         Ok(Self {
             name: name.clone(),
-            backing: source::backing(context, name),
+            backing: source::backing(context, name)?,
             served: status.served.clone(),
             engine: status.engine.clone(),
             unit: unit_of(&cgroup.unwrap_or_default()),

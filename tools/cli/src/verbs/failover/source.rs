@@ -430,7 +430,7 @@ fn look(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
         disk_name: name.clone(),
         point: None,
         after: Term(0),
-        backing: backing(context, name),
+        backing: backing(context, name)?,
         next: None,
         group: None,
         since_unix_ns: now_unix_ns(),
@@ -438,13 +438,15 @@ fn look(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
 }
 
 /// The backing that a disk was served from; none of a mounted point.
-pub fn backing(context: &Context, name: &DiskName) -> Option<PathBuf> {
+pub fn backing(context: &Context, name: &DiskName) -> anyhow::Result<Option<PathBuf>> {
     let state = context.roots.disk(name).state;
     if state.join("mounted").exists() {
-        return None;
+        return Ok(None);
     }
-    let seen = BackingRecord::load(&state).backing.map(|seen| seen.path);
-    seen.or_else(|| Protection::load(&state).map(|protection| protection.backing))
+    if let Some(seen) = BackingRecord::load(&state)?.backing {
+        return Ok(Some(seen.path));
+    }
+    Ok(Protection::load(&state)?.map(|protection| protection.backing))
 }
 
 /// Stops the disk as its users know it, and serves it where they cannot write: nobody knows the place, and

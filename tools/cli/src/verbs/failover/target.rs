@@ -1,6 +1,5 @@
 //! The target's side: bringing a point up, changing and removing it, and the commit.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -11,6 +10,7 @@ use backstay_engine::requests::{Asked, ask};
 use backstay_engine::schedule::Work;
 use backstay_engine::service::is_running;
 use backstay_front::paths::DiskPaths;
+use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::vault::{self, Found};
 use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
@@ -255,8 +255,7 @@ fn start_serving(
 
 /// Before a driver serves it: no sidecar of this host may take it for a disk to ship.
 pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&paths.state);
-    made.with_context(|| format!("making {}", paths.state.display()))?;
+    own_dir(&paths.state)?;
     let protection = Protection {
         backing: record.backing.clone().unwrap_or_default(),
         vault: record.vault.clone(),
