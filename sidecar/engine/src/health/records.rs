@@ -16,7 +16,8 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
             .advise(format!("the next cycle writes it anew: backstay cycle {name}"))
     });
     let backing = BackingRecord::load(&facts.paths.state).err().map(|e| {
-        let reason = format!("which backings it has had is not known, so it cannot be mounted: {e}");
+        let reason =
+            format!("which backings it has had is not known, so it cannot be mounted: {e}");
         Cause::warning(ids::RECORD_UNREADABLE, reason)
             .advise("if you know which one holds the disk, remove that file and mount it")
     });
