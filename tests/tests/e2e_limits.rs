@@ -41,7 +41,7 @@ fn no_cycle_begins_in_a_blackout_and_a_change_applies_without_a_restart() {
     let (held, free) = (disk(&host, "held", 1), disk(&host, "free", 1));
     let settings = |blackout: &str| {
         format!(
-            "interval = \"100ms\"\nslots = 2\nblackout = \"{blackout}\"\n[disk.free]\nblackout = \"\"\n"
+            "interval = \"100ms\"\nheartbeat = \"0s\"\nslots = 2\nblackout = \"{blackout}\"\n[disk.free]\nblackout = \"\"\n"
         )
     };
     write_config(&host, &settings(ALWAYS));
@@ -96,14 +96,17 @@ fn a_running_cycle_completes_in_a_blackout_and_feels_a_new_limit() {
     let host = Host::new("throttled");
     let slow = disk(&host, "slow", 8);
     // At this rate the disk takes two hours.
-    write_config(&host, "interval = \"100ms\"\n[throttle]\nlimit = \"1KiB/s\"\n");
+    write_config(
+        &host,
+        "interval = \"100ms\"\nheartbeat = \"0s\"\n[throttle]\nlimit = \"1KiB/s\"\n",
+    );
     let service = Service::start(&host);
     wait_for("the cycle", || is_shipping(&slow));
     assert_eq!(slow.status()["limit"], "1KiB/s");
     write_config(
         &host,
         &format!(
-            "interval = \"100ms\"\nblackout = \"{ALWAYS}\"\n[throttle]\nlimit = \"1KiB/s\"\n\
+            "interval = \"100ms\"\nheartbeat = \"0s\"\nblackout = \"{ALWAYS}\"\n[throttle]\nlimit = \"1KiB/s\"\n\
              [[throttle.timetable]]\nwhen = \"{ALWAYS}\"\nlimit = \"0\"\n"
         ),
     );

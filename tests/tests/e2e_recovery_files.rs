@@ -110,7 +110,7 @@ for name in os.listdir(sys.argv[1]):
 
 /// Written on the source, which is killed; found on the target, where work goes on; brought back.
 fn survives(test: &str, application: &dyn Application) {
-    let pair = Pair::new(test, "interval = \"0s\"\n");
+    let pair = Pair::new(test, "interval = \"0s\"\nheartbeat = \"0s\"\n");
     let start = |side, disk: &InUse, first, log: &Log| {
         Writer::start(pair.on(side, &application.writer(&disk.at(), first)), log)
     };

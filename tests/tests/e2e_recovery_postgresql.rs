@@ -62,7 +62,7 @@ fn whole(server: &Server) -> BTreeSet<u64> {
 
 #[test]
 fn a_database_under_load_fails_over_and_back_with_all_that_was_acknowledged() {
-    let pair = Pair::new("pg", "interval = \"0s\"\n");
+    let pair = Pair::new("pg", "interval = \"0s\"\nheartbeat = \"0s\"\n");
     let mut source = InUse::new(pair.host(Side::Source), "db", SIZE);
     init(&source.at().join("data"));
     let server = start(&pair, Side::Source, &source);

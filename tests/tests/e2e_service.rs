@@ -80,7 +80,10 @@ fn what_is_missing_is_explained_and_nothing_is_changed() {
 #[test]
 fn protect_ships_follows_its_policy_and_is_ended_as_told() {
     let host = Host::new("protect");
-    write_config(&host, "interval = \"1d\"\n[policy.gold]\ninterval = \"1s\"\n");
+    write_config(
+        &host,
+        "interval = \"1d\"\n[policy.gold]\ninterval = \"1s\"\nheartbeat = \"0s\"\n",
+    );
     let disk = host.disk("d", 8 * MIB);
     noise(&disk.backing, 0, 1 << 20, 1);
     let other = format!("file://{}", host.path("other-vault").display());
@@ -126,6 +129,39 @@ fn protect_ships_follows_its_policy_and_is_ended_as_told() {
     let left = fs::read_dir(host.path("other-vault").join("disks"))
         .map_or(0, |dirs| dirs.flatten().map(|dir| walk(&dir.path())).sum());
     assert_eq!(left, 0, "nothing of it is left in the vault");
+}
+
+/// Points are for what changed: a disk at rest gets none, and is said to be as its newest point shows it; the age
+/// that counts is the age of that. With a heartbeat it gets some.
+#[test]
+fn a_disk_at_rest_gets_no_points() {
+    let host = Host::new("rest");
+    write_config(&host, "interval = \"200ms\"\n");
+    let disk = host.disk("d", 4 * MIB);
+    let served = disk.mount(&[]);
+    noise(&served, 0, 4096, 1);
+    disk.cycle();
+    let service = Service::start(&host);
+    let seen = || disk.status()["record"]["unchanged"]["at_unix_ns"].as_u64().unwrap_or(0);
+    wait_for("the disk to be seen at rest", || seen() > 0);
+    let first = seen();
+    wait_for("it to be seen again", || seen() > first);
+    assert_eq!(points(&disk), 1);
+    let status = disk.status();
+    let cut = status["record"]["last"]["cut_unix_ns"].as_u64().unwrap();
+    let proven = status["record"]["unchanged"]["at_unix_ns"].as_u64().unwrap();
+    assert!(proven > cut && status["rpo_ns"].as_u64().is_some(), "{status}");
+    noise(&served, 8192, 4096, 2);
+    wait_for("a point of what changed", || points(&disk) == 2);
+    // The vault is asked each time: one that is away is no disk at rest.
+    let (vault, aside) = (host.path("vault"), host.path("aside"));
+    fs::rename(&vault, &aside).unwrap();
+    wait_for("a cause", || disk.status()["health"]["level"] != "ok");
+    fs::rename(&aside, &vault).unwrap();
+    wait_for("health", || disk.status()["health"]["level"] == "ok");
+    write_config(&host, "interval = \"200ms\"\nheartbeat = \"0s\"\n");
+    wait_for("points by the heartbeat", || points(&disk) >= 4);
+    drop(service);
 }
 
 fn walk(path: &Path) -> usize {
@@ -179,7 +215,7 @@ fn jobs_and_phases_outlive_the_sidecar() {
 #[test]
 fn critical_waits_for_a_person() {
     let host = Host::new("critical");
-    write_config(&host, "interval = \"1s\"\nretry = [\"1s\"]\n");
+    write_config(&host, "interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n");
     let disk = host.disk("d", 4 * MIB);
     let served = disk.mount(&[]);
     disk.cycle();
@@ -209,7 +245,8 @@ fn critical_waits_for_a_person() {
 #[test]
 fn a_resync_waits_for_its_window_or_a_word() {
     let host = Host::new("resyncwindow");
-    let closed = format!("interval = \"1s\"\nresync_window = \"{}\"\n", closed_window());
+    let closed =
+        format!("interval = \"1s\"\nheartbeat = \"0s\"\nresync_window = \"{}\"\n", closed_window());
     write_config(&host, &closed);
     let disk = host.disk("d", 8 * MIB);
     let served = disk.mount(&[]);
@@ -225,7 +262,7 @@ fn a_resync_waits_for_its_window_or_a_word() {
     assert!(health["advice"].as_str().unwrap().contains("resync d --now"), "{health}");
     assert_eq!(points(&disk), 1, "nothing is shipped outside the window");
     // The window is opened, without a restart.
-    write_config(&host, "interval = \"1s\"\nresync_window = \"\"\n");
+    write_config(&host, "interval = \"1s\"\nheartbeat = \"0s\"\nresync_window = \"\"\n");
     wait_for("the resync", || points(&disk) >= 2);
     assert_eq!(host.json(&["points", "d"])[1]["kind"], "resync");
     assert_eq!(hash(&disk.restore(2, "restored.img")), hash(&served));

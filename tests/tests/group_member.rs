@@ -48,7 +48,7 @@ fn lab(test: &str, verb: &[&str]) -> Lab {
     let own = authority.host(&host.dir, "127.0.0.1");
     let files: std::collections::BTreeMap<String, TlsConfig> = toml::from_str(&own).unwrap();
     let config = format!(
-        "vault = \"{}\"\ninterval = \"1s\"\n[group.shop]\ndisks = [\"b\"]\nhold_deadline = \"{}ms\"\n\
+        "vault = \"{}\"\ninterval = \"1s\"\nheartbeat = \"0s\"\n[group.shop]\ndisks = [\"b\"]\nhold_deadline = \"{}ms\"\n\
          [group.shop.member]\ndial = \"127.0.0.1:{port}\"\n{}",
         host.vault(),
         HOLD.as_millis(),

@@ -215,7 +215,7 @@ fn the_service_makes_rounds_and_cycles_on_demand() {
 
     // A's blackout lasts the whole week: no rounds, and B goes on alone.
     let config = format!(
-        "vault = \"{}\"\ninterval = \"1s\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n\
+        "vault = \"{}\"\ninterval = \"1s\"\nheartbeat = \"0s\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n\
          [disk.a]\nblackout = \"Sunday;0:00;7d\"\n",
         host.vault()
     );

@@ -44,7 +44,7 @@ fn pair() -> Pair {
     let config = |side: usize, name: &str, section: String| {
         let tls = authority.host(&hosts[side].dir, name);
         let text = format!(
-            "vault = \"{vault}\"\ninterval = \"0s\"\n[group.shop]\ndisks = [\"{}\"]\n\
+            "vault = \"{vault}\"\ninterval = \"0s\"\nheartbeat = \"0s\"\n[group.shop]\ndisks = [\"{}\"]\n\
              hold_deadline = \"{}ms\"\nready_deadline = \"5s\"\n{section}\n{tls}",
             ["a", "b"][side],
             HOLD_DEADLINE.as_millis()

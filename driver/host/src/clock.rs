@@ -1,7 +1,10 @@
 //! The clocks. Nobody else asks the system for the time or sleeps.
 //!
 //! The wall clock may jump in either direction at any time. Use it for what people read and for what
-//! leaves this host; measure durations with [`monotonic`].
+//! leaves this host; measure durations with [`monotonic`]. Whether it may decide about history says
+//! [`trusted`].
+
+pub mod trusted;
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

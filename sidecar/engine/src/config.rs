@@ -75,6 +75,9 @@ pub struct Config {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// From one point of a disk to the next while nobody writes to it; `None`: it gets none.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Option<Duration>,
     /// Cycles at a time in the service.
     pub slots: usize,
     /// Cycles at a time of disks whose backings are on one device.
@@ -148,6 +151,9 @@ pub struct Policy {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Option<Duration>,
+    /// From one point to the next while nobody writes to the disk.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Option<Duration>,
     /// When no cycle begins by itself.
     pub blackout: Option<WeeklyWindows>,
     /// When a resync may begin by itself.
@@ -175,6 +181,9 @@ pub struct DiskConfig {
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Option<Duration>,
+    /// From one point to the next while nobody writes to the disk.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Option<Duration>,
     /// When no cycle begins by itself.
     pub blackout: Option<WeeklyWindows>,
     /// When a resync may begin by itself.
@@ -200,6 +209,7 @@ impl Default for Config {
             runtime_dir: None,
             vault: VAULT_DEFAULT.into(),
             interval: Duration::from_secs(300),
+            heartbeat: None,
             slots: 2,
             slots_per_device: 2,
             resync_window: WeeklyWindows::outside_business_hours(),
@@ -386,6 +396,12 @@ impl Config {
     #[must_use]
     pub fn interval_of(&self, name: &DiskName) -> Duration {
         setting!(self, name, interval).copied().unwrap_or(self.interval)
+    }
+
+    /// From one point of a disk to the next while nobody writes to it; `None`: it gets none.
+    #[must_use]
+    pub fn heartbeat_of(&self, name: &DiskName) -> Option<Duration> {
+        setting!(self, name, heartbeat).copied().or(self.heartbeat)
     }
 }
 

@@ -6,11 +6,13 @@ use std::path::Path;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::record::{self, RecordError};
+use backstay_vault::retain::Withheld;
 use backstay_vault::seal::Worry;
 use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
+use crate::cycle::unchanged::Unchanged;
 use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
@@ -20,6 +22,8 @@ const FILE: &str = "sidecar.json";
 /// Only there while looking after the disk's vault fails; not in the record, because another thread
 /// than the disk's writes it.
 const UPKEEP_FILE: &str = "upkeep.json";
+/// Only there while points of the disk are not thinned out because of a clock.
+const WITHHELD_FILE: &str = "withheld.json";
 /// Only there while something about the vault's keys should worry somebody.
 const KEYS_FILE: &str = "keys.json";
 
@@ -31,6 +35,8 @@ pub struct Record {
     pub last: Option<CycleReport>,
     /// Where it went.
     pub vault: Option<String>,
+    /// When the disk was last seen to be still as that cycle's point shows it.
+    pub unchanged: Option<Unchanged>,
     /// Failures since then.
     pub failures: u32,
     /// The last of them.
@@ -50,6 +56,9 @@ pub struct Record {
     /// Why its vault could not be looked after when that was last tried.
     #[serde(skip)]
     pub upkeep: Option<Failure>,
+    /// Why its points were not thinned out when that was last tried.
+    #[serde(skip)]
+    pub withheld: Option<WithheldNote>,
     /// What about its vault's keys should worry somebody.
     #[serde(skip)]
     pub keys: Option<Failure>,
@@ -77,6 +86,31 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     };
     if let Err(e) = record::save(&path, &failure, Durability::Relaxed) {
         tracing::warn!("{e}");
+    }
+}
+
+/// Why the points of a disk are not thinned out, though rules say so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithheldNote {
+    /// The cause and the reason.
+    #[serde(flatten)]
+    pub why: Withheld,
+    /// Since when, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+}
+
+/// Writes down that points of a disk are not thinned out, or that they are again.
+pub fn note_withheld(state_dir: &Path, why: Option<&Withheld>) {
+    let path = state_dir.join(WITHHELD_FILE);
+    let Some(why) = why else {
+        let _ = fs::remove_file(path);
+        return;
+    };
+    let before: Option<WithheldNote> = record::load(&path).ok().flatten();
+    let since_unix_ns = before.map_or_else(now_unix_ns, |first| first.since_unix_ns);
+    let note = WithheldNote { why: why.clone(), since_unix_ns };
+    if let Err(e) = record::save(&path, &note, Durability::Relaxed) {
+        tracing::warn!("{}: {e}", path.display());
     }
 }
 
@@ -176,7 +210,9 @@ impl Record {
         let (upkeep, keys) = (state_dir.join(UPKEEP_FILE), state_dir.join(KEYS_FILE));
         let protection_unreadable = Protection::load(state_dir).err().map(|e| e.to_string());
         let (upkeep, keys) = (load_trouble(&upkeep), load_trouble(&keys));
-        Self { protection_unreadable, upkeep, keys, drilled, ..record }
+        // Upkeep writes it again soon; what cannot be read is said by those that have it in common.
+        let withheld = record::load(&state_dir.join(WITHHELD_FILE)).ok().flatten();
+        Self { protection_unreadable, upkeep, keys, withheld, drilled, ..record }
     }
 
     /// Replaces the record of a disk, durably.
@@ -221,6 +257,15 @@ impl Record {
             Ok(_) => {}
             Err(e) => tracing::error!("{e}"),
         }
+    }
+
+    /// Up to when all writes are in the newest point, nanoseconds since 1970: its cut, or when the disk was last seen to
+    /// be still as it shows it.
+    #[must_use]
+    pub fn proven_unix_ns(&self) -> Option<u64> {
+        let last = self.last.as_ref()?;
+        let seen = self.unchanged.filter(|seen| seen.point == last.point);
+        Some(seen.map_or(last.cut_unix_ns, |seen| seen.at_unix_ns.max(last.cut_unix_ns)))
     }
 
     /// Forgets failures: a person says that what was wrong is mended.

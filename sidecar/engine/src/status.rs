@@ -48,7 +48,9 @@ pub struct DiskStatus {
     pub found: Option<FoundState>,
     /// Its size.
     pub size: Option<ByteLen>,
-    /// Age of the cut of the newest point that is committed and verified, in nanoseconds.
+    /// Since when writes would be lost with this host, as an age in nanoseconds: the cut of the newest point that is
+    /// committed and verified, or the last time the disk was seen to be still as that shows it. `None` if there
+    /// is no point, or it is dated after now.
     pub rpo_ns: Option<u64>,
     /// What the next cycle ships.
     pub dirty: Option<ByteLen>,
@@ -67,6 +69,19 @@ pub struct DiskStatus {
 /// A plan for a cycle that is past by this much is nobody's plan, and a point this late is late.
 pub(crate) const LATE_MIN: Duration = Duration::from_secs(60);
 
+/// A date may lie ahead of the clock by this, in nanoseconds: a clock is set back by seconds now and then.
+const AHEAD_MAX_NS: u64 = 5_000_000_000;
+
+/// Whether a date lies ahead of the clock, which means that one of them is wrong.
+pub(crate) fn is_from_the_future(unix_ns: u64, now_unix_ns: u64) -> bool {
+    unix_ns.saturating_sub(now_unix_ns) > AHEAD_MAX_NS
+}
+
+/// The age of what has a date, unless that lies ahead: then it is not known.
+fn age(unix_ns: u64, now_unix_ns: u64) -> Option<u64> {
+    (!is_from_the_future(unix_ns, now_unix_ns)).then(|| now_unix_ns.saturating_sub(unix_ns))
+}
+
 /// Puts a disk's status together, from what its driver says and what is remembered of it.
 #[must_use]
 pub fn of_disk(
@@ -81,7 +96,7 @@ pub fn of_disk(
     let last = record.last.as_ref();
     let folding = |moved: u64, written: u64| (moved > 0).then(|| written as f64 / moved as f64);
     let interval = config.interval_of(&name);
-    let rpo_ns = last.map(|last| now_unix_ns.saturating_sub(last.cut_unix_ns));
+    let rpo_ns = record.proven_unix_ns().and_then(|at| age(at, now_unix_ns));
     let health = health::of(&Facts {
         name: &name,
         roots,

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::clock;
 use backstay_types::{DiskId, DiskName};
-use backstay_vault::retain::{Policy, Report, maintain};
+use backstay_vault::retain::{Policy, Report, Time, maintain};
 use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
-use crate::record::{Record, note_upkeep};
+use crate::record::{Record, note_upkeep, note_withheld};
 use crate::seen;
 use crate::throttle::Throttle;
 
@@ -67,7 +67,7 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     }
     let Some(worker) = WORKER.get_or_init(start) else { return };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.get(name).is_some_and(|at| clock::since(*at) < EVERY) {
+    if last.get(name).is_some_and(|at| at.elapsed() < EVERY) {
         return;
     }
     let policy = policy(config, name, false);
@@ -107,9 +107,14 @@ fn work(jobs: &Receiver<Due>) {
                 Some(throttle) => vault.paced(Arc::<Throttle>::clone(throttle)),
                 None => vault,
             };
-            maintain(&vault, disk, &policy, now_unix_ns(), &AtomicBool::new(false))
+            let root = state.parent().unwrap_or(&state);
+            maintain(&vault, disk, &policy, &Time::look(root), &AtomicBool::new(false))
         });
         note_upkeep(&state, done.as_ref().err());
+        let withheld = done.as_ref().ok().map(|report| report.retired.withheld.as_ref());
+        if let Some(withheld) = withheld {
+            note_withheld(&state, withheld);
+        }
         tell(&key.1, &done);
     }
 }

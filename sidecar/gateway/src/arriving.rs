@@ -247,8 +247,10 @@ impl Arriving<'_> {
         if self.who.role != Role::Source {
             return Ok(());
         }
-        let latest = self.rules.now_unix_ns.saturating_add(SOURCE_HOLDS_NS_MAX);
-        let ends = hold.until_unix_ns.is_some_and(|until| until <= latest);
+        // How long it lasts counts, from whenever this is first seen here.
+        let ends = hold
+            .until_unix_ns
+            .is_some_and(|until| until.saturating_sub(hold.since_unix_ns) <= SOURCE_HOLDS_NS_MAX);
         match matches!(hold.kind, HoldKind::Resync | HoldKind::Read) && ends {
             true => Ok(()),
             false => wrong("a source holds points only to compare with them, for 8 days at most"),

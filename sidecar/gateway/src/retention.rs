@@ -2,11 +2,12 @@
 //!
 //! Any number of gateways may do it at the same time; the ledger sees to that (docs/FORMAT-VAULT.md).
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backstay_types::DiskName;
-use backstay_vault::retain::{Keep, Policy, Report, maintain};
+use backstay_vault::retain::{Keep, Policy, Report, Time, maintain};
 use backstay_vault::{Vault, VaultError};
 
 /// How a disk is to be kept.
@@ -17,6 +18,8 @@ pub type Round = (DiskName, Result<Report, VaultError>);
 
 /// What retention works by.
 pub struct Retention {
+    /// Where this gateway remembers its clock, and how long it has watched holds.
+    pub state: PathBuf,
     /// From one round to the next.
     pub every: Duration,
     /// Points younger than this stay, whatever the rules say.
@@ -41,19 +44,17 @@ impl Retention {
     ///
     /// # Errors
     /// If the disks cannot be listed.
-    pub fn round(
-        &self,
-        vault: &Vault,
-        now_unix_ns: u64,
-        stop: &AtomicBool,
-    ) -> Result<Vec<Round>, VaultError> {
+    pub fn round(&self, vault: &Vault, stop: &AtomicBool) -> Result<Vec<Round>, VaultError> {
         let mut done = vec![];
         for disk in vault.disks()? {
             if stop.load(std::sync::atomic::Ordering::Relaxed) {
                 break;
             }
             let policy = self.policy(&disk.name);
-            done.push((disk.name, maintain(vault, disk.disk, &policy, now_unix_ns, stop)));
+            done.push((
+                disk.name,
+                maintain(vault, disk.disk, &policy, &Time::look(&self.state), stop),
+            ));
         }
         Ok(done)
     }

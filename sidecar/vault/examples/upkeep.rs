@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
-use backstay_vault::retain::{Policy, maintain};
+use backstay_vault::retain::{Policy, Time, maintain};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
     verify_cycle,
@@ -70,7 +70,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         longest = longest.max(point.segments.len());
         before = Some(point);
         let from = Instant::now();
-        let report = maintain(&vault, disk, &policy, u64::MAX / 2, &AtomicBool::new(false))?;
+        let report =
+            maintain(&vault, disk, &policy, &Time::peek(dir.as_ref()), &AtomicBool::new(false))?;
         upkeep += from.elapsed();
         merged += report.merged.bytes;
         most = most.max(report.collected.kept_bytes + report.merged.bytes);

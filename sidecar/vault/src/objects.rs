@@ -126,6 +126,17 @@ impl Vault {
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
+    /// When the store got an object, by the store's own clock, nanoseconds since 1970. `None` where the clock would
+    /// be this host's (directories), or is not told (gateways).
+    pub(crate) fn stored_unix_ns(&self, key: &str) -> Result<Option<u64>, VaultError> {
+        if self.is_local() || self.is_behind_gateway() {
+            return Ok(None);
+        }
+        let head = self.inner.runtime.block_on(self.ask("look for", key).head(&Path::from(key)));
+        let at = head.map_err(|e| VaultError::of_store(key, e))?.last_modified;
+        Ok(at.timestamp_nanos_opt().and_then(|ns| u64::try_from(ns).ok()).filter(|&ns| ns > 0))
+    }
+
     /// Whether an object is there.
     pub(crate) fn has(&self, key: &str) -> Result<bool, VaultError> {
         match self.len(key) {

@@ -10,7 +10,7 @@ use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::retain::tiers::{runs, runs_max, tier};
 use backstay_vault::retain::{Held, Policy, maintain};
 use backstay_vault::{SectorSet, VaultError};
-use common::history::{History, policy, room, run};
+use common::history::{History, policy, room, run, time};
 
 /// Cycles; `BACKSTAY_TEST_LONG` makes ten times as many.
 fn cycles() -> u64 {
@@ -249,9 +249,8 @@ fn in_passing_points_go_in_batches() {
     let (mut batches, mut most) = (0, 0);
     for cycle in 1..=60 {
         history.cycle(&vault, &mut rng).unwrap();
-        let now = 1 << 60;
         let report =
-            maintain(&vault, history.disk, &passing, now, &AtomicBool::new(false)).unwrap();
+            maintain(&vault, history.disk, &passing, &time(0), &AtomicBool::new(false)).unwrap();
         let gone = report.retired.retired.len();
         assert!(gone == 0 || gone >= 2, "cycle {cycle}: {gone}");
         batches += usize::from(gone > 0);
@@ -268,7 +267,7 @@ fn being_told_to_stop_ends_it() {
     let (_dir, vault) = room();
     let mut history = History::new(&vault, 1 << 20, 1);
     history.cycle(&vault, &mut fastrand::Rng::with_seed(1)).unwrap();
-    let stopped = maintain(&vault, history.disk, &policy(""), 0, &AtomicBool::new(true));
+    let stopped = maintain(&vault, history.disk, &policy(""), &time(0), &AtomicBool::new(true));
     assert!(matches!(stopped, Err(VaultError::MaintenanceStopped)), "{stopped:?}");
     assert_eq!(vault.points(history.disk).unwrap(), [CycleNo(1)]);
 }

@@ -5,11 +5,11 @@ mod common;
 use std::sync::atomic::AtomicBool;
 
 use backstay_types::CycleNo;
-use backstay_vault::retain::{Held, Policy, maintain, preview};
+use backstay_vault::retain::{Held, Policy, Time, maintain, preview};
 use backstay_vault::{HoldKind, Vault, VaultError};
-use common::history::{HOUR, History, hold, objects, policy, room, run};
+use common::history::{HOUR, History, hold, objects, policy, room, run, time};
 
-const NOW: u64 = 1 << 60;
+const NOW: u64 = 1 << 62;
 
 fn with_points(vault: &Vault, count: u64) -> History {
     let mut rng = fastrand::Rng::with_seed(2);
@@ -81,14 +81,14 @@ fn a_holder_that_was_killed_finds_its_hold_again() {
     let mut history = with_points(&vault, 6);
     let disk = history.disk;
     // By the clock of this machine, which tells whether the hold was broken.
-    let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let real = real.as_nanos() as u64;
     let replica = |cycle, hours: u64| {
-        hold("replica-west", HoldKind::Replica, (cycle, cycle), Some(real + hours * HOUR))
+        let until = backstay_host::clock::now_unix_ns() + hours * HOUR;
+        hold("replica-west", HoldKind::Replica, (cycle, cycle), Some(until))
     };
+    let watched = tempfile::tempdir().unwrap();
     let at = |hours: u64| {
-        let now = real + hours * HOUR;
-        maintain(&vault, disk, &policy("last 1"), now, &AtomicBool::new(false)).unwrap();
+        let time = Time { watched: Some(watched.path().into()), ..time(hours * HOUR) };
+        maintain(&vault, disk, &policy("last 1"), &time, &AtomicBool::new(false)).unwrap();
     };
     let (first, _) = vault.hold(disk, &replica(3, 2)).unwrap();
     at(1);
@@ -106,11 +106,11 @@ fn a_holder_that_was_killed_finds_its_hold_again() {
     vault.hold(disk, &replica(6, 7)).unwrap();
     at(4);
     assert_eq!(cycles(&vault, &history), [6]);
-    // Its hold ends, and a quarter of an hour later nobody heeds it.
+    // Its hold ends once it was watched for seven hours, and a quarter of one more.
     history.cycle(&vault, &mut fastrand::Rng::with_seed(1)).unwrap();
-    at(7);
+    at(11);
     assert_eq!(cycles(&vault, &history), [6, 7]);
-    at(8);
+    at(12);
     assert_eq!(cycles(&vault, &history), [7]);
     let gone = vault.hold(disk, &replica(6, 9)).unwrap_err();
     assert!(matches!(gone, VaultError::Retired(CycleNo(6))), "{gone}");
@@ -183,7 +183,7 @@ fn a_preview_changes_nothing_and_comes_true() {
         ["points", "segments", "ledger", "holds"].map(|name| objects(&folder.join(name)))
     };
     let before = all();
-    let (expected, verdicts) = preview(&vault, disk, &policy("last 3"), NOW).unwrap();
+    let (expected, verdicts) = preview(&vault, disk, &policy("last 3"), &time(0)).unwrap();
     assert_eq!(all(), before);
     let stay: Vec<u64> = verdicts.iter().filter(|v| v.stays).map(|v| v.cycle.0).collect();
     assert_eq!(stay, [2, 22, 23, 24]);
@@ -266,7 +266,7 @@ fn a_full_vault_can_be_pruned() {
     assert_eq!(why.kind(), std::io::ErrorKind::StorageFull);
     let free = Policy { merge: false, ..policy("last 2") };
     let stop = AtomicBool::new(false);
-    let report = maintain(&vault, history.disk, &free, NOW, &stop).unwrap();
+    let report = maintain(&vault, history.disk, &free, &time(0), &stop).unwrap();
     assert!(report.collected.deleted > 0 || report.retired.deleted > 0, "{report:?}");
     history.check(&vault, "pruned");
     // Merged by the next point, so that old segments become free, too.

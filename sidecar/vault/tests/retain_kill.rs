@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use backstay_types::CycleNo;
 use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{HoldKind, Pass, Vault, VaultError, verify_cycle};
-use common::history::{HOUR, History, copy, hold, policy, room, run, stepped};
+use common::history::{HOUR, History, copy, hold, policy, room, run, stepped, time};
 use common::{At, meta, set, ship};
 
 const SIZE: u64 = 1 << 20;
@@ -30,7 +30,7 @@ fn prepared(vault: &Vault) -> History {
         history.cycle(vault, &mut rng).unwrap();
         if cycle == 9 {
             vault.hold(history.disk, &hold("keep-me", HoldKind::Pin, (3, 3), None)).unwrap();
-            let until = Some((1 << 60) + HOUR);
+            let until = Some((1 << 62) + HOUR);
             vault.hold(history.disk, &hold("mnt", HoldKind::Mount, (7, 7), until)).unwrap();
             run(vault, history.disk, "last 6").unwrap();
         }
@@ -150,7 +150,7 @@ fn beside_another_maintainer() {
 fn beside_a_collector() {
     at_each_step(|vault, history| {
         let only = Policy { merge: false, ..policy("") };
-        maintain(vault, history.disk, &only, 1 << 60, &AtomicBool::new(false)).unwrap();
+        maintain(vault, history.disk, &only, &time(0), &AtomicBool::new(false)).unwrap();
     });
 }
 

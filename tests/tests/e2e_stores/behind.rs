@@ -209,7 +209,12 @@ fn only_out_to_a_gateway_through_an_http_proxy() {
     backend.connect(&recovery, Role::Recovery, "", &setting);
     backend.variables.push(("HTTPS_PROXY".into(), proxy.url()));
     let source = Host::new(test);
-    backend.connect(&source, Role::Source, "interval = \"1s\"\nretry = [\"1s\"]\n", "");
+    backend.connect(
+        &source,
+        Role::Source,
+        "interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n",
+        "",
+    );
     let disk = source.disk("db", SIZE);
     noise(&disk.backing, 0, 6 * MIB, 1);
     let served = disk.mount(&[]);

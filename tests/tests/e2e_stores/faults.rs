@@ -155,7 +155,7 @@ fn the_service_goes_on_when_the_store_is_back() {
     let store = Store::shared(Kind::S3);
     let proxy = Proxy::start(store.port);
     let host = Host::new("stores-service");
-    let settings = "interval = \"1s\"\nretry = [\"1s\"]\n";
+    let settings = "interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n";
     Backend::through(store, &proxy).connect(&host, Role::Source, settings, "retries = 1\n");
     let disk = host.disk("db", SIZE);
     let served = disk.mount(&[]);

@@ -95,7 +95,8 @@ fn only_out_through_an_http_proxy() {
             }
         };
         host.ship_to(&store.url(), &variables);
-        let settings = format!("interval = \"1s\"\nretry = [\"1s\"]\n{PARTS}{setting}");
+        let settings =
+            format!("interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n{PARTS}{setting}");
         write_config(&host, &settings);
         let disk = host.disk("db", SIZE);
         noise(&disk.backing, 0, 6 * MIB, 1);

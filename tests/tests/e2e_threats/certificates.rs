@@ -183,7 +183,10 @@ fn a_certificate_that_is_refused_is_for_a_person() {
         gateway.configure(&host, bundle, &gateway.pki.ca(), "localhost");
         let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
         let text = text.replace("retries = 1\nretry_timeout = \"1s\"", "retry_timeout = \"1h\"");
-        let text = format!("interval = \"1s\"\nretry = [\"1s\"]\n{}", text.replace("retries", "#"));
+        let text = format!(
+            "interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n{}",
+            text.replace("retries", "#")
+        );
         fs::write(host.path("backstay.toml"), text).unwrap();
     };
     let by_hand = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
@@ -296,7 +299,7 @@ fn a_stolen_source_is_taken_out_of_an_encrypted_vault() {
         gateway.configure(&host, &bundle, &gateway.pki.ca(), "localhost");
         let text = fs::read_to_string(host.path("backstay.toml")).unwrap();
         let text = format!(
-            "interval = \"1s\"\nretry = [\"1s\"]\n{text}[encryption]\nwriter_file = {writer:?}\n"
+            "interval = \"1s\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n{text}[encryption]\nwriter_file = {writer:?}\n"
         );
         fs::write(host.path("backstay.toml"), text).unwrap();
     };

@@ -15,6 +15,7 @@ mod flow;
 mod pass;
 mod quiesced;
 pub mod resync;
+pub mod unchanged;
 
 use std::fs::File;
 use std::path::Path;

@@ -62,6 +62,14 @@ ids! {
     /// A record of the disk is damaged or cannot be read.
     RECORD_UNREADABLE = "record-unreadable";
 
+    // The clock (clock.rs).
+    /// This host's clock jumped.
+    CLOCK_JUMPED = "clock-jumped";
+    /// Nothing confirms this host's clock.
+    CLOCK_UNTRUSTED = "clock-untrusted";
+    /// The newest point is dated after now.
+    POINT_FROM_THE_FUTURE = "point-from-the-future";
+
     // Upkeep, keys, drills, each in its file.
     /// The vault cannot be looked after.
     UPKEEP_FAILED = "upkeep-failed";

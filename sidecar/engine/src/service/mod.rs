@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use backstay_format::control::DriverStatus;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
+use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::own_dir::own_dir;
 use backstay_types::DiskName;
@@ -87,6 +88,7 @@ pub fn serve(
         groups: None,
         jobs,
         care: Care::default(),
+        doubt: None,
     };
     service.groups = Some(Arc::new(Groups::start(With {
         config: &Current::new(Arc::clone(&service.config)),
@@ -105,6 +107,7 @@ pub fn serve(
                 }
                 service.look();
                 service.look_at_keys()?;
+                service.look_at_clock();
             }
             recv(endings) -> end => if let Ok(end) = end {
                 service.note_end(end);
@@ -188,6 +191,8 @@ struct Service<'a> {
     groups: Option<Arc<Groups>>,
     jobs: JobBook,
     care: Care,
+    /// Why the clock was not trusted at the last look.
+    doubt: Option<Doubt>,
 }
 
 impl Service<'_> {
@@ -199,6 +204,22 @@ impl Service<'_> {
             of.push(self.roots.disk(name).state);
         }
         self.care.look(disks, self.config.encryption.stale())
+    }
+
+    /// Whether the clock went on as it should; remembered, so that a jump is seen by whoever looks next.
+    fn look_at_clock(&mut self) {
+        let doubt = trusted::look(&self.roots.state).doubt;
+        match &doubt {
+            Some(doubt) if self.doubt.is_none() => tracing::error!(
+                "{doubt}: no recovery point is retired until the clock agrees again or a person says that it is \
+                 right (backstay prune NAME --accept-clock)"
+            ),
+            None if self.doubt.is_some() => {
+                tracing::warn!("the clock of this host is trusted again")
+            }
+            _ => {}
+        }
+        self.doubt = doubt;
     }
 
     fn take_config(&mut self, new: &Arc<Config>) {

@@ -3,14 +3,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use backstay_front::control::ClientError;
 use backstay_front::paths::Roots;
+use backstay_host::clock::now_unix_ns;
 use backstay_types::DiskName;
 use backstay_vault::Vault;
 use crossbeam_channel::Sender;
 
 use crate::config::Config;
+use crate::cycle::unchanged::{Unchanged, unchanged};
 use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
 use crate::hooks::Hooks;
@@ -45,13 +48,20 @@ impl Cycle {
     pub fn run(self) {
         let result = catch_unwind(AssertUnwindSafe(|| self.cycle()))
             .unwrap_or(Err(CycleError::Broken("a thread panicked")));
-        let outcome = self.note(&result);
+        let outcome = self.note(result);
         let _ = self.ended.send(Ended { name: self.name, outcome });
     }
 
-    fn cycle(&self) -> Result<CycleReport, CycleError> {
+    fn cycle(&self) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
+        let record = Record::load(&paths.state);
         let vault = Vault::open(self.config.vault_of(&self.name))?;
+        if self.work == Work::Delta
+            && !self.heart_beats(&record)
+            && let Some(proven) = unchanged(&paths.control_socket(), &vault)?
+        {
+            return Ok(Done::Unchanged(proven));
+        }
         let job = self.jobs.begin(&self.name, self.work);
         let result = run(&CycleJob {
             socket: &paths.control_socket(),
@@ -68,10 +78,22 @@ impl Cycle {
             Ok(report) => drop(job.end(Ok(report.cycle))),
             Err(e) => drop(job.end(Err(e.to_string()))),
         }
-        result
+        result.map(Done::Point)
     }
 
-    fn note(&self, result: &Result<CycleReport, CycleError>) -> Outcome {
+    /// Whether the disk gets a point now though nobody wrote to it.
+    fn heart_beats(&self, record: &Record) -> bool {
+        let age = record.last.as_ref().map(|last| now_unix_ns().saturating_sub(last.cut_unix_ns));
+        let heartbeat = self.config.heartbeat_of(&self.name);
+        heartbeat.is_some_and(|every| age.is_none_or(|age| Duration::from_nanos(age) >= every))
+    }
+
+    fn note(&self, result: Result<Done, CycleError>) -> Outcome {
+        let result = &match result {
+            Ok(Done::Unchanged(proven)) => return self.note_unchanged(proven),
+            Ok(Done::Point(report)) => Ok(report),
+            Err(e) => Err(e),
+        };
         let (name, state) = (&self.name, self.roots.disk(&self.name).state);
         let mut record = Record::load(&state);
         let ended = Event::Ended { has_points: record.last.is_some() };
@@ -111,6 +133,26 @@ impl Cycle {
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },
         }
     }
+
+    /// No point was needed: as good as one.
+    fn note_unchanged(&self, proven: Unchanged) -> Outcome {
+        tracing::debug!("disk {}: still as recovery point {} shows it", self.name, proven.cycle);
+        let state = self.roots.disk(&self.name).state;
+        let mut record = Record::load(&state);
+        record.happened(Event::Committed);
+        record.resume();
+        record.unchanged = Some(proven);
+        record.show(&state);
+        Outcome::Done
+    }
+}
+
+/// What a cycle came to.
+enum Done {
+    /// A point.
+    Point(CycleReport),
+    /// The disk is still as its newest point shows it.
+    Unchanged(Unchanged),
 }
 
 fn is_nobodys_fault(error: &CycleError) -> bool {

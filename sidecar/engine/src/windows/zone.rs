@@ -1,6 +1,7 @@
 //! The time zone that windows follow.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use jiff::tz::TimeZone;
@@ -15,8 +16,26 @@ impl Zone {
     /// Its rules. The host's zone is looked up each time, so that it follows when the host's is set.
     #[must_use]
     pub fn time_zone(&self) -> TimeZone {
-        self.named.clone().unwrap_or_else(TimeZone::system)
+        self.named.clone().unwrap_or_else(|| {
+            let set = std::env::var_os("TZ").is_some();
+            // The library would remember for minutes what it found.
+            if set { TimeZone::system() } else { of_link(Path::new(LOCALTIME)) }
+        })
     }
+}
+
+/// Where a host says what its zone is.
+const LOCALTIME: &str = "/etc/localtime";
+
+/// The zone that a link into the database names, or that a file describes.
+fn of_link(path: &Path) -> TimeZone {
+    let target = std::fs::read_link(path).unwrap_or_default();
+    let name = target.to_str().and_then(|target| target.split_once("zoneinfo/"));
+    if let Some(zone) = name.and_then(|(_, name)| TimeZone::get(name).ok()) {
+        return zone;
+    }
+    let file = std::fs::read(path).ok().and_then(|bytes| TimeZone::tzif("", &bytes).ok());
+    file.unwrap_or_else(TimeZone::system)
 }
 
 /// A name that is no time zone.
@@ -76,6 +95,25 @@ serde_as_text!(Zone, "a time zone, as in \"Europe/Berlin\"");
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_that_moves_is_followed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("localtime");
+        for name in ["Europe/Berlin", "America/New_York", "Asia/Tokyo"] {
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(format!("../usr/share/zoneinfo/{name}"), &link).unwrap();
+            assert_eq!(of_link(&link).iana_name(), Some(name));
+        }
+        // A file instead of a link; and nothing there.
+        std::fs::remove_file(&link).unwrap();
+        let utc = Path::new("/usr/share/zoneinfo/Etc/UTC");
+        if utc.exists() {
+            std::fs::copy(utc, &link).unwrap();
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            assert_eq!(of_link(&link).to_offset(now).seconds(), 0);
+        }
+    }
 
     #[test]
     fn zones_go_by_their_names() {

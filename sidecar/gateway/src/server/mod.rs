@@ -298,7 +298,7 @@ async fn retain(shared: Arc<Shared>, retention: Retention) {
     loop {
         tokio::time::sleep(retention.every).await;
         let (job, of) = (Arc::clone(&retention), Arc::clone(&shared));
-        let round = move || job.round(&of.vault, now_unix_ns(), &AtomicBool::new(false));
+        let round = move || job.round(&of.vault, &AtomicBool::new(false));
         let failed = |e: &dyn std::fmt::Display| {
             add(&shared.counters.retention_failed_total, 1);
             tracing::error!("retention: {e}");
@@ -306,6 +306,14 @@ async fn retain(shared: Arc<Shared>, retention: Retention) {
         match tokio::task::spawn_blocking(round).await {
             Ok(Ok(disks)) => {
                 for (disk, done) in disks {
+                    if let Some(why) = done.as_ref().ok().and_then(|r| r.retired.withheld.as_ref())
+                    {
+                        // Counted as failed: nobody looks at a gateway's log.
+                        failed(&format_args!(
+                            "disk {disk}: no recovery point is retired: {} ({})",
+                            why.reason, why.cause
+                        ));
+                    }
                     match done {
                         Ok(report) if report.retired.deleted + report.collected.deleted > 0 => {
                             tracing::info!(

@@ -11,8 +11,6 @@ use crate::format::hold::{HoldKind, HoldName, HoldRecord};
 use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
-/// How long maintainers wait after a hold's end, in nanoseconds: clocks of hosts may differ by this.
-pub const GRACE_NS: u64 = 15 * 60 * 1_000_000_000;
 /// Others that may renew the same hold at the same instant.
 const ROUNDS_MAX: usize = 8;
 
@@ -56,14 +54,6 @@ fn parse(object: &str) -> Option<(u64, HoldName)> {
 pub(super) fn covered(cycles: &[CycleNo], holds: &[HoldRecord]) -> Vec<CycleNo> {
     let held = |cycle: &CycleNo| holds.iter().any(|hold| hold.covers(*cycle));
     cycles.iter().copied().filter(held).collect()
-}
-
-impl HoldRecord {
-    /// Whether maintainers must heed it.
-    #[must_use]
-    pub fn is_live(&self, now_unix_ns: u64) -> bool {
-        self.until_unix_ns.is_none_or(|until| until.saturating_add(GRACE_NS) > now_unix_ns)
-    }
 }
 
 impl Vault {
@@ -196,16 +186,17 @@ impl Vault {
         Ok(holds)
     }
 
-    /// Deletes holds that ended so long ago that nobody can believe in them any more.
-    pub(super) fn delete_ended_holds(&self, disk: DiskId, now: u64) -> Result<u64, VaultError> {
-        let mut ended = 0;
-        for hold in self.hold_versions(disk)? {
-            if !hold.is_live(now) {
-                self.delete(&key(disk, hold.version, &hold.name))?;
-                ended += 1;
-            }
+    /// Deletes the holds of a disk that are not among those that live.
+    pub(super) fn delete_ended_holds(
+        &self,
+        disk: DiskId,
+        all: &[HoldRecord],
+        live: &[HoldRecord],
+    ) -> Result<(), VaultError> {
+        for hold in all.iter().filter(|hold| !live.contains(hold)) {
+            self.delete(&key(disk, hold.version, &hold.name))?;
         }
-        Ok(ended)
+        Ok(())
     }
 
     fn versions_of(&self, disk: DiskId, name: &HoldName) -> Result<Vec<u64>, VaultError> {
@@ -226,8 +217,11 @@ impl Vault {
         use crate::format::ledger::Fate;
         let objects = self.point_objects(disk)?;
         let ledger = self.ledger(disk)?;
-        let unbroken =
-            before.filter(|before| before.until_unix_ns.is_none_or(|t| t > now_unix_ns()));
+        // By the clock that both its times are of; one that was set back since proves nothing.
+        let now = now_unix_ns();
+        let unbroken = before.filter(|before| {
+            before.until_unix_ns.is_none_or(|until| (before.since_unix_ns..until).contains(&now))
+        });
         let sure = |cycle: &CycleNo| {
             let Some(ledger) = ledger.as_ref().filter(|ledger| *cycle <= ledger.horizon) else {
                 return true;

@@ -2,6 +2,10 @@
 //!
 //! Pure: from points and the time to which of them stay. Ages count from the newest point's cut, so
 //! that a disk whose source is gone keeps its history while somebody decides what to do.
+//!
+//! Dates may be wrong, the order of cycles is not. So a point is at least as young as any point before it says
+//! to be, and a stretch in which the clock was set back is a stretch of its own: no point takes the place
+//! of another that was made before the clock was set.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -195,6 +199,32 @@ impl From<Keep> for String {
     }
 }
 
+/// A clock that is set back by more than this begins a new run of dates, in nanoseconds.
+const SET_BACK_NS: u64 = 10 * 60 * 1_000_000_000;
+
+/// A point's date, and what the points before it say of it.
+struct Dated {
+    cycle: CycleNo,
+    cut_unix_ns: u64,
+    /// The latest date up to here: it was cut after that, if no clock was ahead.
+    at_least_unix_ns: u64,
+    /// How often the clock was set back before.
+    run: usize,
+}
+
+/// Points in the order of their cycles, with what they say of each other.
+fn dated(points: &[Candidate]) -> Vec<Dated> {
+    let (mut latest, mut before, mut run) = (0, 0, 0);
+    let date = |point: &Candidate| {
+        run += usize::from(point.cut_unix_ns.saturating_add(SET_BACK_NS) < before);
+        before = point.cut_unix_ns;
+        latest = before.max(latest);
+        let (cycle, cut_unix_ns) = (point.cycle, point.cut_unix_ns);
+        Dated { cycle, cut_unix_ns, at_least_unix_ns: latest, run }
+    };
+    points.iter().map(date).collect()
+}
+
 /// A number that instants of one stretch share and others do not.
 fn stretch_of(stretch: Stretch, unix_ns: u64) -> (i64, i64) {
     let at = Timestamp::from_nanosecond(i128::from(unix_ns)).unwrap_or(Timestamp::MAX);
@@ -242,8 +272,9 @@ impl Keep {
     ) -> BTreeSet<CycleNo> {
         let mut stay: BTreeSet<CycleNo> =
             points.iter().filter(|point| point.held).map(|point| point.cycle).collect();
-        let young = |point: &&Candidate, long: Duration| {
-            u128::from(from.saturating_sub(point.cut_unix_ns)) <= long.as_nanos()
+        let dated = dated(points);
+        let young = |point: &&Dated, long: Duration| {
+            u128::from(from.saturating_sub(point.at_least_unix_ns)) <= long.as_nanos()
         };
         for rule in &self.rules {
             match *rule {
@@ -253,12 +284,12 @@ impl Keep {
                     stay.extend(points.iter().rev().take(count).map(|point| point.cycle));
                 }
                 Rule::All(long) => {
-                    stay.extend(points.iter().filter(|p| young(p, long)).map(|point| point.cycle));
+                    stay.extend(dated.iter().filter(|p| young(p, long)).map(|point| point.cycle));
                 }
                 Rule::Each(stretch, long) => {
                     let mut seen = BTreeSet::new();
-                    for point in points.iter().rev().filter(|p| young(p, long)) {
-                        if seen.insert(stretch_of(stretch, point.cut_unix_ns)) {
+                    for point in dated.iter().rev().filter(|p| young(p, long)) {
+                        if seen.insert((point.run, stretch_of(stretch, point.cut_unix_ns))) {
                             stay.insert(point.cycle);
                         }
                     }

@@ -1,6 +1,7 @@
 //! Keeping, merging and deleting: what a vault needs so that it does not grow for ever.
 //!
 //! - [`keep`]: the rules people write, and what they mean
+//! - [`time`]: what a maintainer knows of time, and how long it has watched holds
 //! - [`hold`]: pins, and holds of whoever needs a point; [`held`]: such a hold, renewed while it lasts
 //! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
 //! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
@@ -19,6 +20,7 @@ pub mod keep;
 mod ledger;
 pub mod retire;
 pub mod tiers;
+pub mod time;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,7 +37,8 @@ pub use hold::HoldRequest;
 pub use keep::{Keep, KeepError};
 pub(crate) use ledger::{Decided, existing_points};
 
-pub use retire::{Retired, Verdict};
+pub use retire::{Retired, Verdict, Withheld};
+pub use time::Time;
 
 /// Others that may maintain the same disk at the same time before we leave it to them.
 const ROUNDS_MAX: usize = 8;
@@ -73,7 +76,9 @@ pub(crate) struct Job<'a> {
     pub vault: &'a Vault,
     pub disk: DiskId,
     pub policy: &'a Policy,
-    pub now_unix_ns: u64,
+    pub time: &'a Time,
+    /// Nothing is changed, and nothing remembered.
+    pub look: bool,
     pub stop: &'a AtomicBool,
 }
 
@@ -85,9 +90,7 @@ impl Job<'_> {
 
     /// Holds that count now.
     fn live_holds(&self) -> Result<Vec<HoldRecord>, VaultError> {
-        let mut holds = self.vault.hold_versions(self.disk)?;
-        holds.retain(|hold| hold.is_live(self.now_unix_ns));
-        Ok(holds)
+        Ok(self.time.live(self.disk, self.vault.hold_versions(self.disk)?, self.look))
     }
 }
 
@@ -102,10 +105,10 @@ pub fn maintain(
     vault: &Vault,
     disk: DiskId,
     policy: &Policy,
-    now_unix_ns: u64,
+    time: &Time,
     stop: &AtomicBool,
 ) -> Result<Report, VaultError> {
-    let job = Job { vault, disk, policy, now_unix_ns, stop };
+    let job = Job { vault, disk, policy, time, look: false, stop };
     let retired = retire::retire(&job)?;
     // Before anything is put: a full vault must become less full. Merging makes no garbage; what it
     // stands for is named until the next delta has taken it over.
@@ -138,10 +141,11 @@ pub fn preview(
     vault: &Vault,
     disk: DiskId,
     policy: &Policy,
-    now_unix_ns: u64,
+    time: &Time,
 ) -> Result<(Report, Vec<Verdict>), VaultError> {
     let policy = Policy { thorough: true, ..policy.clone() };
-    let job = Job { vault, disk, policy: &policy, now_unix_ns, stop: &AtomicBool::new(false) };
+    let stop = &AtomicBool::new(false);
+    let job = Job { vault, disk, policy: &policy, time, look: true, stop };
     let (retired, verdicts) = retire::preview(&job)?;
     let merged =
         if policy.merge && merges(vault) { compact::preview(&job)? } else { Merged::default() };

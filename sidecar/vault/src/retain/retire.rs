@@ -19,6 +19,8 @@ use crate::store::point_key;
 
 /// Unless asked to be thorough, points go when they are this part of all.
 const BATCH: usize = 16;
+/// A newest point that is dated further ahead than this contradicts the clock, in nanoseconds.
+const FUTURE_NS: u64 = 5 * 60 * 1_000_000_000;
 /// Points beyond the horizon after which the ledger learns of them, so that they are not read again.
 const BEYOND_MAX: usize = 16;
 
@@ -33,6 +35,18 @@ pub struct Retired {
     pub deleted: u64,
     /// Retired points that a hold keeps back.
     pub held_back: u64,
+    /// Why no point was retired, whatever the rules say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Withheld>,
+}
+
+/// Why no point is retired: dates contradict each other, and history must not be lost by a clock.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Withheld {
+    /// A stable name of the cause.
+    pub cause: String,
+    /// In words.
+    pub reason: String,
 }
 
 /// What becomes of a point.
@@ -59,6 +73,8 @@ struct Survey {
     doomed: BTreeSet<CycleNo>,
     /// What group points name of the disk.
     parts: groups::Parts,
+    /// Why none of its points is retired now.
+    withheld: Option<Withheld>,
 }
 
 fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
@@ -102,13 +118,38 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
     if points.iter().any(|point| point.fate == Fate::Retired) || job.policy.keep.is_some() {
         parts = groups::parts_of(vault, disk)?;
     }
+    let mut withheld = None;
     if let (Some(keep), Some(newest)) = (&job.policy.keep, candidates.last()) {
-        let mut stay = keep.choose(&candidates, job.now_unix_ns);
-        let from = newest.cut_unix_ns.min(job.now_unix_ns);
-        stay.extend(groups::kept(&parts, keep, &stay, from));
+        // When the store got the newest point, by its own clock: a point is not newer than that.
+        let stored = vault.stored_unix_ns(&point_key(disk, newest.cycle))?;
+        let now = stored.unwrap_or(u64::MAX).min(job.time.now_unix_ns());
+        let mut stay = keep.choose(&candidates, now);
+        stay.extend(groups::kept(&parts, keep, &stay, newest.cut_unix_ns.min(now)));
         doomed = candidates.iter().map(|c| c.cycle).filter(|c| !stay.contains(c)).collect();
+        withheld = why_withheld(job, newest, stored);
     }
-    Ok(Survey { base, points, nobodys, holds, doomed, parts })
+    if withheld.is_some() {
+        doomed.clear();
+    }
+    Ok(Survey { base, points, nobodys, holds, doomed, parts, withheld })
+}
+
+/// Why no point is retired now, if the clocks contradict each other.
+fn why_withheld(job: &Job<'_>, newest: &Candidate, stored: Option<u64>) -> Option<Withheld> {
+    if job.time.accepted {
+        return None;
+    }
+    if let Some(doubt) = &job.time.doubt {
+        return Some(Withheld { cause: doubt.id().into(), reason: doubt.to_string() });
+    }
+    let ahead = |of: u64| newest.cut_unix_ns.saturating_sub(of) > FUTURE_NS;
+    let by = match (ahead(job.time.now_unix_ns()), stored.is_some_and(ahead)) {
+        (true, _) => "this host's clock",
+        (_, true) => "the store's clock",
+        _ => return None,
+    };
+    let reason = format!("recovery point {} is dated after {by}", newest.cycle);
+    Some(Withheld { cause: "point-from-the-future".into(), reason })
 }
 
 pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
@@ -118,7 +159,7 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
     }
     for _ in 0..ROUNDS_MAX {
         job.go_on()?;
-        let Survey { base, mut points, nobodys, mut doomed, parts, .. } = survey(job)?;
+        let Survey { base, mut points, nobodys, mut doomed, parts, withheld, .. } = survey(job)?;
         let kept = points.iter().filter(|point| point.fate == Fate::Kept).count();
         if !job.policy.thorough && doomed.len() * BATCH < kept {
             doomed.clear();
@@ -150,6 +191,7 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         let mut done = Retired {
             kept: (kept - doomed.len()) as u64,
             retired: doomed.into_iter().collect(),
+            withheld,
             ..Retired::default()
         };
         // Only now: see the head of this file.
@@ -164,7 +206,9 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
             job.vault.delete(&point_key(job.disk, cycle))?;
             done.deleted += 1;
         }
-        job.vault.delete_ended_holds(job.disk, job.now_unix_ns)?;
+        let all = job.vault.hold_versions(job.disk)?;
+        let live = job.time.live(job.disk, all.clone(), job.look);
+        job.vault.delete_ended_holds(job.disk, &all, &live)?;
         if done.deleted > 0 || job.policy.thorough {
             let there = points
                 .iter()
@@ -191,7 +235,7 @@ fn is_ours(job: &Job<'_>, cycle: CycleNo) -> Result<(), VaultError> {
 }
 
 pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultError> {
-    let Survey { points, nobodys, holds, doomed, .. } = survey(job)?;
+    let Survey { points, nobodys, holds, doomed, withheld, .. } = survey(job)?;
     let verdicts: Vec<Verdict> = points
         .iter()
         .map(|point| {
@@ -214,6 +258,7 @@ pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultErr
         retired: doomed.into_iter().collect(),
         deleted: (verdicts.len() - stay + nobodys.len()) as u64,
         held_back: held_back as u64,
+        withheld,
     };
     Ok((retired, verdicts))
 }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use backstay_host::clock::trusted::Reading;
 use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange};
 use backstay_vault::read::{restore, verify_points};
-use backstay_vault::retain::{HoldRequest, Policy, Report, maintain};
+use backstay_vault::retain::{HoldRequest, Policy, Report, Time, maintain};
 use backstay_vault::{HoldKind, Manifest, Pass, Vault, VaultError, verify_cycle};
 
 use super::{At, Memory, Steps, content, meta, record, rewrite, set, ship};
@@ -34,8 +35,15 @@ pub fn policy(keep: &str) -> Policy {
     }
 }
 
+/// The clocks of a maintainer that is trusted, so many nanoseconds after some boot; it remembers nothing.
+pub fn time(since_boot_ns: u64) -> Time {
+    let unix_ns = (1 << 62) + since_boot_ns;
+    let reading = Reading { boot: "boot".into(), since_boot_ns, unix_ns, synchronised: false };
+    Time { reading, doubt: None, accepted: false, watched: None }
+}
+
 pub fn run(vault: &Vault, disk: DiskId, keep: &str) -> Result<Report, VaultError> {
-    maintain(vault, disk, &policy(keep), 1 << 60, &AtomicBool::new(false))
+    maintain(vault, disk, &policy(keep), &time(0), &AtomicBool::new(false))
 }
 
 pub fn hold(name: &str, kind: HoldKind, cycles: (u64, u64), until: Option<u64>) -> HoldRequest {

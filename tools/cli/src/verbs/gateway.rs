@@ -136,6 +136,7 @@ impl GatewayVerb {
                 stall: config.stall,
             },
             retention: (!config.retention.is_zero()).then(|| Retention {
+                state: context.roots.state.clone(),
                 every: config.retention,
                 immutable: config.immutable,
                 policy_of: Box::new(move |name| policy(&rules, name, true)),

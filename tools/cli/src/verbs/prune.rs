@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backstay_engine::record::note_upkeep;
+use backstay_engine::record::{note_upkeep, note_withheld};
 use backstay_engine::seen;
 use backstay_engine::throttle::Throttle;
 use backstay_engine::upkeep::policy;
+use backstay_host::clock::trusted;
 use backstay_types::DiskName;
-use backstay_vault::retain::{Keep, Report, Verdict, maintain, preview};
+use backstay_vault::retain::{Keep, Report, Time, Verdict, maintain, preview};
 use clap::Args;
 
 use super::target::{InVault, size, time};
 use crate::context::Context;
+use crate::exit::Refused;
 
 /// Delete the recovery points that no rule keeps, merge segments, free the vault's space
 #[derive(Args)]
@@ -22,6 +24,7 @@ Examples:
   backstay prune db --keep \"all 2h, hourly 2d, daily 30d\" --dry-run
   backstay prune db
   backstay prune db --no-merge         the vault is full: free what can be freed, quickly
+  backstay prune db --accept-clock     the clock of this host is right, although it jumped
 
 Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC).
 A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here
@@ -39,6 +42,9 @@ pub struct Prune {
     /// Only delete; do not merge segments, which takes longer and needs space for a while
     #[arg(long)]
     no_merge: bool,
+    /// Trust the clock of this host, although it jumped or contradicts the recovery points
+    #[arg(long)]
+    accept_clock: bool,
     #[command(flatten)]
     vault: InVault,
 }
@@ -63,25 +69,43 @@ impl Prune {
         let merges = !self.no_merge;
         policy.merge = merges;
         let rules = policy.keep.as_ref().map(ToString::to_string);
-        let now = backstay_host::clock::now_unix_ns();
+        let state = &context.roots.state;
         let (report, verdicts) = match self.dry_run {
             true => {
-                let (report, verdicts) = preview(&vault, disk.disk, &policy, now)?;
+                let time = Time { accepted: self.accept_clock, ..Time::peek(state) };
+                let (report, verdicts) = preview(&vault, disk.disk, &policy, &time)?;
                 (report, Some(verdicts))
             }
-            false => (maintain(&vault, disk.disk, &policy, now, &AtomicBool::new(false))?, None),
+            false => {
+                if self.accept_clock {
+                    trusted::accept(state)?;
+                }
+                let time = Time { accepted: self.accept_clock, ..Time::look(state) };
+                (maintain(&vault, disk.disk, &policy, &time, &AtomicBool::new(false))?, None)
+            }
         };
         if !self.dry_run && self.vault.vault.is_none() {
-            note_upkeep(&context.roots.disk(&self.name).state, None);
+            let state = &context.roots.disk(&self.name).state;
+            note_upkeep(state, None);
+            note_withheld(state, report.retired.withheld.as_ref());
         }
+        let withheld = report.retired.withheld.as_ref().map(|why| {
+            Refused(format!(
+                "{}: {}. No recovery point was deleted, because rules about ages need a clock that is right. Set \
+                 the clock (date -u shows it), or, if it is right, run backstay prune {} --accept-clock",
+                self.name, why.reason, self.name
+            ))
+        });
+        let refused = || withheld.map_or(Ok(()), |refused| Err(refused.into()));
         if context.globals.json {
-            return context.print_json(&serde_json::json!({
+            context.print_json(&serde_json::json!({
                 "name": self.name, "keep": rules, "dry_run": self.dry_run,
                 "report": report, "points": verdicts,
-            }));
+            }))?;
+            return refused();
         }
         if context.globals.quiet {
-            return Ok(());
+            return refused();
         }
         if rules.is_none() {
             println!("{}: no rules (keep = ...): all recovery points stay", self.name);
@@ -95,7 +119,7 @@ impl Prune {
                 self.name, self.name
             );
         }
-        Ok(())
+        refused()
     }
 }
 

@@ -10,11 +10,12 @@ use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
-use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::clock;
 use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy::MountedPoint;
 use backstay_types::DiskName;
 use backstay_vault::Vault;
+use backstay_vault::retain::Time;
 use clap::Args;
 
 use super::attach::loop_devices;
@@ -73,10 +74,9 @@ impl Unprotect {
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
         let in_vault = if delete { find(url, name, status.as_ref())? } else { None };
         if let Some((vault, disk)) = in_vault.as_ref().filter(|_| !self.even_if_held) {
-            let held: Vec<String> = vault
-                .holds(*disk)?
+            let held: Vec<String> = Time::peek(&context.roots.state)
+                .live(*disk, vault.holds(*disk)?, true)
                 .into_iter()
-                .filter(|hold| hold.is_live(now_unix_ns()))
                 .map(|hold| format!("{} ({}: {})", hold.name, hold.holder, hold.reason))
                 .collect();
             if !held.is_empty() {
