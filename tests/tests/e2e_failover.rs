@@ -338,7 +338,7 @@ fn of_two_hosts_that_commit_one_wins_and_a_source_can_take_back() {
 /// Runs a command that is killed at one of its steps, then again; whether it was killed.
 fn killed_at(host: &Host, step: u32, args: &[&str]) -> bool {
     let mut command = host.command();
-    command.args(args).env("BACKSTAY_TEST_DIE_AT_STEP", step.to_string());
+    command.args(args).env("BACKSTAY_TEST_DIE_AT", format!("failover:{step}"));
     let output = command.output().unwrap();
     if output.status.success() {
         return false;
@@ -426,7 +426,7 @@ fn there_and_back(step: u32, rng: &mut Rng) -> u32 {
 /// The same for a command that leaves nothing: run again, there is nothing to do any more.
 fn killed_until_gone(host: &Host, step: u32, args: &[&str]) -> bool {
     let mut command = host.command();
-    command.args(args).env("BACKSTAY_TEST_DIE_AT_STEP", step.to_string());
+    command.args(args).env("BACKSTAY_TEST_DIE_AT", format!("failover:{step}"));
     let output = command.output().unwrap();
     if output.status.success() {
         return false;

@@ -557,7 +557,7 @@ fn killed_at_every_step_of_mounting_and_forgetting() {
     let disk = site.disk("steps");
     let die = |step: u32, args: &[&str]| {
         let mut command = site.other.command();
-        command.env("BACKSTAY_TEST_MOUNT_DIE_AT", step.to_string()).args(args);
+        command.env("BACKSTAY_TEST_DIE_AT", format!("mount:{step}")).args(args);
         command.stdin(std::process::Stdio::null()).output().unwrap()
     };
     let mount = ["mount", "--vault", &site.vault, "--disk", "db", "--name", "steps"];

@@ -12,13 +12,13 @@ use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use backstay_host::kill_point::DIE_AT;
 use backstay_tests::harness::command::{must, run, said};
 use backstay_tests::harness::host::{Disk, FsMount, Host, hash, wait_gone};
 use backstay_tests::harness::service::wait_for;
 use fastrand::Rng;
 
 const MIB: u64 = 1 << 20;
-const DIE_AT: &str = "BACKSTAY_TEST_REPLICA_DIE_AT";
 
 fn seed(fixed: u64) -> u64 {
     let told = std::env::var("BACKSTAY_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -26,6 +26,11 @@ fn seed(fixed: u64) -> u64 {
     let seed = told.or(long).unwrap_or(fixed);
     println!("BACKSTAY_SEED={seed}");
     seed
+}
+
+/// Where a replica is killed.
+fn at(step: usize) -> String {
+    format!("replica:{step}")
 }
 
 fn noise(path: &Path, offset: u64, len: u64, rng: &mut Rng) {
@@ -253,25 +258,25 @@ fn killed_at_any_step_it_is_whole_without_the_vault() {
     let mut pair = Pair::new("replica-kill", 4 * MIB);
     pair.begin();
     let mut rounds = 0;
-    for step in 1.. {
+    for step in 0.. {
         pair.churn();
         let output = pair
             .standby
             .command()
             .args(pair.replica(&["--once"]))
-            .env(DIE_AT, step.to_string())
+            .env(DIE_AT, at(step))
             .output()
             .unwrap();
         if output.status.success() {
             break;
         }
-        rounds = step;
+        rounds = step + 1;
         let what = said(&output);
         assert!(what.contains("killed at step"), "{what}");
         assert_eq!(pair.status()["needs_vault"], false, "{what}");
         pair.hide_vault(true);
         let failed = pair.once();
-        assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+        assert_eq!(failed.status.code(), Some(3), "{}", said(&failed));
         pair.hide_vault(false);
         pair.is_whole(&what);
         assert!(pair.once().status.success());
@@ -291,9 +296,9 @@ fn a_take_over_is_a_protected_disk_at_once() {
     wait_for("the newest point", || pair.at() == Some(newest));
     // Killed after it was made durable, before it is served; then again.
     let mut follower = Some(follower);
-    for step in 1.. {
+    for step in 0.. {
         let mut command = pair.standby.command();
-        command.args(["--json", "replica", "db", "--take-over"]).env(DIE_AT, step.to_string());
+        command.args(["--json", "replica", "db", "--take-over"]).env(DIE_AT, at(step));
         let output = command.stdin(Stdio::null()).output().unwrap();
         // Told to stop by the first one.
         if let Some(mut follower) = follower.take() {
@@ -301,13 +306,13 @@ fn a_take_over_is_a_protected_disk_at_once() {
         }
         if !output.status.success() {
             println!("{}", said(&output));
-            assert!(step < 5);
+            assert!(step < 4);
             continue;
         }
         let taken: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         println!("taken over in {:.1} ms", taken["took_ns"].as_f64().unwrap() / 1e6);
         assert_eq!(taken["cycle"].as_u64(), Some(newest));
-        assert_eq!(step, 3, "two steps to be killed at");
+        assert_eq!(step, 2, "two steps to be killed at");
         break;
     }
     let standby = pair.standby.renamed(&pair.disk, "db");
@@ -343,7 +348,7 @@ fn a_take_over_in_the_middle_finishes_the_point_without_the_vault() {
         "resized",
         "record written",
     ];
-    let die = (steps.len()).to_string();
+    let die = at(steps.len() - 1);
     let killed =
         pair.standby.command().args(pair.replica(&["--once"])).env(DIE_AT, die).output().unwrap();
     assert!(said(&killed).contains("record written"), "{}", said(&killed));
@@ -588,11 +593,10 @@ fn failback_to_a_source_with_its_bitmap_moves_the_union() {
         let backing = pair.disk.backing.to_str().unwrap().to_owned();
         let back = ["--json", "replica", "db", "--to", &backing, "--seed", "changes", "--once"];
         let steps = if stop == "clean" { 4 } else { 0 };
-        for step in 1..=steps {
-            let killed =
-                pair.source.command().args(back).env(DIE_AT, step.to_string()).output().unwrap();
+        for step in 0..steps {
+            let killed = pair.source.command().args(back).env(DIE_AT, at(step)).output().unwrap();
             assert!(said(&killed).contains("killed at step"), "{}", said(&killed));
-            assert_eq!(pair.source.path("state/db/super").exists(), step < 3, "{}", said(&killed));
+            assert_eq!(pair.source.path("state/db/super").exists(), step < 2, "{}", said(&killed));
         }
         let moved = pair.source.json(&back[1..]);
         let union = sectors(&[&ours[..], &theirs[..]].concat());

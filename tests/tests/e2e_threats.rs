@@ -502,3 +502,36 @@ fn objects(vault: &Path) -> BTreeMap<String, Vec<u8>> {
     let key = |path: &Path| path.strip_prefix(vault).unwrap().to_str().unwrap().to_owned();
     files.map(|path| (key(&path), fs::read(&path).unwrap())).collect()
 }
+
+/// Below /dev/shm anybody may make the folder that Backstay is about to use, with commands in it that a
+/// sidecar would carry out as root.
+#[test]
+fn a_folder_that_somebody_else_prepared_is_not_used() {
+    let host = Host::new("prepared");
+    let planted = host.runtime.join("db");
+    let marker = host.path("carried-out");
+    fs::create_dir(&planted).unwrap();
+    let frozen = serde_json::json!({
+        "disk": "db", "pre": [], "freeze": [], "avoid": [], "frozen": [],
+        "post": [format!("touch {}", marker.display())],
+        "timeout_ms": 1000, "freeze_timeout_ms": 1000, "runtime": planted,
+    });
+    fs::write(planted.join("frozen.json"), frozen.to_string()).unwrap();
+    fs::write(planted.join("control.sock"), b"").unwrap();
+    let refused = |why: &str| {
+        for verb in [&["status"][..], &["cycle", "db"], &["mount", "/dev/null", "--name", "x"]] {
+            let output = host.try_backstay(verb);
+            assert_eq!(output.status.code(), Some(3), "{verb:?}: {}", said(&output));
+            assert!(said(&output).contains(why), "{verb:?}: {}", said(&output));
+        }
+        assert!(said(&host.try_backstay(&["doctor"])).contains(why));
+    };
+    std::os::unix::fs::chown(&host.runtime, Some(12345), None).unwrap();
+    refused("belongs to user 12345");
+    std::os::unix::fs::chown(&host.runtime, Some(0), None).unwrap();
+    fs::set_permissions(&host.runtime, fs::Permissions::from_mode(0o777)).unwrap();
+    refused("can be written by others");
+    assert!(!marker.exists());
+    fs::set_permissions(&host.runtime, fs::Permissions::from_mode(0o755)).unwrap();
+    host.backstay(&["status"]);
+}

@@ -12,6 +12,5 @@ pub mod backing;
 pub mod control;
 pub mod fuse;
 pub mod life;
-mod lock;
 pub mod offline;
 pub mod paths;

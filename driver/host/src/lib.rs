@@ -8,14 +8,18 @@
 //! - [`record`]: small JSON records in files
 //! - [`own_dir`]: folders that belong to us and to nobody else
 //! - [`lock`]: locks on files, with a bounded wait
+//! - [`child`]: commands with a time limit
+//! - [`kill_point`]: where tests kill a process
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
 
 pub mod atomic;
+pub mod child;
 pub mod claim;
 pub mod clock;
 pub mod in_use;
+pub mod kill_point;
 pub mod lock;
 pub mod own_dir;
 pub mod record;

@@ -12,6 +12,9 @@ use crate::clock;
 /// A wait that is long enough for a killed holder to be gone: its memory may be locked, its mount has to
 /// be taken apart, or a child that it had just started still has its files open.
 pub const HOLDER_GONE_WAIT: Duration = Duration::from_secs(3);
+/// A wait for those who only look whether a lock is taken, and for children that have not become a
+/// program of their own yet.
+pub const LOOKED_AT_WAIT: Duration = Duration::from_secs(1);
 /// flock(2) has no time-out of its own; how often to try.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 

@@ -155,7 +155,7 @@ mod tests {
         assert!(look(&mut watch).is_none());
         // Replaced, as editors do.
         fs::write(dir.path().join("new"), "interval = \"30s\"").unwrap();
-        fs::rename(dir.path().join("new"), &path).unwrap();
+        backstay_host::atomic::rename(&dir.path().join("new"), &path).unwrap();
         assert_eq!(look(&mut watch).unwrap().interval, Duration::from_secs(30));
     }
 

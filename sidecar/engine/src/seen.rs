@@ -51,7 +51,7 @@ fn forgotten(vault: &Vault, e: &RecordError) -> VaultError {
 
 /// Writes down what is new. A host that cannot is as good as one that comes for the first time.
 fn save(file: &Path, seen: &Seen) {
-    let made = file.parent().map_or(Ok(()), |dir| own_dir(dir));
+    let made = file.parent().map_or(Ok(()), own_dir);
     let saved = made
         .map_err(|e| e.to_string())
         .and_then(|()| record::save(file, seen, Durability::Durable).map_err(|e| e.to_string()));

@@ -1,6 +1,11 @@
 //! The crew against mates of any behaviour: it says that all were held at one instant only if they
 //! were, and never waits longer than its limits.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

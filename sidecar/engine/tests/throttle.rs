@@ -1,6 +1,11 @@
 //! The throttle against the clock on the wall: how even the line is that a vault sees, how fair, and how
 //! soon a change is felt. Takes some 10 seconds.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;

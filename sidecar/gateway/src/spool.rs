@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_vault::Vault;
 use backstay_vault::VaultError;
@@ -77,8 +78,8 @@ impl Spool {
             .write(true)
             .mode(0o600)
             .open(dir.join("lock"))?;
-        let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
-            .map_err(|_| io::Error::other("another gateway uses this folder"))?;
+        let lock = lock::exclusive(lock, Duration::ZERO)?
+            .ok_or_else(|| io::Error::other("another gateway uses this folder"))?;
         for left in fs::read_dir(dir.join("incoming"))? {
             fs::remove_file(left?.path())?;
         }

@@ -14,4 +14,3 @@ pub mod lazy;
 pub mod plan;
 pub mod replica;
 pub mod run;
-mod soon;

@@ -1,6 +1,11 @@
 //! What sealing costs one core, beside compressing: `cargo run --release -p backstay-vault --example sealing
 //! FILE VAULT-DIR`. The same file goes into two new vaults, one of them encrypted, round after round.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

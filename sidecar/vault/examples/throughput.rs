@@ -1,6 +1,11 @@
 //! How fast one core takes a file through the shipping path's middle, and a vault gives it back:
 //! `cargo run --release -p backstay-vault --example throughput FILE VAULT-DIR`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;

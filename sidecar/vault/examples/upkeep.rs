@@ -5,6 +5,11 @@
 //! cargo run --release -p backstay-vault --example upkeep -- DIRECTORY [MIB] [CYCLES]
 //! ```
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};

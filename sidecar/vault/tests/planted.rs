@@ -1,6 +1,11 @@
 //! Links, FIFOs and devices planted in a vault's directory lead nowhere: nothing outside is read, written,
 //! waited for or deleted.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,10 @@
 //! Pins and holds: granted only for what is there, found again by name, over when they are over.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test: real time, and files as others would move them"
+)]
+
 mod common;
 
 use std::sync::atomic::AtomicBool;

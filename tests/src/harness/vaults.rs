@@ -32,7 +32,7 @@ pub(super) fn prepare(
     // A gateway makes no vaults; a store that the test did not start does not answer; and a relative or broken URL is
     // what the test is about.
     let remote = ["s3://", "az://", "gs://"].iter().any(|scheme| vault.starts_with(scheme));
-    if !vault.starts_with("file://") && !(remote && elsewhere) {
+    if !(vault.starts_with("file://") || remote && elsewhere) {
         return;
     }
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);

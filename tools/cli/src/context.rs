@@ -10,6 +10,7 @@ use backstay_engine::config::Config;
 use backstay_engine::reload::ConfigWatch;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
+use backstay_host::kill_point;
 use backstay_types::DiskName;
 use backstay_vault::seal::settings::Prompt;
 use clap::Args;
@@ -164,7 +165,9 @@ impl Context {
         command.arg("--state-dir").arg(&self.roots.state);
         command.arg("--runtime-dir").arg(&self.roots.runtime);
         // Tests kill the command they run, not what it runs.
-        command.env_remove(backstay_recovery::failover::DIE_AT_STEP);
+        if kill_point::told(backstay_recovery::failover::STEPS).is_some() {
+            command.env_remove(kill_point::DIE_AT);
+        }
         Ok(command)
     }
 

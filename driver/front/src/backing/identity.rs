@@ -70,7 +70,7 @@ mod tests {
         assert_ne!(id("a"), id("b"));
         let before = id("a");
         fs::write(at("a"), [8; 8192]).unwrap();
-        fs::rename(at("a"), at("c")).unwrap();
+        backstay_host::atomic::rename(&at("a"), &at("c")).unwrap();
         assert_eq!(id("c"), before, "content, size and name do not matter");
     }
 

@@ -7,9 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use backstay_host::lock;
 use backstay_types::ByteLen;
-
-use crate::lock;
 
 use super::{AnyBacking, buffered::Buffered, direct::Direct};
 
@@ -104,10 +103,8 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
         Some(libc::EBUSY) => OpenError::Busy(path.into()),
         _ => failed(e),
     })?;
-    let file = lock::exclusive(file).map_err(|e| match e {
-        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked(path.into()),
-        e => failed(e.into()),
-    })?;
+    let file = lock::exclusive(file, lock::HOLDER_GONE_WAIT).map_err(failed)?;
+    let file = file.ok_or_else(|| OpenError::Locked(path.into()))?;
     if !device && let Some(loop_device) = loop_device_on(&file).map_err(failed)? {
         return Err(OpenError::Looped { file: path.into(), device: loop_device });
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use backstay_format::control::FoundState;
 use backstay_format::superblock::Base;
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, DiskName};
@@ -21,7 +22,6 @@ use crate::backing::record::{BackingRecord, Seen};
 use crate::backing::{self, AnyBacking, Engine, OpenError};
 use crate::control::{Identity, Server};
 use crate::fuse::{Access, DiskFs, Mounted, mount};
-use crate::lock;
 use crate::paths::DiskPaths;
 
 /// How a driver serves its disk.
@@ -321,10 +321,9 @@ pub fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverErro
         .mode(0o600)
         .open(path)
         .map_err(io_error(format!("opening {}", path.display())))?;
-    let mut lock = lock::exclusive(file).map_err(|e| match e {
-        nix::errno::Errno::EWOULDBLOCK => DriverError::Running(name.clone()),
-        e => io_error(format!("locking {}", path.display()))(e.into()),
-    })?;
+    let lock = lock::exclusive(file, lock::HOLDER_GONE_WAIT);
+    let lock = lock.map_err(io_error(format!("locking {}", path.display())))?;
+    let mut lock = lock.ok_or_else(|| DriverError::Running(name.clone()))?;
     let write_pid = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     write_pid.map_err(io_error(format!("writing {}", path.display())))?;
     Ok(lock)

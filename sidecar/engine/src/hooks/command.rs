@@ -1,31 +1,13 @@
 //! One command line of a hook, with its time-out.
-//!
-//! It runs in a process group of its own. When its time is over the group gets SIGTERM, a second
-//! later SIGKILL. Waiting is for events: the process's end and what it prints, whichever comes.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
 
-use backstay_host::clock;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, pipe2};
+use backstay_host::child::{self, Ended, Output};
 
 use super::withheld::withhold;
-
-/// How much of what a command prints is kept: the end of it.
-const SAID_BYTES_MAX: usize = 4 << 10;
-/// From SIGTERM to SIGKILL.
-const GRACE: Duration = Duration::from_secs(1);
-/// From SIGKILL to giving up on a process that the kernel does not let go.
-const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// Variables that a command gets on top of the sidecar's own.
 pub type Environment = Vec<(&'static str, OsString)>;
@@ -69,123 +51,34 @@ pub enum CommandError {
 /// # Errors
 /// If it cannot be started, fails, or takes too long.
 pub fn run(line: &str, environment: &Environment, timeout: Duration) -> Result<(), CommandError> {
-    let failed = |source| CommandError::Start { line: line.into(), source };
-    let (mut child, output) = start(line, environment).map_err(failed)?;
-    let mut watch = Watch::new(&child, output).map_err(failed)?;
-    let group = Pid::from_raw(child.id() as i32);
-    let deadline = clock::monotonic() + timeout;
-    if watch.ended_by(deadline).map_err(failed)? {
-        let status = child.wait().map_err(failed)?;
-        if status.success() {
-            return Ok(());
+    let mut command = child::shell(line);
+    withhold(&mut command).envs(environment.iter().map(|(name, value)| (name, value)));
+    let line = line.to_owned();
+    match child::run(command, Output::Us, timeout, &|| false) {
+        Err(source) => Err(CommandError::Start { line, source }),
+        Ok((Ended::With(status), _)) if status.success() => Ok(()),
+        Ok((Ended::With(status), said)) => {
+            Err(CommandError::Failed { line, status, said: behind(&said) })
         }
-        return Err(CommandError::Failed { line: line.into(), status, said: watch.said() });
-    }
-    for (signal, wait) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, LAST_WAIT)] {
-        // The leader is not waited for yet, so the group's number cannot be another's.
-        let _ = killpg(group, signal);
-        if watch.ended_by(clock::monotonic() + wait).map_err(failed)? && signal == Signal::SIGTERM {
-            // Its children may have taken no notice.
-            let _ = killpg(group, Signal::SIGKILL);
-            break;
+        Ok((Ended::TimedOut | Ended::Stopped, said)) => {
+            Err(CommandError::TimedOut { line, timeout, said: behind(&said) })
         }
     }
-    let _ = child.try_wait();
-    Err(CommandError::TimedOut { line: line.into(), timeout, said: watch.said() })
 }
 
-fn start(line: &str, environment: &Environment) -> io::Result<(Child, File)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(line).current_dir("/").process_group(0);
-    withhold(&mut command);
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
-    Ok((command.spawn()?, File::from(read)))
-}
-
-/// A process that may end, and what it prints.
-struct Watch {
-    /// Readable when the process has ended.
-    process: OwnedFd,
-    /// Readable when it printed; none after its end of the pipe was closed.
-    output: Option<File>,
-    said: Vec<u8>,
-}
-
-impl Watch {
-    fn new(child: &Child, output: File) -> io::Result<Self> {
-        // SAFETY: takes two numbers, returns a descriptor or an error.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
-        Errno::result(fd)?;
-        // SAFETY: the descriptor is new and ours alone.
-        let process = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        Ok(Self { process, output: Some(output), said: vec![] })
-    }
-
-    /// Waits for the process's end; false if it did not come in time.
-    fn ended_by(&mut self, deadline: Instant) -> io::Result<bool> {
-        loop {
-            let left = deadline.saturating_duration_since(clock::monotonic());
-            // Rounded up, or the last millisecond would be spun away.
-            let millis = left.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX);
-            let mut events = vec![PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
-            events.extend(
-                self.output.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)),
-            );
-            match poll(&mut events, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-            let happened = |event: &PollFd<'_>| event.any().unwrap_or(false);
-            let ended = events.first().is_some_and(happened);
-            if ended || events.get(1).is_some_and(happened) {
-                self.listen();
-            }
-            if ended {
-                return Ok(true);
-            }
-            if left.is_zero() {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Takes what was printed. Children that live on may hold the pipe open: its end is not waited for.
-    fn listen(&mut self) {
-        let mut buffer = [0; SAID_BYTES_MAX];
-        while let Some(output) = &mut self.output {
-            match output.read(&mut buffer) {
-                Ok(0) => self.output = None,
-                Ok(len) => {
-                    self.said.extend_from_slice(&buffer[..len]);
-                    let beyond = self.said.len().saturating_sub(SAID_BYTES_MAX);
-                    self.said.drain(..beyond);
-                    if len < buffer.len() {
-                        return;
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.output = None,
-            }
-        }
-    }
-
-    /// What was printed, to be put behind a message.
-    fn said(&self) -> String {
-        let said = String::from_utf8_lossy(&self.said);
-        match said.trim() {
-            "" => String::new(),
-            said => format!("; it said: {said}"),
-        }
+/// What was printed, to be put behind a message.
+fn behind(said: &str) -> String {
+    match said {
+        "" => String::new(),
+        said => format!("; it said: {said}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_host::child::SAID_BYTES_MAX;
+    use backstay_host::clock;
     use std::path::Path;
 
     const LONG: Duration = Duration::from_secs(60);

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_host::atomic::{self, Durability};
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_host::record;
 use backstay_types::DiskName;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::command::{CommandError, Environment, run};
@@ -108,11 +109,8 @@ impl HookLock {
         let path = runtime.join(LOCK);
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Some(Self { _file: file, runtime: runtime.into() })),
-            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
-            Err((_, e)) => Err(e.into()),
-        }
+        let locked = lock::exclusive(file, Duration::ZERO)?;
+        Ok(locked.map(|file| Self { _file: file, runtime: runtime.into() }))
     }
 
     /// The plan of a guardian that did not come to its end.

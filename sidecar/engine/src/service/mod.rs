@@ -18,10 +18,11 @@ use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use crate::care::{Care, DisksOf};
 use crate::config::Config;
@@ -65,7 +66,7 @@ pub fn serve(
     roots: &Roots,
     stop: &Receiver<()>,
 ) -> Result<(), ServiceError> {
-    let _lock = only_one_soon(roots)?;
+    let _lock = only_one(roots, lock::LOOKED_AT_WAIT)?;
     watch.look_on_hangup()?;
     let config = Arc::clone(watch.config());
     let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
@@ -137,33 +138,22 @@ fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
 /// Held by the sidecar as long as it lives.
 const LOCK: &str = ".sidecar.lock";
 
-/// One sidecar a host, that is, a state directory: the lock lasts as long as the process.
-fn only_one(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
+/// One sidecar a host, that is, a state directory: the lock lasts as long as the process. Who only looks
+/// whether a sidecar is at work takes it for an instant; that is waited for.
+fn only_one(roots: &Roots, wait: Duration) -> Result<Flock<fs::File>, ServiceError> {
     own_dir(&roots.state).map_err(std::io::Error::from)?;
     let path = roots.state.join(LOCK);
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| ServiceError::Running(roots.state.clone()))
-}
-
-/// The same, though somebody may be looking whether a sidecar is at work, which takes the lock for an
-/// instant.
-fn only_one_soon(roots: &Roots) -> Result<Flock<fs::File>, ServiceError> {
-    for _ in 0..20 {
-        match only_one(roots) {
-            Err(ServiceError::Running(_)) => clock::sleep(Duration::from_millis(50)),
-            lock => return lock,
-        }
-    }
-    only_one(roots)
+    lock::exclusive(file, wait)?.ok_or_else(|| ServiceError::Running(roots.state.clone()))
 }
 
 /// Whether a sidecar is at work for these disks.
 #[must_use]
 pub fn is_running(roots: &Roots) -> bool {
     // Who only looks leaves nothing behind.
-    roots.state.join(LOCK).exists() && matches!(only_one(roots), Err(ServiceError::Running(_)))
+    roots.state.join(LOCK).exists()
+        && matches!(only_one(roots, Duration::ZERO), Err(ServiceError::Running(_)))
 }
 
 fn slots(config: &Config) -> Slots {

@@ -12,7 +12,7 @@ use backstay_host::clock;
 use backstay_host::own_dir::own_dir;
 
 use super::{DrillError, Verdict};
-use crate::run::{run, scratch, tool};
+use crate::run::{run_to_us, tool};
 
 /// How long attaching and looking may take.
 const LOOK_MAX: Duration = Duration::from_secs(60);
@@ -157,7 +157,7 @@ fn one(
     let mut command = Command::new(program);
     command.args(args).arg(device);
     let left = deadline.saturating_duration_since(clock::monotonic());
-    let (ended, output) = run(command, &mut scratch().map_err(DrillError::Io)?, left, stop)
+    let (ended, output) = run_to_us(command, left, stop)
         .map_err(|e| DrillError::Tool(format!("{program} could not be started: {e}")))?;
     if stop() {
         return Err(DrillError::Stopped);

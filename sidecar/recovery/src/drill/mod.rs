@@ -19,7 +19,7 @@ use backstay_types::DiskName;
 use backstay_vault::{DrillCheck, VaultError};
 
 use crate::lazy::LazyError;
-use crate::run::{run, scratch, shell};
+use crate::run::{run_to_us, shell};
 pub use boot::Boot;
 pub use mounted::{Drill, drill, records};
 
@@ -111,8 +111,8 @@ pub fn try_disk(
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command.env("BACKSTAY_DISK", served).env("BACKSTAY_DEVICE", &device.0);
             command.env("BACKSTAY_WORK", work);
-            let mut output = scratch().map_err(DrillError::Io)?;
-            let (ended, said) = run(command, &mut output, timeout, stop).map_err(DrillError::Io)?;
+            let ended = run_to_us(command, timeout, stop);
+            let (ended, said) = ended.map_err(DrillError::Io)?;
             if ended == crate::run::Ended::Stopped {
                 return Err(DrillError::Stopped);
             }

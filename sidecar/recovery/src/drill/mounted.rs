@@ -15,6 +15,7 @@ use backstay_front::control::ControlClient;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::Roots;
 use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
@@ -25,7 +26,6 @@ use nix::fcntl::Flock;
 use super::{Check, DrillError, try_disk};
 use crate::lazy::{self, LazyError, MountOptions, PointChoice};
 use crate::run::tool;
-use crate::soon::lock_soon;
 
 /// Blocks that a drill keeps of what it fetched.
 const CACHE: ByteLen = ByteLen(256 << 20);
@@ -158,7 +158,7 @@ impl<'a> Place<'a> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(state.join(format!("{name}.lock"))).map_err(DrillError::Io)?;
-        let lock = lock_soon(lock).map_err(DrillError::Io)?;
+        let lock = lock::exclusive(lock, lock::LOOKED_AT_WAIT).map_err(DrillError::Io)?;
         let lock = lock.ok_or_else(|| DrillError::Busy(name.clone()))?;
         let work = runtime.join(format!("{name}.work"));
         Ok(Self { roots: Roots { state, runtime }, name, work, _lock: lock })

@@ -18,6 +18,7 @@ pub mod vault;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use backstay_host::kill_point;
 use backstay_types::{CycleNo, DiskName, Term};
 use backstay_vault::{Class, VaultError};
 
@@ -196,19 +197,10 @@ pub fn refuse_to_forget(state_root: &Path, name: &DiskName) -> Result<(), Failov
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
-/// The variable with which a test says at which step a command is killed.
-pub const DIE_AT_STEP: &str = "BACKSTAY_TEST_DIE_AT_STEP";
+/// The area of a failover's steps, for tests.
+pub const STEPS: &str = "failover";
 
-/// Called before every step that lasts. A build with assertions dies here when a test says so.
+/// Called before every step that lasts; tests kill the process there.
 pub fn step() {
-    #[cfg(debug_assertions)]
-    {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static STEPS: AtomicU64 = AtomicU64::new(0);
-        let at = std::env::var(DIE_AT_STEP).ok().and_then(|at| at.parse().ok());
-        if at == Some(STEPS.fetch_add(1, Ordering::SeqCst)) {
-            let me = nix::unistd::Pid::this();
-            let _ = nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL);
-        }
-    }
+    kill_point::step(STEPS, "");
 }

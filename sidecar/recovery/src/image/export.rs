@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use backstay_host::atomic;
+use backstay_host::lock;
 use backstay_types::{ByteLen, ByteOffset};
 use backstay_vault::read::ordered::{InOrder, in_order};
 use backstay_vault::read::{FileTarget, Progress, RestoreTarget, restore};
@@ -15,7 +16,6 @@ use nix::fcntl::Flock;
 
 use super::qemu::{self, Served};
 use super::{Format, ImageError};
-use crate::soon::lock_soon;
 
 /// Writes a point to a new image. It is made beside its place and gets its name when it is whole and
 /// durable: killed, or failing, an export leaves no image that could be mistaken for one.
@@ -141,8 +141,8 @@ impl Part {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(ImageError::io(format!("making {}", path.display())))?;
-        let lock =
-            lock_soon(file).map_err(ImageError::io(format!("locking {}", path.display())))?;
+        let lock = lock::exclusive(file, lock::LOOKED_AT_WAIT)
+            .map_err(ImageError::io(format!("locking {}", path.display())))?;
         let lock = lock.ok_or_else(|| {
             ImageError::Refused(format!("{} is being written by another export", path.display()))
         })?;

@@ -13,6 +13,7 @@ use backstay_format::superblock::BackingId;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::DiskPaths;
 use backstay_host::atomic::{self, Durability, sync_folder_of};
+use backstay_host::kill_point;
 use backstay_host::own_dir::own_dir;
 use backstay_host::record;
 use backstay_types::{DiskId, DiskName, PointId};
@@ -34,22 +35,9 @@ pub(super) const OVERLAY: &str = "overlay.data";
 pub(super) const MAP: &str = "overlay.map";
 const CLAIM: &str = "claim.json";
 
-/// The variable with which a test says at which step the process is killed.
-const DIE_AT_STEP: &str = "BACKSTAY_TEST_MOUNT_DIE_AT";
-
-/// Called around every step that lasts. A build with assertions dies here when a test says so.
+/// Called around every step that lasts; tests kill the process there.
 fn step() {
-    #[cfg(debug_assertions)]
-    {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static STEPS: AtomicU64 = AtomicU64::new(0);
-        let at = std::env::var(DIE_AT_STEP).ok().and_then(|at| at.parse().ok());
-        if at == Some(STEPS.fetch_add(1, Ordering::SeqCst)) {
-            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-    #[cfg(not(debug_assertions))]
-    let _ = DIE_AT_STEP;
+    kill_point::step("mount", "");
 }
 
 /// What is made outside of the folder, before it is.

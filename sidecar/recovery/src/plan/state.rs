@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use backstay_host::atomic::{self, Durability};
+use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_host::record;
 use backstay_types::{CycleNo, DiskName, PointId};
@@ -16,7 +17,6 @@ use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::parse::Kind;
-use crate::soon::lock_soon;
 
 const FORMAT: &str = "backstay-plan-run";
 const VERSION: u32 = 1;
@@ -230,7 +230,7 @@ impl RunFolder {
             .write(true)
             .mode(0o600)
             .open(dir.join("lock"))?;
-        Ok(lock_soon(lock)?.map(|lock| Self { dir, _lock: lock }))
+        Ok(lock::exclusive(lock, lock::LOOKED_AT_WAIT)?.map(|lock| Self { dir, _lock: lock }))
     }
 
     /// The last run of a plan, whoever is at it.
@@ -310,7 +310,8 @@ impl RunFolder {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         for _ in 0..HELPERS_TRIES {
-            if lock_soon(options.open(self.helpers_path())?)?.is_some() {
+            if lock::exclusive(options.open(self.helpers_path())?, lock::LOOKED_AT_WAIT)?.is_some()
+            {
                 return Ok(true);
             }
         }

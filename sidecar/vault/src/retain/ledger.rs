@@ -219,10 +219,13 @@ impl Vault {
     }
 }
 
+/// Points by number and identity.
+type Points = Vec<(CycleNo, PointId)>;
+
 /// Identities of kept points, as ledgers that were read say: what a ledger once said of a kept point's identity
 /// stays so, however many revisions follow.
 #[derive(Debug, Default)]
-pub(crate) struct Decided(Mutex<HashMap<DiskId, (u64, Vec<(CycleNo, PointId)>)>>);
+pub(crate) struct Decided(Mutex<HashMap<DiskId, (u64, Points)>>);
 
 impl Decided {
     fn remember(&self, ledger: &Ledger) {
