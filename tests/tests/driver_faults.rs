@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use backstay_format::control::{CutMode, FoundState};
+use backstay_format::control::{CutMode, FoundState, Noted};
+use backstay_format::mark::Tracked;
 use backstay_format::superblock::{Base, Resync};
 use backstay_tests::crash::check::sectors_set;
 use backstay_tests::crash::recorder::{Recorder, Sabotage};
@@ -64,6 +65,148 @@ fn unwritable_intents_cost_a_resync_and_no_write() {
     let disk = open(&recorder).unwrap();
     assert_eq!(disk.status().resync, Some(Resync::StateUnwritable), "it must outlive the boot");
     assert!(disk.status().warning.unwrap().contains("state directory"));
+}
+
+/// The state directory's disk dies, the guest goes on, the machine goes down. The first change that is
+/// noted nowhere else is noted on the backing, and health is told at once.
+#[test]
+fn a_dead_state_directory_is_noted_on_the_backing() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 5);
+    recorder.faults().files = vec![""];
+    write(&disk, 5); // has its intent
+    let mark = recorder.recording().now.mark.unwrap();
+    assert_eq!((mark.disk, mark.tracked), (disk.id(), Tracked::All));
+    assert_eq!(disk.status().untracked, None);
+    write(&disk, 100_000); // cannot get one
+    assert_eq!(recorder.recording().now.mark.unwrap().tracked, Tracked::NotAll);
+    assert_eq!(disk.status().untracked.unwrap().noted, Noted::Backing);
+    assert!(disk.status().warning.unwrap().contains("not tracked"));
+    disk.close().expect_err("nor can it be stopped cleanly");
+    drop(disk);
+    recorder.reboot();
+    recorder.faults().files.clear();
+    let disk = open(&recorder).unwrap();
+    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable));
+    // From here on the state directory knows, and the mark is as of a new disk.
+    assert_eq!(recorder.recording().now.mark.unwrap().tracked, Tracked::All);
+    drop(disk);
+    recorder.reboot();
+    assert_eq!(open(&recorder).unwrap().status().resync, Some(Resync::StateUnwritable));
+}
+
+/// A state directory that comes back: after the next cycle nothing is left of it.
+#[test]
+fn a_state_directory_that_comes_back_is_believed_again() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    recorder.faults().files = vec![""];
+    write(&disk, 100_000);
+    recorder.faults().files.clear();
+    assert_eq!(disk.cut(CutMode::Fuzzy).unwrap().whole_disk, Some(Resync::StateUnwritable));
+    assert_eq!(disk.status().untracked, None);
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    disk.seal(epoch).unwrap();
+    disk.release(epoch, base(2)).unwrap();
+    assert_eq!(recorder.recording().now.mark.unwrap().tracked, Tracked::All);
+    write(&disk, 9);
+    disk.flush().unwrap();
+    drop(disk);
+    recorder.reboot();
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.status().resync), (FoundState::OtherBoot, None));
+}
+
+/// If neither place can be written, a change that would be noted nowhere is not made: the next start
+/// would believe the mark.
+#[test]
+fn a_change_that_can_be_noted_nowhere_is_not_made() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    write(&disk, 5);
+    recorder.faults().files = vec![""];
+    recorder.faults().mark = true;
+    write(&disk, 5); // was noted before
+    disk.write(ByteOffset(100_000 * 512), &[1; 512]).expect_err("not noted");
+    assert!(!recorder.recording().now.backing.contains_key(&100_000));
+    recorder.faults().mark = false;
+    write(&disk, 100_000);
+}
+
+/// A backing without a place for a mark (a device): a driver that was killed is exact, a machine that
+/// went down proves nothing, and a clean stop is as good as ever.
+#[test]
+fn without_a_mark_only_a_reboot_needs_a_comparison() {
+    let recorder = recorder();
+    recorder.faults().no_mark = true;
+    let disk = shipped(&recorder);
+    write(&disk, 9);
+    drop(disk);
+    let disk = open(&recorder).unwrap();
+    assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]), "killed");
+    disk.close().unwrap();
+    recorder.reboot();
+    let disk = open(&recorder).unwrap();
+    assert_eq!((disk.found(), disk.status().resync), (FoundState::Clean, None));
+    drop(disk);
+    recorder.reboot();
+    let disk = open(&recorder).unwrap();
+    let found = (disk.found(), disk.status().resync);
+    assert_eq!(found, (FoundState::OtherBoot, Some(Resync::Unproven)));
+}
+
+/// What the mark says about a state that is not of its time, or not of its disk.
+#[test]
+fn a_state_that_the_mark_denies_is_not_believed() {
+    for clean in [true, false] {
+        let (_, disk) = reopen_after(clean, |machine| {
+            machine.mark.as_mut().unwrap().generation += 1000;
+        });
+        assert_eq!(disk.unwrap().status().resync, Some(Resync::Unproven), "clean: {clean}");
+        let (_, disk) = reopen_after(clean, |machine| {
+            machine.mark.as_mut().unwrap().disk = DiskId::from_bytes([99; 16]);
+        });
+        assert_eq!(disk.unwrap().status().resync, Some(Resync::BackingChanged), "clean: {clean}");
+    }
+    let (_, disk) = reopen_after(false, |machine| machine.mark = None);
+    assert_eq!(disk.unwrap().status().resync, Some(Resync::Unproven));
+    let (_, disk) = reopen_after(true, |machine| machine.mark = None);
+    assert_eq!(disk.unwrap().status().resync, None, "stopped cleanly by an earlier version");
+}
+
+/// Regions of which only the intents are known are said to be so until a cycle ends, also by a driver
+/// that was killed meanwhile.
+#[test]
+fn what_only_intents_know_is_coarse_until_a_release() {
+    let (recorder, disk) = reopen_after(false, |_| ());
+    let disk = disk.unwrap();
+    assert!(disk.status().coarse);
+    drop(disk);
+    let disk = open(&recorder).unwrap();
+    assert!(disk.found() == FoundState::SameBoot && disk.status().coarse);
+    let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
+    disk.seal(epoch).unwrap();
+    disk.release(epoch, base(2)).unwrap();
+    assert!(!disk.status().coarse);
+}
+
+/// What the guest could not read, write or flush is told with the last error and its time.
+#[test]
+fn errors_of_the_backing_are_told() {
+    let recorder = recorder();
+    let disk = shipped(&recorder);
+    assert_eq!(disk.status().io_trouble, None);
+    recorder.faults().backing_write = true;
+    for _ in 0..3 {
+        disk.write(ByteOffset(0), &[1; 512]).unwrap_err();
+    }
+    recorder.faults().backing_read = true;
+    disk.read(ByteOffset(0), &mut [0; 512]).unwrap_err();
+    let trouble = disk.status().io_trouble.unwrap();
+    assert_eq!((trouble.reads, trouble.writes, trouble.flushes), (1, 3, 0));
+    assert_eq!((trouble.what.as_str(), trouble.errno), ("read", 5));
+    assert!(trouble.at_unix_ns > 0);
 }
 
 #[test]

@@ -230,6 +230,18 @@ pub struct DriverStatus {
     pub base: Option<Base>,
     /// The point that was about to be committed last, if that was never confirmed.
     pub announced: Option<Base>,
+    /// Points that were about to be committed before that one, since the base, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub announced_before: Vec<Base>,
+    /// The dirty set holds whole regions of which only the write intents are known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub coarse: bool,
+    /// Set while changes cannot be tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untracked: Option<Untracked>,
+    /// The last error that the guest got from the backing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_trouble: Option<IoTrouble>,
     /// If set, every sector counts as dirty.
     pub resync: Option<Resync>,
     /// Counts the reasons for a resync as they came up.
@@ -246,6 +258,58 @@ pub struct DriverStatus {
     pub counters: Counters,
     /// If set, something is wrong that a person should know, in words.
     pub warning: Option<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl DriverStatus {
+    /// Every point that proves what the dirty set is counted from, the base first.
+    pub fn proofs(&self) -> impl Iterator<Item = Base> + '_ {
+        self.base.iter().chain(&self.announced_before).chain(&self.announced).copied()
+    }
+}
+
+/// Changes go on that are not tracked; every sector counts as dirty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untracked {
+    /// Since when, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+    /// What stands in the way, in words.
+    pub error: String,
+    /// Where that is written down, for the next start.
+    pub noted: Noted,
+}
+
+/// Where it is written down that changes are not tracked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Noted {
+    /// In the state directory.
+    State,
+    /// In the backing's mark; the state directory cannot be written.
+    Backing,
+    /// Nowhere: the state directory cannot be written, and the backing carries no mark. A start after
+    /// a reboot compares the whole disk.
+    Nowhere,
+}
+
+/// Errors that a guest got from the backing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoTrouble {
+    /// What failed last: `read`, `write`, `discard` or `flush`.
+    pub what: String,
+    /// The error number that the guest got.
+    pub errno: i32,
+    /// When, nanoseconds since 1970.
+    pub at_unix_ns: u64,
+    /// Failed reads since the driver started.
+    pub reads: u64,
+    /// Failed writes and discards.
+    pub writes: u64,
+    /// Failed flushes.
+    pub flushes: u64,
 }
 
 /// Sums since a driver started.

@@ -6,6 +6,7 @@
 //! - [`superblock`]: what a protected disk's state directory says about itself
 //! - [`intents`]: the change log's write intents, one bit a region
 //! - [`preserved`]: the change log's preserved blocks (copy-before-write)
+//! - [`mark`]: what stands on the backing itself, in case the state directory dies
 //! - [`bitmap`]: the header of the shared bitmaps
 //! - [`control`]: the messages between sidecar and driver
 
@@ -13,6 +14,7 @@ pub mod bitmap;
 pub mod control;
 pub mod error;
 pub mod intents;
+pub mod mark;
 pub mod preserved;
 pub mod superblock;
 mod wire;

@@ -16,11 +16,18 @@ pub const SLOT_BYTES: usize = 4096;
 pub const SLOTS: usize = 2;
 /// Most epochs that can be live at once: fuzzy, closed, current, prepared.
 pub const LIVE_MAX: usize = 4;
+/// Most announced points that are remembered. One is added each time a commit's outcome is not known;
+/// all are forgotten with the next release.
+pub const ANNOUNCED_MAX: usize = 64;
 
 const WHAT: &str = "superblock";
 const MAGIC: &[u8; 8] = b"BSTYSUPR";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Has one announced point, and is never coarse.
+const VERSION_1: u32 = 1;
 const CRC_AT: usize = SLOT_BYTES - 4;
+const BASE_BYTES: usize = 40;
+const ANNOUNCED_AT: usize = 288;
 
 /// Size of a disk and of its regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +121,9 @@ pub enum Resync {
     NoMemory = 5,
     /// The sidecar asked for it (the vault's points do not fit the disk's).
     Asked = 6,
+    /// The machine went down, and nothing outside the state directory shows that everything was
+    /// tracked until then.
+    Unproven = 7,
 }
 
 impl Resync {
@@ -125,6 +135,7 @@ impl Resync {
             4 => Self::BackingChanged,
             5 => Self::NoMemory,
             6 => Self::Asked,
+            7 => Self::Unproven,
             _ => return None,
         })
     }
@@ -139,6 +150,10 @@ impl Resync {
             Self::BackingChanged => "the backing was changed while no driver watched it",
             Self::NoMemory => "there was no memory for the dirty bitmap",
             Self::Asked => "the vault's newest point is not the one this disk was tracked from",
+            Self::Unproven => {
+                "the machine went down, and nothing outside the state directory shows that all \
+                 changes were tracked until then"
+            }
         }
     }
 }
@@ -179,9 +194,13 @@ pub struct Superblock {
     pub resync: Option<Resync>,
     /// The recovery point the dirty set is counted from; none before the first.
     pub base: Option<Base>,
-    /// A recovery point that a sidecar was about to commit when this was written. If the vault
-    /// has it, the dirty set may be counted from it as well: it only holds more than it must.
-    pub announced: Option<Base>,
+    /// The recovery points that sidecars were about to commit since the base, oldest first, at most
+    /// [`ANNOUNCED_MAX`]. If the vault has one of them, the dirty set may be counted from it as well:
+    /// it only holds more than it must.
+    pub announced: Vec<Base>,
+    /// The dirty set holds whole regions of which only the intents are known: most of their sectors
+    /// may be as they were at the base.
+    pub coarse: bool,
     /// Counts the reasons for a resync as they come up, so that a resync that was interrupted
     /// knows whether what it had compared still holds.
     pub resync_no: u64,
@@ -202,7 +221,7 @@ impl Superblock {
     /// The bytes of a slot.
     #[must_use]
     pub fn encode(&self) -> [u8; SLOT_BYTES] {
-        assert!(self.live.len() <= LIVE_MAX);
+        assert!(self.live.len() <= LIVE_MAX && self.announced.len() <= ANNOUNCED_MAX);
         let mut out = [0u8; SLOT_BYTES];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, MAGIC);
@@ -223,19 +242,21 @@ impl Superblock {
             put(104, &clean.backing_mtime_ns.to_le_bytes());
             put(112, &clean.bitmap_crc.to_le_bytes());
         }
-        if let Some(base) = self.base {
-            put(128, &base.vault_disk.to_bytes());
-            put(144, &base.point.to_bytes());
-            put(160, &base.cycle.0.to_le_bytes());
+        let mut put_base = |at: usize, base: &Base| {
+            put(at, &base.vault_disk.to_bytes());
+            put(at + 16, &base.point.to_bytes());
+            put(at + 32, &base.cycle.0.to_le_bytes());
+        };
+        if let Some(base) = &self.base {
+            put_base(128, base);
+        }
+        for (i, announced) in self.announced.iter().enumerate() {
+            put_base(ANNOUNCED_AT + BASE_BYTES * i, announced);
         }
         put(168, &self.resync_no.to_le_bytes());
-        if let Some(announced) = self.announced {
-            put(176, &announced.vault_disk.to_bytes());
-            put(192, &announced.point.to_bytes());
-            put(208, &announced.cycle.0.to_le_bytes());
-        }
         put(256, &self.growing_to.map_or(0, |size| size.0).to_le_bytes());
         put(264, &self.backing.map_or([0; 16], |id| id.0));
+        put(280, &[self.announced.len() as u8, u8::from(self.coarse)]);
         let crc = crc32c::crc32c(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -248,7 +269,10 @@ impl Superblock {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let f = expect(WHAT, bytes, SLOT_BYTES, MAGIC)?;
         check_crc(WHAT, &f.0[..CRC_AT], f.u32(CRC_AT))?;
-        check_version(WHAT, f.u32(8), VERSION)?;
+        let version = f.u32(8);
+        if version != VERSION_1 {
+            check_version(WHAT, version, VERSION)?;
+        }
         let bounds = |field, value: u64| FormatError::Bounds { what: WHAT, field, value };
         let geometry = Geometry { size: ByteLen(f.u64(24)), region_shift: f.0[12] }.check()?;
         let resync = match f.0[13] {
@@ -282,6 +306,18 @@ impl Superblock {
             size => Some(geometry.with_size(ByteLen(size))?.size),
         };
         let backing = Some(BackingId(f.array(264))).filter(|id| id.0 != [0; 16]);
+        let (announced, coarse) = match (version, f.0[280], f.0[281]) {
+            (VERSION_1, ..) => (base_at(176).into_iter().collect(), false),
+            (_, count, _) if usize::from(count) > ANNOUNCED_MAX => {
+                return Err(bounds("announced points", count.into()));
+            }
+            (_, _, coarse) if coarse > 1 => return Err(bounds("coarse", coarse.into())),
+            (_, count, coarse) => {
+                let all = (0..usize::from(count)).map(|i| base_at(ANNOUNCED_AT + BASE_BYTES * i));
+                let all: Option<Vec<Base>> = all.collect();
+                (all.ok_or(bounds("announced cycle", 0))?, coarse == 1)
+            }
+        };
         Ok(Self {
             generation: f.u64(16),
             disk: DiskId::from_bytes(f.array(32)),
@@ -291,7 +327,8 @@ impl Superblock {
             live,
             resync,
             base: base_at(128),
-            announced: base_at(176),
+            announced,
+            coarse,
             resync_no: f.u64(168),
             growing_to,
             backing,
@@ -333,11 +370,12 @@ mod tests {
                 cycle: CycleNo(3),
                 point: PointId::from_bytes([2; 16]),
             }),
-            announced: Some(Base {
+            announced: vec![Base {
                 vault_disk: DiskId::from_bytes([1; 16]),
                 cycle: CycleNo(4),
                 point: PointId::from_bytes([3; 16]),
-            }),
+            }],
+            coarse: true,
             resync_no: 6,
             growing_to: Some(ByteLen(3 << 30)),
             backing: Some(BackingId([6; 16])),

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use backstay_format::FormatError;
 use backstay_format::bitmap::BitmapHeader;
 use backstay_format::control::{
-    self, ControlError, Counters, CutMode, CutReply, DriverStatus, ErrorCode, FoundState, OpenCut,
-    Request, Response,
+    self, ControlError, Counters, CutMode, CutReply, DriverStatus, ErrorCode, FoundState,
+    IoTrouble, Noted, OpenCut, Request, Response, Untracked,
 };
 use backstay_format::intents::{self, BLOCK_MAP_BYTES, IntentHeader};
+use backstay_format::mark::{MARK_BYTES, Mark, Tracked};
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
 use backstay_format::superblock::{
     BackingId, Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock,
@@ -38,6 +39,12 @@ fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
         );
     }
     golden
+}
+
+/// The golden file of this name, which an earlier version wrote and nobody writes any more.
+fn golden_of_before(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Flips every bit of some bytes in turn; `read` must see each.
@@ -79,7 +86,8 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(4), EpochNo(5), EpochNo(6), EpochNo(0x0102_0304_0506_0708)],
         resync: Some(Resync::BackingChanged),
         base: Some(base()),
-        announced: Some(Base { cycle: CycleNo(42), ..base() }),
+        announced: vec![Base { cycle: CycleNo(42), ..base() }],
+        coarse: false,
         resync_no: 6,
         growing_to: None,
         backing: None,
@@ -90,43 +98,74 @@ fn superblocks() -> [Superblock; 2] {
         live: vec![EpochNo(7)],
         resync: None,
         base: None,
-        announced: None,
+        announced: vec![],
         resync_no: 0,
         ..full.clone()
     };
     [full, least]
 }
 
-#[test]
-fn superblock() {
-    let [full, least] = superblocks();
-    let bytes = [full.encode(), least.encode()].concat();
-    let file = golden("superblock.bin", &bytes);
-    assert_eq!(Superblock::decode(&file), Ok(full));
-    assert_eq!(Superblock::decode(&file[SLOT_BYTES..]).as_ref(), Ok(&least));
-    assert_eq!(Superblock::newest(&file), Ok(least));
-    every_bit_flip_is_seen(&file[..SLOT_BYTES], Superblock::decode);
-    every_bit_flip_is_seen(&file[SLOT_BYTES..], Superblock::decode);
+/// The superblock of a disk whose commits had no known outcome, and which went down with its machine.
+fn unsure() -> Superblock {
+    let [full, _] = superblocks();
+    let point = |n: u8| PointId::from_bytes([n; 16]);
+    let announced = |n: u8| Base { cycle: CycleNo(42), point: point(n), ..base() };
+    Superblock {
+        announced: vec![announced(1), announced(2), announced(3)],
+        coarse: true,
+        resync: Some(Resync::Unproven),
+        growing_to: Some(ByteLen(3 << 40)),
+        backing: Some(BackingId(std::array::from_fn(|i| 0xA0 + i as u8))),
+        ..full
+    }
 }
 
-/// The fields that came with growth and moves: zero before, and zero means none.
 #[test]
-fn superblock_of_a_growing_disk() {
-    let [full, _] = superblocks();
+fn superblock() {
+    let ([full, least], unsure) = (superblocks(), unsure());
+    let bytes = [full.encode(), least.encode(), unsure.encode()].concat();
+    let file = golden("superblock-2.bin", &bytes);
+    for (slot, written) in file.chunks(SLOT_BYTES).zip([&full, &least, &unsure]) {
+        assert_eq!(Superblock::decode(slot).as_ref(), Ok(written));
+        every_bit_flip_is_seen(slot, Superblock::decode);
+    }
+    assert_eq!(Superblock::newest(&file), Ok(least));
+    // A disk never grows to what it is, or to less.
+    let stuck = Superblock { growing_to: Some(unsure.geometry.size), ..unsure };
+    assert!(matches!(
+        Superblock::decode(&stuck.encode()),
+        Err(FormatError::Bounds { field: "growing_to", .. })
+    ));
+}
+
+/// Version 1: one announced point, in another place.
+#[test]
+fn superblock_of_version_1() {
+    let [full, least] = superblocks();
+    let file = golden_of_before("superblock.bin");
+    assert_eq!(Superblock::decode(&file).as_ref(), Ok(&full));
+    assert_eq!(Superblock::newest(&file), Ok(least));
+    every_bit_flip_is_seen(&file[..SLOT_BYTES], Superblock::decode);
+    // The fields that came with growth and moves: zero before, and zero means none.
     let growing = Superblock {
         growing_to: Some(ByteLen(3 << 40)),
         backing: Some(BackingId(std::array::from_fn(|i| 0xA0 + i as u8))),
         ..full
     };
-    let file = golden("superblock-growing.bin", &growing.encode());
+    let file = golden_of_before("superblock-growing.bin");
     assert_eq!(Superblock::decode(&file).as_ref(), Ok(&growing));
     every_bit_flip_is_seen(&file, Superblock::decode);
-    // A disk never grows to what it is, or to less.
-    let stuck = Superblock { growing_to: Some(growing.geometry.size), ..growing };
-    assert!(matches!(
-        Superblock::decode(&stuck.encode()),
-        Err(FormatError::Bounds { field: "growing_to", .. })
-    ));
+}
+
+#[test]
+fn marks() {
+    let all = Mark { disk: id(0x10), generation: 12, tracked: Tracked::All };
+    let not_all = Mark { tracked: Tracked::NotAll, ..all };
+    let file = golden("mark.bin", &[all.encode(), not_all.encode()].concat());
+    for (bytes, mark) in file.chunks(MARK_BYTES).zip([all, not_all]) {
+        assert_eq!(Mark::decode(bytes), Ok(mark));
+        every_bit_flip_is_seen(bytes, Mark::decode);
+    }
 }
 
 #[test]
@@ -229,6 +268,10 @@ fn status() -> DriverStatus {
         lease: Some("sidecar".into()),
         base: Some(base()),
         announced: None,
+        announced_before: vec![],
+        coarse: false,
+        untracked: None,
+        io_trouble: None,
         resync: None,
         resync_no: 3,
         lost_point_in_time: Some("the change log reached its limit".into()),
@@ -290,6 +333,36 @@ fn responses() -> Vec<Response> {
     ]
 }
 
+/// A driver in trouble: the fields that came later and are left out while all is well.
+fn troubled() -> DriverStatus {
+    DriverStatus {
+        announced: Some(Base { cycle: CycleNo(43), ..base() }),
+        announced_before: vec![Base { cycle: CycleNo(42), ..base() }],
+        coarse: true,
+        untracked: Some(Untracked {
+            since_unix_ns: 1_700_000_000_000_000_003,
+            error: "read-only file system".into(),
+            noted: Noted::Backing,
+        }),
+        io_trouble: Some(IoTrouble {
+            what: "write".into(),
+            errno: 28,
+            at_unix_ns: 1_700_000_000_000_000_004,
+            reads: 1,
+            writes: 202,
+            flushes: 3,
+        }),
+        ..status()
+    }
+}
+
+#[test]
+fn control_status_of_a_driver_in_trouble() {
+    let answer = Response::Status(Box::new(troubled()));
+    let file = golden("control-trouble.bin", &control::encode(&answer).unwrap());
+    assert_eq!(receive::<Response>(&mut &file[..]), Ok(answer));
+}
+
 /// Reads one message from the front of a stream, as a socket's reader does.
 fn receive<T: for<'a> serde::Deserialize<'a>>(stream: &mut &[u8]) -> Result<T, FormatError> {
     let (len, crc) = control::decode_header(stream)?;
@@ -341,19 +414,25 @@ fn control_of_growth() {
 #[test]
 fn unknown_versions_are_refused_by_name() {
     // The version is looked at after the checksum, so a newer one must be sealed to be seen.
-    let newer = |mut bytes: Vec<u8>| {
-        bytes[8] = 2;
+    let sealed = |mut bytes: Vec<u8>, version: u8| {
+        bytes[8] = version;
         let end = bytes.len() - 4;
         let crc = crc32c::crc32c(&bytes[..end]);
         bytes[end..].copy_from_slice(&crc.to_le_bytes());
         bytes
     };
+    let newer = |bytes: Vec<u8>| sealed(bytes, 2);
     let version = |result: Result<(), FormatError>| match result {
         Err(FormatError::Version { found: 2, known: 1, .. }) => {}
         other => panic!("{other:?}"),
     };
     let [full, _] = superblocks();
-    version(Superblock::decode(&newer(full.encode().to_vec())).map(drop));
+    for unknown in [0, 3] {
+        assert!(matches!(
+            Superblock::decode(&sealed(full.encode().to_vec(), unknown)),
+            Err(FormatError::Version { known: 2, .. })
+        ));
+    }
     let (disk, epoch) = (id(1), EpochNo(1));
     let header = IntentHeader { disk, epoch, regions: 9 }.encode();
     version(IntentHeader::decode(&newer(header.to_vec())).map(drop));

@@ -5,7 +5,7 @@ use backstay_format::control::{self, Request, Response};
 use backstay_format::intents::{self, BLOCK_BYTES, BLOCK_MAP_BYTES, Block, IntentHeader};
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, RECORD_SECTORS_MAX, Record};
 use backstay_format::superblock::{
-    BackingId, Base, CleanStop, Geometry, LIVE_MAX, Resync, Superblock,
+    ANNOUNCED_MAX, BackingId, Base, CleanStop, Geometry, LIVE_MAX, Resync, Superblock,
 };
 use backstay_types::{
     ByteLen, ByteOffset, CycleNo, DiskId, DiskName, EpochNo, PointId, Region, Sector, SectorRange,
@@ -19,9 +19,10 @@ fn disk_id() -> impl Strategy<Value = DiskId> {
 
 fn resync() -> impl Strategy<Value = Resync> {
     use Resync::{
-        Asked, BackingChanged, ChangeLogDamaged, NeverShipped, NoMemory, StateUnwritable,
+        Asked, BackingChanged, ChangeLogDamaged, NeverShipped, NoMemory, StateUnwritable, Unproven,
     };
     prop::sample::select(vec![
+        Unproven,
         NeverShipped,
         ChangeLogDamaged,
         StateUnwritable,
@@ -56,7 +57,7 @@ fn superblock() -> impl Strategy<Value = Superblock> {
         (any::<u64>(), disk_id(), geometry(), any::<[u8; 16]>()),
         (prop::option::of(clean), vec(any::<u64>().prop_map(EpochNo), 0..=LIVE_MAX)),
         (prop::option::of(resync()), any::<u64>()),
-        (prop::option::of(base()), prop::option::of(base())),
+        (prop::option::of(base()), vec(base(), 0..=ANNOUNCED_MAX)),
     )
         .prop_map(|(fixed, (clean, live), (resync, resync_no), (base, announced))| {
             let (generation, disk, geometry, boot_id) = fixed;
@@ -75,6 +76,7 @@ fn superblock() -> impl Strategy<Value = Superblock> {
                 resync,
                 base,
                 announced,
+                coarse: generation % 2 == 1,
                 resync_no,
                 growing_to,
                 backing,

@@ -4,6 +4,7 @@
 //! host can take its place:
 //!
 //! - [`clock`]: the wall clock, the monotonic clock, sleeping
+//! - [`alarm`]: saying something although the disk with the logs is dead
 //! - [`atomic`]: replacing a file as a whole
 //! - [`record`]: small JSON records in files
 //! - [`own_dir`]: folders that belong to us and to nobody else
@@ -14,6 +15,7 @@
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
 
+pub mod alarm;
 pub mod atomic;
 pub mod child;
 pub mod claim;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_types::{ByteLen, ByteOffset};
 
@@ -34,6 +35,22 @@ pub trait Backing: Send + Sync + 'static {
     /// If it cannot be examined.
     fn identity(&self) -> io::Result<Option<BackingId>> {
         Ok(None)
+    }
+    /// The mark that stands beside the bytes, in a place that does not die with the state directory;
+    /// `None` if there is none, or what is there is no mark.
+    ///
+    /// # Errors
+    /// If it cannot be read; `EOPNOTSUPP` if there is no place for one.
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    /// Replaces the mark; durable when this returns.
+    ///
+    /// # Errors
+    /// As for [`Self::mark`]; the old mark may still be there then.
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        let _ = mark;
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
     /// Reads exactly `buf.len()` bytes; the caller stays within the size.
     ///

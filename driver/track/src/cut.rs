@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use backstay_format::control::CutMode;
-use backstay_format::superblock::{Base, Resync, Superblock};
+use backstay_format::control::{CutMode, Untracked};
+use backstay_format::superblock::{ANNOUNCED_MAX, Base, Resync, Superblock};
 use backstay_host::clock;
 use backstay_types::{ByteLen, ByteOffset, EpochNo};
 
@@ -20,6 +20,7 @@ use crate::meta::Meta;
 use crate::prepare::{Prepared, Swap};
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, RwLockReadGuard, alone, lock, shared};
+use crate::witness::Witness;
 use crate::{Backing, ProtectedDisk, TrackError, clean};
 
 /// What control operations share, one at a time.
@@ -37,12 +38,16 @@ pub(crate) struct Admin<E: Env> {
     pub lost_last: Option<String>,
     /// Counts the reasons for a resync, also while they cannot be written down.
     pub resync_no: u64,
-    /// The last epoch whose tracking failed.
-    distrusted: Option<EpochNo>,
+    /// The last epoch whose tracking failed, once that was noted as durably as it can be.
+    pub distrusted: Option<EpochNo>,
+    /// Set while changes are not tracked.
+    pub untracked: Option<Untracked>,
+    /// Says what the superblock could not be made to say.
+    pub witness: Witness,
 }
 
 impl<E: Env> Admin<E> {
-    pub fn new(meta: Meta<E::File>) -> Self {
+    pub fn new(meta: Meta<E::File>, witness: Witness) -> Self {
         let (resync_current, resync_no) = (meta.get().resync, meta.get().resync_no);
         Self {
             meta,
@@ -53,6 +58,8 @@ impl<E: Env> Admin<E> {
             lost_last: None,
             resync_no,
             distrusted: None,
+            untracked: None,
+            witness,
         }
     }
 
@@ -71,20 +78,6 @@ impl<E: Env> Admin<E> {
             sb.resync_no = resync_no;
             change(sb);
         })
-    }
-
-    /// Tracking failed in an epoch: from now on every sector counts as dirty. Said once an epoch.
-    pub fn distrust(&mut self, epoch: EpochNo, reason: Resync) {
-        if self.distrusted.replace(epoch) == Some(epoch) {
-            return;
-        }
-        self.raise(reason);
-        if let Err(e) = self.record(|_| ()) {
-            tracing::error!(
-                "the superblock could not be written either ({e}): if the machine goes down now, \
-                 run a resync of this disk"
-            );
-        }
     }
 }
 
@@ -198,11 +191,13 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             .record(|sb| {
                 sb.live = vec![current];
                 sb.base = Some(base);
-                sb.announced = None;
+                sb.announced.clear();
+                sb.coarse = false;
                 sb.resync = resync;
             })
             .doing("writing the superblock")?;
         admin.lost_last = None;
+        admin.witness.all(&self.backing);
         self.forget_closed(&mut admin);
         Ok(())
     }
@@ -235,13 +230,21 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// A point is about to be committed.
+    /// A point is about to be committed. It proves what the dirty set is counted from, as all that were
+    /// announced since the base do: which of them were committed only the vault knows.
     ///
     /// # Errors
     /// If that could not be made durable; then it must not be committed.
     pub fn announce(&self, point: Base) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
-        admin.record(|sb| sb.announced = Some(point)).doing("writing the superblock")
+        let announce = |sb: &mut Superblock| {
+            sb.announced.retain(|before| before.point != point.point);
+            if sb.announced.len() == ANNOUNCED_MAX {
+                sb.announced.remove(0);
+            }
+            sb.announced.push(point);
+        };
+        admin.record(announce).doing("writing the superblock")
     }
 
     /// From now on every sector counts as dirty.

@@ -6,15 +6,16 @@
 //! backing's own.
 
 use std::io;
+use std::ops::Range;
 
-use backstay_format::control::{Counters, FoundState};
+use backstay_format::control::{Counters, FoundState, IoTrouble, Noted, Untracked};
 use backstay_format::superblock::{Base, Geometry, Resync};
-use backstay_types::{ByteLen, ByteOffset, DiskId, EpochNo, SectorRange};
+use backstay_types::{ByteLen, ByteOffset, DiskId, SectorRange};
 
 use crate::closed::{Closed, Stripes};
 use crate::cut::Admin;
 use crate::env::Env;
-use crate::epoch::{Epoch, NotReady};
+use crate::epoch::{Epoch, NotReady, names};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
 use crate::{Backing, TrackError, recover};
@@ -92,6 +93,7 @@ pub(crate) struct Sums {
     discards: AtomicU64,
     discarded_bytes: AtomicU64,
     io_errors: AtomicU64,
+    failed: Failed,
     pub preserved_sectors: AtomicU64,
     pub cuts: AtomicU64,
     pub cut_held_ns_last: AtomicU64,
@@ -119,7 +121,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             tracking: options.tracking,
             stripes: Arc::new(Stripes::new()),
             gate: RwLock::new(Live { current: Arc::clone(&opened.current), closed: None }),
-            admin: Mutex::new(Admin::new(opened.meta)),
+            admin: Mutex::new(Admin::new(opened.meta, opened.witness)),
             change_log_limit: AtomicU64::new(limit.0),
             stopped: AtomicBool::new(false),
             sums: Sums::default(),
@@ -164,7 +166,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         self.check(offset, buf.len() as u64, libc::EINVAL)?;
         self.sums.reads.fetch_add(1, Ordering::Relaxed);
         self.sums.read_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.counted(self.backing.read_at(buf, offset))
+        self.counted(Access::Read, self.backing.read_at(buf, offset))
     }
 
     /// Writes `data`, whatever its alignment.
@@ -220,7 +222,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// What the backing answered.
     pub fn flush(&self) -> io::Result<()> {
         self.sums.flushes.fetch_add(1, Ordering::Relaxed);
-        self.counted(self.backing.sync())
+        self.counted(Access::Flush, self.backing.sync())
     }
 
     /// Tracks a change of `range` and makes it.
@@ -230,9 +232,9 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         change: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
         if !self.tracking {
-            return self.counted(change());
+            return self.counted(Access::Write, change());
         }
-        let (live, ready) = self.enter(range);
+        let (live, ready) = self.enter(range)?;
         if let Some(closed) = &live.closed {
             let limit = ByteLen(self.change_log_limit.load(Ordering::Relaxed));
             closed.preserve(range, &self.backing, limit);
@@ -247,47 +249,101 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
         // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
         debug_assert!(!ready || live.current.ready(range.regions(self.region_shift)));
-        self.counted(change())
+        self.counted(Access::Write, change())
     }
 
     /// Enters the gate with the regions of a write ready in the epoch that is current then. The
     /// state directory is waited for outside the gate, so that it never delays a cut.
-    fn enter(&self, range: SectorRange) -> (RwLockReadGuard<'_, Live<E>>, bool) {
+    ///
+    /// # Errors
+    /// If tracking failed and the backing, which says that all is tracked, cannot be made to say
+    /// otherwise.
+    fn enter(&self, range: SectorRange) -> io::Result<(RwLockReadGuard<'_, Live<E>>, bool)> {
         let regions = range.regions(self.region_shift);
         let mut given_up = None;
         loop {
             let live = shared(&self.gate);
             if live.current.ready(regions.clone()) {
-                return (live, true);
+                return Ok((live, true));
             }
             if given_up == Some(live.current.no) {
-                return (live, false);
+                return Ok((live, false));
             }
             let epoch = Arc::clone(&live.current);
             drop(live);
             if let Err(trouble) = epoch.make_ready(regions.clone()) {
-                self.distrust(epoch.no, &trouble);
+                self.distrust(&epoch, regions.clone(), &trouble)?;
                 given_up = Some(epoch.no);
             }
         }
     }
 
     /// Tracking of a region failed. The guest goes on (I4); from now on the whole disk counts as
-    /// dirty, and says so durably if that can still be written.
-    fn distrust(&self, epoch: EpochNo, trouble: &NotReady) {
+    /// dirty. That is durable when this returns, wherever it can be: in the superblock, or else in the
+    /// backing's mark; where it can be in neither, the next start finds no proof and compares.
+    ///
+    /// # Errors
+    /// If the backing carries a mark that says that all is tracked and cannot be made to say otherwise.
+    /// The next start would believe it, so the change must not be made.
+    fn distrust(
+        &self,
+        epoch: &Epoch<E>,
+        regions: Range<u32>,
+        trouble: &NotReady,
+    ) -> io::Result<()> {
         let (reason, error) = match trouble {
             NotReady::Intent(e) => (Resync::StateUnwritable, e),
             NotReady::Memory(e) => (Resync::NoMemory, e),
         };
         let mut admin = lock(&self.admin);
-        if admin.resync_current.is_none() {
-            tracing::error!(
-                "disk {}: {}: {error}; the disk goes on, and will be resynced",
-                self.id,
-                reason.explain()
-            );
+        if admin.distrusted != Some(epoch.no) {
+            let first = admin.untracked.is_none();
+            if first {
+                admin.raise(reason);
+            }
+            let noted = match admin.record(|_| ()) {
+                Ok(()) => Ok(Noted::State),
+                Err(_) => admin.witness.not_all(&self.backing).map(|noted| match noted {
+                    true => Noted::Backing,
+                    false => Noted::Nowhere,
+                }),
+            };
+            let error = format!("{}: {error}", reason.explain());
+            if first {
+                self.cry(&error, noted.as_ref());
+            }
+            let since_unix_ns = self.env.now_unix_ns();
+            let since_unix_ns = admin.untracked.as_ref().map_or(since_unix_ns, |u| u.since_unix_ns);
+            let where_to = *noted.as_ref().unwrap_or(&Noted::Nowhere);
+            admin.untracked = Some(Untracked { since_unix_ns, error, noted: where_to });
+            noted?;
+            admin.distrusted = Some(epoch.no);
         }
-        admin.distrust(epoch, reason);
+        let noted_in_state = admin.untracked.as_ref().is_none_or(|u| u.noted == Noted::State);
+        if !noted_in_state && !epoch.dirty.reserved().has_all(regions) {
+            // Bits of this epoch are missing: a start in this boot must not take them for whole.
+            let _ = self.env.remove_bits(&names::dirty(epoch.no));
+        }
+        Ok(())
+    }
+
+    fn cry(&self, error: &str, noted: Result<&Noted, &io::Error>) {
+        let then = match noted {
+            Ok(Noted::State) => "the disk goes on, and will be compared".into(),
+            Ok(Noted::Backing) => "the state directory is dead; the disk goes on, and will be \
+                                   compared (the backing was marked)"
+                .into(),
+            Ok(Noted::Nowhere) => "the state directory is dead; the disk goes on, and will be \
+                                   compared"
+                .into(),
+            Err(e) => format!(
+                "neither the state directory nor the backing can be written ({e}): new writes fail"
+            ),
+        };
+        tracing::error!("disk {}: {error}; {then}", self.id);
+        if !matches!(noted, Ok(Noted::State)) {
+            self.env.alarm(&format!("changes are not tracked: {error}; {then}"));
+        }
     }
 
     /// The sectors of a request, which must lie inside the disk.
@@ -298,15 +354,56 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    fn counted<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if result.is_err() {
-            self.sums.io_errors.fetch_add(1, Ordering::Relaxed);
+    fn counted<T>(&self, access: Access, result: io::Result<T>) -> io::Result<T> {
+        if let Err(e) = &result {
+            self.sums.note_failure(access, e, self.env.now_unix_ns());
         }
         result
     }
 }
 
+/// What the guest asked the backing for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read = 0,
+    Write = 1,
+    Flush = 2,
+}
+
+/// Errors of the backing, by what was asked for. Touched only when something fails.
+#[derive(Default)]
+struct Failed {
+    sums: [AtomicU64; 3],
+    /// The last one: its number in the upper half, what was asked for in the lower.
+    last: AtomicU64,
+    last_unix_ns: AtomicU64,
+}
+
 impl Sums {
+    fn note_failure(&self, access: Access, error: &io::Error, now_unix_ns: u64) {
+        self.io_errors.fetch_add(1, Ordering::Relaxed);
+        self.failed.sums[access as usize].fetch_add(1, Ordering::Relaxed);
+        let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
+        self.failed.last.store(errno << 32 | access as u64, Ordering::Relaxed);
+        self.failed.last_unix_ns.store(now_unix_ns, Ordering::Relaxed);
+    }
+
+    /// The errors of the backing, if there were any.
+    pub fn io_trouble(&self) -> Option<IoTrouble> {
+        let at_unix_ns = self.failed.last_unix_ns.load(Ordering::Relaxed);
+        let last = self.failed.last.load(Ordering::Relaxed);
+        let sum = |access: Access| self.failed.sums[access as usize].load(Ordering::Relaxed);
+        let what = ["read", "write", "flush"].get(last as u32 as usize)?;
+        (at_unix_ns != 0).then(|| IoTrouble {
+            what: (*what).into(),
+            errno: (last >> 32) as i32,
+            at_unix_ns,
+            reads: sum(Access::Read),
+            writes: sum(Access::Write),
+            flushes: sum(Access::Flush),
+        })
+    }
+
     /// The sums as they are told to others.
     pub fn counters(&self) -> Counters {
         let get = |sum: &AtomicU64| sum.load(Ordering::Relaxed);

@@ -47,7 +47,7 @@ pub(crate) struct Epoch<E: Env> {
     written_bytes: AtomicU64,
 }
 
-/// Why a region could not be made ready.
+/// Why a region could not be made ready; of two reasons, the first of these.
 #[derive(Debug)]
 pub(crate) enum NotReady {
     /// Its intent could not be made durable.

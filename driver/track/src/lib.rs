@@ -9,7 +9,7 @@
 //! Reading order: [`env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
 //! `disk` (the write path), `prepare` and `cut` (the life of a cycle), `hold` (cuts that are held for
 //! a group), `grow`, `recover` (after a stop of any kind), `rebind` (a disk that was moved to another
-//! backing).
+//! backing), `witness` (when the state directory dies).
 //!
 //! Locks, always taken in this order: `admin` (one control operation at a time) → `gate` (a write
 //! holds it shared from its checks until it is done; a cut holds it alone for the instant of the
@@ -35,6 +35,7 @@ mod recover;
 mod status;
 #[doc(hidden)]
 pub mod sync;
+mod witness;
 
 pub use backing::Backing;
 pub use cut::{CutInfo, Sealed};

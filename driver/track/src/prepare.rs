@@ -86,6 +86,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let cut_unix_ns = closed.as_ref().map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
         let closing = std::mem::replace(&mut live.current, Arc::new(next));
         live.closed = closed.map(Arc::new);
+        // The next epoch's intents could be written: changes are tracked again.
+        admin.untracked = None;
         let paths = live.closed.as_ref().map(|closed| closed.paths());
         Ok((Swap { closing, mode, cut_unix_ns, asked, paths }, live))
     }

@@ -5,7 +5,7 @@
 //! | no superblock | everything (never shipped), or nothing if the backing is said to hold a point |
 //! | a clean stop | the saved bitmap |
 //! | same boot | the bitmaps of all live epochs: exact |
-//! | other boot | the regions with intents in all live epochs |
+//! | other boot, and the backing's mark says that all was tracked | the regions with intents in all live epochs |
 //! | anything that cannot be trusted | everything |
 //!
 //! What is found goes into a fresh epoch, whose intents are durable before the superblock names it
@@ -30,6 +30,7 @@ use crate::error::Doing;
 use crate::grow::grown_sectors;
 use crate::meta::Meta;
 use crate::sync::Arc;
+use crate::witness::{self, Testimony, Witness};
 use crate::{Backing, TrackError, clean};
 
 /// A disk's state, ready for writes.
@@ -37,6 +38,7 @@ pub(crate) struct Opened<E: Env> {
     pub meta: Meta<E::File>,
     pub current: Arc<Epoch<E>>,
     pub found: FoundState,
+    pub witness: Witness,
 }
 
 /// What may differ from the last recovery point.
@@ -49,6 +51,8 @@ struct Dirty<B> {
     bits: Vec<B>,
     /// Whole regions.
     regions: RegionBits,
+    /// Some of them are known by their intents only.
+    coarse: bool,
     /// The saved bitmap is to be added.
     saved: bool,
 }
@@ -101,13 +105,15 @@ fn create<E: Env, B: Backing>(
         live: vec![no],
         resync,
         base: options.base,
-        announced: None,
+        announced: vec![],
+        coarse: false,
         resync_no: resync.iter().count() as u64,
         growing_to: None,
         backing: identity(backing)?,
     };
     let meta = Meta::create(env, first)?;
-    Ok(Opened { meta, current: Arc::new(current), found: FoundState::New })
+    let witness = Witness::swear(backing, meta.get());
+    Ok(Opened { meta, current: Arc::new(current), found: FoundState::New, witness })
 }
 
 fn reopen<E: Env, B: Backing>(
@@ -182,19 +188,23 @@ fn reopen<E: Env, B: Backing>(
         }
     }
     let (resync, raised, boot_id) = (dirty.resync, dirty.raised, env.boot_id());
+    let coarse = dirty.coarse;
     meta.change(|sb| {
         sb.live = vec![no];
         sb.boot_id = boot_id;
         sb.clean = None;
         sb.resync = resync;
         sb.resync_no += raised;
+        sb.coarse |= coarse;
         sb.geometry = geometry;
         sb.growing_to = None;
         sb.backing = identity;
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
-    Ok(Opened { meta, current: Arc::new(current), found: dirty.found })
+    // Not before: until then the state does not know what the mark may have said.
+    let witness = Witness::swear(backing, meta.get());
+    Ok(Opened { meta, current: Arc::new(current), found: dirty.found, witness })
 }
 
 /// The size that the disk has from now on.
@@ -236,6 +246,7 @@ fn find<E: Env, B: Backing>(
         raised: 0,
         bits: vec![],
         regions,
+        coarse: false,
         saved: false,
     };
     if let (Some(was), Some(is)) = (sb.backing, identity)
@@ -243,6 +254,11 @@ fn find<E: Env, B: Backing>(
     {
         // What is tracked says what changed on the other one.
         dirty.damaged("this is not the backing it was", Resync::BackingChanged);
+        return Ok(dirty);
+    }
+    let testimony = witness::ask(backing, sb);
+    if let Testimony::Denies(reason, what) = testimony {
+        dirty.damaged(what, reason);
         return Ok(dirty);
     }
     if let Some(stop) = sb.clean {
@@ -275,6 +291,13 @@ fn find<E: Env, B: Backing>(
         dirty.found = FoundState::OtherBoot;
         for &epoch in &sb.live {
             add_intents(env, sb, epoch, geometry, &mut dirty)?;
+        }
+    }
+    if dirty.found == FoundState::OtherBoot {
+        dirty.coarse = dirty.regions.runs().next().is_some();
+        if testimony == Testimony::Silent {
+            tracing::warn!("{}: the disk will be compared", Resync::Unproven.explain());
+            dirty.raise(Resync::Unproven);
         }
     }
     Ok(dirty)

@@ -1,6 +1,6 @@
 //! What a protected disk says of itself.
 
-use backstay_format::control::{Counters, FoundState, OpenCut};
+use backstay_format::control::{Counters, FoundState, IoTrouble, OpenCut, Untracked};
 use backstay_format::superblock::{Base, Resync};
 use backstay_types::{ByteLen, DiskId, EpochNo};
 
@@ -20,7 +20,10 @@ pub struct TrackStatus {
     pub epoch: EpochNo,
     pub open_cut: Option<OpenCut>,
     pub base: Option<Base>,
-    pub announced: Option<Base>,
+    pub announced: Vec<Base>,
+    pub coarse: bool,
+    pub untracked: Option<Untracked>,
+    pub io_trouble: Option<IoTrouble>,
     pub resync: Option<Resync>,
     pub resync_no: u64,
     pub lost_point_in_time: Option<String>,
@@ -59,7 +62,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 lost: closed.and_then(|c| c.lost()),
             }),
             base: admin.meta.get().base,
-            announced: admin.meta.get().announced,
+            announced: admin.meta.get().announced.clone(),
+            coarse: admin.meta.get().coarse,
+            untracked: admin.untracked.clone(),
+            io_trouble: self.sums.io_trouble(),
             resync,
             resync_no: admin.resync_no,
             lost_point_in_time: admin.lost_last.clone(),
@@ -70,7 +76,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             change_log_limit: ByteLen(self.change_log_limit.load(Ordering::Relaxed)),
             change_log_used: closed.map_or(ByteLen(0), |c| c.log_bytes()),
             counters,
-            warning: warning(resync, admin.lost_last.as_deref()),
+            warning: warning(admin.untracked.as_ref(), resync, admin.lost_last.as_deref()),
         }
     }
 
@@ -80,7 +86,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     }
 }
 
-fn warning(resync: Option<Resync>, lost: Option<&str>) -> Option<String> {
+fn warning(
+    untracked: Option<&Untracked>,
+    resync: Option<Resync>,
+    lost: Option<&str>,
+) -> Option<String> {
+    if let Some(untracked) = untracked {
+        return Some(format!("changes are not tracked: {}", untracked.error));
+    }
     match (resync, lost) {
         (Some(Resync::NeverShipped), _) => None,
         (Some(reason), _) => Some(format!("resync required: {}", reason.explain())),

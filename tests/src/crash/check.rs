@@ -33,7 +33,16 @@ pub struct Recovered {
 /// # Errors
 /// If it cannot be opened.
 pub fn recover(machine: Machine) -> Result<Recovered, String> {
+    recover_with(machine, false)
+}
+
+/// The same, of a machine whose backing has no place for a mark.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn recover_with(machine: Machine, no_mark: bool) -> Result<Recovered, String> {
     let recorder = Recorder::new(machine, SIZE, Sabotage::None);
+    recorder.faults().no_mark = no_mark;
     let disk = open(&recorder).map_err(|e| format!("the disk cannot be opened: {e}"))?;
     let steps = recorder.recording().log.len();
     let info = disk.cut(CutMode::Fuzzy).map_err(|e| format!("no cut after recovery: {e}"))?;
@@ -68,6 +77,10 @@ pub fn check(
     check_no_lost_write(&marks, machine, got)?;
     check_flushed(run, &marks, machine)?;
     check_size(&marks, got)?;
+    if run.died {
+        // Then a comparison may be asked for too often, and a write may never be lost.
+        return Ok(());
+    }
     if crash == Crash::Kill {
         check_exact(run, &marks, got)?;
     }

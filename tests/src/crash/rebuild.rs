@@ -67,7 +67,11 @@ fn power_loss(start: &Machine, log: &[Step], rng: &mut Rng) -> Machine {
             }
         };
         match step {
-            Step::SyncFile(_) | Step::SyncWrite(_) | Step::SyncNames | Step::SyncBacking
+            Step::SyncFile(_)
+            | Step::SyncWrite(_)
+            | Step::SyncNames
+            | Step::SyncBacking
+            | Step::SyncMark
                 if last && rng.bool() => {}
             Step::SyncFile(file) => {
                 settle(&mut machine, &|_, step| matches!(step, Step::Write(of, ..) if of == file))
@@ -81,14 +85,16 @@ fn power_loss(start: &Machine, log: &[Step], rng: &mut Rng) -> Machine {
                     matches!(step, Step::Backing(..) | Step::Extend(_))
                 });
             }
+            Step::SyncMark => settle(&mut machine, &|_, step| matches!(step, Step::Mark(_))),
             Step::Link(..)
             | Step::Unlink(_)
+            | Step::Mark(_)
             | Step::Write(..)
             | Step::Backing(..)
             | Step::Extend(_) => {
                 pending.insert(i, step);
             }
-            Step::NewBits(..) | Step::Or(..) | Step::DropBits(_) | Step::Mark(_) => {}
+            Step::NewBits(..) | Step::Or(..) | Step::DropBits(_) | Step::Remember(_) => {}
         }
     }
     // How much of the rest made it: sometimes nearly all, sometimes nearly nothing.
@@ -115,7 +121,7 @@ fn power_loss(start: &Machine, log: &[Step], rng: &mut Rng) -> Machine {
                 machine.files.entry(*file).or_default();
                 machine.names.insert(name.clone(), *file);
             }
-            Step::Unlink(_) | Step::Extend(_) if lucky() => machine.apply(step),
+            Step::Unlink(_) | Step::Extend(_) | Step::Mark(_) if lucky() => machine.apply(step),
             _ => {}
         }
     }

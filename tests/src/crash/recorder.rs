@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_track::env::{Env, SharedBits, StateFile};
@@ -29,6 +30,10 @@ pub enum Sabotage {
     ExtensionNotSynced,
     /// Bits are set in the driver's memory only, and lost with it.
     BitsNotShared,
+    /// The backing's mark is answered as durable but only written to memory.
+    MarkNotSynced,
+    /// The backing's mark is not changed once it is there.
+    MarkNotChanged,
 }
 
 /// What fails from now on.
@@ -36,6 +41,13 @@ pub enum Sabotage {
 pub struct Faults {
     /// Files whose name starts with one of these cannot be written or made.
     pub files: Vec<&'static str>,
+    /// After so many more changes of its files the state directory is dead: nothing in it can be
+    /// changed any more.
+    pub dead_after: Option<u64>,
+    /// The backing has no place for a mark.
+    pub no_mark: bool,
+    /// The backing's mark cannot be changed.
+    pub mark: bool,
     /// No memory for bits.
     pub no_memory: bool,
     /// The backing cannot be read.
@@ -101,12 +113,26 @@ impl Recorder {
     }
 
     fn check_file(&self, name: &str) -> io::Result<()> {
-        io_error(self.faults().files.iter().any(|start| name.starts_with(start)))
+        let mut faults = self.faults();
+        io_error(faults.files.iter().any(|start| name.starts_with(start)))?;
+        match &mut faults.dead_after {
+            Some(0) => io_error(true),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the state directory is dead.
+    pub fn is_dead(&self) -> bool {
+        self.faults().dead_after == Some(0)
     }
 
     /// Remembers a point of the workload in the log.
     pub fn mark(&self, mark: usize) {
-        self.recording().record(Step::Mark(mark));
+        self.recording().record(Step::Remember(mark));
     }
 
     /// The machine goes down and comes up again, all of its writes safe.
@@ -161,7 +187,8 @@ impl Env for Recorder {
         Ok(RecordedFile { recorder: self.clone(), id, name: name.into() })
     }
 
-    fn make_durable(&self, file: &RecordedFile, _name: &str) -> io::Result<()> {
+    fn make_durable(&self, file: &RecordedFile, name: &str) -> io::Result<()> {
+        self.check_file(name)?;
         let mut recording = self.recording();
         recording.record(Step::SyncFile(file.id));
         recording.record(Step::SyncNames);
@@ -174,6 +201,7 @@ impl Env for Recorder {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.check_file(name)?;
         let mut recording = self.recording();
         if recording.now.names.contains_key(name) {
             recording.record(Step::Unlink(name.into()));
@@ -340,6 +368,29 @@ impl Backing for Recorder {
 
     fn identity(&self) -> io::Result<Option<BackingId>> {
         Ok(self.faults().identity.map(|byte| BackingId([byte; 16])))
+    }
+
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        if self.faults().no_mark {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(self.recording().now.mark)
+    }
+
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        if self.faults().no_mark {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        io_error(self.faults().mark)?;
+        let mut recording = self.recording();
+        if self.sabotage == Sabotage::MarkNotChanged && recording.now.mark.is_some() {
+            return Ok(());
+        }
+        recording.record(Step::Mark(*mark));
+        if self.sabotage != Sabotage::MarkNotSynced {
+            recording.record(Step::SyncMark);
+        }
+        Ok(())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use backstay_format::mark::Mark;
+
 /// What a disk writes whole: nothing smaller is ever torn.
 pub const ATOM_BYTES: usize = 512;
 
@@ -35,8 +37,12 @@ pub enum Step {
     Extend(u64),
     /// Every backing write before is durable, and its size.
     SyncBacking,
+    /// The backing was marked; durable once it is synced.
+    Mark(Mark),
+    /// The backing's mark is durable.
+    SyncMark,
     /// Something the workload wants to remember at this point; changes nothing.
-    Mark(usize),
+    Remember(usize),
 }
 
 /// Shared bits: their header and their non-zero words.
@@ -61,6 +67,8 @@ pub struct Machine {
     pub backing: BTreeMap<u64, Vec<u8>>,
     /// The backing's size in bytes.
     pub backing_bytes: u64,
+    /// The backing's mark.
+    pub mark: Option<Mark>,
     /// Which boot this is.
     pub boot: u8,
 }
@@ -91,11 +99,13 @@ impl Machine {
             }
             Step::Backing(sector, data) => self.write_backing(*sector, data),
             Step::Extend(bytes) => self.backing_bytes = *bytes,
+            Step::Mark(mark) => self.mark = Some(*mark),
             Step::SyncFile(_)
             | Step::SyncWrite(_)
             | Step::SyncNames
             | Step::SyncBacking
-            | Step::Mark(_) => {}
+            | Step::SyncMark
+            | Step::Remember(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Geometry};
-use backstay_track::{OpenOptions, ProtectedDisk};
+use backstay_track::{OpenOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SECTOR_BYTES};
 use fastrand::Rng;
 
@@ -32,6 +32,8 @@ pub enum Mark {
     Growing(ByteLen, ByteLen),
     /// It has, and the guest was told so: this is its size.
     Grown(ByteLen),
+    /// The state directory died at some time before.
+    Dead,
 }
 
 /// A recorded run and what is known of it.
@@ -42,6 +44,8 @@ pub struct Run {
     pub marks: Vec<Mark>,
     /// For each sector every content it had, with the operation that gave it.
     pub history: BTreeMap<u64, Vec<(usize, Vec<u8>)>>,
+    /// The state directory died before the end.
+    pub died: bool,
 }
 
 type Disk = ProtectedDisk<Recorder, Recorder>;
@@ -62,19 +66,44 @@ struct Guest {
     cut: Option<(EpochNo, Image, usize, ByteLen)>,
     shipped_once: bool,
     hot: Vec<u64>,
+    /// The state directory is known to be dead.
+    dead: bool,
+    /// No driver serves the disk any more: it would not come up again.
+    ended: bool,
 }
 
 /// Runs a workload of so many operations.
 pub fn run(seed: u64, operations: usize, sabotage: Sabotage) -> Run {
+    run_until(seed, operations, sabotage, Death::default())
+}
+
+/// How a state directory dies.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Death {
+    /// After so many changes of its files, counted from the start of a new disk; never, if not given.
+    pub after: Option<u64>,
+    /// The backing has no place for a mark.
+    pub no_mark: bool,
+}
+
+/// Runs a workload whose state directory dies while the guest goes on.
+pub fn run_until(seed: u64, operations: usize, sabotage: Sabotage, death: Death) -> Run {
     let recorder = Recorder::new(Machine::default(), SIZE, sabotage);
+    recorder.faults().no_mark = death.no_mark;
     let disk = open(&recorder).expect("a new disk opens");
     let mut rng = Rng::with_seed(seed);
     let hot = (0..6).map(|_| rng.u64(0..SIZE.0 / SECTOR_BYTES)).collect();
-    let run = Run { recorder, marks: vec![], history: BTreeMap::new() };
-    let mut guest = Guest { run, disk, rng, op: 0, cycle: 0, cut: None, shipped_once: false, hot };
+    let run = Run { recorder, marks: vec![], history: BTreeMap::new(), died: false };
+    run.recorder.faults().dead_after = death.after;
+    let (op, cycle, cut, shipped_once) = (0, 0, None, false);
+    let (dead, ended) = (false, false);
+    let mut guest = Guest { run, disk, rng, op, cycle, cut, shipped_once, hot, dead, ended };
     for _ in 0..operations {
-        guest.step();
+        if !guest.ended {
+            guest.step();
+        }
     }
+    guest.run.died = guest.run.recorder.is_dead();
     guest.run
 }
 
@@ -89,11 +118,27 @@ impl Guest {
                 self.disk.flush().expect("flush");
                 self.mark(Mark::Flushed(self.op));
             }
-            74..94 => self.cycle(),
-            94..96 => self.disk.fold_back_open().map(|()| self.cut = None).expect("fold back"),
+            74..94 => self.cycle().unwrap_or_default(),
+            94..96 => {
+                let folded = self.disk.fold_back_open();
+                self.done(folded, "fold back").map(|()| self.cut = None).unwrap_or_default();
+            }
             96..98 => self.restart(false),
             _ => self.restart(true),
         }
+    }
+
+    /// What an operation gave. It may fail only if the state directory is dead; the guest's own never
+    /// may.
+    fn done<T>(&mut self, result: Result<T, TrackError>, what: &str) -> Option<T> {
+        if self.run.recorder.is_dead() && !self.dead {
+            self.dead = true;
+            self.mark(Mark::Dead);
+        }
+        if self.dead {
+            return result.ok();
+        }
+        Some(result.unwrap_or_else(|e| panic!("{what}: {e}")))
     }
 
     fn mark(&mut self, mark: Mark) {
@@ -144,14 +189,20 @@ impl Guest {
         let most = if self.rng.u32(0..4) == 0 { SIZE.0 / 2 } else { 1 << 20 };
         let to = ByteLen(from.0 + self.rng.u64(1..most));
         if self.rng.u32(0..3) == 0 {
-            self.disk.fold_back_open().map(|()| self.cut = None).expect("fold back");
+            let folded = self.disk.fold_back_open();
+            if self.done(folded, "fold back").is_some() {
+                self.cut = None;
+            }
         }
         if self.cut.is_some() {
             self.disk.grow(Some(to)).expect_err("a cycle is open");
             return;
         }
         self.mark(Mark::Growing(from, to));
-        self.disk.grow(Some(to)).expect("grow");
+        let grown = self.disk.grow(Some(to));
+        if self.done(grown, "grow").is_none() {
+            return;
+        }
         self.mark(Mark::Grown(to));
         let new = self.rng.u64(from.0 / SECTOR_BYTES..to.0.div_ceil(SECTOR_BYTES));
         self.hot.push(new);
@@ -166,77 +217,120 @@ impl Guest {
         }
     }
 
-    /// Goes one step further with a cycle.
-    fn cycle(&mut self) {
-        let Some((epoch, image, cut_op, size)) = self.cut.take() else {
-            if self.disk.status().resync.is_some() || self.rng.u32(0..6) == 0 {
-                self.disk.cut(CutMode::Fuzzy).expect("fuzzy cut");
-                if self.rng.bool() {
-                    self.op += 1;
-                    self.write();
-                }
+    /// Goes one step further with a cycle; `None` if the state directory was in the way.
+    fn cycle(&mut self) -> Option<()> {
+        match self.cut.take() {
+            None => self.begin_cycle(),
+            Some((epoch, image, cut_op, size)) => self.end_cycle(epoch, image, cut_op, size),
+        }
+    }
+
+    fn begin_cycle(&mut self) -> Option<()> {
+        if self.disk.status().resync.is_some() || self.rng.u32(0..6) == 0 {
+            let cut = self.disk.cut(CutMode::Fuzzy);
+            self.done(cut, "fuzzy cut")?;
+            if self.rng.bool() {
+                self.op += 1;
+                self.write();
             }
-            // As a group cuts: some of it ahead, and held. What was made ahead may be left unused.
-            if self.rng.u32(0..3) == 0 {
-                self.disk.prepare_cut().expect("prepare");
-                if self.rng.bool() {
-                    self.op += 1;
-                    self.write();
-                }
-                if self.rng.u32(0..4) == 0 {
-                    self.disk.fold_back_open().expect("the sidecar is gone");
-                    return;
-                }
+        }
+        // As a group cuts: some of it ahead, and held. What was made ahead may be left unused.
+        if self.rng.u32(0..3) == 0 {
+            let prepared = self.disk.prepare_cut();
+            self.done(prepared, "prepare")?;
+            if self.rng.bool() {
+                self.op += 1;
+                self.write();
             }
-            let info = if self.rng.bool() {
-                self.disk.cut(CutMode::PointInTime).expect("cut")
-            } else {
-                let (info, hold) = self.disk.cut_and_hold().expect("cut");
+            if self.rng.u32(0..4) == 0 {
+                let folded = self.disk.fold_back_open();
+                return self.done(folded, "the sidecar is gone");
+            }
+        }
+        let held = self.rng.bool();
+        let info = if held {
+            self.disk.cut_and_hold().map(|(info, hold)| {
                 hold.thaw();
                 info
-            };
-            let image = self.run.recorder.recording().now.backing.clone();
-            self.cut = Some((info.epoch, image, self.op, self.disk.size()));
-            return;
+            })
+        } else {
+            self.disk.cut(CutMode::PointInTime)
         };
+        let info = self.done(info, "cut")?;
+        let image = self.run.recorder.recording().now.backing.clone();
+        self.cut = Some((info.epoch, image, self.op, self.disk.size()));
+        Some(())
+    }
+
+    fn end_cycle(
+        &mut self,
+        epoch: EpochNo,
+        image: Image,
+        cut_op: usize,
+        size: ByteLen,
+    ) -> Option<()> {
         match self.rng.u32(0..10) {
-            0 => self.disk.fold_back(epoch).expect("fold back"),
+            0 => {
+                let folded = self.disk.fold_back(epoch);
+                self.done(folded, "fold back")
+            }
             1..4 => {
                 // Goes on a while; sometimes past the seal.
                 if self.rng.bool() {
-                    self.disk.seal(epoch).expect("seal");
+                    let sealed = self.disk.seal(epoch);
+                    self.done(sealed, "seal")?;
                 }
                 self.cut = Some((epoch, image, cut_op, size));
+                Some(())
             }
             _ => {
-                let sealed = self.disk.seal(epoch).expect("seal");
+                let sealed = self.disk.seal(epoch);
+                let sealed = self.done(sealed, "seal")?;
+                if self.dead && sealed.lost.is_some() {
+                    return None;
+                }
                 assert_eq!(sealed.lost, None);
+                let base = Base {
+                    vault_disk: DiskId::from_bytes([1; 16]),
+                    cycle: CycleNo(self.cycle + 1),
+                    point: PointId::from_bytes([self.cycle as u8 + 1; 16]),
+                };
+                let announced = self.disk.announce(base);
+                self.done(announced, "announce")?;
                 self.cycle += 1;
                 self.mark(Mark::Committed(image, cut_op, size));
                 // A sidecar that dies between commit and release is folded back.
                 if self.rng.u32(0..8) == 0 {
-                    self.disk.fold_back_open().expect("fold back");
-                    return;
+                    let folded = self.disk.fold_back_open();
+                    return self.done(folded, "fold back");
                 }
-                let base = Base {
-                    vault_disk: DiskId::from_bytes([1; 16]),
-                    cycle: CycleNo(self.cycle),
-                    point: PointId::from_bytes([self.cycle as u8; 16]),
-                };
-                self.disk.release(epoch, base).expect("release");
+                let released = self.disk.release(epoch, base);
+                self.done(released, "release")?;
                 self.shipped_once = true;
                 self.mark(Mark::Released(cut_op));
+                Some(())
             }
         }
     }
 
     /// Stops, cleanly or not, and starts again in the same boot.
     fn restart(&mut self, clean: bool) {
-        if clean {
-            self.disk.close().expect("close");
+        // With a dead state directory it would not come up again.
+        if self.dead || self.run.recorder.is_dead() {
+            return;
         }
-        self.cut = None;
-        self.disk = open(&self.run.recorder).expect("open again");
+        if clean {
+            let closed = self.disk.close();
+            if self.done(closed, "close").is_none() {
+                self.ended = true;
+                return;
+            }
+        }
+        let opened = open(&self.run.recorder);
+        match self.done(opened, "open again") {
+            Some(disk) => (self.disk, self.cut) = (disk, None),
+            None => self.ended = true,
+        }
     }
 }
 
@@ -244,7 +338,7 @@ impl Run {
     /// Marks passed before step `at` of the log.
     pub fn marks_before(&self, log: &[Step], at: usize) -> impl DoubleEndedIterator<Item = &Mark> {
         log[..at.min(log.len())].iter().filter_map(|step| match step {
-            Step::Mark(mark) => Some(&self.marks[*mark]),
+            Step::Remember(mark) => Some(&self.marks[*mark]),
             _ => None,
         })
     }

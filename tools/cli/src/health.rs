@@ -43,6 +43,30 @@ pub struct Point {
     pub now: Option<Mounted>,
 }
 
+/// Does something for each disk, for all at once: a driver that does not answer must not delay what is said
+/// of the others. The results are in the order of the names.
+pub fn for_each_at_once<T: Send>(
+    names: &[DiskName],
+    each: impl Fn(&DiskName) -> T + Sync,
+) -> Vec<T> {
+    /// Threads at a time.
+    const AT_ONCE: usize = 32;
+    let mut all = vec![];
+    for some in names.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let each = &each;
+            let threads: Vec<_> = some.iter().map(|name| scope.spawn(move || each(name))).collect();
+            for thread in threads {
+                match thread.join() {
+                    Ok(result) => all.push(result),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+    }
+    all
+}
+
 /// Looks at one disk.
 ///
 /// # Errors

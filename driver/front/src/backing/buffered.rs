@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
@@ -15,7 +16,7 @@ use nix::fcntl::{FallocateFlags, Flock, PosixFadviseAdvice, fallocate, posix_fad
 use nix::unistd::{Whence, lseek};
 
 use super::open::size_of;
-use super::{Seek, identity};
+use super::{Seek, identity, mark};
 
 /// Zeroes to write where the file system cannot punch or zero.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -110,6 +111,14 @@ impl Backing for Buffered {
 
     fn identity(&self) -> io::Result<Option<BackingId>> {
         identity::of(&self.file).map(Some)
+    }
+
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        mark::read(&self.file)
+    }
+
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        mark::write(&self.file, mark)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -15,6 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES};
@@ -108,6 +109,14 @@ impl Backing for Direct {
 
     fn identity(&self) -> io::Result<Option<BackingId>> {
         self.buffered.identity()
+    }
+
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        self.buffered.mark()
+    }
+
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        self.buffered.set_mark(mark)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -6,12 +6,14 @@ mod buffered;
 pub mod copy;
 mod direct;
 mod identity;
+mod mark;
 mod open;
 pub mod record;
 mod ring;
 
 use std::io;
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
@@ -116,6 +118,12 @@ impl Backing for AnyBacking {
     }
     fn identity(&self) -> io::Result<Option<BackingId>> {
         each!(self, b => b.identity())
+    }
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        each!(self, b => b.mark())
+    }
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        each!(self, b => b.set_mark(mark))
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         each!(self, b => b.read_at(buf, offset))

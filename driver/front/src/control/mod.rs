@@ -4,6 +4,8 @@ mod client;
 mod frame;
 mod hold;
 mod server;
+mod silence;
 
 pub use client::{ClientError, ControlClient};
 pub use server::{Identity, Server};
+pub use silence::{Doing, Silence};

@@ -1,11 +1,13 @@
 //! The server: a thread a connection, a bounded number of them, one lease.
 //!
 //! Whoever connects must be root or the driver's own user. Bytes that are no message end the
-//! connection and nothing else. When the connection that holds the lease ends, whatever it left
+//! connection and nothing else. What a client asked for that has gone before its turn came is not done:
+//! it was told, or has told others, that it failed. When the connection that holds the lease ends, whatever it left
 //! open is folded back; and if it held the disk's writes they go on (see [`super::hold`]).
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use backstay_format::control::{
 use backstay_track::env::Env;
 use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use backstay_types::{DiskName, EpochNo};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::frame::{FrameError, receive, send};
@@ -129,7 +132,15 @@ impl<E: Env, B: Backing> Server<E, B> {
             open_cut: track.open_cut,
             lease: self.lease().clone(),
             base: track.base,
-            announced: track.announced,
+            announced: track.announced.last().copied(),
+            announced_before: {
+                let mut before = track.announced;
+                before.pop();
+                before
+            },
+            coarse: track.coarse,
+            untracked: track.untracked,
+            io_trouble: track.io_trouble,
             resync: track.resync,
             resync_no: track.resync_no,
             lost_point_in_time: track.lost_point_in_time,
@@ -163,6 +174,11 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 hold: &mut hold,
                 thawed: &mut self.thawed,
             });
+            // Whoever has given up is told nothing, so nothing must be done for him either.
+            if matches!(received, Ok(Some(_))) && has_gone(stream) {
+                tracing::warn!("a client gave up before it was answered: nothing was done for it");
+                return;
+            }
             // What follows takes its time without anybody being held, and without a limit.
             if hold.is_some() && stream.set_read_timeout(None).is_err() {
                 return;
@@ -316,6 +332,12 @@ impl<E: Env, B: Backing> Drop for Connection<'_, E, B> {
         *self.server.lease() = None;
         self.server.lease_free.notify_one();
     }
+}
+
+/// Whether the other end has closed the connection.
+fn has_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLHUP)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
 }
 
 fn cut_reply(info: CutInfo) -> CutReply {

@@ -19,6 +19,8 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::uio::pwrite;
 use nix::unistd::{Whence, lseek};
 
+use backstay_host::alarm;
+
 use super::map::MappedWords;
 use super::{Env, SharedBits, StateFile};
 
@@ -200,6 +202,11 @@ impl Env for FsEnv {
 
     fn list_bits(&self) -> io::Result<Vec<String>> {
         Self::names(&self.runtime_dir)
+    }
+
+    fn alarm(&self, message: &str) {
+        let name = self.state_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        alarm::raise(&format!("disk {name}: {message}"));
     }
 
     fn boot_id(&self) -> [u8; 16] {

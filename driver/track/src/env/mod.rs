@@ -75,6 +75,10 @@ pub trait Env: Send + Sync + 'static {
     /// I/O error, no permission.
     fn list_bits(&self) -> io::Result<Vec<String>>;
 
+    /// Says something where it is heard although the state directory, and the log in it, may be dead.
+    fn alarm(&self, message: &str) {
+        let _ = message;
+    }
     /// The kernel's boot id.
     fn boot_id(&self) -> [u8; 16];
     /// The time, nanoseconds since 1970.

@@ -67,12 +67,7 @@ impl Run<'_> {
         }
         let size = self.source.size;
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
-        // After the cut: what becomes data later is dirty.
-        let data = extents::runs(&file, size)
-            .map_err(CycleError::source("where the backing holds data"))?
-            .into_iter()
-            .filter_map(|run| if let DiskRun::Data(run) = run { Some(run) } else { None })
-            .collect();
+        let data = data_of(&file, size)?;
         let mut comparison = Comparison::new(self.job.vault, newest, progress.seen, deep)?;
         let compared = AtomicU64::new(0);
         let stretch = std::env::var(STRETCH_VARIABLE).ok().and_then(|sectors| sectors.parse().ok());
@@ -117,6 +112,43 @@ impl Run<'_> {
         }
     }
 
+    /// Compares what a closed epoch says is dirty with the newest point and ships what differs. For a
+    /// disk that went down with its machine: of most regions that were touched only that is known.
+    pub(super) fn compare_dirty(
+        &mut self,
+        cut: &CutReply,
+        newest: &Manifest,
+    ) -> Result<Pass, CycleError> {
+        let size = self.source.size;
+        let dirty = self.must_move(cut, SectorRange::whole(size))?;
+        let all = dirty.count() * 512;
+        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
+        let data = data_of(&file, size)?;
+        let mut comparison = Comparison::new(self.job.vault, newest, 0, false)?.within(dirty);
+        let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
+        let threads = self.job.ship.compress_threads();
+        let (to, report) = (self.shipment(), self.job.progress);
+        let shipped = ship(to, |feed| {
+            let side = Side {
+                file: &file,
+                size,
+                data: &data,
+                feed,
+                differs: &differs,
+                compared: &compared,
+                report: &|sectors| report(Stage::Resync, sectors * 512, all),
+                stop: self.job.stop,
+            };
+            while comparison.step(&side, threads, u64::MAX)? {}
+            Ok(())
+        });
+        self.put.extend_from_slice(&shipped.segments);
+        shipped.result?;
+        comparison.finish()?;
+        let must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Pass { must_move, segments: shipped.segments })
+    }
+
     /// What an attempt before this one did, if it still holds, as passes.
     fn resumed(&mut self, now: &Progress) -> Option<(Progress, Vec<Pass>)> {
         let found = Progress::load(self.job.state)?;
@@ -153,6 +185,15 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Where a backing holds data. Asked for after the cut: what becomes data later is dirty.
+fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, CycleError> {
+    let runs = extents::runs(file, size)
+        .map_err(CycleError::source("where the backing holds data"))?
+        .into_iter();
+    let data = |run| if let DiskRun::Data(run) = run { Some(run) } else { None };
+    Ok(runs.filter_map(data).collect())
 }
 
 /// The disk's side of a comparison; what differs goes into the pipeline.

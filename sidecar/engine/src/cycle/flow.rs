@@ -9,6 +9,7 @@
 //! right, in plain words.
 
 use backstay_format::control::DriverStatus;
+use backstay_format::superblock::Base;
 use backstay_vault::Manifest;
 
 use super::resync::Request;
@@ -42,10 +43,8 @@ pub fn flow(
     write_only: bool,
 ) -> Result<Flow, CycleError> {
     let Some(newest) = newest else { return Ok(Flow::Initial) };
-    let is_newest = |point: Option<backstay_format::superblock::Base>| {
-        point.is_some_and(|p| (p.cycle, p.point) == (newest.cycle, newest.point))
-    };
-    let proven = !adopted && (is_newest(status.base) || is_newest(status.announced));
+    let is_newest = |p: Base| (p.cycle, p.point) == (newest.cycle, newest.point);
+    let proven = !adopted && status.proofs().any(is_newest);
     let told = asked.is_some_and(|asked| asked.disk_is_right == Some(newest.point));
     if !proven && !told {
         return Err(CycleError::WhichSide {
@@ -68,7 +67,7 @@ pub fn flow(
 mod tests {
     use super::*;
     use backstay_format::control::{Counters, FoundState};
-    use backstay_format::superblock::{Base, Resync};
+    use backstay_format::superblock::Resync;
     use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId, Term};
     use backstay_vault::{Consistency, CycleKind};
 
@@ -96,6 +95,10 @@ mod tests {
             lease: None,
             base: at,
             announced,
+            announced_before: vec![],
+            coarse: false,
+            untracked: None,
+            io_trouble: None,
             resync,
             resync_no: 0,
             lost_point_in_time: None,

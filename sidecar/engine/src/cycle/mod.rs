@@ -4,8 +4,9 @@
 //!   lease → (fuzzy cut → pass) → point-in-time cut → pass → verify (I7) → announce → commit (I5) → release
 //! ```
 //!
-//! The fuzzy pass is only there when the whole disk has to move or to be compared, or when the last
-//! cycle lost its point in time: it ships most of what has to move without holding the guest to
+//! The fuzzy pass is only there when the whole disk has to move or to be compared, when of regions
+//! that were touched before the machine went down only that is known, or when the last cycle lost its
+//! point in time: it ships most of what has to move without holding the guest to
 //! anything, so that the pass that follows is short. Whatever fails, the driver folds the closed
 //! epochs back.
 
@@ -40,7 +41,8 @@ use crate::record::Record;
 use crate::seen;
 use crate::throttle::Throttle;
 pub use cutter::{AtOnce, Cutter};
-use flow::{Flow, flow};
+#[doc(hidden)]
+pub use flow::{Flow, flow};
 use pass::{Scope, Source};
 
 /// What a cycle works with.
@@ -138,6 +140,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     Record::load(job.state).knows_vault()?;
     let (started, fetched_before) = (clock::monotonic(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
+    // One that does not answer is told at once, and not after the time that a lease may take.
+    driver.status()?;
     let client = format!("process {}", std::process::id());
     let status = match driver.ask(&Request::Lease { client })? {
         Response::Leased { status } => *status,
@@ -246,13 +250,23 @@ impl Run<'_> {
     ) -> Result<(CutReply, Vec<Pass>), CycleError> {
         let mut passes = vec![];
         let mut written = ByteLen(0);
-        if flow != Flow::Delta || status.lost_point_in_time.is_some() {
+        // Whole regions are dirty of which only the intents are known.
+        let coarse = newest.filter(|newest| {
+            flow == Flow::Delta
+                && status.coarse
+                && newest.size == status.size
+                && !self.job.vault.is_write_only()
+        });
+        if flow != Flow::Delta || status.lost_point_in_time.is_some() || coarse.is_some() {
             let cut =
                 self.cut_by(|driver| cutter::ask(driver, &Request::Cut { mode: CutMode::Fuzzy }))?;
             written = cut.written;
             match (flow, newest) {
                 (Flow::Resync { deep }, Some(newest)) => {
                     passes = self.compare(&cut, newest, deep, status.resync_no)?;
+                }
+                (Flow::Delta, Some(newest)) if cut.whole_disk.is_none() && coarse.is_some() => {
+                    passes.push(self.compare_dirty(&cut, newest)?);
                 }
                 (Flow::Delta, _) if cut.whole_disk.is_none() => {
                     passes.push(self.pass(&cut, Scope::Dirty, Stage::Fuzzy)?);
@@ -350,7 +364,7 @@ fn writer_of(status: &DriverStatus) -> String {
 fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, CycleError> {
     let mut ids = vec![status.disk];
     // A disk that was adopted goes by the identity it has there.
-    for base in status.base.into_iter().chain(status.announced) {
+    for base in status.proofs() {
         if !ids.contains(&base.vault_disk) {
             ids.push(base.vault_disk);
         }

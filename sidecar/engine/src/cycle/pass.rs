@@ -120,7 +120,11 @@ impl<'a> Run<'a> {
     }
 
     /// The sectors that a closed epoch says must move.
-    fn must_move(&self, cut: &CutReply, whole: SectorRange) -> Result<SectorSet, CycleError> {
+    pub(super) fn must_move(
+        &self,
+        cut: &CutReply,
+        whole: SectorRange,
+    ) -> Result<SectorSet, CycleError> {
         let mut set = SectorSet::new();
         let dirty = self.bitmap(&cut.dirty, cut, whole)?;
         let touched = dirty.touched().map_err(CycleError::source("the dirty bitmap"))?;

@@ -4,7 +4,7 @@ use std::fs;
 
 use backstay_format::control::DriverStatus;
 use backstay_front::backing::record::BackingRecord;
-use backstay_front::control::ControlClient;
+use backstay_front::control::{ControlClient, Silence};
 use backstay_front::paths::Roots;
 use backstay_types::{ByteLen, DiskName};
 
@@ -28,7 +28,7 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
         (None, Some(path)) => backing_size(path).unwrap_or_default(),
         (None, None) => 0,
     };
-    let mut found = vec![("driver", driver(name, status.as_ref(), known))];
+    let mut found = vec![("driver", driver(name, status.as_ref(), Silence::of(&paths), known))];
     if let Some(e) = unreadable {
         found.push(("backing", Bad(format!("where it is cannot be read: {e}"))));
     }
@@ -52,7 +52,12 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
     found.into_iter().map(of_disk).collect()
 }
 
-fn driver(name: &DiskName, status: Option<&DriverStatus>, known: bool) -> Found {
+fn driver(
+    name: &DiskName,
+    status: Option<&DriverStatus>,
+    silence: Option<Silence>,
+    known: bool,
+) -> Found {
     match status {
         Some(status) => Good(format!(
             "process {} serves {} as {}",
@@ -60,6 +65,10 @@ fn driver(name: &DiskName, status: Option<&DriverStatus>, known: bool) -> Found 
             status.backing.display(),
             status.served.display()
         )),
+        None if silence.is_some() => {
+            let silence = silence.as_ref();
+            Bad(silence.map_or_else(String::new, |s| format!("{s}; {}", s.advice())))
+        }
         None if known => Odd(format!(
             "it is not served; systemctl start backstay-disk@{name}, or backstay mount --name {name}"
         )),

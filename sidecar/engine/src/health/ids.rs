@@ -35,6 +35,12 @@ ids! {
     // The driver (driver.rs).
     /// No driver serves the disk.
     NOT_SERVED = "not-served";
+    /// A driver is at work and does not answer.
+    DRIVER_SILENT = "driver-silent";
+    /// Changes go on that are not tracked.
+    NOT_TRACKED = "not-tracked";
+    /// Users of the disk got errors from its backing.
+    GUEST_ERRORS = "guest-errors";
     /// The driver says what is wrong.
     DRIVER_WARNING = "driver-warning";
 

@@ -3,6 +3,7 @@
 //! One thread looks and decides (see [`crate::schedule`]); each cycle has a thread of its own. What a
 //! person sees of a disk (its phase, when it is due, what failed) stands in the disk's record.
 
+mod ask;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_format::control::DriverStatus;
-use backstay_front::control::ControlClient;
+use backstay_front::control::Silence;
 use backstay_front::paths::Roots;
 use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
@@ -40,6 +41,7 @@ use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
 use crate::throttle::Throttle;
 use crate::upkeep;
 use crate::windows::{self, may_begin};
+use ask::Drivers;
 use worker::{Cycle, Ended};
 
 /// How often new disks are looked for and the schedule is read.
@@ -90,6 +92,9 @@ pub fn serve(
         jobs,
         care: Care::default(),
         doubt: None,
+        drivers: Drivers::default(),
+        turn: 0,
+        troubled: BTreeSet::new(),
     };
     service.groups = Some(Arc::new(Groups::start(With {
         config: &Current::new(Arc::clone(&service.config)),
@@ -183,6 +188,11 @@ struct Service<'a> {
     care: Care,
     /// Why the clock was not trusted at the last look.
     doubt: Option<Doubt>,
+    drivers: Drivers,
+    /// Counts looks, so that each disk has its turn.
+    turn: usize,
+    /// Disks of which something bad was said.
+    troubled: BTreeSet<DiskName>,
 }
 
 impl Service<'_> {
@@ -247,6 +257,7 @@ impl Service<'_> {
             }
             new.iter().for_each(|name| self.add(name));
         }
+        self.watch(&names);
         let ending = &self.ending;
         self.schedule.keep(|name| names.binary_search(name).is_ok() && !ending.contains(name));
         for asked in take(&self.roots.state) {
@@ -314,8 +325,29 @@ impl Service<'_> {
     }
 
     fn driver(&self, name: &DiskName) -> Option<DriverStatus> {
-        let socket = self.roots.disk(name).control_socket();
-        ControlClient::connect(&socket).ok()?.status().ok()
+        self.drivers.ask(name, &self.roots.disk(name))
+    }
+
+    /// Looks at one disk at each tick, and says in the sidecar's log what the driver may not be able to
+    /// say in its own.
+    fn watch(&mut self, names: &[DiskName]) {
+        self.turn += 1;
+        let Some(name) = names.get(self.turn % names.len().max(1)) else { return };
+        let paths = self.roots.disk(name);
+        let trouble = match self.driver(name) {
+            Some(status) => status
+                .untracked
+                .map(|untracked| format!("changes are not tracked: {}", untracked.error)),
+            None => Silence::of(&paths).map(|silence| silence.to_string()),
+        };
+        match trouble {
+            Some(trouble) if self.troubled.insert(name.clone()) => {
+                tracing::error!("disk {name}: {trouble}");
+            }
+            Some(_) => {}
+            None if self.troubled.remove(name) => tracing::warn!("disk {name}: that is over"),
+            None => {}
+        }
     }
 
     /// What a disk's next cycle is for; `None` if its driver does not answer.

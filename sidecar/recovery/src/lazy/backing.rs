@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_front::backing::{Made, Seek};
 use backstay_track::Backing;
@@ -209,6 +210,12 @@ impl Backing for PointBacking {
     }
     fn identity(&self) -> io::Result<Option<BackingId>> {
         Ok(self.point.overlay.data().identities()?.into_iter().next().flatten())
+    }
+    fn mark(&self) -> io::Result<Option<Mark>> {
+        self.point.overlay.data().mark()
+    }
+    fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        self.point.overlay.data().set_mark(mark)
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         self.point.read(buf, offset)

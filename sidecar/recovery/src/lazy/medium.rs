@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_front::backing::{AnyBacking, Engine, OpenError, open};
 use backstay_track::Backing;
@@ -84,6 +85,16 @@ impl OverlayFile {
     /// Which files it is.
     pub fn identities(&self) -> io::Result<Vec<Option<BackingId>>> {
         self.parts.iter().map(Backing::identity).collect()
+    }
+
+    /// The mark of the overlay: that of its first file.
+    pub fn mark(&self) -> io::Result<Option<Mark>> {
+        self.parts.first().ok_or(io::ErrorKind::Unsupported)?.mark()
+    }
+
+    /// Replaces it.
+    pub fn set_mark(&self, mark: &Mark) -> io::Result<()> {
+        self.parts.first().ok_or(io::ErrorKind::Unsupported)?.set_mark(mark)
     }
 
     /// Calls with each file that has bytes of a range: the file, where in it, and where in the range.

@@ -21,6 +21,7 @@ use crate::format::manifest::Manifest;
 use crate::format::segment::{FRAME_SECTORS_MAX, chunk_sum};
 use crate::frame::is_zero;
 use crate::remote::Role;
+use crate::sectors::SectorSet;
 use crate::store::Vault;
 
 /// Most sectors of the disk in one job (1 MiB).
@@ -59,6 +60,8 @@ pub trait Disk<E>: Sync {
 pub struct Comparison<'a> {
     vault: &'a Vault,
     layers: Layers<'a>,
+    /// Only these sectors are compared; all, if not given.
+    within: Option<SectorSet>,
     deep: bool,
     /// The gateway lets us read no data: what checksums do not tell is taken for different.
     blind: bool,
@@ -94,7 +97,13 @@ impl<'a> Comparison<'a> {
         }
         let mut layers = Layers::new(vault, point);
         while layers.seen() < seen && layers.next()?.is_some() {}
-        Ok(Self { vault, layers, deep, blind })
+        Ok(Self { vault, layers, within: None, deep, blind })
+    }
+
+    /// Compares only these sectors: what lies outside of them is known not to differ.
+    #[must_use]
+    pub fn within(self, sectors: SectorSet) -> Self {
+        Self { within: Some(sectors), ..self }
     }
 
     /// Segments compared so far.
@@ -128,13 +137,19 @@ impl<'a> Comparison<'a> {
             let mut done = 0;
             while done < sectors && !shared.failed.load(Ordering::Acquire) {
                 match self.layers.next() {
-                    Ok(Some((_, layer))) => match send_jobs(layer, self.deep, disk, &jobs) {
-                        Ok(sectors) => done += sectors,
-                        Err(e) => {
-                            shared.fail(e);
-                            return false;
+                    Ok(Some((_, layer))) => {
+                        let layer = match &self.within {
+                            Some(sectors) => layer.within(sectors),
+                            None => layer,
+                        };
+                        match send_jobs(layer, self.deep, disk, &jobs) {
+                            Ok(sectors) => done += sectors,
+                            Err(e) => {
+                                shared.fail(e);
+                                return false;
+                            }
                         }
-                    },
+                    }
                     Ok(None) => return false,
                     Err(e) => {
                         shared.fail(e.into());

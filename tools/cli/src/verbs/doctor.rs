@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::certificates;
 use crate::context::{Context, Globals};
-use crate::health::look;
+use crate::health::{for_each_at_once, look};
 
 /// Check this host: kernel, rights, memory, services, vaults, and every disk
 #[derive(Args)]
@@ -36,10 +36,12 @@ impl Doctor {
         findings.extend(doctor::host(&context.roots, &names));
         findings.extend(doctor::vaults(&context.roots, &context.config, &names));
         findings.extend(certificates::findings(&context.config));
-        for name in &names {
-            findings.extend(doctor::disk(&context.roots, &context.config, name));
-            findings.extend(health(&context, name));
-        }
+        let of_disk = |name: &DiskName| {
+            let mut found = doctor::disk(&context.roots, &context.config, name);
+            found.extend(health(&context, name));
+            found
+        };
+        findings.extend(for_each_at_once(&names, of_disk).into_iter().flatten());
         if context.globals.json {
             context.print_json(&findings)?;
         } else {

@@ -48,7 +48,7 @@ impl Rename {
             Stage::Done(superblock) => (superblock, None),
         };
         // A disk that was adopted has another identity in the vault.
-        let base = superblock.base.or(superblock.announced);
+        let base = superblock.base.or(superblock.announced.last().copied());
         let disk = base.map_or(superblock.disk, |base| base.vault_disk);
         let shipped = base.is_some();
         let name_here = if renaming.is_some() { old } else { new };

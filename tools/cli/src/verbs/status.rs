@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::bail;
-use backstay_engine::health::{Cause, Level};
+use backstay_engine::health::{Cause, Level, ids};
 use backstay_engine::status::DiskStatus;
 use backstay_host::clock;
 use backstay_recovery::failover::FailoverRecord;
@@ -15,7 +15,7 @@ use clap::Args;
 
 use super::target::{size, time, word};
 use crate::context::Context;
-use crate::health::{Point, Shown, look, term_of};
+use crate::health::{Point, Shown, for_each_at_once, look, term_of};
 
 /// Show state, recovery point objective, dirty bytes and health of disks
 #[derive(Args)]
@@ -64,17 +64,15 @@ impl Status {
             Some(name) => vec![name.clone()],
             None => all(context),
         };
-        let mut all = vec![];
-        for name in names {
-            if self.name.is_some() && !context.roots.disk(&name).state.exists() {
+        for name in names.iter().filter(|_| self.name.is_some()) {
+            if !context.roots.disk(name).state.exists() {
                 bail!(
                     "there is no disk {name} on this host (looked in {})",
                     context.roots.state.display()
                 );
             }
-            all.push(look(context, &name)?);
         }
-        Ok(all)
+        for_each_at_once(&names, |name| look(context, name)).into_iter().collect()
     }
 }
 
@@ -145,6 +143,9 @@ fn print(status: &DiskStatus, is_replica: bool) {
     let state = match status.state {
         Some(state) => word(&state),
         None if is_replica => "replica".into(),
+        None if status.health.causes.iter().any(|cause| cause.id == ids::DRIVER_SILENT) => {
+            "not-answering".into()
+        }
         None => "not-mounted".into(),
     };
     let policy = status.policy.as_ref().map_or_else(String::new, |p| format!(", policy {p}"));

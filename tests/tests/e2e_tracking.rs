@@ -1,0 +1,172 @@
+//! What tracking promises when its own disk dies, after a reboot, and while a driver does not answer.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backstay_tests::harness::command::{must, said};
+use backstay_tests::harness::host::{Disk, FsMount, Host, hash};
+
+const MIB: u64 = 1 << 20;
+
+fn noise(path: &Path, offset: u64, len: usize, seed: u64) {
+    let mut bytes = vec![0; len];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(&bytes, offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// A disk of noise with one recovery point.
+fn shipped(host: &Arc<Host>, size: u64) -> (Disk, PathBuf) {
+    let disk = host.disk("d", size);
+    let served = disk.mount(&[]);
+    noise(&served, 0, size as usize, 1);
+    disk.cycle();
+    (disk, served)
+}
+
+/// The machine goes down: the driver and what is on tmpfs are gone.
+fn power_off(disk: &Disk, served: &Path) {
+    disk.kill_driver();
+    must("umount", ["-l", served.parent().unwrap().to_str().unwrap()]);
+    fs::remove_dir_all(disk.host.runtime.join(&disk.name)).unwrap();
+}
+
+/// The newest point is the disk as it is, and the vault is whole.
+fn check(disk: &Disk, served: &Path) {
+    let cycle = disk.points().last().unwrap().cycle;
+    assert_eq!(hash(&disk.restore(cycle, "restored.img")), hash(served));
+    disk.host.backstay(&["verify", &disk.name]);
+}
+
+fn cause(status: &serde_json::Value, id: &str) -> Option<serde_json::Value> {
+    let causes = status["health"]["causes"].as_array().unwrap();
+    causes.iter().find(|cause| cause["id"] == id).cloned()
+}
+
+/// The file system of a disk's state directory, on an image of its own.
+fn state_on_its_own_disk(host: &Host) -> FsMount {
+    let image = host.path("state-disk.img");
+    File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+    must("mkfs.ext4", ["-q", "-F", image.to_str().unwrap()]);
+    FsMount::new(host, image.to_str().unwrap(), "state/d", "loop")
+}
+
+/// Has a file system die as after an error of its disk: nothing in it can be written or read any more.
+fn die(at: &Path) {
+    // EXT4_IOC_SHUTDOWN, without what is in the log: from linux/fs/ext4/ext4.h.
+    const SHUTDOWN: libc::Ioctl = 0x8004_587D_u32 as libc::Ioctl;
+    let dir = File::open(at).unwrap();
+    let flags: u32 = 2;
+    // SAFETY: the call reads the number it is given, which lives as long as the call.
+    let done = unsafe { libc::ioctl(dir.as_raw_fd(), SHUTDOWN, &flags) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The state directory's file system dies, the guest goes on, the machine goes down and comes up with a
+/// state directory that was repaired. Health is critical at once, and the next point is the disk.
+#[test]
+fn a_dead_state_directory_loses_nothing() {
+    let host = Host::new("trackdead");
+    let state = state_on_its_own_disk(&host);
+    let (disk, served) = shipped(&host, 32 * MIB);
+    noise(&served, 0, 4096, 2);
+    die(&state.at);
+    // A region without an intent, and one with.
+    noise(&served, 20 * MIB, 4096, 3);
+    noise(&served, 4096, 4096, 4);
+    let status = disk.status();
+    let found = cause(&status, "not-tracked").unwrap_or_else(|| panic!("{status:#}"));
+    assert_eq!(status["health"]["level"], "critical", "{status:#}");
+    assert!(found["reason"].as_str().unwrap().contains("state directory"), "{found}");
+    assert!(found["since_unix_ns"].as_u64().is_some_and(|at| at > 0), "{found}");
+    power_off(&disk, &served);
+    drop(state);
+    let _state =
+        FsMount::new(&host, host.path("state-disk.img").to_str().unwrap(), "state/d", "loop");
+    let served = disk.mount(&[]);
+    let driver = disk.status()["driver"].clone();
+    assert_eq!(driver["resync"], "state-unwritable", "{driver}");
+    disk.cycle();
+    check(&disk, &served);
+    host.backstay(&["umount", "d"]);
+}
+
+/// After a reboot what is shipped is what changed, not the regions it lies in.
+#[test]
+fn a_reboot_ships_what_changed() {
+    const SPOTS: u64 = 10;
+    let host = Host::new("trackreboot");
+    let (disk, served) = shipped(&host, 64 * MIB);
+    for spot in 0..SPOTS {
+        noise(&served, spot * 6 * MIB + 8192, 4096, 10 + spot);
+    }
+    power_off(&disk, &served);
+    let served = disk.mount(&[]);
+    let driver = disk.status()["driver"].clone();
+    assert_eq!((&driver["found"], &driver["coarse"]), (&"other-boot".into(), &true.into()));
+    assert!(driver["resync"].is_null(), "{driver}");
+    assert!(driver["dirty_sectors"].as_u64().unwrap() * 512 >= SPOTS * 4 * MIB, "{driver}");
+    // And what is written now, in a touched region and elsewhere.
+    noise(&served, 16 * MIB, 4096, 30);
+    noise(&served, 8192, 4096, 31);
+    disk.cycle();
+    let last = disk.status()["record"]["last"].clone();
+    let moved = last["moved"].as_u64().unwrap();
+    let most = (SPOTS + 1) * 256 * 1024;
+    assert!(last["kind"] == "delta" && moved <= most + most / 10, "{moved} of {most}: {last}");
+    check(&disk, &served);
+    assert!(disk.status()["driver"]["coarse"].is_null());
+    host.backstay(&["umount", "d"]);
+}
+
+/// A driver that was stopped holds up nobody, is told as what it is, and does nothing later that was given
+/// up before.
+#[test]
+fn a_driver_that_does_not_answer_is_told_and_holds_up_nobody() {
+    let host = Host::new("tracksilent");
+    let (disk, served) = shipped(&host, 8 * MIB);
+    let other = host.disk("e", 8 * MIB);
+    let served_too = other.mount(&[]);
+    noise(&served_too, 0, 8192, 5);
+    other.cycle();
+    let pid = disk.driver_pid().unwrap();
+    must("kill", ["-STOP", &pid.to_string()]);
+    let begun = Instant::now();
+    let all = host.json(&["status"]);
+    // One second, and what the machine takes to start a process.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let of = |name: &str| {
+        all.as_array().unwrap().iter().find(|status| status["name"] == name).unwrap().clone()
+    };
+    let found = cause(&of("d"), "driver-silent").unwrap_or_else(|| panic!("{all:#}"));
+    let reason = found["reason"].as_str().unwrap();
+    assert!(reason.contains("stopped") && reason.contains(&pid.to_string()), "{reason}");
+    assert!(found["advice"].as_str().unwrap().contains("kill -CONT"), "{found}");
+    assert!(found["since_unix_ns"].as_u64().is_some_and(|at| at > 0), "{found}");
+    assert_eq!(cause(&of("e"), "driver-silent"), None);
+    assert!(!of("e")["driver"].is_null(), "{all:#}");
+    for verb in [&["cycle", "d"][..], &["umount", "d"]] {
+        let begun = Instant::now();
+        let output = host.try_backstay(verb);
+        let text = said(&output);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{verb:?}: {:?}", begun.elapsed());
+        assert!(!output.status.success() && text.contains("kill -CONT"), "{verb:?}: {text}");
+    }
+    other.cycle();
+    must("kill", ["-CONT", &pid.to_string()]);
+    // The umount that was given up is not carried out: it is served, and can be written.
+    let status = disk.status();
+    assert_eq!(status["driver"]["pid"], pid, "{status:#}");
+    assert_eq!(cause(&status, "driver-silent"), None);
+    noise(&served, 0, 4096, 6);
+    disk.cycle();
+    check(&disk, &served);
+    assert_eq!(disk.driver_pid(), Some(pid));
+    host.backstay(&["umount", "d"]);
+    host.backstay(&["umount", "e"]);
+}
