@@ -93,8 +93,11 @@ pub enum Request {
         /// The size, to which a backing file is extended; none: what the backing has by now.
         size: Option<ByteLen>,
     },
-    /// Stop cleanly, as on SIGTERM. Needs no lease.
+    /// Stop cleanly, if nobody has the disk open; else [`ErrorCode::Busy`], and nothing is changed. Needs no
+    /// lease.
     Stop,
+    /// Stop although the disk is open: its users get errors. Needs no lease.
+    Abort,
 }
 
 /// How an epoch is closed.

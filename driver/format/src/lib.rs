@@ -9,6 +9,7 @@
 //! - [`mark`]: what stands on the backing itself, in case the state directory dies
 //! - [`bitmap`]: the header of the shared bitmaps
 //! - [`control`]: the messages between sidecar and driver
+//! - [`unfinished`]: the mark of a block device that a restore has not finished
 
 pub mod bitmap;
 pub mod control;
@@ -17,6 +18,7 @@ pub mod intents;
 pub mod mark;
 pub mod preserved;
 pub mod superblock;
+pub mod unfinished;
 mod wire;
 
 pub use error::FormatError;

@@ -19,6 +19,7 @@ use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
 use backstay_format::superblock::{
     BackingId, Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock,
 };
+use backstay_format::unfinished::UnfinishedRestore;
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SectorRange};
 
 /// The golden file of this name; made of `bytes` first if asked for.
@@ -412,6 +413,11 @@ fn control_of_growth() {
 }
 
 #[test]
+fn control_of_an_end_under_users() {
+    conversation("control-abort-request.bin", &[Request::Abort]);
+}
+
+#[test]
 fn unknown_versions_are_refused_by_name() {
     // The version is looked at after the checksum, so a newer one must be sealed to be seen.
     let sealed = |mut bytes: Vec<u8>, version: u8| {
@@ -443,4 +449,20 @@ fn unknown_versions_are_refused_by_name() {
     let mut message = control::encode(&Request::Status).unwrap();
     message[8] = 2;
     version(control::decode_header(&message).map(drop));
+}
+
+#[test]
+fn the_mark_of_an_unfinished_restore() {
+    let mark = UnfinishedRestore {
+        disk: id(0x10),
+        name: "db".parse().unwrap(),
+        cycle: CycleNo(17),
+        point: PointId::from_bytes(std::array::from_fn(|i| 0x80 + i as u8)),
+        size: ByteLen(64 << 20),
+        started_unix_ns: 1_700_000_000_000_000_000,
+    };
+    let bytes = golden("unfinished-restore.bin", &mark.encode());
+    assert_eq!(UnfinishedRestore::decode(&bytes).unwrap(), mark);
+    every_bit_flip_is_seen(&bytes, UnfinishedRestore::decode);
+    assert!(UnfinishedRestore::is_mark(&bytes) && !UnfinishedRestore::is_mark(&[0; 512]));
 }

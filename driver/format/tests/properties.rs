@@ -90,6 +90,7 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Status),
         Just(Request::Stop),
+        Just(Request::Abort),
         any::<String>().prop_map(|client| Request::Lease { client }),
         prop::sample::select(vec![PointInTime, Fuzzy]).prop_map(|mode| Request::Cut { mode }),
         Just(Request::PrepareCut),

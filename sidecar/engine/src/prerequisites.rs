@@ -146,14 +146,13 @@ pub(crate) fn backing_size(path: &Path) -> Option<u64> {
 }
 
 pub(crate) fn usable(path: &Path) -> Result<Found, String> {
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().any(|line| line.split_whitespace().next() == path.to_str()) {
-        return Ok(Bad(format!("{} is swap space; swapoff it first", path.display())));
-    }
+    backing::refuse_users(path).map_err(|e| e.to_string())?;
     // Opened as a driver would, and closed again.
     let opened = backing::open(path, Engine::default()).map_err(|e| e.to_string())?;
+    let unfinished = backing::unfinished(path, &opened).map_err(|e| e.to_string())?;
     Ok(match opened.size().0 {
         0 => Bad(format!("{} is empty: a disk has a size", path.display())),
+        _ if unfinished.is_some() => Bad(unfinished.unwrap_or_default()),
         size => Good(format!("{} ({size} bytes) is nobody else's", path.display())),
     })
 }

@@ -5,6 +5,7 @@
 //! - [`failover`]: to another host and back: states, terms, handover, commit
 //! - [`plan`]: many disks and scripts in order
 //! - [`drill`]: points that were tried
+//! - [`restore`]: points to files and block devices
 //! - [`image`]: points as raw and qcow2 images, and back
 
 pub mod drill;
@@ -13,4 +14,5 @@ pub mod image;
 pub mod lazy;
 pub mod plan;
 pub mod replica;
+pub mod restore;
 pub mod run;

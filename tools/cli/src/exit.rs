@@ -10,6 +10,7 @@ use backstay_front::offline::OfflineError;
 use backstay_gateway::pki::PkiError;
 use backstay_host::own_dir::OwnDirError;
 use backstay_host::record::RecordError;
+use backstay_host::in_use::InUse;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
@@ -17,6 +18,7 @@ use backstay_recovery::lazy::LazyError;
 use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
 use backstay_vault::VaultError;
+use backstay_recovery::restore::RestoreError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\
@@ -106,6 +108,8 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
+            || e.downcast_ref::<RestoreError>().is_some_and(RestoreError::is_refusal)
+            || e.is::<InUse>()
             || matches!(e.downcast_ref(), Some(RunError::Refused(_)))
             || e.downcast_ref::<PkiError>().is_some_and(PkiError::is_refusal)
             || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
@@ -118,6 +122,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
+            || e.downcast_ref::<RestoreError>().is_some_and(RestoreError::is_damage)
     });
     match (refused, damaged) {
         (true, _) => 3,

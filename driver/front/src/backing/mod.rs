@@ -2,6 +2,7 @@
 //!
 //! Two engines read and write; which one is the default was measured (docs/decisions/0002).
 
+mod alone;
 mod buffered;
 pub mod copy;
 mod direct;
@@ -18,6 +19,7 @@ use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 
+pub use alone::{refuse_users, unfinished};
 pub use open::{Engine, OpenError, open};
 
 use buffered::Buffered;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use backstay_host::lock;
+use backstay_host::in_use::InUse;
 use backstay_types::ByteLen;
 
 use super::{AnyBacking, buffered::Buffered, direct::Direct};
@@ -62,6 +63,9 @@ pub enum OpenError {
         /// The loop device.
         device: String,
     },
+    /// Somebody uses the same bytes.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// Neither a regular file nor a block device.
     #[error("{0} is neither a file nor a block device")]
     NotADisk(PathBuf),
@@ -79,7 +83,10 @@ impl OpenError {
     /// Whether nothing is wrong but someone else uses it.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy(_) | Self::Locked(_) | Self::Looped { .. })
+        match self {
+            Self::Busy(_) | Self::Locked(_) | Self::Looped { .. } | Self::InUse(_) => true,
+            Self::NotADisk(_) | Self::Io { .. } => false,
+        }
     }
 }
 

@@ -46,6 +46,18 @@ pub struct Identity {
     pub engine: String,
 }
 
+/// How a disk is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopping {
+    /// Only if nobody has it open.
+    IfUnused,
+    /// In any case: who has it open gets errors.
+    UnderItsUsers,
+}
+
+/// Ends the disk; or says how often it is open, and does nothing.
+type Stop = dyn Fn(Stopping) -> Result<(), u64> + Send + Sync;
+
 /// What all connections share.
 pub struct Server<E: Env, B: Backing> {
     disk: Arc<ProtectedDisk<E, B>>,
@@ -53,13 +65,13 @@ pub struct Server<E: Env, B: Backing> {
     lease: Mutex<Option<String>>,
     lease_free: Condvar,
     connections: AtomicUsize,
-    stop: Box<dyn Fn() + Send + Sync>,
+    stop: Box<Stop>,
     grown: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<E: Env, B: Backing> Server<E, B> {
     /// Listens on a socket, in place of one that a dead driver left. `stop` is called when a client
-    /// asks for it, `grown` before it is told that the disk has a new size.
+    /// asks for it (it says how often the disk is open if it is not done), `grown` before it is told that the disk has a new size.
     ///
     /// # Errors
     /// If the socket cannot be made.
@@ -67,7 +79,7 @@ impl<E: Env, B: Backing> Server<E, B> {
         socket: &Path,
         disk: Arc<ProtectedDisk<E, B>>,
         identity: Identity,
-        stop: impl Fn() + Send + Sync + 'static,
+        stop: impl Fn(Stopping) -> Result<(), u64> + Send + Sync + 'static,
         grown: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         match fs::remove_file(socket) {
@@ -253,10 +265,8 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
         };
         match request {
             Request::Status => return Response::Status(Box::new(self.server.status())),
-            Request::Stop => {
-                (self.server.stop)();
-                return Response::Done;
-            }
+            Request::Stop => return self.stop(Stopping::IfUnused),
+            Request::Abort => return self.stop(Stopping::UnderItsUsers),
             Request::Lease { client } => return self.take_lease(client),
             _ if !self.leased => return refuse(ErrorCode::Order, "take the lease first"),
             _ => {}
@@ -289,9 +299,23 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             }
             Request::Status
             | Request::Stop
+            | Request::Abort
             | Request::Lease { .. }
             | Request::CutAndHold { .. }
             | Request::Thaw { .. } => refuse(ErrorCode::Malformed, "asked twice"),
+        }
+    }
+
+    fn stop(&self, how: Stopping) -> Response {
+        match (self.server.stop)(how) {
+            Ok(()) => Response::Done,
+            Err(times) => refuse(
+                ErrorCode::Busy,
+                &format!(
+                    "disk {} is open {times} time(s); it goes on, nothing was changed",
+                    self.server.identity.name
+                ),
+            ),
         }
     }
 

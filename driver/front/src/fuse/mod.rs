@@ -7,6 +7,7 @@
 mod attr;
 mod far;
 mod mount;
+mod opens;
 mod slow;
 
 use std::ffi::OsStr;
@@ -26,6 +27,7 @@ use fuser::{
 };
 
 pub use mount::{Access, Mounted, mount};
+pub use opens::Opens;
 
 use crate::backing::{AnyBacking, Seek};
 use attr::{DISK, DISK_NAME, ROOT, Times};
@@ -44,17 +46,25 @@ pub struct DiskFs<E: Env> {
     /// Only with a backing that may have to fetch what it is asked for.
     far: Option<Far>,
     times: Times,
+    opens: Arc<Opens>,
+    /// Called when the last one has closed a disk that was to end then.
+    on_end: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<E: Env> DiskFs<E> {
-    /// Serves a disk.
+    /// Serves a disk. `on_end` is called when the last one has closed a disk that was to end then.
     ///
     /// # Errors
     /// If the threads for flushes and discards cannot be started.
-    pub fn new(disk: Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
+    pub fn new(
+        disk: Arc<ProtectedDisk<E, AnyBacking>>,
+        opens: Arc<Opens>,
+        on_end: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let slow = Slow::start(&disk)?;
         let far = disk.backing().made().map(|_| Far::start(&disk)).transpose()?;
-        Ok(Self { disk, slow, far, times: Times { started: clock::now() } })
+        let times = Times { started: clock::now() };
+        Ok(Self { disk, slow, far, times, opens, on_end: Box::new(on_end) })
     }
 
     fn attr(&self, ino: INodeNo) -> fuser::FileAttr {
@@ -146,10 +156,30 @@ impl<E: Env> Filesystem for DiskFs<E> {
         if ino != DISK {
             return reply.error(Errno::EISDIR);
         }
+        if !self.opens.open() {
+            return reply.error(Errno::from_i32(libc::ESHUTDOWN));
+        }
         let flags = FopenFlags::FOPEN_DIRECT_IO
             | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
             | FopenFlags::FOPEN_NOFLUSH;
         reply.opened(FileHandle(0), flags);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let ends = self.opens.close();
+        reply.ok();
+        if ends {
+            (self.on_end)();
+        }
     }
 
     fn read(

@@ -87,20 +87,15 @@ pub fn mount<E: Env>(
 }
 
 impl Mounted {
-    /// Unmounts.
-    ///
-    /// # Errors
-    /// `EBUSY` if the disk is open; it is still served then.
-    pub fn unmount(&self) -> io::Result<()> {
-        Ok(umount2(&self.mount_point, MntFlags::empty())?)
-    }
-
-    /// Takes the mount out of sight; it ends when its last user closes the disk.
+    /// Unmounts. Nobody has the disk open: whoever keeps the folder busy gets it out of sight.
     ///
     /// # Errors
     /// If it is not mounted any more.
-    pub fn unmount_when_closed(&self) -> io::Result<()> {
-        Ok(umount2(&self.mount_point, MntFlags::MNT_DETACH)?)
+    pub fn unmount(&self) -> io::Result<()> {
+        match umount2(&self.mount_point, MntFlags::empty()) {
+            Err(Errno::EBUSY) => Ok(umount2(&self.mount_point, MntFlags::MNT_DETACH)?),
+            done => Ok(done?),
+        }
     }
 
     /// What tells the kernel that the disk has another size: it must ask again. It keeps what it was

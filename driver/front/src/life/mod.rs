@@ -2,6 +2,7 @@
 
 mod daemon;
 mod harden;
+pub mod hung;
 mod serve;
 
 pub use daemon::{Outcome, in_background};

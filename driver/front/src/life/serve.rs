@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use backstay_format::control::FoundState;
 use backstay_format::superblock::Base;
 use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
+use backstay_host::clock;
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -20,8 +22,8 @@ use signal_hook::iterator::Signals;
 use super::harden::harden;
 use crate::backing::record::{BackingRecord, Seen};
 use crate::backing::{self, AnyBacking, Engine, OpenError};
-use crate::control::{Identity, Server};
-use crate::fuse::{Access, DiskFs, Mounted, mount};
+use crate::control::{Identity, Server, Stopping};
+use crate::fuse::{Access, DiskFs, Mounted, Opens, mount};
 use crate::paths::DiskPaths;
 
 /// How a driver serves its disk.
@@ -113,8 +115,12 @@ impl DriverError {
 
 /// What makes a driver stop.
 enum Event {
-    /// A signal, or a client asked.
+    /// A signal: the disk ends when nobody has it open any more.
+    Signal,
+    /// Nobody has the disk open, and nobody gets it any more.
     Stop,
+    /// A client wants it to end under its users.
+    Abort,
     /// The mount is gone: unmounted by someone else, or by us, and closed.
     Ended,
 }
@@ -171,7 +177,10 @@ pub fn run_with(
     say_what_was_found(name, disk.found(), disk.status().dirty_sectors);
 
     let (events, happened) = bounded(8);
-    let fs = DiskFs::new(Arc::clone(&disk)).map_err(io_error("starting threads"))?;
+    let opens = Arc::new(Opens::default());
+    let closed = sender(&events, || Event::Stop);
+    let fs = DiskFs::new(Arc::clone(&disk), Arc::clone(&opens), closed)
+        .map_err(io_error("starting threads"))?;
     let ended = sender(&events, || Event::Ended);
     let access = if options.read_only { Access::Read } else { Access::Write };
     let mounted = mount(fs, &options.mount_point, options.event_loops, access, ended)
@@ -187,20 +196,20 @@ pub fn run_with(
         served,
         engine,
     };
-    let stop = sender(&events, || Event::Stop);
+    let stop = stopper(&opens, &events);
     let grown = mounted.size_changed();
     Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop, grown)
         .map_err(io_error("opening the control socket"))?;
-    stop_on_signals(sender(&events, || Event::Stop)).map_err(io_error("waiting for signals"))?;
+    stop_on_signals(sender(&events, || Event::Signal)).map_err(io_error("waiting for signals"))?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     ready();
-    let end = wait_for_end(name, &mounted, &happened);
+    let end = wait_for_end(name, &opens, &mounted, &happened);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let ended = match end {
         End::Closed => mounted.join(),
-        // The event loops go with the process; its users then get errors.
-        End::Forced => Ok(()),
+        // The event loops go with the process, and the file system with them.
+        End::Abandoned => Ok(()),
     };
     if let Some(made) = disk.backing().made() {
         made.stop();
@@ -212,13 +221,18 @@ pub fn run_with(
     ended.map_err(io_error("serving"))
 }
 
-/// Which backing this is; one that a move has left or not finished is refused.
+/// Which backing this is. Refused: one that somebody else uses, one that a restore has not finished, one that
+/// a move has left or not finished.
 fn identify(
     name: &DiskName,
     path: &Path,
     backing: &AnyBacking,
     state: &Path,
 ) -> Result<Seen, DriverError> {
+    backing::refuse_users(path)?;
+    if let Some(reason) = backing::unfinished(path, backing)? {
+        return Err(DriverError::WrongBacking { name: name.clone(), reason });
+    }
     let identity = backing.identity();
     let identity =
         identity.map_err(io_error(format!("finding out which one {} is", path.display())))?;
@@ -253,36 +267,67 @@ fn remember(seen: Seen, state: &Path) {
 
 /// How a disk's service ended.
 enum End {
-    /// Nobody has it open any more.
+    /// Its file system is gone.
     Closed,
-    /// It was told twice.
-    Forced,
+    /// Its file system goes with this process: its users get errors, or it has none.
+    Abandoned,
 }
 
-/// Waits until the mount has ended. Told to stop while the disk is open, the driver goes on until
-/// it is closed: its users must not see errors. Told a second time, it goes.
-fn wait_for_end(name: &DiskName, mounted: &Mounted, happened: &Receiver<Event>) -> End {
-    let mut asked = false;
+/// How long the kernel may take to end a file system that nobody has open. A copy of its mount in another
+/// mount namespace keeps it for ever; nobody can open the disk there any more.
+const UNMOUNTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the control socket calls: ends the disk if nobody has it open, or under its users.
+fn stopper(
+    opens: &Arc<Opens>,
+    events: &Sender<Event>,
+) -> impl Fn(Stopping) -> Result<(), u64> + Send + Sync + 'static + use<> {
+    let (opens, stop) = (Arc::clone(opens), sender(events, || Event::Stop));
+    let abort = sender(events, || Event::Abort);
+    move |how| {
+        match how {
+            Stopping::IfUnused => {
+                opens.end()?;
+                stop();
+            }
+            Stopping::UnderItsUsers => abort(),
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the disk ends. As long as somebody has it open it does not: its users must not see errors.
+fn wait_for_end(
+    name: &DiskName,
+    opens: &Opens,
+    mounted: &Mounted,
+    happened: &Receiver<Event>,
+) -> End {
     loop {
         match happened.recv() {
             Ok(Event::Ended) | Err(_) => return End::Closed,
-            Ok(Event::Stop) if !asked => {
-                asked = true;
-                match mounted.unmount() {
-                    Ok(()) => {}
-                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                        tracing::warn!(
-                            "disk {name}: still in use; it is served until its last user closes \
-                             it (stop again to end it at once)"
-                        );
-                        let _ = mounted.unmount_when_closed();
-                    }
-                    Err(e) => tracing::warn!("disk {name}: unmounting: {e}"),
+            Ok(Event::Signal) if !opens.end_when_closed() => tracing::warn!(
+                "disk {name}: told to stop while it is in use: it is served until its last user closes it \
+                 (\"backstay umount {name} --force\" ends it at once)"
+            ),
+            Ok(Event::Signal | Event::Stop) => {
+                if let Err(e) = mounted.unmount() {
+                    tracing::warn!("disk {name}: unmounting: {e}");
                 }
+                let until = clock::monotonic() + UNMOUNTED_WITHIN;
+                while let Ok(event) = happened.recv_deadline(until) {
+                    if matches!(event, Event::Ended) {
+                        return End::Closed;
+                    }
+                }
+                tracing::info!(
+                    "disk {name}: another mount namespace has a copy of its mount; it ends, too"
+                );
+                return End::Abandoned;
             }
-            Ok(Event::Stop) => {
-                tracing::warn!("disk {name}: told to stop again: stopping with the disk open");
-                return End::Forced;
+            Ok(Event::Abort) => {
+                tracing::warn!("disk {name}: ended under its users, as was asked for");
+                return End::Abandoned;
             }
         }
     }

@@ -15,7 +15,7 @@ use backstay_types::{ByteLen, DiskName};
 use super::{OfflineError, io_error};
 use crate::backing::copy::{Progress, copy};
 use crate::backing::record::{BackingRecord, Seen};
-use crate::backing::{AnyBacking, Engine, open};
+use crate::backing::{AnyBacking, Engine, open, refuse_users};
 use crate::life::lock_disk;
 use crate::paths::DiskPaths;
 
@@ -214,7 +214,8 @@ impl Target {
                 "{shown} exists and would be overwritten; use --force if it may be"
             )));
         }
-        // Locked, and neither mounted nor attached: looked at before anything of it is changed.
+        // Used by nobody, and locked: looked at before anything of it is changed.
+        refuse_users(&path)?;
         let opened = open(&path, Engine::Buffered)?;
         let there = opened.size();
         if device && there < size {

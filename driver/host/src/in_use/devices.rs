@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -350,6 +351,28 @@ struct LoopInfo {
 }
 
 nix::ioctl_read_bad!(loop_get_status64, 0x4C05, LoopInfo);
+nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4C04, LoopInfo);
+
+/// Where `lo_flags` is among the words after the numbers, and the flag that has a device detached when it is
+/// closed: what `losetup --detach` leaves on one that is in use.
+const FLAGS_AT: usize = 3;
+const LO_FLAGS_AUTOCLEAR: u64 = 4 << 32;
+
+/// Takes back that a loop device is detached when its last user closes it.
+///
+/// # Errors
+/// If it is not attached, or the kernel refuses.
+pub fn keep_attached(device: &Path) -> io::Result<()> {
+    let device = File::open(device)?;
+    let mut info = LoopInfo { device: 0, inode: 0, rdevice: 0, rest: [0; 26] };
+    // SAFETY: the buffer has the size of the kernel's struct (232 bytes) and outlives both calls.
+    unsafe {
+        loop_get_status64(device.as_raw_fd(), &raw mut info)?;
+        info.rest[FLAGS_AT] &= !LO_FLAGS_AUTOCLEAR;
+        loop_set_status64(device.as_raw_fd(), &raw const info)?;
+    }
+    Ok(())
+}
 
 fn loop_status(name: &str) -> Option<LoopStatus> {
     let device = File::open(in_dev(name)).ok()?;

@@ -26,6 +26,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
+pub use devices::keep_attached;
 pub use mounts::{Mount, Namespace, Namespaces};
 pub use subject::{DeviceNo, Subject};
 pub use user::{InUse, User, UserKind, list};

@@ -177,9 +177,14 @@ impl<'a> Place<'a> {
         }
         for _ in 0..STARTING_TRIES {
             if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
-                let asked = driver.ask(&Request::Stop);
-                asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
-                driver.wait_until_gone();
+                match driver.ask(&Request::Stop) {
+                    // The kernel is about to let go of a device's file.
+                    Err(e) if e.is_busy() => {}
+                    asked => {
+                        asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
+                        driver.wait_until_gone();
+                    }
+                }
             }
             // A mount that a killed drill began may just be starting.
             if !paths.lock_file().exists() || lock_disk(self.name, &paths.lock_file()).is_ok() {

@@ -4,7 +4,6 @@
 //! - [`record`]: what this host was doing, so that it can go on or be undone
 //! - [`lock`]: one command a name
 //! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
-//! - [`users`]: who uses a served disk
 //! - [`stopped`]: what a stopped disk proves about itself
 //!
 //! The command composes these with what serves and ships disks.
@@ -12,7 +11,6 @@
 pub mod lock;
 pub mod record;
 pub mod stopped;
-pub mod users;
 pub mod vault;
 
 use std::io;

@@ -1,80 +1,86 @@
 //! A recovery point as an image: to a file, or to a pipe.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use backstay_host::atomic;
-use backstay_host::lock;
 use backstay_types::{ByteLen, ByteOffset};
 use backstay_vault::read::ordered::{InOrder, in_order};
-use backstay_vault::read::{FileTarget, Progress, RestoreTarget, restore};
+use backstay_vault::read::{Fetch, FileTarget, Progress, RestoreTarget};
 use backstay_vault::{Manifest, Vault};
-use nix::fcntl::Flock;
 
 use super::qemu::{self, Served};
 use super::{Format, ImageError};
+use crate::restore::{Goal, Occupied, Part};
+
+/// An export to a file.
+pub struct Export<'a> {
+    /// The vault.
+    pub vault: &'a Vault,
+    /// The point.
+    pub point: &'a Manifest,
+    /// The image to make.
+    pub to: &'a Path,
+    /// What it is to be.
+    pub format: Format,
+    /// Whether what is there may be overwritten, if nobody uses it.
+    pub replace: bool,
+    /// Threads that fetch, check and write.
+    pub threads: usize,
+    /// Told how far it is.
+    pub progress: Progress<'a>,
+    /// Set from outside to end it.
+    pub stop: &'a AtomicBool,
+}
 
 /// Writes a point to a new image. It is made beside its place and gets its name when it is whole and
 /// durable: killed, or failing, an export leaves no image that could be mistaken for one.
 ///
 /// # Errors
-/// If something of that name is there and `replace` is not set, the vault cannot be read or is damaged, or
-/// the image cannot be written. What was half made is removed.
-pub fn export_to_file(
-    vault: &Vault,
-    point: &Manifest,
-    to: &Path,
-    format: Format,
-    replace: bool,
-    threads: usize,
-    progress: Progress<'_>,
-) -> Result<(), ImageError> {
-    match fs::symlink_metadata(to) {
-        Ok(meta) if meta.file_type().is_block_device() || meta.is_dir() => {
-            return Err(ImageError::Refused(format!(
-                "{} is no file; backstay restore writes points to devices",
-                to.display()
-            )));
-        }
-        Ok(_) if !replace => {
-            return Err(ImageError::Refused(format!(
-                "{} exists and would be overwritten; use --force if it may be. Nothing was written",
-                to.display()
-            )));
-        }
-        _ => {}
+/// If something of that name is in use, or is there and `replace` is not set; the vault cannot be read or
+/// is damaged; the image cannot be written; or it was told to stop. What was half made is removed.
+pub fn export_to_file(job: &Export<'_>) -> Result<(), ImageError> {
+    let occupied = if job.replace { Occupied::Overwrite } else { Occupied::RefuseAny };
+    let goal = Goal::at(job.to, occupied)?;
+    if let Goal::Device { path } = &goal {
+        return Err(ImageError::Refused(format!(
+            "{} is a device; use \"backstay restore\" to write a point to a device. Nothing was written",
+            path.display()
+        )));
     }
-    let part = Part::begin(to)?;
-    let made = match format {
-        Format::Raw => FileTarget::open(&part.path, point.size)
-            .map_err(ImageError::io(format!("making {}", part.path.display())))
-            .and_then(|target| {
-                restore(vault, point, &target, threads, progress).map_err(Into::into)
-            }),
-        Format::Qcow2 => to_qcow2(vault, point, &part.path, threads, progress),
+    let part = Part::begin(&goal)?;
+    let made = match job.format {
+        Format::Raw => FileTarget::open(part.path(), job.point.size)
+            .map_err(ImageError::io(format!("making {}", part.path().display())))
+            .and_then(|target| write(job, &target)),
+        Format::Qcow2 => to_qcow2(job, part.path()),
     };
-    made.and_then(|()| part.finish(to, replace))
+    match made {
+        _ if job.stop.load(Ordering::Relaxed) => Err(ImageError::Stopped),
+        Ok(()) => Ok(part.finish(&goal, None)?),
+        Err(e) => Err(e),
+    }
 }
 
-fn to_qcow2(
-    vault: &Vault,
-    point: &Manifest,
-    path: &Path,
-    threads: usize,
-    progress: Progress<'_>,
-) -> Result<(), ImageError> {
-    qemu::create(path, point.size)?;
+/// Fetches all of the point.
+fn write(job: &Export<'_>, target: &dyn RestoreTarget) -> Result<(), ImageError> {
+    let mut fetch = Fetch::whole(job.vault, job.point, 0)?;
+    fetch.step(target, job.threads, u64::MAX, job.progress, job.stop)?;
+    fetch.finish()?;
+    target.sync().map_err(ImageError::io(format!("making {} durable", target.name())))
+}
+
+fn to_qcow2(job: &Export<'_>, path: &Path) -> Result<(), ImageError> {
+    qemu::create(path, job.point.size)?;
     let target = Qcow2Target { served: Mutex::new(Served::open(path, true)?), path: path.into() };
-    let restored = restore(vault, point, &target, threads, progress);
+    let restored = write(job, &target);
     let served = target.served.into_inner().unwrap_or_else(PoisonError::into_inner);
     match restored {
         Ok(()) => served.close(),
         Err(e) => {
             served.forget();
-            Err(e.into())
+            Err(e)
         }
     }
 }
@@ -112,62 +118,6 @@ impl RestoreTarget for Qcow2Target {
 
     fn name(&self) -> String {
         self.path.display().to_string()
-    }
-}
-
-/// An image in the making; removed unless it is finished.
-struct Part {
-    path: PathBuf,
-    /// Nobody else makes the same one.
-    _lock: Flock<File>,
-    finished: bool,
-}
-
-impl Part {
-    fn begin(to: &Path) -> Result<Self, ImageError> {
-        let name = to
-            .file_name()
-            .ok_or_else(|| ImageError::Refused(format!("{} is no name of a file", to.display())))?;
-        let mut part = name.to_owned();
-        part.push(".backstay-part");
-        let path = to.with_file_name(part);
-        // One that a killed export left is emptied and used again; a link is not followed.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(ImageError::io(format!("making {}", path.display())))?;
-        let lock = lock::exclusive(file, lock::LOOKED_AT_WAIT)
-            .map_err(ImageError::io(format!("locking {}", path.display())))?;
-        let lock = lock.ok_or_else(|| {
-            ImageError::Refused(format!("{} is being written by another export", path.display()))
-        })?;
-        Ok(Self { path, _lock: lock, finished: false })
-    }
-
-    fn finish(mut self, to: &Path, replace: bool) -> Result<(), ImageError> {
-        let said = || ImageError::io(format!("finishing {}", to.display()));
-        File::open(&self.path).and_then(|file| file.sync_all()).map_err(said())?;
-        let moved = if replace {
-            atomic::rename(&self.path, to)
-        } else {
-            atomic::rename_to_free_name(&self.path, to)
-        };
-        moved.map_err(said())?;
-        self.finished = true;
-        atomic::sync_folder_of(to).map_err(said())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use backstay_engine::CycleError;
 use backstay_engine::config::Ship;
@@ -17,7 +16,9 @@ use backstay_engine::pipeline::{Feed, Shipment, ship};
 use backstay_engine::source::extents::{self, Run};
 use backstay_engine::throttle::Throttle;
 use backstay_format::superblock::Geometry;
+use backstay_format::unfinished::{MARK_BYTES, UnfinishedRestore};
 use backstay_host::clock::now_unix_ns;
+use backstay_host::in_use::{self, Look, Subject};
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId, SectorRange};
 use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::read::Progress;
@@ -26,11 +27,8 @@ use backstay_vault::{
     VaultError, verify_cycle,
 };
 
-use nix::fcntl::{FcntlArg, fcntl};
-
 use super::qemu::{self, Parts, Served};
 use super::{Format, ImageError};
-use crate::run::tool;
 
 /// What an import works with.
 pub struct Import<'a> {
@@ -199,6 +197,9 @@ impl Image {
         let what = path.display().to_string();
         let said = || ImageError::io(format!("opening {what}"));
         let kind = std::fs::metadata(path).map_err(said())?.file_type();
+        if kind.is_file() || kind.is_block_device() {
+            refuse_if_used(path)?;
+        }
         let mut options = OpenOptions::new();
         options.read(true);
         if kind.is_block_device() {
@@ -216,13 +217,7 @@ impl Image {
             )),
             _ => said()(e),
         })?;
-        if kind.is_file()
-            && let Some(who) = user_of(path, &file)
-        {
-            return Err(ImageError::Refused(format!(
-                "{what} is in use by {who}: what is read of it would be no state it ever had. Stop                  that first, or protect it (backstay protect)"
-            )));
-        }
+        refuse_unfinished(path, &file)?;
         let stamp = stamp(&file).map_err(said())?;
         let (size, kind) = match format {
             Format::Raw => {
@@ -348,26 +343,36 @@ fn send(
     Ok(())
 }
 
-/// Who uses an image: a loop device on it, or QEMU, which locks what it has open. Not all users can be seen; a
-/// file that is written to while it is read is noticed by its times.
-fn user_of(path: &Path, file: &File) -> Option<String> {
-    let path = std::path::absolute(path).ok()?;
-    let args = ["--noheadings", "--raw", "--output", "NAME", "--associated", path.to_str()?];
-    let loops = tool("losetup", &args, Duration::from_secs(60), &|| false).unwrap_or_default();
-    if let Some(device) = loops.lines().next() {
-        return Some(format!("loop device {device}"));
+/// Refuses an image that somebody uses, or that a driver serves: what is read of it would be no state it
+/// ever had, or is a disk that is protected already.
+fn refuse_if_used(path: &Path) -> Result<(), ImageError> {
+    let shown = path.display();
+    let looked = || ImageError::io(format!("finding out whether {shown} is in use"));
+    let subject = Subject::at(path).map_err(looked())?;
+    let mut users = in_use::users(&subject, &Look::default()).map_err(looked())?;
+    if users.is_empty() {
+        users.extend(in_use::served_by(&subject).map_err(looked())?);
     }
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // Only asks who would be in the way of a lock on all of it.
-    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
-    let locked = asked.is_ok() && lock.l_type != libc::F_UNLCK as libc::c_short;
-    locked.then(|| "a process that has locked it (QEMU?)".to_owned())
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(ImageError::Refused(format!(
+        "{shown} is in use: {}. What is read of it would be no state it ever had. Stop that first, or \
+         protect it (backstay protect)",
+        in_use::list(&users)
+    )))
+}
+
+/// Refuses a device that a restore has not finished.
+fn refuse_unfinished(path: &Path, file: &File) -> Result<(), ImageError> {
+    let mut first = [0; MARK_BYTES];
+    match file.read_exact_at(&mut first, 0) {
+        Ok(()) if UnfinishedRestore::is_mark(&first) => Err(ImageError::Refused(format!(
+            "{} holds an unfinished restore: it is no disk. Run the restore again",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What tells that a file was written to. Devices have no such thing; they are held instead.

@@ -20,7 +20,9 @@ use std::path::Path;
 use backstay_engine::CycleError;
 use backstay_vault::VaultError;
 
-pub use export::{export_to_file, export_to_pipe};
+use crate::restore::GoalError;
+
+pub use export::{Export, export_to_file, export_to_pipe};
 pub use import::{Import, Imported, import};
 
 /// How an image is laid out.
@@ -79,6 +81,12 @@ pub enum ImageError {
     /// It would not have been safe.
     #[error("{0}")]
     Refused(String),
+    /// What was to be written must not be.
+    #[error(transparent)]
+    Goal(#[from] GoalError),
+    /// It was told to stop; nothing is left of it.
+    #[error("stopped; what was written so far was removed")]
+    Stopped,
     /// The image or what it is read or written with.
     #[error("{what}: {source}")]
     Io {
@@ -102,7 +110,11 @@ impl ImageError {
     /// Whether it was refused to stay safe.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_))
+        match self {
+            Self::Refused(_) => true,
+            Self::Goal(e) => e.is_refusal(),
+            _ => false,
+        }
     }
 
     /// Whether damaged data was found.

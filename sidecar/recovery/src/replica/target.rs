@@ -73,6 +73,7 @@ impl Target {
             });
             made.map_err(on("making", path))?;
         }
+        backing::refuse_users(path)?;
         let ground = backing::open(path, Engine::Buffered)?;
         let device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
         let path = fs::canonicalize(path).map_err(on("looking at", path))?;

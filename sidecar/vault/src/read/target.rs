@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use backstay_types::{ByteLen, ByteOffset};
@@ -38,24 +38,11 @@ pub struct FileTarget {
 }
 
 impl FileTarget {
-    /// Opens a file or block device to restore `size` bytes to. A file is emptied first and gets
-    /// the disk's size.
+    /// Makes or empties a file to restore `size` bytes to.
     ///
     /// # Errors
-    /// If it cannot be opened, is in use (a device), or is too small.
+    /// What the system answered.
     pub fn open(path: &Path, size: ByteLen) -> io::Result<Self> {
-        let device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
-        if device {
-            let file =
-                OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path)?;
-            let there = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;
-            if there < size.0 {
-                return Err(io::Error::other(format!(
-                    "the device has {there} bytes, the disk {size}; use a larger one"
-                )));
-            }
-            return Ok(Self { file, path: path.into(), fresh: false });
-        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -64,7 +51,14 @@ impl FileTarget {
             .mode(0o600)
             .open(path)?;
         file.set_len(size.0)?;
-        Ok(Self { file, path: path.into(), fresh: true })
+        Ok(Self::on(file, path.into(), true))
+    }
+
+    /// An open file or block device. Whoever calls this knows that nobody else uses it, and that it has the
+    /// size; `fresh`: that it reads as zeroes wherever nothing was restored to it.
+    #[must_use]
+    pub fn on(file: File, path: PathBuf, fresh: bool) -> Self {
+        Self { file, path, fresh }
     }
 }
 

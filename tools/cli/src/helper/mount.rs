@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::programs::command;
 use crate::verbs::attach::{loop_devices, losetup};
 use crate::verbs::detach::let_go;
-use crate::verbs::umount::stop;
+use crate::verbs::ending::{Ending, stop};
 
 /// Mount the file system on a protected disk; mount -t backstay calls it
 #[derive(Parser)]
@@ -170,7 +170,7 @@ impl Drop for Undo<'_> {
         }
         if self.started {
             let driver: anyhow::Result<ControlClient> = self.context.driver(name);
-            if let Err(e) = driver.and_then(|driver| stop(name, driver)) {
+            if let Err(e) = driver.and_then(|driver| stop(name, driver, Ending::default())) {
                 eprintln!("mount.backstay: {e:#}; its driver is still running");
             }
         }

@@ -1,10 +1,8 @@
 //! `umount.backstay`: the file system goes, and with the last one the driver that a mount had started.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
-use backstay_format::control::Request;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_types::DiskName;
@@ -12,9 +10,7 @@ use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code, table};
 use crate::programs::command;
-
-/// How long a driver may take to save what it knows.
-const END_MAX: Duration = Duration::from_secs(60);
+use crate::verbs::ending::{Ending, stop};
 
 /// Unmount the file system on a protected disk; umount calls it
 #[derive(Parser)]
@@ -79,19 +75,19 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Ends a driver if a mount had started it; others are left alone.
 fn end(behind: Behind, lazy: bool) -> anyhow::Result<()> {
-    let Behind { name, mut driver, pid, mark } = behind;
+    let Behind { name, driver, pid, mark } = behind;
     let by_mount = std::fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
     if by_mount != Some(pid) {
         return Ok(());
     }
     let _ = std::fs::remove_file(&mark);
-    driver.ask(&Request::Stop).with_context(|| {
-        format!("disk {name} is unmounted, but its driver does not stop: backstay umount {name}")
-    })?;
-    if !lazy && !driver.is_gone_within(END_MAX) {
+    // Unmounted when nobody uses it: the driver then ends with the next umount, or by hand.
+    let how = if lazy { Ending::at_once() } else { Ending::default() };
+    if let Err(e) = stop(&name, driver, how) {
+        std::fs::write(&mark, format!("{pid}\n")).with_context(|| format!("{}", mark.display()))?;
         eprintln!(
-            "umount.backstay: disk {name} is unmounted, but somebody else has it open; its driver \
-             ends when it is closed"
+            "umount.backstay: disk {name} is unmounted, but its driver goes on: {e:#}. End it with backstay \
+             umount {name}"
         );
     }
     Ok(())

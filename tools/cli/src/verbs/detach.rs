@@ -1,15 +1,16 @@
 //! `backstay detach`: detach the loop devices of a disk and stop its driver.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use backstay_host::clock;
+use backstay_host::in_use::{self, Subject};
 use backstay_types::DiskName;
 use clap::Args;
 
 use super::attach::loop_devices;
-use super::umount::stop;
+use super::ending::{self, Devices, Ending};
 use crate::context::Context;
 use crate::exit::Refused;
 use crate::helper::table::{self, Entry};
@@ -21,58 +22,111 @@ use crate::programs::command;
 Example:
   umount /mnt && backstay detach data
 
-A device that is still mounted is refused; nothing is changed then. With --unmount what is on it is unmounted
-first, and as long as somebody uses that, this waits: for services, which are stopped in any order.")]
+A device that is mounted (in any mount namespace), used as swap, part of another device, or open in a process is
+refused after --wait, with the names of its users; nothing is changed then. With --unmount what is mounted from it
+is unmounted first, as soon as nobody uses that.")]
 pub struct Detach {
     /// The disk's name
     name: DiskName,
     /// Unmount what is on it first, as soon as nobody uses it
     #[arg(long)]
     unmount: bool,
+    #[command(flatten)]
+    how: Ending,
 }
 
 /// How long to wait before looking again whether a file system is still used: nothing tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long the kernel may take to detach a device that nobody uses.
+const DETACHED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Detach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let mut driver = context.driver(&self.name)?;
-        let served = driver.status()?.served;
-        let devices = loop_devices(&served)?;
+        let name = &self.name;
+        if self.how.force {
+            let paths = context.roots.disk(name);
+            let devices = loop_devices(&paths.mount_point().join("disk"))?;
+            ending::abort(context, name)?;
+            // Those that are still open go when they are closed: there is no disk behind them any more.
+            devices.iter().try_for_each(|device| losetup_detach(device))?;
+            return Ok(());
+        }
+        let mut driver = context.driver(name)?;
+        let status = driver.status()?;
+        let devices = loop_devices(&status.served)?;
         if self.unmount {
-            unmount(&self.name, &devices)?;
+            unmount(name, &devices, self.how)?;
         }
         if let Some(entry) = mounted(&devices)?.pop() {
             let message = format!(
-                "disk {}: {} is mounted on {}; unmount it first. Nothing was changed",
-                self.name,
+                "disk {name}: {} is mounted on {}; unmount it first. Nothing was changed",
                 entry.source.display(),
                 entry.target.display()
             );
             return Err(Refused(message).into());
         }
+        ending::wait_until_free(&status, Devices::Spare, self.how)?;
         for device in &devices {
-            let_go(device)?;
+            detach_free(name, device)?;
         }
-        stop(&self.name, driver)
+        ending::stop(name, driver, self.how)
     }
 }
 
 /// Unmounts all that is mounted from these devices, the newest first, and waits while it is used.
-fn unmount(name: &DiskName, devices: &[String]) -> anyhow::Result<()> {
+fn unmount(name: &DiskName, devices: &[String], how: Ending) -> anyhow::Result<()> {
+    let until = clock::monotonic() + how.wait();
     let mut said = false;
     while let Some(entry) = mounted(devices)?.pop() {
         let done = command("umount")
             .arg(&entry.target)
             .output()
             .context("umount could not be started (package mount)")?;
-        if !done.status.success() {
-            if !std::mem::replace(&mut said, true) {
-                let why = String::from_utf8_lossy(&done.stderr).into_owned();
-                tracing::warn!("disk {name}: waiting until it can be unmounted: {}", why.trim());
-            }
-            clock::sleep(LOOK_AGAIN);
+        if done.status.success() {
+            continue;
         }
+        let by = users_of(&entry);
+        if clock::monotonic() > until {
+            let message = format!(
+                "disk {name} is in use: {} cannot be unmounted: {}. Nothing else was changed",
+                entry.target.display(),
+                by.unwrap_or_else(|| String::from_utf8_lossy(&done.stderr).trim().to_owned())
+            );
+            return Err(Refused(message).into());
+        }
+        if !std::mem::replace(&mut said, true) {
+            let by = by.map_or_else(String::new, |by| format!(": {by}"));
+            let at = entry.target.display();
+            tracing::warn!("disk {name}: waiting until {at} can be unmounted{by}");
+        }
+        clock::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
+/// Who is at work in a mounted file system, in words.
+pub fn users_of(entry: &Entry) -> Option<String> {
+    let users = in_use::inside(entry.number.parse().ok()?).unwrap_or_default();
+    (!users.is_empty()).then(|| in_use::list(&users))
+}
+
+/// Detaches a device that nobody used a moment ago. If somebody has come meanwhile, it stays attached: the
+/// kernel would otherwise detach it later, when that one closes it.
+pub fn detach_free(name: &DiskName, device: &str) -> anyhow::Result<()> {
+    losetup_detach(device)?;
+    let until: Instant = clock::monotonic() + DETACHED_WITHIN;
+    while table::loop_file(Path::new(device)).is_some() {
+        if clock::monotonic() > until {
+            let users = Subject::at(Path::new(device))
+                .and_then(|of| {
+                    in_use::users(&of, &in_use::Look { readers: true, ..Default::default() })
+                })
+                .unwrap_or_default();
+            in_use::keep_attached(Path::new(device))
+                .with_context(|| format!("disk {name}: keeping {device} attached"))?;
+            return Err(ending::refused(name, &users).into());
+        }
+        clock::sleep(LOOK_AGAIN);
     }
     Ok(())
 }
@@ -90,6 +144,10 @@ pub fn mounted(devices: &[String]) -> anyhow::Result<Vec<Entry>> {
 
 /// Detaches a loop device; one that is mounted is detached by the kernel when it is unmounted.
 pub fn let_go(device: &str) -> anyhow::Result<()> {
+    losetup_detach(device)
+}
+
+fn losetup_detach(device: &str) -> anyhow::Result<()> {
     let attached = || table::loop_file(Path::new(device)).is_some();
     // Whoever unmounts at this instant may be quicker.
     if !attached() {
@@ -100,6 +158,8 @@ pub fn let_go(device: &str) -> anyhow::Result<()> {
         .output()
         .context("losetup could not be started (package mount)")?;
     let said = String::from_utf8_lossy(&detached.stderr).into_owned();
-    anyhow::ensure!(detached.status.success() || !attached(), "{}", said.trim());
+    if !detached.status.success() && attached() {
+        bail!("{}", said.trim());
+    }
     Ok(())
 }

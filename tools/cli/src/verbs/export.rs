@@ -4,13 +4,14 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_recovery::image::{Format, export_to_file, export_to_pipe};
+use backstay_recovery::image::{self as export, Format, export_to_file, export_to_pipe};
 use backstay_recovery::lazy::{PointChoice, choose};
 use backstay_types::DiskName;
 use backstay_vault::retain::Held;
 use clap::Args;
 
 use super::progress::Progress;
+use super::stopping::until_signal;
 use super::target::{InVault, size};
 use crate::context::Context;
 
@@ -37,7 +38,7 @@ pub struct Export {
     /// raw or qcow2 [default: qcow2 if the file's name ends so, else raw]
     #[arg(long)]
     format: Option<Format>,
-    /// Overwrite what is there
+    /// Overwrite what is there, if nobody uses it
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -74,7 +75,18 @@ impl Export {
             let mut out = file.context("standard output")?;
             export_to_pipe(&vault, &point, &mut out, threads, &progress)
         } else {
-            export_to_file(&vault, &point, &self.to, format, self.force, threads, &progress)
+            until_signal(|stop| {
+                export_to_file(&export::Export {
+                    vault: &vault,
+                    point: &point,
+                    to: &self.to,
+                    format,
+                    replace: self.force,
+                    threads,
+                    progress: &progress,
+                    stop,
+                })
+            })?
         };
         bar.end();
         exported.with_context(|| match pipe {

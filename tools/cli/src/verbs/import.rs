@@ -1,10 +1,8 @@
 //! `backstay import`: an image becomes a disk of a vault.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use backstay_engine::service::stop_on_signals;
 use backstay_engine::throttle::Throttle;
 use backstay_recovery::image::{Format, Import as Job, import};
 use backstay_types::DiskName;
@@ -12,6 +10,7 @@ use backstay_vault::Vault;
 use clap::Args;
 
 use super::progress::Progress;
+use super::stopping::until_signal;
 use super::target::size;
 use crate::context::Context;
 
@@ -50,21 +49,9 @@ impl Import {
         };
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
         let vault = Vault::open(url)?;
-        let stop = AtomicBool::new(false);
-        let stopped = stop_on_signals()?;
         let bar = Progress::new(context);
-        let imported = std::thread::scope(|scope| {
-            let (done, over) = std::sync::mpsc::channel::<()>();
-            let stop = &stop;
-            scope.spawn(move || {
-                // Ends when the import does, or gives it up on a signal.
-                while over.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                    if stopped.recv_timeout(std::time::Duration::from_millis(100)).is_ok() {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                }
-            });
-            let imported = import(&Job {
+        let imported = until_signal(|stop| {
+            import(&Job {
                 image: &self.image,
                 format,
                 name: &self.name,
@@ -73,10 +60,8 @@ impl Import {
                 throttle: &Throttle::new(context.config.throttle.clone(), context.config.zone()),
                 progress: &|done, all| bar.show("importing", done, all),
                 stop,
-            });
-            drop(done);
-            imported
-        });
+            })
+        })?;
         bar.end();
         let point = imported
             .with_context(|| {

@@ -1,19 +1,17 @@
 //! `backstay restore`: get a recovery point back.
 
-use std::fs;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
+use backstay_recovery::restore::{self, Goal, Occupied, RestoreError};
 use backstay_types::DiskName;
-use backstay_vault::read::{FileTarget, restore};
 use backstay_vault::retain::Held;
 use clap::Args;
 
 use super::progress::Progress;
+use super::stopping::until_signal;
 use super::target::{InVault, PointName, size};
 use crate::context::Context;
-use crate::exit::Refused;
 
 /// Write a recovery point to a file or device
 #[derive(Args)]
@@ -22,8 +20,10 @@ Examples:
   backstay restore db --point latest --to /srv/db.img
   backstay restore db --point 17 --to /dev/sdb --force --vault file:///mnt/backup/vault
 
-Needs nothing but the vault. What exists is overwritten only with --force; a device that is mounted
-never is. Every block is checked before it is written.")]
+Needs nothing but the vault. Every block is checked before it is written. What exists is overwritten only with
+--force; what is in use never is. A file is written beside its place (FILE.backstay-part) and gets its name when
+it is whole: until then an existing file stays as it was. Killed, the same command goes on; Ctrl-C removes what it
+wrote. A device is marked until it is whole, so that nobody takes a part of a point for a disk.")]
 pub struct Restore {
     /// The disk's name
     name: DiskName,
@@ -33,7 +33,7 @@ pub struct Restore {
     /// A file, or a block device at least as large as the disk
     #[arg(long, value_name = "FILE|DEVICE")]
     to: PathBuf,
-    /// Overwrite what is there
+    /// Overwrite what is there, if nobody uses it
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -45,36 +45,34 @@ impl Restore {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         vault.check_readable()?;
         let cycle = self.point.find(&vault, &disk)?;
-        self.refuse_to_overwrite()?;
+        let failed = |e: RestoreError| {
+            let (name, to) = (&self.name, self.to.display());
+            anyhow::Error::new(e).context(format!("disk {name}: cannot restore to {to}"))
+        };
+        let occupied = if self.force { Occupied::Overwrite } else { Occupied::Refuse };
+        let goal = Goal::at(&self.to, occupied).map_err(|e| failed(e.into()))?;
         let why = format!("restore to {}", self.to.display());
         let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;
         let point = vault.manifest(disk.disk, cycle)?;
-        let target = FileTarget::open(&self.to, point.size).map_err(|e| {
-            match e.raw_os_error() {
-                // O_EXCL on a device that is mounted or claimed.
-                Some(16) => anyhow::Error::new(Refused(format!(
-                    "{} is in use (mounted?); unmount it first. Nothing was written",
-                    self.to.display()
-                ))),
-                _ => anyhow::Error::new(e).context(format!("opening {}", self.to.display())),
-            }
-        })?;
         let bar = Progress::new(context);
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let restored = restore(&vault, &point, &target, threads, &|done, all| {
-            bar.show("restoring", done, all);
-        });
-        bar.end();
-        restored.with_context(|| {
-            format!(
-                "{} does not hold recovery point {cycle} of disk {}; do not use it",
-                self.to.display(),
-                self.name
-            )
+        let restored = until_signal(|stop| {
+            restore::Restore {
+                vault: &vault,
+                name: &self.name,
+                point: &point,
+                goal: &goal,
+                threads: std::thread::available_parallelism().map_or(2, usize::from),
+                progress: &|done, all| bar.show("restoring", done, all),
+                stop,
+            }
+            .run()
         })?;
+        bar.end();
+        let restored = restored.map_err(failed).with_context(|| left_by(&goal))?;
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name, "cycle": cycle, "to": self.to, "size_bytes": point.size,
+                "resumed_bytes": restored.resumed,
             }));
         }
         if !context.globals.quiet {
@@ -87,18 +85,27 @@ impl Restore {
         }
         Ok(())
     }
-
-    fn refuse_to_overwrite(&self) -> Result<(), Refused> {
-        if self.force || !holds_something(&self.to) {
-            return Ok(());
-        }
-        Err(Refused(format!(
-            "{} exists and would be overwritten; use --force if it may be. Nothing was written",
-            self.to.display()
-        )))
-    }
 }
 
-fn holds_something(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device() || meta.len() > 0)
+/// What a restore that failed has left.
+fn left_by(goal: &Goal) -> String {
+    let part = goal.path().with_added_extension("backstay-part");
+    match goal {
+        Goal::Device { path } => format!(
+            "{} may hold a part of a recovery point; if so, it is marked and attach and mount refuse it",
+            path.display()
+        ),
+        Goal::File { path, replaces } => {
+            let file = match replaces {
+                true => format!("{} is as it was", path.display()),
+                false => format!("{} was not made", path.display()),
+            };
+            match part.exists() {
+                true => {
+                    format!("{file}; run the same command again to go on with {}", part.display())
+                }
+                false => format!("{file}; nothing is left of the restore"),
+            }
+        }
+    }
 }

@@ -1,20 +1,18 @@
 //! `backstay umount`: stop serving a disk.
 
-use anyhow::Context as _;
-use backstay_format::control::Request;
-use backstay_front::control::ControlClient;
 use backstay_recovery::failover::refuse_to_forget;
 use backstay_recovery::lazy;
 use backstay_types::DiskName;
 use clap::Args;
 
+use super::ending::{Ending, abort, stop};
 use crate::context::Context;
 
 /// Stop serving a disk, cleanly
 #[derive(Args)]
 #[command(after_help = "\
-A disk that is open (by QEMU, a loop device) is served until its last user closes it; this \
-command waits for that.")]
+A disk that somebody uses (QEMU, a loop device, a file system, also in a container) is not stopped: this waits for
+--wait, then names the users and changes nothing. A loop device goes with backstay detach.")]
 pub struct Umount {
     /// The disk's name
     name: DiskName,
@@ -22,27 +20,27 @@ pub struct Umount {
     /// then. The vault keeps the point
     #[arg(long)]
     forget: bool,
+    #[command(flatten)]
+    how: Ending,
 }
 
 impl Umount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = &self.name;
+        let end = || match self.how.force {
+            true => abort(context, name),
+            false => stop(name, context.driver(name)?, self.how),
+        };
         if !self.forget {
-            return stop(&self.name, context.driver(&self.name)?);
+            return end();
         }
-        refuse_to_forget(&context.roots.state, &self.name)?;
-        let paths = context.roots.disk(&self.name);
-        if let Ok(driver) = context.driver(&self.name)
-            && lazy::MountedPoint::load(&self.name, &paths).map_or(true, |of| of.is_some())
+        refuse_to_forget(&context.roots.state, name)?;
+        let paths = context.roots.disk(name);
+        if context.driver(name).is_ok()
+            && lazy::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())
         {
-            stop(&self.name, driver)?;
+            end()?;
         }
-        Ok(lazy::forget(&self.name, &paths)?)
+        Ok(lazy::forget(name, &paths)?)
     }
-}
-
-/// Asks a driver to stop and waits until it is gone.
-pub fn stop(name: &DiskName, mut driver: ControlClient) -> anyhow::Result<()> {
-    driver.ask(&Request::Stop).with_context(|| format!("disk {name}"))?;
-    driver.wait_until_gone();
-    Ok(())
 }

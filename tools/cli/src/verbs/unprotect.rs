@@ -19,7 +19,7 @@ use backstay_vault::retain::Time;
 use clap::Args;
 
 use super::attach::loop_devices;
-use super::umount::stop;
+use super::ending::{Ending, stop};
 use crate::context::Context;
 use crate::exit::Refused;
 
@@ -123,7 +123,7 @@ impl Unprotect {
                 clock::sleep(Duration::from_millis(200));
                 driver = context.driver(name)?;
             }
-            stop(name, driver)?;
+            stop(name, driver, Ending::default())?;
         }
         let mut record = Record::load(&paths.state);
         record.happened(Event::Stopped);

@@ -1,15 +1,18 @@
 //! What is on this host: disks, their drivers and devices, and this command run again for them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::clock;
-use backstay_recovery::failover::{FailoverRecord, users};
+use backstay_host::in_use;
+use backstay_recovery::failover::FailoverRecord;
 use backstay_types::DiskName;
 
 use super::super::attach::{loop_devices, losetup};
+use super::super::detach::detach_free;
+use super::super::ending::{self, Devices, Ending};
 use crate::context::Context;
 use crate::exit::Refused;
 
@@ -45,18 +48,16 @@ pub fn again(context: &Context, args: &[&str]) -> anyhow::Result<String> {
     }
 }
 
-/// Refuses if anybody uses a served disk or a loop device on it; the devices.
+/// Refuses if anybody uses a served disk or a loop device on it, in any mount namespace; the devices.
 pub fn refuse_if_used(name: &DiskName, status: &DriverStatus) -> anyhow::Result<Vec<String>> {
     let devices = loop_devices(&status.served)?;
-    let mut paths: Vec<PathBuf> = devices.iter().map(PathBuf::from).collect();
-    paths.push(status.served.clone());
-    let users = users::of(&paths, status.pid);
+    let users = ending::users(status, Devices::Spare)?;
     if users.is_empty() {
         return Ok(devices);
     }
     Err(Refused(format!(
         "disk {name} is in use: {}. Stop that first; nothing was changed",
-        users.join("; ")
+        in_use::list(&users)
     ))
     .into())
 }
@@ -64,12 +65,11 @@ pub fn refuse_if_used(name: &DiskName, status: &DriverStatus) -> anyhow::Result<
 /// Detaches devices and stops a driver, if it runs. Nobody uses the disk.
 pub fn stop(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     let Some(status) = driver(context, name) else { return Ok(()) };
+    ending::wait_until_free(&status, Devices::Spare, Ending::default())?;
     for device in loop_devices(&status.served)? {
-        let detached = Command::new("losetup").args(["--detach", &device]).status();
-        let detached = detached.context("losetup could not be started (package util-linux)")?;
-        anyhow::ensure!(detached.success(), "losetup --detach {device} failed");
+        detach_free(name, &device)?;
     }
-    super::super::umount::stop(name, context.driver(name)?)
+    ending::stop(name, context.driver(name)?, Ending::default())
 }
 
 /// Stops a driver after the cycle that runs; none can begin any more.
@@ -83,7 +83,7 @@ pub fn stop_after_cycle(context: &Context, name: &DiskName) -> anyhow::Result<()
         clock::sleep(std::time::Duration::from_millis(100));
         driver = context.driver(name)?;
     }
-    super::super::umount::stop(name, driver)
+    ending::stop(name, driver, Ending::default())
 }
 
 /// Prints where a disk is served; attaches a device if that is wished and none is there.

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_format::control::DriverStatus;
-use backstay_recovery::failover::users;
 use backstay_types::DiskName;
 
 use super::super::attach::loop_devices;
-use super::super::detach::mounted;
+use super::super::detach::{mounted, users_of};
 use super::{local, source};
 use crate::context::Context;
 use crate::exit::Refused;
@@ -65,16 +64,12 @@ impl Serving {
             if done.status.success() {
                 continue;
             }
-            let mut by = users::below(&entry.target);
-            if by.is_empty() {
-                by.push(String::from_utf8_lossy(&done.stderr).trim().to_owned());
-            }
+            let by = users_of(&entry)
+                .unwrap_or_else(|| String::from_utf8_lossy(&done.stderr).trim().to_owned());
             let (name, at) = (&self.name, entry.target.display());
-            return Err(Refused(format!(
-                "disk {name} is in use: {at} cannot be unmounted: {}",
-                by.join("; ")
-            ))
-            .into());
+            return Err(
+                Refused(format!("disk {name} is in use: {at} cannot be unmounted: {by}")).into()
+            );
         }
         Ok(())
     }
