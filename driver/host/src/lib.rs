@@ -14,6 +14,7 @@
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
+//! - [`stamp`]: whether a file is still the one that was read
 
 pub mod alarm;
 pub mod atomic;
@@ -26,3 +27,4 @@ pub mod lock;
 pub mod own_dir;
 pub mod record;
 pub mod stack;
+pub mod stamp;

@@ -34,13 +34,17 @@ pub enum CycleError {
     /// Nothing proves that the disk is newer than the vault; see [`crate::cycle`]'s flow.
     #[error(
         "the vault has recovery points of disk {name} that this disk does not know as its own \
-         (newest: {newest}, cut {}; the disk counts from {}). It may be older than they are, as \
-         after coming back from a backup, or another disk. Nothing was shipped. If the disk is \
+         (newest: {newest}, cut {}; the disk counts from {}). {} Nothing was shipped. If the disk is \
          right and what it holds shall follow these points, say so: backstay resync {name} --now \
          --the-disk-is-right. If the vault is right, restore the disk from it. If it is another \
          disk, give it another name",
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(*cut_unix_ns)),
-        known.map_or("no point".into(), |cycle| format!("point {cycle}"))
+        known.map_or("no point".into(), |cycle| format!("point {cycle}")),
+        match known {
+            Some(known) if known > newest =>
+                "A point that this disk made is not there any more: somebody deleted it, or the vault is an older copy.",
+            _ => "It may be older than they are, as after coming back from a backup, or another disk.",
+        }
     )]
     WhichSide {
         /// The disk.
@@ -51,6 +55,18 @@ pub enum CycleError {
         cut_unix_ns: u64,
         /// The point that the disk counts from.
         known: Option<CycleNo>,
+    },
+    /// The newest point cannot be read, so nothing can be laid over it.
+    #[error(
+        "{source}. It is the newest recovery point of disk {name}, so nothing can follow it; older points are not \
+         touched. Nothing was shipped. If it cannot be brought back (the vault's backup, backstay vault undelete), \
+         begin again with a full copy: backstay resync {name} --now --full"
+    )]
+    NewestDamaged {
+        /// The disk.
+        name: String,
+        /// What is wrong with it.
+        source: VaultError,
     },
     /// The point would not have been application-consistent, and the settings want no other.
     #[error("no application-consistent point could be made (hooks.require is set): {0}")]
@@ -72,7 +88,7 @@ impl CycleError {
     pub fn class(&self) -> Class {
         match self {
             Self::Vault(e) => e.class(),
-            Self::WhichSide { .. } => Class::PersonMustAct,
+            Self::WhichSide { .. } | Self::NewestDamaged { .. } => Class::PersonMustAct,
             _ => Class::Recoverable,
         }
     }
@@ -81,6 +97,22 @@ impl CycleError {
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         matches!(self, Self::Vault(VaultError::Fenced { .. }))
+    }
+
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Vault(e) => e.is_damage(),
+            Self::NewestDamaged { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the vault has none of the points that were made.
+    #[must_use]
+    pub fn is_vanished(&self) -> bool {
+        matches!(self, Self::Vault(VaultError::PointsVanished { .. }))
     }
 
     /// Whether somebody else is at it.

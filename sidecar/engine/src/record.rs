@@ -80,7 +80,8 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
         fenced: false,
         vault: WrongVault::of(e),
         message: e.to_string(),
-        person_must_act: e.class() == Class::PersonMustAct,
+        person_must_act: e.class() != Class::Recoverable,
+        tried_again: true,
         at_unix_ns: now,
         since_unix_ns: before.map_or(now, |first| first.since_unix_ns),
     };
@@ -128,6 +129,7 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
     let noted = Failure {
         message,
         person_must_act: true,
+        tried_again: true,
         fenced: false,
         vault: None,
         at_unix_ns: now,
@@ -185,6 +187,9 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
+    /// Whether it is tried again by itself all the same: then nobody has to be told when it is mended.
+    #[serde(default)]
+    pub tried_again: bool,
     /// The disk was failed over: another host writes it now (I5).
     #[serde(default)]
     pub fenced: bool,
@@ -195,6 +200,14 @@ pub struct Failure {
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
     pub since_unix_ns: u64,
+}
+
+impl Failure {
+    /// Whether nothing is tried until a person says so.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.person_must_act && !self.tried_again
+    }
 }
 
 impl Record {
@@ -288,7 +301,8 @@ impl Record {
                 self.failures += 1;
                 self.failure = Some(Failure {
                     message: e.to_string(),
-                    person_must_act: e.class() == Class::PersonMustAct,
+                    person_must_act: e.class() != Class::Recoverable,
+                    tried_again: e.class() != Class::PersonMustAct,
                     fenced: e.is_fenced(),
                     vault: match e {
                         CycleError::Vault(e) => WrongVault::of(e),

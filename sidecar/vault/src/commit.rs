@@ -144,7 +144,8 @@ impl Vault {
         let wrong = |reason: String| {
             Err(VaultError::Inconsistent { object: point_key(disk, cycle), reason })
         };
-        if newest.map_or(CycleNo(1), |point| point.cycle.next()) != cycle {
+        // Where points were deleted behind our back, a full copy begins again beyond them: no number is used twice.
+        if newest.is_some_and(|point| point.cycle.next() != cycle) || cycle < CycleNo(1) {
             return wrong("its cycle is not the one after the newest point's".into());
         }
         let is_first = newest.is_some_and(|newest| newest.term < meta.term);

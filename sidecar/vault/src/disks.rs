@@ -3,13 +3,17 @@
 use backstay_types::{CycleNo, DiskId};
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{In, VaultError};
 use crate::format::document::DiskRecord;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::seal::sign::TRAILER_BYTES;
-use crate::store::{Vault, disk_key, point_key};
+use crate::store::{Vault, disk_key, point_key, segment_id, segment_key};
+
+/// Objects deleted at a time.
+const DELETES: usize = 256;
+/// How often what stays is deleted again.
+const REMOVALS_MAX: usize = 3;
 
 impl Vault {
     /// The records of all disks, as they were made.
@@ -57,6 +61,53 @@ impl Vault {
         crate::retain::existing_points(self, disk)
     }
 
+    /// The cycle of the newest recovery point of a disk. No list decides that: what the ledger names, what follows the
+    /// newest, and what somebody knows to be there is asked for by name.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn newest_point(
+        &self,
+        disk: DiskId,
+        known: Option<CycleNo>,
+    ) -> Result<Option<CycleNo>, VaultError> {
+        let mut newest = self.points(disk)?.last().copied();
+        if let Some(known) = known.filter(|known| newest.is_none_or(|newest| *known > newest))
+            && self.has_point(disk, known, true)?
+        {
+            let mut at = known;
+            while self.has_point(disk, at.next(), false)? {
+                at = at.next();
+            }
+            newest = Some(at);
+        }
+        Ok(newest)
+    }
+
+    /// The highest cycle whose point is known to have been there, by what retention wrote down; none if it never did.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn highest_known(&self, disk: DiskId) -> Result<Option<CycleNo>, VaultError> {
+        Ok(self.ledger(disk)?.map(|ledger| ledger.horizon).filter(|horizon| horizon.0 > 0))
+    }
+
+    /// Whether there is an object of that name among a disk's points; one that must be there is asked for several times
+    /// before that it is gone is believed.
+    pub(crate) fn has_point(
+        &self,
+        disk: DiskId,
+        cycle: CycleNo,
+        must_be_there: bool,
+    ) -> Result<bool, VaultError> {
+        let key = point_key(disk, cycle);
+        match self.judged(must_be_there, || self.len(&key)) {
+            Ok(_) => Ok(true),
+            Err(VaultError::NotFound { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The cycles of all objects among a disk's points, whatever the ledger says of them.
     pub(crate) fn point_objects(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
         let points = self.numbers(&format!("disks/{disk}/points"))?;
@@ -68,6 +119,26 @@ impl Vault {
     /// # Errors
     /// If there is none, or it is damaged or not what its name says.
     pub fn manifest(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
+        self.judged(false, || self.manifest_once(disk, cycle))
+    }
+
+    /// A recovery point that a list shows or the ledger names; `None` if it is gone, which is believed when it was
+    /// asked for several times.
+    ///
+    /// # Errors
+    /// As for [`Self::manifest`].
+    pub fn listed_manifest(
+        &self,
+        disk: DiskId,
+        cycle: CycleNo,
+    ) -> Result<Option<Manifest>, VaultError> {
+        match self.judged(true, || self.manifest_once(disk, cycle)) {
+            Err(VaultError::NotFound { .. }) => Ok(None),
+            point => point.map(Some),
+        }
+    }
+
+    fn manifest_once(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
         let key = point_key(disk, cycle);
         let bytes = self.get(&key, MANIFEST_BYTES_MAX + TRAILER_BYTES)?;
         let manifest = Manifest::decode(self.verified(&key, &bytes)?).within(&key)?;
@@ -77,29 +148,81 @@ impl Vault {
     }
 
     /// Deletes everything that the vault has of a disk: its points first, its record last, so that
-    /// one that is killed half-way can be finished.
+    /// one that is killed half-way can be finished. When this returns, nothing is left of what a list shows or what
+    /// anything names.
     ///
     /// # Errors
-    /// If the vault cannot be listed or refuses to delete.
+    /// If the vault cannot be listed or refuses to delete; [`VaultError::Inconsistent`] if something stays.
     pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
         let prefix = format!("disks/{disk}");
-        let path = Path::from(prefix.as_str());
-        let listed = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
-        let listed =
-            self.inner.runtime.block_on(listed).map_err(|e| VaultError::of_store(&prefix, e))?;
-        let mut keys: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
         let record = disk_key(disk);
         let points = format!("{prefix}/points/");
-        keys.sort_by_key(|key| {
-            (key.as_ref() == record, !key.as_ref().starts_with(&points), key.as_ref().to_owned())
-        });
-        for key in keys {
-            match self.inner.runtime.block_on(self.inner.store.delete(&key)) {
-                // Somebody else deleted it at the same time.
-                Err(object_store::Error::NotFound { .. }) | Ok(()) => {}
-                Err(e) => return Err(VaultError::of_store(key.as_ref(), e)),
+        // Before anything goes, what names the rest is asked for: a list may lag.
+        let mut known = self.named_objects(disk)?;
+        let mut left = vec![];
+        for _ in 0..REMOVALS_MAX {
+            let mut keys = self.all_below(&prefix)?;
+            keys.append(&mut known);
+            keys.sort_unstable();
+            keys.dedup();
+            keys.sort_by_key(|key| !key.starts_with(&points));
+            let rest: Vec<String> = keys.into_iter().filter(|key| *key != record).collect();
+            for some in rest.chunks(DELETES) {
+                self.delete_all(some.to_vec())?;
+            }
+            // A store that says it deleted something may be mistaken, and so may its list.
+            left = self.all_below(&prefix)?;
+            for key in rest.into_iter().filter(|key| key.starts_with(&points)) {
+                if self.has(&key)? {
+                    left.push(key);
+                }
+            }
+            left.retain(|key| *key != record);
+            if left.is_empty() {
+                return self.delete(&record);
+            }
+            known = left.clone();
+        }
+        let reason = format!(
+            "{} of its objects are still there after they were deleted, {} among them: its points are not deleted",
+            left.len(),
+            left.first().map_or("", String::as_str)
+        );
+        Err(VaultError::Inconsistent { object: prefix, reason })
+    }
+
+    /// Objects of a disk that are there whether a list shows them or not: its points, and the segments of the newest one.
+    fn named_objects(&self, disk: DiskId) -> Result<Vec<String>, VaultError> {
+        let points = self.points(disk)?;
+        let mut keys: Vec<String> = points.iter().map(|&cycle| point_key(disk, cycle)).collect();
+        if let Some(&newest) = points.last() {
+            match self.listed_manifest(disk, newest) {
+                Ok(point) => {
+                    let segments = point.map(|point| point.segments).unwrap_or_default();
+                    keys.extend(segments.iter().map(|segment| segment_key(segment_id(disk, segment))));
+                }
+                // It goes all the same.
+                Err(e) if e.is_damage() => tracing::warn!("{e}"),
+                Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(keys)
+    }
+
+    /// The keys of all objects below a prefix, as two lists show them that are asked for in different ways.
+    fn all_below(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        let path = Path::from(prefix);
+        let of_store = |e| VaultError::of_store(prefix, e);
+        let listed = self.store().list(Some(&path)).try_collect::<Vec<_>>();
+        let mut listed = self.block_on(listed).map_err(of_store)?;
+        if !self.is_local() && !self.is_behind_gateway() {
+            let first = Path::from(format!("{prefix}/!"));
+            let again = self.store().list_with_offset(Some(&path), &first).try_collect::<Vec<_>>();
+            listed.append(&mut self.block_on(again).map_err(of_store)?);
+        }
+        let mut keys: Vec<String> = listed.into_iter().map(|meta| meta.location.into()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
     }
 }

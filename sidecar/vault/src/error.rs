@@ -4,7 +4,7 @@ use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, DiskName, SectorRange, Term};
 
 use crate::local::Planted;
-use crate::remote::refusal::refusal;
+use crate::remote::refusal::{Refusal, is_full, refusal};
 use crate::seal::sign::NotSigned;
 
 /// What to do about an error: row R-22 of the requirements.
@@ -12,6 +12,9 @@ use crate::seal::sign::NotSigned;
 pub enum Class {
     /// It may pass: try again, later and later.
     Recoverable,
+    /// A person should act, and what he does shows by itself: try again, later and later. A store that refuses
+    /// (credentials, quota, clock, an odd answer) heals without us being told.
+    PersonShouldAct,
     /// It will not pass by itself: a person must act.
     PersonMustAct,
 }
@@ -114,10 +117,35 @@ pub enum VaultError {
         object: String,
     },
     /// The store does not let us.
-    #[error("vault: {object}: permission denied; check the vault's owner, mode or credentials")]
+    #[error("vault: {object}: permission denied: {why}")]
     Denied {
         /// The key.
         object: String,
+        /// The store's own words, or what to check.
+        why: String,
+    },
+    /// What the store has is not what was put. It was deleted; nothing refers to it.
+    #[error(
+        "vault: {object}: the store has other bytes than were put ({tries} times): something between this host \
+         and the vault changes what it carries. Nothing refers to it; it is tried again"
+    )]
+    Altered {
+        /// The key.
+        object: String,
+        /// How often it was put.
+        tries: u32,
+    },
+    /// The vault had recovery points of this disk, and has none any more.
+    #[error(
+        "the vault has no recovery point of disk {disk} any more, though {known} was made: somebody deleted them, \
+         or this is not the whole vault. Nothing was shipped. If the vault can be brought back (its backup, \
+         backstay vault undelete), do that; to begin again with a full copy: backstay resync {disk} --now --full"
+    )]
+    PointsVanished {
+        /// The disk's name.
+        disk: String,
+        /// The newest point that is known to have been there.
+        known: CycleNo,
     },
     /// An object is not what it should be.
     #[error("vault: {object} is damaged: {source}")]
@@ -252,9 +280,12 @@ impl VaultError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            // What no second try changes: told by type (R-22).
+            // What a store refuses it may do when somebody has mended it: told by type (R-22).
+            Self::Store { source, .. } if refusal(source).is_some() => Class::PersonShouldAct,
             Self::Store { source, .. } if is_refused(source) => Class::PersonMustAct,
+            Self::Denied { .. } | Self::Unfit { .. } => Class::PersonShouldAct,
             Self::Store { .. }
+            | Self::Altered { .. }
             | Self::Full { .. }
             | Self::LostRace(_)
             | Self::Missed { .. }
@@ -270,11 +301,10 @@ impl VaultError {
             | Self::VaultExists { .. }
             | Self::HoldTaken { .. }
             | Self::Url { .. }
-            | Self::Unfit { .. }
+            | Self::PointsVanished { .. }
             | Self::Locked { .. }
             | Self::WriteOnly { .. }
             | Self::NotFound { .. }
-            | Self::Denied { .. }
             | Self::Damaged { .. }
             | Self::Forged { .. }
             | Self::Inconsistent { .. }
@@ -316,6 +346,19 @@ impl VaultError {
         )
     }
 
+    /// Whether an object of that name is there already.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        use object_store::Error::AlreadyExists;
+        matches!(self, Self::Store { source: AlreadyExists { .. }, .. })
+    }
+
+    /// Whether a store refused to do what was asked, for a reason that somebody can mend.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.class() == Class::PersonShouldAct
+    }
+
     pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {
         Self::of_store(
             object,
@@ -328,18 +371,39 @@ impl VaultError {
         let object = object.to_owned();
         match source {
             E::NotFound { .. } => Self::NotFound { object },
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied { object },
-            source => match io_kind(&source) {
-                Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+            E::PermissionDenied { source, .. } | E::Unauthenticated { source, .. } => {
+                Self::Denied { object, why: source.to_string() }
+            }
+            source => match refusal(&source) {
+                Some(Refusal::Answer { status, said }) if is_full(*status, said) => {
                     Self::Full { object }
                 }
-                Some(std::io::ErrorKind::PermissionDenied) => Self::Denied { object },
-                Some(std::io::ErrorKind::ReadOnlyFilesystem) => Self::Denied { object },
-                _ => Self::Store { object, source },
+                Some(refused @ Refusal::Answer { status: 401 | 403, .. }) => {
+                    Self::Denied { object, why: refused.to_string() }
+                }
+                Some(_) => Self::Store { object, source },
+                None => Self::of_kind(object, source),
             },
         }
     }
+
+    /// What the system says of a directory.
+    fn of_kind(object: String, source: object_store::Error) -> Self {
+        use std::io::ErrorKind as K;
+        match io_kind(&source) {
+            Some(K::StorageFull | K::QuotaExceeded) => Self::Full { object },
+            Some(K::PermissionDenied) => Self::Denied { object, why: OF_DIRECTORY.into() },
+            Some(K::ReadOnlyFilesystem) => {
+                let why = "its file system is mounted read-only; see the kernel's log for why";
+                Self::Denied { object, why: why.into() }
+            }
+            _ => Self::Store { object, source },
+        }
+    }
 }
+
+/// What to look at where a directory does not let us in.
+pub(crate) const OF_DIRECTORY: &str = "check the vault's owner and mode";
 
 /// Whether a store will never do what was asked.
 fn is_refused(error: &object_store::Error) -> bool {
@@ -351,7 +415,7 @@ fn is_refused(error: &object_store::Error) -> bool {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. }
     );
-    by_library || refusal(error).is_some() || is_planted(error)
+    by_library || is_planted(error)
 }
 
 /// Whether a link or a device stands where a vault's directory should have an object.

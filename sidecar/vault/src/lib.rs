@@ -5,6 +5,7 @@
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: a vault and the names of its objects; `disks`, `segments`: what it holds; `objects`: puts
 //!   that only one writer can win, reads, lists
+//! - `prove`: what was put is what the store has
 //! - [`paced`]: segments put no faster than they are let through
 //! - [`remote`]: vaults on object stores: S3, Azure Blob, Google Cloud Storage
 //! - [`known`]: which vault this host means by a URL
@@ -31,6 +32,7 @@ mod names;
 mod objects;
 pub mod paced;
 mod probe;
+mod prove;
 pub mod read;
 pub mod receive;
 pub mod remote;

@@ -194,7 +194,7 @@ impl Vault {
 
     /// The newest document of a name, and its number.
     fn newest_of_name(&self, name: &DiskName) -> Result<Option<(u64, NameRecord)>, VaultError> {
-        let numbers = self.numbers(&format!("names/{name}"))?;
+        let numbers = self.numbers_to_newest(&format!("names/{name}"), |n| name_key(name, n))?;
         let Some(&number) = numbers.last() else { return Ok(None) };
         let key = name_key(name, number);
         Ok(Some((number, self.document(&key)?)))

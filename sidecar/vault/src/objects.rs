@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::{ByteLen, DiskId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -15,13 +16,37 @@ use object_store::{
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, Document, Object, decode};
 use crate::format::key::ObjectKey;
+use crate::format::is_whole;
+use crate::prove::PUTS_MAX;
 use crate::store::Vault;
 
 /// How often a put is tried that failed because the name was taken, and then it was not.
 const CONFLICTS_MAX: u32 = 4;
 
+/// How often something is read that is not as it should be, before that is believed.
+const READS_MAX: u32 = 3;
+/// How long to wait before it is read again from a store; it doubles.
+const READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// Whether something is to be read again after so many readings and one more; waits for it.
+pub(crate) fn again(readings: u32) -> bool {
+    if readings + 1 >= READS_MAX {
+        return false;
+    }
+    clock::sleep(READ_PAUSE * 2u32.pow(readings));
+    true
+}
+
+/// What became of a put.
+enum Put {
+    /// It was done; the store's tag of it.
+    Done(Option<String>),
+    /// It was done before, and was read back.
+    Found,
+}
+
 /// Whether an object is what was put.
-fn same(there: &[u8], payload: &PutPayload) -> bool {
+pub(crate) fn same(there: &[u8], payload: &PutPayload) -> bool {
     there.len() == payload.content_length()
         && payload.iter().flatten().zip(there).all(|(put, there)| put == there)
 }
@@ -169,23 +194,85 @@ impl Vault {
         }
     }
 
-    /// Puts an object if it is absent, durably.
+    /// Whether something is to be read again after so many readings and one more; waits for it, where that may help.
+    fn again(&self, readings: u32) -> bool {
+        if self.is_local() { readings == 0 } else { again(readings) }
+    }
+
+    /// Reads something and judges it. What is damaged, or is not there though it must be, is read again before that is
+    /// believed: a line or a cache may have changed it once.
+    ///
+    /// # Errors
+    /// The last reading's.
+    pub(crate) fn judged<T>(
+        &self,
+        must_be_there: bool,
+        mut read: impl FnMut() -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        for n in 0.. {
+            let done = read();
+            let doubted = match &done {
+                Err(VaultError::NotFound { .. }) => must_be_there,
+                Err(e) => e.is_damage(),
+                Ok(_) => false,
+            };
+            if !doubted || !self.again(n) {
+                return done;
+            }
+            tracing::debug!("read again: {:?}", done.err().map(|e| e.to_string()));
+        }
+        unreachable!("it ends when it was read often enough")
+    }
+
+    /// Puts an object if it is absent, durably, and proves it (see `prove`).
     ///
     /// What is put says who put it, or when: nobody else puts the same bytes. So if the answer was lost, or
     /// a put that was sent again found itself, reading back tells.
     pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+        for _ in 0..PUTS_MAX {
+            let e_tag = match self.put_if_absent(key, &payload)? {
+                Put::Found => return Ok(()),
+                Put::Done(e_tag) => e_tag,
+            };
+            if self.has_exactly(key, std::slice::from_ref(&payload), e_tag.as_deref())? {
+                return Ok(());
+            }
+            self.remove_altered(key, &payload)?;
+        }
+        Err(VaultError::Altered { object: key.into(), tries: PUTS_MAX })
+    }
+
+    /// Deletes what this process put a moment ago and is not what it should be. Nobody can have put another there since,
+    /// unless the store overwrites: then it is whole, and stays.
+    pub(crate) fn remove_altered(&self, key: &str, put: &PutPayload) -> Result<(), VaultError> {
+        tracing::warn!("{key}: the store has other bytes than were put; they are put again");
+        let there = match self.get(key, 2 * put.content_length() + DOCUMENT_BYTES_MAX) {
+            Err(VaultError::NotFound { .. }) => return Ok(()),
+            there => there.ok(),
+        };
+        if there.is_some_and(|there| is_whole(&there)) {
+            let reason = "it overwrote an object that it was told to put only if absent; what another writer put is there";
+            return Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() });
+        }
+        self.delete(key)
+    }
+
+    fn put_if_absent(&self, key: &str, payload: &PutPayload) -> Result<Put, VaultError> {
         if let Some(folders) = &self.inner.folders {
             folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
-            return self.put_once(key, payload);
+            return self.put_once(key, payload.clone()).map(Put::Done);
         }
         let mut tries = 0;
         loop {
             tries += 1;
-            let Err(failed) = self.put_once(key, payload.clone()) else { return Ok(()) };
+            let failed = match self.put_once(key, payload.clone()) {
+                Ok(e_tag) => return Ok(Put::Done(e_tag)),
+                Err(failed) => failed,
+            };
             let VaultError::Store { source, .. } = &failed else { return Err(failed) };
             let exists = matches!(source, object_store::Error::AlreadyExists { .. });
             match self.get(key, payload.content_length()) {
-                Ok(there) if same(&there, &payload) => return Ok(()),
+                Ok(there) if same(&there, payload) => return Ok(Put::Found),
                 // A conflict with another request for this name, which did not put it either.
                 Err(VaultError::NotFound { .. }) if exists && tries < CONFLICTS_MAX => {}
                 _ => return Err(failed),
@@ -193,17 +280,18 @@ impl Vault {
         }
     }
 
-    fn put_once(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+    /// Puts an object if it is absent; the store's tag of it.
+    fn put_once(&self, key: &str, payload: PutPayload) -> Result<Option<String>, VaultError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
         let put = self.ask("put", key).put_opts(&path, payload, options);
-        self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
-        Ok(())
+        let put = self.inner.runtime.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
+        Ok(put.e_tag)
     }
 
     /// Locks an object that was put in parts, where what is put is locked.
     pub(crate) fn lock_whole(&self, key: &str) -> Result<(), VaultError> {
-        let (Some(bucket), Some(lock)) = (&self.inner.bucket, self.inner.settings.object_lock)
+        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.settings.object_lock)
         else {
             return Ok(());
         };
@@ -216,7 +304,7 @@ impl Vault {
     /// # Errors
     /// If it cannot, or the store does not answer.
     pub fn check_lock(&self) -> Result<(), VaultError> {
-        let (Some(bucket), Some(_)) = (&self.inner.bucket, self.inner.settings.object_lock) else {
+        let (Some(bucket), Some(_)) = (self.bucket(), self.inner.settings.object_lock) else {
             return Ok(());
         };
         self.block_on(bucket.can_lock()).map_err(|e| of_bucket("object lock", e))
@@ -278,8 +366,42 @@ impl Vault {
         Ok(names)
     }
 
+    /// The names of the objects directly below a prefix, as two lists show them that are asked for in different ways: what
+    /// only one of them shows is there, too. For what must not be overlooked; an answer that a cache gives again is one
+    /// to the same request.
+    pub(crate) fn listed_twice(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        let mut names: Vec<String> = self.listed(prefix)?.into_iter().map(|(name, _)| name).collect();
+        names.append(&mut self.listed_otherwise(prefix)?);
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The names of the objects directly below a prefix, asked for in another way than usual; none of a directory, whose
+    /// list is what it has.
+    pub(crate) fn listed_otherwise(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+        if self.is_local() || self.is_behind_gateway() {
+            return Ok(vec![]);
+        }
+        // From a name on that is below all of ours.
+        let (path, first) = (Path::from(prefix), Path::from(format!("{prefix}/!")));
+        let objects = self.ask("list again", prefix).list_with_offset(Some(&path), &first);
+        let objects = self.block_on(objects.try_collect::<Vec<_>>());
+        let objects = objects.map_err(|e| VaultError::of_store(prefix, e))?;
+        Ok(objects.iter().filter_map(|meta| Some(meta.location.filename()?.to_owned())).collect())
+    }
+
     /// Reads a document, which must say that it is what its key says. The one way to read any.
     pub(crate) fn document<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
+        self.judged(false, || self.document_once(key))
+    }
+
+    /// The same of one that a list shows: that it is gone is believed when it was asked for several times.
+    pub(crate) fn listed_document<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
+        self.judged(true, || self.document_once(key))
+    }
+
+    fn document_once<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
         let bytes = self.get(key, DOCUMENT_BYTES_MAX)?;
         let document = decode(&bytes).within(key)?;
         self.verify_document(key, &bytes)?;

@@ -68,11 +68,6 @@ impl Vault {
     fn unfit(&self, error: VaultError) -> VaultError {
         use object_store::Error as E;
         let reason = match &error {
-            VaultError::NotFound { .. } => {
-                let reason = "there is no such bucket or container; create it, or check the URL and \
-                              the endpoint";
-                return VaultError::Url { url: self.url().into(), reason: reason.into() };
-            }
             VaultError::Store {
                 source: E::NotImplemented { .. } | E::NotSupported { .. }, ..
             } => {

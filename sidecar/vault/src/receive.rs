@@ -151,7 +151,12 @@ pub fn check_point(
         Some(&newest) => Some(vault.manifest(disk, newest)?),
         None => None,
     };
-    let next = newest.as_ref().map_or(CycleNo(1), |newest| newest.cycle.next());
+    // Where points were deleted behind our back, a full copy begins again beyond them.
+    let last = match &newest {
+        Some(newest) => Some(newest.cycle),
+        None => vault.highest_known(disk)?,
+    };
+    let next = last.map_or(CycleNo(1), CycleNo::next);
     if cycle < next {
         return Err(NotTaken::Late(format!("recovery point {cycle} is there, or was")));
     }

@@ -1,12 +1,14 @@
 //! Segments and points: put once, and what a failed attempt leaves.
 
 use backstay_types::{ByteLen, CycleNo, DiskId};
+use object_store::PutPayload;
 use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::frame::{Object, SealedSegment};
 use crate::paced::{self, Pace, Unlimited};
+use crate::prove::PUTS_MAX;
 use crate::remote::{Role, upload};
 use crate::store::{Vault, point_key, segment_id, segment_key};
 
@@ -40,10 +42,7 @@ impl Vault {
             .into_object(sealing)
             .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
         let whole = match &self.inner.folders {
-            Some(folders) => {
-                let parts = segment.payload.iter().map(Ok);
-                folders.put(&key, parts, pace).map_err(|e| VaultError::of_io(&key, e))?
-            }
+            Some(_) => self.put_in_folder(&key, &segment, pace)?,
             None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
             None if segment.len > self.inner.settings.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
@@ -85,6 +84,20 @@ impl Vault {
         put.map_err(|e| VaultError::of_store(key, e))
     }
 
+    fn put_in_folder(
+        &self,
+        key: &str,
+        segment: &Object,
+        pace: &dyn Pace,
+    ) -> Result<bool, VaultError> {
+        let Some(folders) = &self.inner.folders else { return Ok(false) };
+        self.until_proven(key, std::slice::from_ref(&segment.payload), || {
+            let parts = segment.payload.iter().map(Ok);
+            let put = folders.put(key, parts, pace).map_err(|e| VaultError::of_io(key, e))?;
+            Ok(put.then_some(None))
+        })
+    }
+
     fn put_in_parts(
         &self,
         key: &str,
@@ -94,16 +107,36 @@ impl Vault {
         let settings = &self.inner.settings;
         let parts = upload::parts(&segment.payload, settings.part_bytes);
         let to = (&self.inner.runtime, self.store());
-        let put = upload::put_parts(to, &Path::from(key), parts, settings.parts_parallel, pace);
-        let put = match put {
-            // The answer to its completion was lost: nobody else has this name.
-            Err(_) if self.len(key).is_ok_and(|len| len == segment.len) => true,
-            put => put.map_err(|e| VaultError::of_store(key, e))?,
-        };
+        let put = self.until_proven(key, &parts, || {
+            let (at, parallel) = (Path::from(key), settings.parts_parallel);
+            match upload::put_parts(to, &at, parts.clone(), parallel, pace) {
+                // The answer to its completion was lost: nobody else has this name.
+                Err(_) if self.len(key).is_ok_and(|len| len == segment.len) => Ok(Some(None)),
+                put => Ok(put.map_err(|e| VaultError::of_store(key, e))?.map(|put| put.e_tag)),
+            }
+        })?;
         if put {
             self.lock_whole(key)?;
         }
         Ok(put)
+    }
+
+    /// Puts a segment until it is proven (see `prove`): false if it was given up. Its name is this attempt's alone.
+    fn until_proven(
+        &self,
+        key: &str,
+        parts: &[PutPayload],
+        put: impl Fn() -> Result<Option<Option<String>>, VaultError>,
+    ) -> Result<bool, VaultError> {
+        for _ in 0..PUTS_MAX {
+            let Some(e_tag) = put()? else { return Ok(false) };
+            if self.has_exactly(key, parts, e_tag.as_deref())? {
+                return Ok(true);
+            }
+            tracing::warn!("{key}: the store has other bytes than were put; they are put again");
+            self.delete(key)?;
+        }
+        Err(VaultError::Altered { object: key.into(), tries: PUTS_MAX })
     }
 
     /// Removes the segments of an attempt that failed, as far as that is possible.

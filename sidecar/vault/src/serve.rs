@@ -59,7 +59,10 @@ impl Vault {
             let put = folders.put(key, steps(file, STEP_BYTES), &Unlimited);
             return match put {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(exists(key)),
-                put => put.map(drop).map_err(of_io),
+                put => {
+                    put.map_err(of_io)?;
+                    self.prove_file(key, path)
+                }
             };
         }
         if len <= WHOLE_BYTES_MAX {
@@ -90,7 +93,18 @@ impl Vault {
             upload.complete().await
         });
         put.map_err(|e| VaultError::of_store(key, e))?;
+        self.prove_file(key, path)?;
         self.lock_whole(key)
+    }
+
+    /// Proves that what was put from a file is there. What is not goes: it is put again by who asks again.
+    fn prove_file(&self, key: &str, path: &FsPath) -> Result<(), VaultError> {
+        let file = File::open(path).map_err(|e| VaultError::of_io(key, e))?;
+        if self.reads_back(key, steps(file, STEP_BYTES))? {
+            return Ok(());
+        }
+        self.delete(key)?;
+        Err(VaultError::Altered { object: key.into(), tries: 1 })
     }
 }
 

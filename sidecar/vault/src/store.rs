@@ -15,7 +15,7 @@ use backstay_types::{CycleNo, DiskId, Term};
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
-use crate::error::VaultError;
+use crate::error::{OF_DIRECTORY, VaultError};
 use crate::format::document::VaultRecord;
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::SegmentId;
@@ -23,10 +23,11 @@ use crate::known;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::read::tails::Tails;
-use crate::remote::connect::{Connected, alone, connect, refuse_lock};
+use crate::remote::connect::{connect, refuse_lock};
 use crate::remote::gateway::{Gateway, Role};
 use crate::remote::lock::bucket::Bucket;
 use crate::remote::place::{Kind, Place};
+use crate::remote::renewing::Renewing;
 use crate::remote::settings::{StoreSettings, settings};
 use crate::retain::Decided;
 use crate::seal::KeySettings;
@@ -43,8 +44,8 @@ pub struct Vault {
 pub(crate) struct Inner {
     pub url: String,
     pub store: Arc<dyn ObjectStore>,
-    /// The bucket it is in, if it is one of S3.
-    pub bucket: Option<Arc<Bucket>>,
+    /// Of a vault in a bucket: what makes its clients.
+    pub renewing: Option<Arc<Renewing>>,
     /// What its keys begin with in a bucket.
     pub prefix: String,
     /// Of a vault in a local directory.
@@ -241,7 +242,7 @@ impl Vault {
                 let vault = Self::on_directory(url, root, keychain)?;
                 local::make_root(root).map_err(|source| match source.kind() {
                     ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                        VaultError::Denied { object: url.into() }
+                        VaultError::Denied { object: url.into(), why: OF_DIRECTORY.into() }
                     }
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                         VaultError::Full { object: url.into() }
@@ -266,7 +267,7 @@ impl Vault {
     fn on_directory(url: &str, root: &FsPath, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
         refuse_lock(url, &settings(), "A directory has no such thing: use a store that has")?;
         let folders = Folders::below(root);
-        Self::build(url, alone(Arc::new(folders.store())), Some(folders), None, keychain)
+        Self::build(url, Arc::new(folders.store()), Some(folders), None, keychain)
     }
 
     fn on_bucket(
@@ -274,10 +275,16 @@ impl Vault {
         at: (Kind, &str, &str),
         keychain: Arc<Keychain>,
     ) -> Result<Self, VaultError> {
-        let connected = connect(url, at, &settings())?;
-        let mut vault = Self::build(url, connected, None, None, keychain)?;
+        let (kind, bucket, prefix) = (at.0, at.1.to_owned(), at.2.to_owned());
+        let (settings, of) = (settings(), url.to_owned());
+        let file = settings.credentials_file.clone();
+        let make = move || connect(&of, (kind, &bucket, &prefix), &settings);
+        let renewing = Arc::new(Renewing::new(file, Box::new(make))?);
+        let store = Arc::<Renewing>::clone(&renewing);
+        let mut vault = Self::build(url, store, None, None, keychain)?;
         if let Some(inner) = Arc::get_mut(&mut vault.inner) {
             at.2.clone_into(&mut inner.prefix);
+            inner.renewing = Some(renewing);
         }
         Ok(vault)
     }
@@ -290,7 +297,7 @@ impl Vault {
         )?;
         let gateway = Gateway::new(url, hosts, &settings())?;
         let store = Arc::<crate::remote::gateway::GatewayStore>::clone(&gateway.store);
-        Self::build(url, alone(store), None, Some(gateway), keychain)
+        Self::build(url, store, None, Some(gateway), keychain)
     }
 
     /// What the gateway that it is behind lets us do; `None` if it is behind none.
@@ -318,12 +325,12 @@ impl Vault {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(url: &str, store: Arc<dyn ObjectStore>) -> Result<Self, VaultError> {
-        Self::build(url, alone(store), None, None, Keychain::current())
+        Self::build(url, store, None, None, Keychain::current())
     }
 
     fn build(
         url: &str,
-        Connected { store, bucket }: Connected,
+        store: Arc<dyn ObjectStore>,
         folders: Option<Folders>,
         gateway: Option<Gateway>,
         keychain: Arc<Keychain>,
@@ -339,7 +346,7 @@ impl Vault {
             inner: Arc::new(Inner {
                 url: url.into(),
                 store,
-                bucket,
+                renewing: None,
                 prefix: String::new(),
                 folders,
                 gateway,
@@ -368,6 +375,11 @@ impl Vault {
     #[must_use]
     pub fn local_dir(&self) -> Option<&FsPath> {
         self.inner.folders.as_ref().map(Folders::root)
+    }
+
+    /// The bucket it is in, if it is one of S3.
+    pub(crate) fn bucket(&self) -> Option<Arc<Bucket>> {
+        self.inner.renewing.as_ref().and_then(|renewing| renewing.now().bucket)
     }
 
     pub(crate) fn store(&self) -> &dyn ObjectStore {

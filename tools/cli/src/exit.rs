@@ -120,6 +120,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || vault_error(e).is_some_and(VaultError::is_damage)
             || e.downcast_ref::<RecordError>().is_some_and(RecordError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
+            || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
             || e.downcast_ref::<RestoreError>().is_some_and(RestoreError::is_damage)

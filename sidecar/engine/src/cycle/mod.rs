@@ -151,9 +151,10 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         driver.ask(&Request::SetLimits { change_log })?;
     }
     let asked = resync::Request::load(job.state);
-    let found = look_at_vault(job.vault, &status)?;
+    let mut found = look_at_vault(job.vault, &status)?;
     // What another host took over is refused before anything else is said of it (I5).
     found.refuse_fenced()?;
+    found.refuse_to_begin_again(asked.as_ref(), &status)?;
     if let Some(root) = job.state.parent() {
         seen::keyring(root, job.vault)?;
     }
@@ -175,7 +176,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     };
     let file = File::open(&status.backing)
         .map_err(CycleError::source(format!("{}", status.backing.display())))?;
-    let cycle = newest.as_ref().map_or(CycleNo(1), |point| point.cycle.next());
+    let cycle = newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
     let mut run = Run {
         job,
         source: Source { file, disk: status.disk, size: status.size },
@@ -317,6 +318,9 @@ impl Run<'_> {
 /// If the vault cannot be read or is damaged.
 pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manifest>, CycleError> {
     let Some(found) = find_disk(vault, status)? else { return Ok(None) };
+    if let Some(damage) = found.damage {
+        return Err(damage.into());
+    }
     Ok(found.from(vault)?.or(found.newest))
 }
 
@@ -336,6 +340,10 @@ struct Found {
     /// Who writes, as terms name it.
     writer: String,
     newest: Option<Manifest>,
+    /// The highest cycle whose point is known to have been made, if none can be read.
+    known: Option<CycleNo>,
+    /// Why the newest point cannot be read.
+    damage: Option<VaultError>,
     /// The newest term, as it was found: a commit looks again.
     newest_term: Option<TermRecord>,
 }
@@ -354,7 +362,15 @@ fn look_at_vault(vault: &Vault, status: &DriverStatus) -> Result<Found, CycleErr
         created_unix_ns: now_unix_ns(),
     })?;
     let writer = writer_of(status);
-    Ok(Found { disk: status.disk, adopted: false, writer, newest: None, newest_term: None })
+    Ok(Found {
+        disk: status.disk,
+        adopted: false,
+        writer,
+        newest: None,
+        known: None,
+        damage: None,
+        newest_term: None,
+    })
 }
 
 fn writer_of(status: &DriverStatus) -> String {
@@ -386,15 +402,29 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, Cycl
         };
     }
     let Some((disk, adopted)) = found else { return Ok(None) };
-    let (newest_term, newest) = at_once(
-        || vault.newest_term(disk),
-        || {
-            let newest = vault.points(disk)?.last().copied();
-            newest.map(|cycle| vault.manifest(disk, cycle)).transpose()
-        },
-    );
-    let (newest_term, newest) = (newest_term?, newest?);
-    Ok(Some(Found { disk, adopted, writer: writer_of(status), newest, newest_term }))
+    let base = status.base.filter(|base| base.vault_disk == disk).map(|base| base.cycle);
+    let (newest_term, newest) =
+        at_once(|| vault.newest_term(disk), || newest_readable(vault, disk, base));
+    let (newest_term, (newest, known, damage)) = (newest_term?, newest?);
+    let writer = writer_of(status);
+    Ok(Some(Found { disk, adopted, writer, newest, known, damage, newest_term }))
+}
+
+type Newest = (Option<Manifest>, Option<CycleNo>, Option<VaultError>);
+
+/// The newest point; or, if it cannot be read, the highest cycle that is known and why.
+fn newest_readable(
+    vault: &Vault,
+    disk: DiskId,
+    base: Option<CycleNo>,
+) -> Result<Newest, VaultError> {
+    let Some(cycle) = vault.newest_point(disk, base)? else {
+        return Ok((None, base.max(vault.highest_known(disk)?), None));
+    };
+    match vault.manifest(disk, cycle) {
+        Err(e) if e.is_damage() => Ok((None, Some(cycle), Some(e))),
+        newest => Ok((Some(newest?), None, None)),
+    }
 }
 
 impl Found {
@@ -408,6 +438,23 @@ impl Found {
             term = vault.claim_term(self.disk, &self.writer)?;
         }
         if term.writer == self.writer { Ok(term) } else { Err(fenced(term)) }
+    }
+
+    /// Nothing is shipped in full because points are gone that were there: whoever deleted them, or put another vault in
+    /// the place, has to say what is right. With a full copy that was asked for, nothing of before is needed.
+    fn refuse_to_begin_again(
+        &mut self,
+        asked: Option<&resync::Request>,
+        status: &DriverStatus,
+    ) -> Result<(), CycleError> {
+        let full = asked.is_some_and(|asked| asked.full);
+        let name = status.name.to_string();
+        match (self.damage.take(), self.known) {
+            _ if full => Ok(()),
+            (Some(source), _) => Err(CycleError::NewestDamaged { name, source }),
+            (None, Some(known)) => Err(VaultError::PointsVanished { disk: name, known }.into()),
+            (None, None) => Ok(()),
+        }
     }
 
     /// I5: what another writer took over is not ours any more, whatever this disk knows.

@@ -244,7 +244,7 @@ impl Schedule {
                 Some(now + interval.clamp(Duration::from_secs(1), Duration::from_secs(60)))
             }
             Outcome::Failed { class: Class::PersonMustAct, .. } => None,
-            Outcome::Failed { class: Class::Recoverable, failures } => {
+            Outcome::Failed { class: Class::Recoverable | Class::PersonShouldAct, failures } => {
                 Some(now + disk.settings.retry.wait(failures))
             }
         };

@@ -21,6 +21,7 @@ use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
+use backstay_host::stamp::{self, Stamp};
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use nix::fcntl::Flock;
@@ -95,6 +96,7 @@ pub fn serve(
         drivers: Drivers::default(),
         turn: 0,
         troubled: BTreeSet::new(),
+        credentials: None,
     };
     service.groups = Some(Arc::new(Groups::start(With {
         config: &Current::new(Arc::clone(&service.config)),
@@ -112,6 +114,7 @@ pub fn serve(
                     service.take_config(&new);
                 }
                 service.look();
+                service.look_at_credentials();
                 service.look_at_keys()?;
                 service.look_at_clock();
             }
@@ -193,6 +196,8 @@ struct Service<'a> {
     turn: usize,
     /// Disks of which something bad was said.
     troubled: BTreeSet<DiskName>,
+    /// The file with the stores' credentials, as it was last seen.
+    credentials: Option<Stamp>,
 }
 
 impl Service<'_> {
@@ -222,8 +227,30 @@ impl Service<'_> {
         self.doubt = doubt;
     }
 
+    /// What a store refused is tried at once when its credentials have changed.
+    fn look_at_credentials(&mut self) {
+        let file = self.config.store.credentials_file.as_deref();
+        let now = file.and_then(stamp::of);
+        if std::mem::replace(&mut self.credentials, now) != now {
+            self.wake_refused();
+        }
+    }
+
+    /// Disks whose store refused are due at once: what it refused for may have been mended.
+    fn wake_refused(&mut self) {
+        let now = clock::since(self.clock);
+        for name in &self.roots.disks_with_socket() {
+            // One that is not in the schedule is not woken either.
+            let failure = Record::load(&self.roots.disk(name).state).failure;
+            if failure.is_some_and(|failure| failure.person_must_act && failure.tried_again) {
+                self.schedule.wake(name, now);
+            }
+        }
+    }
+
     fn take_config(&mut self, new: &Arc<Config>) {
         self.care.soon();
+        self.wake_refused();
         self.throttle.set(new.throttle.clone(), new.zone());
         self.schedule.set_slots(slots(new));
         let mut config = Config::clone(new);
@@ -298,7 +325,7 @@ impl Service<'_> {
         let record = Record::load(&paths.state);
         let now = clock::since(self.clock);
         let due = match (&record.failure, &record.last) {
-            (Some(failure), _) if failure.person_must_act => None,
+            (Some(failure), _) if failure.is_final() => None,
             (Some(failure), _) => {
                 Some(self.instant(failure.at_unix_ns) + settings.retry.wait(record.failures))
             }

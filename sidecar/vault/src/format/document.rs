@@ -162,6 +162,12 @@ pub fn signed_part(bytes: &[u8]) -> Result<(Vec<u8>, Option<String>), FormatErro
     Ok((serde_json::to_vec(&envelope.body).map_err(|e| of(&e))?, envelope.signature))
 }
 
+/// Whether bytes are a document of any kind with the checksum it should have.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    let Ok(envelope) = serde_json::from_slice::<Envelope>(bytes) else { return false };
+    serde_json::to_vec(&envelope.body).is_ok_and(|body| crc32c::crc32c(&body) == envelope.crc32c)
+}
+
 /// Reads a document.
 ///
 /// # Errors

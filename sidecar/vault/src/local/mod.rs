@@ -12,13 +12,16 @@ mod directory;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use backstay_host::clock;
+use bytes::Bytes;
+
 pub(crate) use beneath::Planted;
 use beneath::{Beneath, Folder, is_staged, split};
 pub(crate) use directory::Directory;
@@ -27,6 +30,9 @@ use crate::paced::{self, Pace};
 
 /// Directories that nobody but the vault's owner may enter.
 const MODE: u32 = 0o700;
+
+/// Bytes that are read back at a time.
+const READ_BACK_BYTES: usize = 1 << 20;
 
 /// After this time without a write a staged file is nobody's: even a put that waits at a throttle writes
 /// every second.
@@ -85,6 +91,40 @@ impl Folders {
     ) -> io::Result<bool> {
         let folder = self.prepare(key)?;
         paced::put(&folder.at(split(key).1), parts, pace)
+    }
+
+    /// Whether an object, which is synced, reads back as these bytes: from the disk or the server, as far as the kernel lets
+    /// go of what it has in memory.
+    pub fn reads_back(
+        &self,
+        key: &str,
+        wanted: impl IntoIterator<Item = io::Result<Bytes>>,
+    ) -> io::Result<bool> {
+        let (mut file, about) = match self.beneath.object(key) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            found => found?,
+        };
+        // SAFETY: takes numbers only; the descriptor is open. Pages that are clean go; without that it is only faster.
+        unsafe {
+            libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED);
+            libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_SEQUENTIAL);
+        }
+        let (mut buffer, mut at) = (vec![0; READ_BACK_BYTES], 0);
+        for wanted in wanted {
+            let wanted = wanted?;
+            for some in wanted.chunks(READ_BACK_BYTES) {
+                let there = &mut buffer[..some.len()];
+                match file.read_exact(there) {
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                    read => read?,
+                }
+                if there != some {
+                    return Ok(false);
+                }
+                at += some.len() as u64;
+            }
+        }
+        Ok(about.len() == at)
     }
 
     /// Makes an object's name durable.

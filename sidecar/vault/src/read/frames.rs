@@ -1,13 +1,15 @@
-//! Reading frames: many with one request, each checked before anyone sees it.
+//! Reading frames: many with one request, each checked before anyone sees it, and read again before it is called damaged.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::error::VaultError;
-use crate::format::segment::{Codec, Extent, FRAME_BYTES_MAX, FrameEntry, Index, Place};
+use crate::error::{In, VaultError};
+use crate::format::segment::{
+    Codec, Extent, FRAME_BYTES_MAX, FrameEntry, HEADER_BYTES, Index, Place, decode_header,
+};
 use crate::seal::segment::Opens;
-use crate::store::Vault;
+use crate::store::{Vault, segment_key};
 
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
@@ -57,17 +59,78 @@ pub(crate) fn fetch(
     index: &Index,
     group: &[u32],
 ) -> Result<Vec<(u32, Stored)>, VaultError> {
-    let (Some(&first), Some(&last)) = (group.first(), group.last()) else { return Ok(vec![]) };
-    let (first, last) = (&index.frames[first as usize], &index.frames[last as usize]);
+    let frames: Vec<FrameEntry> = group.iter().map(|&frame| index.frames[frame as usize]).collect();
+    let stored = fetch_frames(vault, key, &frames, &index.opens)?;
+    Ok(group.iter().copied().zip(stored).collect())
+}
+
+/// Reads the stored bytes of frames, in the order they lie in a segment, with one request. Where a checksum says that
+/// something changed them, or nothing is there, they are read again before that is believed; what is then still damaged
+/// is told by [`Decompressor::open`], frame by frame.
+///
+/// Who reads the first frame reads the header before it, too, so that all readers find the same damage.
+pub(crate) fn fetch_frames(
+    vault: &Vault,
+    key: &str,
+    frames: &[FrameEntry],
+    opens: &Opens,
+) -> Result<Vec<Stored>, VaultError> {
+    let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(vec![]) };
     let end = last.offset + u64::from(last.stored_len);
-    let bytes = vault.get_range(key, first.offset, end - first.offset)?;
-    let slice = |&frame: &u32| {
-        let entry = &index.frames[frame as usize];
-        let at = (entry.offset - first.offset) as usize;
-        let bytes = bytes.slice(at..at + entry.stored_len as usize);
-        (frame, Stored::new(bytes, index.opens.clone()))
+    let from = if first.offset == HEADER_BYTES as u64 { 0 } else { first.offset };
+    let of = |bytes: &Bytes, frame: &FrameEntry| {
+        let at = (frame.offset - from) as usize;
+        bytes.slice(at..at + frame.stored_len as usize)
     };
-    Ok(group.iter().map(slice).collect())
+    let mut found = None;
+    let read = vault.judged(true, || {
+        let bytes = vault.get_range(key, from, end - from)?;
+        let bytes = found.insert(bytes);
+        if from == 0 {
+            check_header(key, &bytes[..HEADER_BYTES], opens)?;
+        }
+        let wrong = frames.iter().find(|frame| crc32c::crc32c(&of(bytes, frame)) != frame.stored_crc);
+        wrong.map_or(Ok(()), |frame| Err(damaged(key, frame, "checksum of the stored bytes differs")))
+    });
+    match (read, found) {
+        (Ok(()), Some(bytes)) => {
+            Ok(frames.iter().map(|frame| Stored::new(of(&bytes, frame), opens.clone())).collect())
+        }
+        // The frames beside the damaged one may be what is needed.
+        (Err(e), Some(bytes)) if e.is_damage() && (from > 0 || header_is_fine(key, &bytes, opens)) => {
+            Ok(frames.iter().map(|frame| Stored::new(of(&bytes, frame), opens.clone())).collect())
+        }
+        (Err(e), _) => Err(e),
+        (Ok(()), None) => Ok(vec![]),
+    }
+}
+
+fn header_is_fine(key: &str, bytes: &Bytes, opens: &Opens) -> bool {
+    check_header(key, &bytes[..HEADER_BYTES], opens).is_ok()
+}
+
+/// Reads and checks a segment's header, for who reads no frame of it.
+pub(crate) fn read_header(vault: &Vault, key: &str, opens: &Opens) -> Result<(), VaultError> {
+    vault.judged(true, || {
+        check_header(key, &vault.get_range(key, 0, HEADER_BYTES as u64)?, opens)
+    })
+}
+
+/// Whether a segment's header says that it is this segment, sealed as its index says.
+fn check_header(key: &str, header: &[u8], opens: &Opens) -> Result<(), VaultError> {
+    let (id, sealed) = decode_header(header).within(key)?;
+    let as_index = opens.0.as_ref().map(|key| key.public_start());
+    if segment_key(id) == key && sealed == as_index {
+        return Ok(());
+    }
+    let reason = "its header says it is another segment, or sealed otherwise".into();
+    Err(VaultError::Inconsistent { object: key.into(), reason })
+}
+
+/// A frame that is not as it should be.
+fn damaged(key: &str, frame: &FrameEntry, reason: &str) -> VaultError {
+    let reason = format!("frame at {}: {reason}", frame.offset);
+    VaultError::Inconsistent { object: key.into(), reason }
 }
 
 /// Decompresses frames; one a thread.
@@ -93,10 +156,7 @@ impl Decompressor {
         frame: &FrameEntry,
         stored: &Stored,
     ) -> Result<&[u8], VaultError> {
-        let wrong = |reason: String| VaultError::Inconsistent {
-            object: key.into(),
-            reason: format!("frame at {}: {reason}", frame.offset),
-        };
+        let wrong = |reason: String| damaged(key, frame, &reason);
         if crc32c::crc32c(&stored.bytes) != frame.stored_crc {
             return Err(wrong("checksum of the stored bytes differs".into()));
         }

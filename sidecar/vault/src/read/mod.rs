@@ -66,6 +66,24 @@ pub fn read_index_admitted(
     segment: &SegmentRef,
     admit: impl FnOnce(u64),
 ) -> Result<Index, VaultError> {
+    let mut admit = Some(admit);
+    // Somebody names it, so it must be there.
+    vault.judged(true, || {
+        read_index_once(vault, disk, size, segment, |bytes| {
+            if let Some(admit) = admit.take() {
+                admit(bytes);
+            }
+        })
+    })
+}
+
+fn read_index_once(
+    vault: &Vault,
+    disk: DiskId,
+    size: ByteLen,
+    segment: &SegmentRef,
+    admit: impl FnOnce(u64),
+) -> Result<Index, VaultError> {
     let id = segment_id(disk, segment);
     let tail = match vault.inner.tails.get(id) {
         Some(bytes) => bytes,
@@ -212,8 +230,10 @@ fn opens(vault: &Vault, disk: DiskId, segment: &SegmentRef) -> Result<Opens, Vau
         let reason = "shorter than a footer".into();
         return Err(VaultError::Inconsistent { object: key, reason });
     };
-    let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
-    let footer = footer_of(vault, disk, segment, &footer)?;
-    let stored = vault.get_range(&key, footer.index_offset, footer.index_stored_len.into())?;
-    Ok(Opens(Some(opener(vault, id, &footer, &stored)?.1)))
+    vault.judged(true, || {
+        let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;
+        let footer = footer_of(vault, disk, segment, &footer)?;
+        let stored = vault.get_range(&key, footer.index_offset, footer.index_stored_len.into())?;
+        Ok(Opens(Some(opener(vault, id, &footer, &stored)?.1)))
+    })
 }

@@ -4,9 +4,8 @@
 //! because somebody waits for a block of it.
 
 use backstay_types::DiskId;
-use bytes::Bytes;
 
-use super::frames::{Decompressor, Stored};
+use super::frames::{Decompressor, fetch_frames};
 use super::opens;
 use crate::error::VaultError;
 use crate::format::manifest::SegmentRef;
@@ -43,15 +42,12 @@ impl FrameReader {
         segment: &SegmentRef,
         frames: &[FrameEntry],
     ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
-        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(vec![]) };
         let key = segment_key(segment_id(disk, segment));
-        let end = last.offset + u64::from(last.stored_len);
-        let opens = opens(vault, disk, segment)?;
-        let all: Bytes = vault.get_range(&key, first.offset, end - first.offset)?;
-        let read = frames.iter().map(|frame| {
-            let at = (frame.offset - first.offset) as usize;
-            let stored = all.slice(at..at + frame.stored_len as usize);
-            let stored = Stored::new(stored, opens.clone());
+        let stored = match frames {
+            [] => vec![],
+            frames => fetch_frames(vault, &key, frames, &opens(vault, disk, segment)?)?,
+        };
+        let read = frames.iter().zip(stored).map(|(frame, stored)| {
             self.decompressor.open(&key, frame, &stored).map(<[u8]>::to_vec)
         });
         Ok(read.collect())

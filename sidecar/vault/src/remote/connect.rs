@@ -22,6 +22,7 @@ use super::variables::variables;
 use crate::error::VaultError;
 
 /// A client for a bucket.
+#[derive(Clone)]
 pub(crate) struct Connected {
     /// For its objects.
     pub store: Arc<dyn ObjectStore>,

@@ -8,17 +8,21 @@
 //! - `gateway`: a client of a gateway, which stands before a store
 //! - [`lock`]: what is put cannot be deleted for a while; what is deleted is brought back
 //! - `patience`: how long a request may take
-//! - `refusal`: answers that no second try will change, told by type
+//! - `expected`: whether an answer is what was asked for
+//! - `refusal`: answers that an immediate second try will not change, told by type
+//! - `renewing`: a client that follows the file with its credentials
 //! - `upload`: segments in parts
 //!
 //! What a store must be able to do, and what is asked of it, is in docs/STORES.md.
 
 pub(crate) mod connect;
+mod expected;
 pub(crate) mod gateway;
 pub mod lock;
 mod patience;
 pub(crate) mod place;
 pub(crate) mod refusal;
+pub(crate) mod renewing;
 pub mod settings;
 pub(crate) mod upload;
 mod variables;

@@ -17,18 +17,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use object_store::client::{HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody};
+use object_store::client::{HttpError, HttpErrorKind, HttpResponse, HttpResponseBody};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// Longest page of a list: thousands of keys, each of at most 1 KiB and what stores say of it.
 const PAGE_BYTES_MAX: usize = 32 << 20;
-
-/// Whether a request asks for a page of a list.
-pub(crate) fn asks_for_page(request: &HttpRequest) -> bool {
-    let query = request.uri().query().unwrap_or_default();
-    request.method().as_str() == "GET"
-        && query.split('&').any(|part| matches!(part, "list-type=2" | "comp=list"))
-}
 
 /// How long one waits for a store.
 #[derive(Debug, Clone, Copy)]

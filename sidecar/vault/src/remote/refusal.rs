@@ -1,16 +1,19 @@
-//! Answers that no second try will change, told by type.
+//! Answers that an immediate second try will not change, told by type.
 //!
-//! The client library keeps apart what is not there, taken or forbidden, and tries again what is the
-//! server's fault. Everything else (a malformed name, the wrong region, a method the store does not know)
-//! it calls generic, as it does a broken connection. Here such an answer becomes a [`Refusal`] where it
-//! arrives, so that whoever waits for it to pass does not wait for ever. So does a certificate that is not
-//! trusted, which the library takes for a broken connection, too.
+//! The client library keeps apart what is not there or taken, and tries again what is the
+//! server's fault. Everything else (a malformed name, the wrong region, expired credentials, a bucket that is gone)
+//! it calls generic or forbidden, without the store's reason. Here such an answer becomes a [`Refusal`] where it
+//! arrives, with the store's own code and message, so that a person sees what to mend. So does a certificate
+//! that is not trusted, which the library takes for a broken connection, too.
+//!
+//! An answer that is not what was asked for (see `expected`) is asked for again here.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use hyper::Method;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
@@ -18,16 +21,17 @@ use object_store::client::{
 };
 use rustls::AlertDescription as Alert;
 
+use super::expected::{expected, not_expected};
 use super::lock::Locker;
-use super::patience::{Patience, asks_for_page};
+use super::patience::Patience;
 
 /// Most bytes of an answer that are looked at.
 const BODY_BYTES_MAX: usize = 16 << 10;
 
-/// What no second try will change.
+/// What an immediate second try will not change.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Refusal {
-    /// A store's answer to a request that it will never carry out.
+    /// A store's answer to a request that it does not carry out.
     Answer {
         /// The HTTP status.
         status: u16,
@@ -42,10 +46,8 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answer { status, said } => {
-                let hint = match status {
-                    301 | 307 | 308 => "; is the region or the endpoint right?",
-                    _ => "",
-                };
+                let said = if said.is_empty() { "no reason given" } else { said };
+                let hint = hint(*status, said);
                 write!(f, "the store refuses this request (HTTP {status}: {said}){hint}")
             }
             Self::Distrust(rustls::Error::AlertReceived(alert)) => {
@@ -62,6 +64,40 @@ impl fmt::Display for Refusal {
 }
 
 impl Error for Refusal {}
+
+/// Whether a store says that it has no room left.
+pub(crate) fn is_full(status: u16, said: &str) -> bool {
+    const CODES: [&str; 6] = [
+        "QuotaExceeded",
+        "XMinioStorageFull",
+        "XMinioAdminBucketQuotaExceeded",
+        "InsufficientStorage",
+        "EntityTooLargeForQuota",
+        "NotEnoughSpace",
+    ];
+    status == 507 || CODES.iter().any(|code| said.starts_with(code))
+}
+
+/// What to look at, by the store's code.
+fn hint(status: u16, said: &str) -> &'static str {
+    let code = said.split(',').next().unwrap_or_default();
+    match (status, code) {
+        (_, "RequestTimeTooSkewed" | "RequestExpired" | "AuthenticationTimeout") => {
+            "; the clock of this host differs from the store's: set it (timedatectl), nothing else is wrong"
+        }
+        (_, "ExpiredToken" | "TokenRefreshRequired" | "ExpiredAuthenticationToken") => {
+            "; the credentials have expired: put new ones into store.credentials_file, they are read at once"
+        }
+        (_, "NoSuchBucket" | "ContainerNotFound") => {
+            "; there is no such bucket or container: create it, or check the URL and the endpoint"
+        }
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "AuthenticationFailed") => {
+            "; the credentials are wrong: check store.credentials_file or the environment"
+        }
+        (301 | 307 | 308, _) => "; is the region or the endpoint right?",
+        _ => "",
+    }
+}
 
 /// What an alert says of our certificate, and what is to be done.
 fn meant(alert: Alert) -> &'static str {
@@ -175,19 +211,28 @@ impl HttpService for Teller {
             None => request,
         };
         let sent = request.body().content_length() as u64;
-        let page = asks_for_page(&request);
+        let (roots, method) = (expected(&request), request.method().clone());
         let response = patience.answer(sent, client.execute(request)).await.map_err(told)?;
-        let response = match page {
-            true => patience.page(response).await?,
-            false => response.map(|body| patience.body(body)),
-        };
         let status = response.status().as_u16();
-        if !is_final(status) {
+        let response = match roots.is_empty() {
+            false => patience.page(response).await?,
+            true => response.map(|body| patience.body(body)),
+        };
+        if (200..300).contains(&status) && !roots.is_empty() {
+            return as_expected(response, roots).await;
+        }
+        // Whether a name is free is what one asks for most: without a body it can be nothing else.
+        if !is_final(status, &method) && !(status == 404 && method == Method::GET) {
             return Ok(response);
         }
-        let body = response.into_body().bytes().await?;
+        let (head, body) = response.into_parts();
+        let body = body.bytes().await?;
         let text = String::from_utf8_lossy(&body[..body.len().min(BODY_BYTES_MAX)]).into_owned();
         let code = between(&text, "<Code>", "</Code>");
+        if !is_final(status, &method) && !matches!(code, Some("NoSuchBucket" | "ContainerNotFound"))
+        {
+            return Ok(HttpResponse::from_parts(head, body.into()));
+        }
         // S3 calls a client that was too slow a bad request; that passes.
         let kind = match code {
             Some("RequestTimeout" | "OperationAborted") => HttpErrorKind::Request,
@@ -205,20 +250,37 @@ impl HttpService for Teller {
     }
 }
 
-/// Whether the library has no word of its own for a status, and another try will end the same.
-fn is_final(status: u16) -> bool {
+/// An answer whose body is what was asked for; any other one is asked for again.
+async fn as_expected(
+    response: HttpResponse,
+    roots: &'static [&'static str],
+) -> Result<HttpResponse, HttpError> {
+    let (head, body) = response.into_parts();
+    let body = body.bytes().await?;
+    match not_expected(&body, roots) {
+        None => Ok(HttpResponse::from_parts(head, body.into())),
+        Some(what) => {
+            let what = format!("HTTP {}, and the answer is {what}", head.status.as_u16());
+            Err(HttpError::new(HttpErrorKind::Request, std::io::Error::other(what)))
+        }
+    }
+}
+
+/// Whether an immediate second try will end the same, and the answer says nothing about the object asked for.
+fn is_final(status: u16, method: &Method) -> bool {
     match status {
-        // Not modified; unauthenticated, forbidden, not there, timed out, conflict, precondition,
-        // range, too many requests.
-        304 | 401 | 403 | 404 | 408 | 409 | 412 | 416 | 429 => false,
+        // What is put cannot be "not there": its bucket is, or its upload.
+        404 => matches!(*method, Method::PUT | Method::POST),
+        // Not modified; timed out, conflict, precondition, range, too many requests.
+        304 | 408 | 409 | 412 | 416 | 429 => false,
         // What a server will never be able to do.
-        501 | 505 => true,
+        501 | 505 | 507 => true,
         status => (300..500).contains(&status),
     }
 }
 
 /// What is between two marks.
-fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
+pub(super) fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
     let rest = &text[text.find(from)? + from.len()..];
     rest.get(..rest.find(to)?)
 }
@@ -229,12 +291,32 @@ mod tests {
 
     #[test]
     fn statuses() {
-        for passes in [200, 206, 304, 401, 403, 404, 408, 409, 412, 416, 429, 500, 502, 503, 504] {
-            assert!(!is_final(passes), "{passes}");
+        for passes in [200, 206, 304, 404, 408, 409, 412, 416, 429, 500, 502, 503, 504] {
+            assert!(!is_final(passes, &Method::GET), "{passes}");
         }
-        for refused in [300, 301, 307, 400, 405, 411, 413, 414, 431, 501] {
-            assert!(is_final(refused), "{refused}");
+        for refused in [300, 301, 307, 400, 401, 403, 405, 411, 413, 414, 431, 501, 507] {
+            assert!(is_final(refused, &Method::HEAD), "{refused}");
         }
+        assert!(is_final(404, &Method::PUT) && is_final(404, &Method::POST));
+        assert!(!is_final(404, &Method::DELETE), "deleted already");
+    }
+
+    /// The codes that mattered in use name what a person has to mend.
+    #[test]
+    fn codes_say_what_to_mend() {
+        let shown = |status, said: &str| Refusal::Answer { status, said: said.into() }.to_string();
+        for (status, code, mend) in [
+            (403, "RequestTimeTooSkewed", "clock"),
+            (400, "ExpiredToken", "expired"),
+            (404, "NoSuchBucket", "no such bucket or container"),
+            (301, "PermanentRedirect", "region"),
+            (403, "InvalidAccessKeyId", "credentials_file"),
+        ] {
+            let text = shown(status, &format!("{code}, its words"));
+            assert!(text.contains(code) && text.contains("its words"), "{text}");
+            assert!(text.contains(mend), "{text}");
+        }
+        assert!(is_full(403, "QuotaExceeded, no more") && is_full(507, "") && !is_full(403, "x"));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, PutResult};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -38,21 +38,21 @@ pub(crate) fn parts(payload: &PutPayload, part_bytes: u64) -> Vec<PutPayload> {
     parts
 }
 
-/// Puts an object in parts; false if it was given up, and nothing is there.
+/// Puts an object in parts; the store's tag of it. `None` if it was given up, and nothing is there.
 pub(crate) fn put_parts(
     (runtime, store): (&Runtime, &dyn ObjectStore),
     at: &Path,
     parts: Vec<PutPayload>,
     parallel: usize,
     pace: &dyn Pace,
-) -> object_store::Result<bool> {
+) -> object_store::Result<Option<PutResult>> {
     let mut upload = runtime.block_on(store.put_multipart(at))?;
     let put = send(runtime, &mut *upload, parts, parallel.max(1), pace);
     let done = match put {
-        Ok(true) => runtime.block_on(upload.complete()).map(|_| true),
-        other => other,
+        Ok(true) => runtime.block_on(upload.complete()).map(Some),
+        other => other.map(|_| None),
     };
-    if !matches!(done, Ok(true))
+    if !matches!(done, Ok(Some(_)))
         && let Err(e) = runtime.block_on(upload.abort())
     {
         tracing::debug!("{at}: an unfinished upload is left behind: {e}");

@@ -55,11 +55,8 @@ fn find(job: &Job<'_>, gone: &[CycleNo]) -> Result<Found, VaultError> {
     let mut newest = None;
     for &cycle in objects.iter().filter(|cycle| gone.binary_search(cycle).is_err()) {
         job.go_on()?;
-        let point = match vault.manifest(disk, cycle) {
-            // Deleted by another maintainer.
-            Err(VaultError::NotFound { .. }) => continue,
-            point => point?,
-        };
+        // Deleted by another maintainer.
+        let Some(point) = vault.listed_manifest(disk, cycle)? else { continue };
         name(&point.segments);
         newest = Some(point);
     }

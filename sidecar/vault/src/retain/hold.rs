@@ -6,8 +6,10 @@
 
 use backstay_types::{CycleNo, DiskId};
 
+use super::ledger::asked_for;
 use crate::error::VaultError;
 use crate::format::hold::{HoldKind, HoldName, HoldRecord};
+use crate::objects::again;
 use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
@@ -120,6 +122,12 @@ impl Vault {
                     },
                 });
             }
+            // Maintainers find it by a list.
+            if before.is_none() && !self.is_listed(disk, record.version, &request.name)? {
+                self.let_go(&key_of(record.version))?;
+                let reason = "it does not list a hold that was put a moment ago: retention would not heed it";
+                return Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() });
+            }
             // The one before stays: a list that is made just now may see neither this nor that.
             for old in versions.into_iter().rev().skip(1) {
                 self.let_go(&key_of(old))?;
@@ -127,6 +135,19 @@ impl Vault {
             return Ok((record, points));
         }
         Err(VaultError::Contended { disk })
+    }
+
+    /// Whether a list shows a hold, now or in a moment.
+    fn is_listed(&self, disk: DiskId, version: u64, name: &HoldName) -> Result<bool, VaultError> {
+        for n in 0.. {
+            if self.is_local() || self.versions_of(disk, name)?.contains(&version) {
+                return Ok(true);
+            }
+            if !again(n) {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     /// Releases a hold; false if there was none.
@@ -168,10 +189,10 @@ impl Vault {
     /// what it holds.
     pub(crate) fn hold_versions(&self, disk: DiskId) -> Result<Vec<HoldRecord>, VaultError> {
         let mut holds = vec![];
-        for (object, _) in self.listed(&prefix(disk))? {
+        for object in self.listed_twice(&prefix(disk))? {
             let Some((version, name)) = parse(&object) else { continue };
             let key = key(disk, version, &name);
-            let record: HoldRecord = match self.document(&key) {
+            let record: HoldRecord = match self.listed_document(&key) {
                 // Released or renewed since it was listed.
                 Err(VaultError::NotFound { .. }) => continue,
                 // Nobody who may has put it: it would keep retention from its work for ever.
@@ -215,8 +236,9 @@ impl Vault {
         before: Option<&HoldRecord>,
     ) -> Result<Vec<CycleNo>, VaultError> {
         use crate::format::ledger::Fate;
-        let objects = self.point_objects(disk)?;
+        let listed = self.point_objects(disk)?;
         let ledger = self.ledger(disk)?;
+        let objects = asked_for(self, disk, listed, ledger.as_ref())?;
         // By the clock that both its times are of; one that was set back since proves nothing.
         let now = now_unix_ns();
         let unbroken = before.filter(|before| {

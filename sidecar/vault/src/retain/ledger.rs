@@ -10,7 +10,7 @@ use crate::error::{In, VaultError};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
 use crate::format::manifest::Manifest;
 use crate::seal::sign::TRAILER_BYTES;
-use crate::store::{Vault, at_once, now_unix_ns, point_key};
+use crate::store::{Vault, at_once, now_unix_ns};
 
 /// Revisions that may come while one is read; each takes a maintainer's round.
 const ROUNDS_MAX: usize = 16;
@@ -38,8 +38,10 @@ fn key(disk: DiskId, revision: u64) -> String {
 /// The cycles of the points that exist: the objects, less what the ledger has retired and nothing
 /// holds, and less what is nobody's.
 pub(crate) fn existing_points(vault: &Vault, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
-    let mut objects = vault.point_objects(disk)?;
-    let Some(ledger) = vault.ledger(disk)? else { return Ok(objects) };
+    let listed = vault.point_objects(disk)?;
+    let ledger = vault.ledger(disk)?;
+    let mut objects = asked_for(vault, disk, listed, ledger.as_ref())?;
+    let Some(ledger) = ledger else { return Ok(objects) };
     let is = |cycle: CycleNo, fate: Fate| ledger.point(cycle).is_some_and(|p| p.fate == fate);
     let kept = |cycle: CycleNo| cycle > ledger.horizon || is(cycle, Fate::Kept);
     let retired: Vec<CycleNo> =
@@ -52,36 +54,55 @@ pub(crate) fn existing_points(vault: &Vault, disk: DiskId) -> Result<Vec<CycleNo
     Ok(objects)
 }
 
+/// What a list shows of a disk's points, and those that it does not show and that are there all the same: points that
+/// the ledger names, and those that follow the newest. They are asked for by name, because a list may lag, and a point
+/// that it lacks is needed by whoever goes on from it.
+pub(super) fn asked_for(
+    vault: &Vault,
+    disk: DiskId,
+    mut objects: Vec<CycleNo>,
+    ledger: Option<&Ledger>,
+) -> Result<Vec<CycleNo>, VaultError> {
+    for point in ledger.into_iter().flat_map(|ledger| &ledger.points) {
+        if let Err(at) = objects.binary_search(&point.cycle)
+            && vault.has_point(disk, point.cycle, point.fate == Fate::Kept)?
+        {
+            objects.insert(at, point.cycle);
+        }
+    }
+    // A directory's list is what its names are.
+    while !vault.is_local() {
+        let horizon = ledger.map_or(CycleNo(0), |ledger| ledger.horizon);
+        let next = objects.last().copied().unwrap_or_default().max(horizon).next();
+        if !vault.has_point(disk, next, false)? {
+            break;
+        }
+        objects.push(next);
+    }
+    Ok(objects)
+}
+
 /// All objects among a disk's points. No list alone is believed where that could cost a point: a
 /// list of a directory is not of one instant.
 ///
 /// Beyond the horizon cycles have no gaps. A list may show the point of a cycle and not that of the
-/// cycle before it, which came earlier; a second one, begun afterwards, shows both. Up to the
-/// horizon, kept points that a list does not show are asked for by name.
+/// cycle before it, which came earlier; it is asked for by name. Up to the horizon, points of the ledger that a
+/// list does not show are asked for by name.
 pub(super) fn settled_objects(
     vault: &Vault,
     disk: DiskId,
     base: Option<&Ledger>,
 ) -> Result<Vec<CycleNo>, VaultError> {
-    let mut objects = vault.point_objects(disk)?;
+    let mut objects = asked_for(vault, disk, vault.point_objects(disk)?, base)?;
     let horizon = base.map_or(CycleNo(0), |ledger| ledger.horizon);
     let beyond: Vec<u64> = objects.iter().map(|cycle| cycle.0).filter(|&c| c > horizon.0).collect();
-    if let (Some(first), Some(&last)) = (beyond.first(), beyond.last()) {
-        let from = if base.is_some() { horizon.0 + 1 } else { *first };
-        if beyond.len() as u64 != last - from + 1 {
-            objects = vault.point_objects(disk)?;
-            objects.retain(|cycle| cycle.0 <= last);
-        }
-    }
-    let kept = base.into_iter().flat_map(|ledger| &ledger.points);
-    let kept: Vec<CycleNo> = kept.filter(|p| p.fate == Fate::Kept).map(|p| p.cycle).collect();
-    for cycle in kept {
-        if let Err(at) = objects.binary_search(&cycle) {
-            match vault.len(&point_key(disk, cycle)) {
-                Ok(_) => objects.insert(at, cycle),
-                // A person deleted it.
-                Err(VaultError::NotFound { .. }) => {}
-                Err(e) => return Err(e),
+    if let (Some(&first), Some(&last)) = (beyond.first(), beyond.last()) {
+        let from = if base.is_some() { horizon.0 + 1 } else { first };
+        for cycle in (from..last).map(CycleNo) {
+            if let Err(at) = objects.binary_search(&cycle)
+                && vault.has_point(disk, cycle, true)?
+            {
+                objects.insert(at, cycle);
             }
         }
     }
@@ -95,16 +116,20 @@ impl Vault {
     /// If the vault cannot be read, or the ledger is damaged.
     pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
         for _ in 0..ROUNDS_MAX {
-            let revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
+            let mut revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
+            if revisions.is_empty() {
+                // That there is none decides what may be deleted: no single answer says so.
+                let listed = self.listed_otherwise(&prefix(disk))?;
+                revisions = listed.iter().filter_map(|name| name.parse().ok()).collect();
+                revisions.sort_unstable();
+            }
             let Some(&revision) = revisions.last() else { return Ok(None) };
             let key = key(disk, revision);
-            let bytes = match self.get(&key, LEDGER_BYTES_MAX + TRAILER_BYTES) {
+            let ledger = match self.judged(false, || self.revision(&key)) {
                 // Replaced since it was listed.
                 Err(VaultError::NotFound { .. }) => continue,
-                bytes => bytes?,
+                ledger => ledger?,
             };
-            let ledger = Ledger::decode(self.verified(&key, &bytes)?).within(&key)?;
-            let ledger = self.is_at(&key, ledger)?;
             self.inner.decided.remember(&ledger);
             return Ok(Some(ledger));
         }
@@ -126,6 +151,12 @@ impl Vault {
             }),
             _ => Ok(()),
         }
+    }
+
+    fn revision(&self, key: &str) -> Result<Ledger, VaultError> {
+        let bytes = self.get(key, LEDGER_BYTES_MAX + TRAILER_BYTES)?;
+        let ledger = Ledger::decode(self.verified(key, &bytes)?).within(key)?;
+        self.is_at(key, ledger)
     }
 
     /// Puts the revision after `next.revision`, with what `next` says.
@@ -151,11 +182,11 @@ impl Vault {
             let exists = matches!(&failed, VaultError::Store { source, .. }
                 if matches!(source, object_store::Error::AlreadyExists { .. }));
             // A put whose answer was lost may have been done, and sent again it finds itself.
-            let there = match self.get(&key, LEDGER_BYTES_MAX + TRAILER_BYTES) {
+            let there = match self.judged(false, || self.revision(&key)) {
                 // Ours or another's, it was replaced and deleted since.
                 Err(VaultError::NotFound { .. }) if exists => return Ok(Advanced::Overtaken),
                 Err(VaultError::NotFound { .. }) => return Err(failed),
-                there => Ledger::decode(self.verified(&key, &there?)?).within(&key)?,
+                there => there?,
             };
             if there != next {
                 return Ok(Advanced::Lost);

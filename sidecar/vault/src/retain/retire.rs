@@ -94,11 +94,8 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
             continue;
         }
         job.go_on()?;
-        let point = match vault.manifest(disk, cycle) {
-            // Another maintainer was faster; then the ledger cannot be advanced from this base.
-            Err(VaultError::NotFound { .. }) => continue,
-            point => point?,
-        };
+        // Another maintainer was faster; then the ledger cannot be advanced from this base.
+        let Some(point) = vault.listed_manifest(disk, cycle)? else { continue };
         points.push(LedgerPoint {
             cycle,
             point: point.point,

@@ -54,16 +54,22 @@ impl Resync {
         let paths = context.roots.disk(&self.name);
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
         let vault = Vault::open(url)?;
-        let Some(newest) = newest_point(&vault, &status)? else {
+        let newest = match newest_point(&vault, &status) {
+            // A full copy needs nothing of what is there, and is the way out when it is damaged or gone.
+            Err(e) if self.full && e.is_damage() => None,
+            newest => newest?,
+        };
+        if newest.is_none() && !self.full {
             bail!(
                 "disk {} has no recovery point in {url}: there is nothing to compare with. Run \
                  backstay cycle {}",
                 self.name,
                 self.name
             );
-        };
+        }
+        let right = newest.as_ref().filter(|_| self.the_disk_is_right);
         let request = Request {
-            disk_is_right: self.the_disk_is_right.then_some(newest.point),
+            disk_is_right: right.map(|newest| newest.point),
             deep: self.deep,
             full: self.full,
             now: self.now,
@@ -75,14 +81,16 @@ impl Resync {
             return say(context, &self.name, &report);
         }
         ask(&context.roots.state, &Asked::Look(self.name.clone()))?;
-        if !context.globals.quiet {
-            println!(
+        match newest {
+            _ if context.globals.quiet => {}
+            Some(newest) if !self.full => println!(
                 "{}: the sidecar will compare it with recovery point {} (cut {}) in its resync \
                  window",
                 self.name,
                 newest.cycle,
                 time(newest.cut_unix_ns)
-            );
+            ),
+            _ => println!("{}: the sidecar will ship all of it in its resync window", self.name),
         }
         Ok(())
     }
