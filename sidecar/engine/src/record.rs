@@ -79,6 +79,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
     let failure = Failure {
         fenced: false,
         vault: WrongVault::of(e),
+        trouble: None,
         message: e.to_string(),
         person_must_act: e.class() != Class::Recoverable,
         tried_again: true,
@@ -132,6 +133,7 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
         tried_again: true,
         fenced: false,
         vault: None,
+        trouble: None,
         at_unix_ns: now,
         since_unix_ns,
     };
@@ -180,6 +182,30 @@ impl WrongVault {
     }
 }
 
+/// What a cycle found out about the vault or its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VaultTrouble {
+    /// The store refuses what was asked: credentials, quota, clock.
+    Refused,
+    /// The points that were made are not there any more.
+    PointsVanished,
+    /// What is needed of it is damaged.
+    Damaged,
+}
+
+impl VaultTrouble {
+    /// What a failed cycle says of the vault.
+    fn of(error: &CycleError) -> Option<Self> {
+        match error {
+            e if e.is_vanished() => Some(Self::PointsVanished),
+            e if e.is_damage() => Some(Self::Damaged),
+            CycleError::Vault(e) if e.is_refused() => Some(Self::Refused),
+            _ => None,
+        }
+    }
+}
+
 /// A failed cycle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -196,6 +222,9 @@ pub struct Failure {
     /// What is wrong with the vault, if another one, or none, is where it should be.
     #[serde(default)]
     pub vault: Option<WrongVault>,
+    /// What else was found out about the vault.
+    #[serde(default)]
+    pub trouble: Option<VaultTrouble>,
     /// When, nanoseconds since 1970.
     pub at_unix_ns: u64,
     /// When the first of these failures in a row was, nanoseconds since 1970.
@@ -308,6 +337,7 @@ impl Record {
                         CycleError::Vault(e) => WrongVault::of(e),
                         _ => None,
                     },
+                    trouble: VaultTrouble::of(e),
                     at_unix_ns: now,
                     since_unix_ns: self.failure.as_ref().map_or(now, |first| first.since_unix_ns),
                 });

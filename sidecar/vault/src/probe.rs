@@ -4,6 +4,9 @@
 //! such a put altogether; worse are those that do not know the condition and overwrite. Both are found here,
 //! before anything is begun in them.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use object_store::PutPayload;
 
 use crate::error::VaultError;
@@ -32,6 +35,23 @@ impl Vault {
         let looked = self.look_at(&key, &name.to_string());
         let deleted = self.delete(&key);
         looked.and(deleted)
+    }
+
+    /// Finds out again whether puts are still kept apart, once in the life of this process: a proxy or an update may have
+    /// changed that since the vault was made, and a source that was failed over would overwrite points. Of a directory
+    /// the kernel sees to it.
+    ///
+    /// # Errors
+    /// As for [`Self::probe`].
+    pub fn probe_once(&self) -> Result<(), VaultError> {
+        static PROBED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let known = || PROBED.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_local() || known().contains(self.url()) {
+            return Ok(());
+        }
+        self.probe()?;
+        known().insert(self.url().into());
+        Ok(())
     }
 
     fn look_at(&self, key: &str, name: &str) -> Result<(), VaultError> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Cause, Facts, ids};
-use crate::record::Failure;
+use crate::record::{Failure, VaultTrouble};
 use crate::status::LATE_MIN;
 
 /// How late a point may be before that is worth a warning: so many intervals, and never less than
@@ -19,6 +19,9 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
 
 fn failed(facts: &Facts<'_>, failure: &Failure) -> Cause {
     let name = facts.name;
+    if let Some(trouble) = failure.trouble {
+        return of_vault(facts, failure, trouble).since(failure.since_unix_ns);
+    }
     let cause = match (failure.fenced, failure.person_must_act) {
         (true, _) => Cause::critical(ids::FENCED, &failure.message).advise(format!(
             "its users go on undisturbed, but nothing they write is protected any more. If the other \
@@ -36,6 +39,31 @@ fn failed(facts: &Facts<'_>, failure: &Failure) -> Cause {
         }
     };
     cause.since(failure.since_unix_ns)
+}
+
+/// What a cycle found out about the vault: nothing is protected until a person acts, though it is tried again where that may
+/// help.
+fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Cause {
+    let name = facts.name;
+    match trouble {
+        VaultTrouble::Refused => Cause::critical(ids::STORE_REFUSED, &failure.message)
+            .advise(format!(
+                "mend what the store says; it is tried again by itself, at once when the credentials file changes, or \
+                 now by: backstay cycle {name}"
+            ))
+            .retried(facts.record.next_unix_ns),
+        // The message names the way out.
+        VaultTrouble::PointsVanished => Cause::critical(ids::POINTS_VANISHED, &failure.message)
+            .advise(format!(
+                "bring the vault back, then: backstay resume {name}; or begin again: backstay resync {name} --now --full"
+            )),
+        VaultTrouble::Damaged => {
+            Cause::critical(ids::VAULT_DAMAGED, &failure.message).advise(format!(
+                "ship again what is damaged: backstay resync {name} --now --deep; if that fails, all of it: backstay \
+                 resync {name} --now --full"
+            ))
+        }
+    }
 }
 
 fn point_warning(facts: &Facts<'_>) -> Option<Cause> {

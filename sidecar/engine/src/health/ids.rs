@@ -64,6 +64,12 @@ ids! {
     /// Another vault is where the disk's points are.
     OTHER_VAULT = "other-vault";
 
+    /// The store refuses what is asked of it.
+    STORE_REFUSED = "store-refused";
+    /// The recovery points that were made are not there any more.
+    POINTS_VANISHED = "points-vanished";
+    /// Something in the vault is damaged.
+    VAULT_DAMAGED = "vault-damaged";
     // What this host remembers of the disk (records.rs).
     /// A record of the disk is damaged or cannot be read.
     RECORD_UNREADABLE = "record-unreadable";

@@ -56,6 +56,7 @@ impl Cycle {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
         let vault = Vault::open(self.config.vault_of(&self.name))?;
+        vault.probe_once()?;
         if self.work == Work::Delta
             && !self.heart_beats(&record)
             && let Some(proven) = unchanged(&paths.control_socket(), &vault)?

@@ -130,6 +130,8 @@ pub fn withdraw(vault: &Vault, disk: DiskId, writer: &str) -> Result<Withdrawn, 
     let claim =
         Claim { after: term.term, writer: writer.into(), from: PointRef::from(&point).as_from() };
     step();
+    // The term's first point shuts the old source out only if puts are kept apart.
+    vault.probe_once()?;
     match vault.take_term(disk, &claim) {
         Ok(_) => Ok(Withdrawn::Done),
         Err(VaultError::Fenced { .. }) => Ok(Withdrawn::TooLate(newest_term(vault, disk)?)),
@@ -158,6 +160,7 @@ pub fn take(
         vault.hold_from(record.disk, term, &claim.from)?;
     }
     step();
+    vault.probe_once()?;
     vault.take_term(record.disk, &claim).map_err(|e| match e {
         VaultError::Fenced { newest, writer, .. } => {
             FailoverError::TakenOver { name: record.name.clone(), term: newest, writer }
