@@ -1,6 +1,7 @@
 //! The same life of a disk on every kind of store, against real servers: Ceph's S3 gateway, Azurite and fake-gcs-server, each
 //! reached directly, through faults, and through a gateway of ours.
 //!
+//! - `answers`: what a store answers is checked before it is believed
 //! - `life`: from the first copy to failover, on any backend
 //! - `lives`, `bad_day`: the backends that it is lived on, and how it is when much goes wrong
 //! - `behind`: gateways: their lives and the faults of the stores behind them
@@ -21,6 +22,8 @@ use backstay_tests::harness::backend::{Backend, Role};
 use backstay_tests::harness::store::Kind;
 use backstay_tests::harness::{Disk, Host};
 
+#[path = "e2e_stores/answers.rs"]
+mod answers;
 #[path = "e2e_stores/bad_day.rs"]
 mod bad_day;
 #[path = "e2e_stores/behind.rs"]

@@ -19,14 +19,18 @@ use crate::group::{GroupConfig, TlsConfig};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
+use crate::scrub::Every;
 use crate::store::Store;
-use crate::throttle::ThrottleSettings;
+use crate::throttle::{Rate, ThrottleSettings};
 use crate::windows::{WeeklyWindows, Zone};
 
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backstay/backstay.toml";
 /// Where recovery points go, unless told otherwise.
 pub const VAULT_DEFAULT: &str = "file:///var/lib/backstay/vault";
+
+/// Bytes a second at which points are read back, unless told otherwise.
+const SCRUB_LIMIT: u64 = 20_000_000;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +98,10 @@ pub struct Config {
     pub consistency: Option<Consistency>,
     /// How points are tried by themselves; not at all if it says nothing.
     pub drill: Option<DrillSettings>,
+    /// How often points are read back in the background; never if it says nothing.
+    pub scrub: Option<Every>,
+    /// How fast points are read back.
+    pub scrub_limit: Rate,
     /// Settings for many disks, by name.
     pub policy: BTreeMap<String, Policy>,
     /// Whose clock windows follow; the host's if none is named.
@@ -168,6 +176,8 @@ pub struct Policy {
     pub consistency: Option<Consistency>,
     /// How points are tried by themselves.
     pub drill: Option<DrillSettings>,
+    /// How often points are read back.
+    pub scrub: Option<Every>,
 }
 
 /// Settings of one disk, where they differ from its policy's.
@@ -198,6 +208,8 @@ pub struct DiskConfig {
     pub consistency: Option<Consistency>,
     /// How points are tried by themselves.
     pub drill: Option<DrillSettings>,
+    /// How often points are read back.
+    pub scrub: Option<Every>,
     /// What makes its points application-consistent.
     pub hooks: HookSettings,
 }
@@ -218,6 +230,8 @@ impl Default for Config {
             change_log_limit: None,
             consistency: None,
             drill: None,
+            scrub: None,
+            scrub_limit: Rate::bytes_per_second(SCRUB_LIMIT),
             policy: BTreeMap::new(),
             time_zone: None,
             blackout: WeeklyWindows::default(),
@@ -359,6 +373,12 @@ impl Config {
     #[must_use]
     pub fn drill_of(&self, name: &DiskName) -> Option<&DrillSettings> {
         setting!(self, name, drill).or(self.drill.as_ref()).filter(|drill| !drill.every.is_zero())
+    }
+
+    /// From one time that a disk's points are read back to the next, if they are.
+    #[must_use]
+    pub fn scrub_of(&self, name: &DiskName) -> Option<Duration> {
+        setting!(self, name, scrub).or(self.scrub.as_ref()).and_then(|every| every.interval())
     }
 
     /// Adds what `backstay protect` was told of the disks of this host, below what the file says. Where that

@@ -25,6 +25,7 @@ pub struct DrillSettings {
     #[serde(with = "humantime_serde")]
     pub every: Duration,
     /// How.
+    #[serde(deserialize_with = "check_of_drill")]
     pub check: DrillCheck,
     /// The line for the shell of `check = "command"`.
     pub command: Option<String>,
@@ -41,6 +42,14 @@ pub struct DrillSettings {
     pub initrd: Option<PathBuf>,
     /// Its command line.
     pub append: Option<String>,
+}
+
+/// Reading points back is no drill: `scrub` says how often that is done.
+fn check_of_drill<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DrillCheck, D::Error> {
+    match DrillCheck::deserialize(from)? {
+        DrillCheck::Scrub => Err(serde::de::Error::custom("a drill is fsck, command or boot; see scrub")),
+        check => Ok(check),
+    }
 }
 
 /// The last drill of a disk on this host.

@@ -45,6 +45,7 @@ pub mod record;
 pub mod reload;
 pub mod requests;
 pub mod schedule;
+pub mod scrub;
 pub mod seen;
 pub mod service;
 pub mod source;

@@ -154,6 +154,8 @@ fn load_trouble(path: &Path) -> Option<Failure> {
             person_must_act: false,
             fenced: false,
             vault: None,
+            trouble: None,
+            tried_again: true,
             at_unix_ns: now,
             since_unix_ns: now,
         })

@@ -223,6 +223,22 @@ pub enum VaultError {
         /// The key.
         object: String,
     },
+    /// The newest point is known to be damaged, and nobody named it.
+    #[error(
+        "recovery point {cycle} is damaged ({why}). {}. To use the damaged one all the same, name it by its number. \
+         Nothing was changed",
+        whole.map_or("No older point is known to be whole".into(), |whole| format!(
+            "The newest one that is not known to be damaged is {whole}: to use it, say so (--point {whole})"
+        ))
+    )]
+    PointDamaged {
+        /// The point.
+        cycle: CycleNo,
+        /// What is wrong with it.
+        why: String,
+        /// The newest older one that is not known to be damaged.
+        whole: Option<CycleNo>,
+    },
     /// Retention has deleted this point, or is about to.
     #[error(
         "recovery point {0} was deleted by the rules of retention a moment ago; pick another one \
@@ -281,7 +297,7 @@ impl VaultError {
     pub fn class(&self) -> Class {
         match self {
             // What a store refuses it may do when somebody has mended it: told by type (R-22).
-            Self::Store { source, .. } if refusal(source).is_some() => Class::PersonShouldAct,
+            Self::Store { source, .. } if is_mendable(source) => Class::PersonShouldAct,
             Self::Store { source, .. } if is_refused(source) => Class::PersonMustAct,
             Self::Denied { .. } | Self::Unfit { .. } => Class::PersonShouldAct,
             Self::Store { .. }
@@ -302,6 +318,7 @@ impl VaultError {
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::PointsVanished { .. }
+            | Self::PointDamaged { .. }
             | Self::Locked { .. }
             | Self::WriteOnly { .. }
             | Self::NotFound { .. }
@@ -343,6 +360,7 @@ impl VaultError {
                 | Self::Forged { .. }
                 | Self::Inconsistent { .. }
                 | Self::OutOfBounds { .. }
+                | Self::PointDamaged { .. }
         )
     }
 
@@ -378,7 +396,9 @@ impl VaultError {
                 Some(Refusal::Answer { status, said }) if is_full(*status, said) => {
                     Self::Full { object }
                 }
-                Some(refused @ Refusal::Answer { status: 401 | 403, .. }) => {
+                Some(refused @ Refusal::Answer { status: 401 | 403, .. })
+                    if !is_gateways(&source) =>
+                {
                     Self::Denied { object, why: refused.to_string() }
                 }
                 Some(_) => Self::Store { object, source },
@@ -405,6 +425,17 @@ impl VaultError {
 /// What to look at where a directory does not let us in.
 pub(crate) const OF_DIRECTORY: &str = "check the vault's owner and mode";
 
+/// Whether a store refused for a reason that shows by itself when somebody has mended it. A certificate that one side does not
+/// accept, or that a gateway has revoked, is not tried again and again.
+fn is_mendable(error: &object_store::Error) -> bool {
+    matches!(refusal(error), Some(Refusal::Answer { .. })) && !is_gateways(error)
+}
+
+/// Whether a gateway of ours answered.
+fn is_gateways(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::Generic { store: "gateway", .. })
+}
+
 /// Whether a store will never do what was asked.
 fn is_refused(error: &object_store::Error) -> bool {
     use object_store::Error as E;
@@ -415,7 +446,7 @@ fn is_refused(error: &object_store::Error) -> bool {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. }
     );
-    by_library || is_planted(error)
+    by_library || refusal(error).is_some() || is_planted(error)
 }
 
 /// Whether a link or a device stands where a vault's directory should have an object.

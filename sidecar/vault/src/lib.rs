@@ -14,12 +14,13 @@
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
-//! - `drills`: verdicts on points that were tried
+//! - `drills`: verdicts on points that were tried; [`damaged`]: points that are known to be damaged
 //! - [`receive`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
 //! - [`seal`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 
 pub mod commit;
+pub mod damaged;
 mod disks;
 mod drills;
 pub mod error;

@@ -70,6 +70,21 @@ pub(crate) fn put<B: AsRef<[u8]>>(
     Ok(whole)
 }
 
+/// Puts a file, durably, in the place of one that is damaged: what is there before and after is whole or is not.
+pub(crate) fn replace<B: AsRef<[u8]>>(
+    to: &Path,
+    parts: impl IntoIterator<Item = io::Result<B>>,
+) -> io::Result<()> {
+    let (staged, file) = stage(to)?;
+    let put = write(file, parts, &Unlimited)
+        .and_then(|_| backstay_host::atomic::rename(&staged, to));
+    if let Err(e) = put {
+        let _ = std::fs::remove_file(staged);
+        return Err(e);
+    }
+    to.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
 /// Makes a file beside a name that is this put's alone. Lists pass over names like these. Nothing that is
 /// there is opened: another put may be at it, or somebody may have planted a link.
 fn stage(to: &Path) -> io::Result<(PathBuf, File)> {

@@ -69,6 +69,12 @@ pub enum Fault {
     DenyConditions,
     /// It is answered as the first of its kind was.
     Stale,
+    /// It is answered here, with this status and body, and goes no further.
+    Say(u16, &'static str),
+    /// It is carried out, and a byte of its body is flipped on the way there.
+    FlipPut,
+    /// It is carried out, and a byte of the answer's body is flipped on the way back.
+    FlipAnswer,
 }
 
 type Choose = dyn Fn(&Request) -> Fault + Send + Sync;
@@ -169,6 +175,13 @@ impl Drop for Proxy {
     }
 }
 
+fn flip(body: &mut [u8]) {
+    let middle = body.len() / 2;
+    if let Some(byte) = body.get_mut(middle) {
+        *byte ^= 0x10;
+    }
+}
+
 fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -251,12 +264,26 @@ impl Inner {
             return socket.shutdown(Shutdown::Both);
         }
         from.read_exact(&mut body)?;
+        if fault == Fault::FlipPut {
+            flip(&mut body);
+        }
         let mut client = from.into_inner();
         let answer = match fault {
             Fault::Close => return socket.shutdown(Shutdown::Both),
             Fault::Answer(status) => {
                 format!("HTTP/1.1 {status} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     .into_bytes()
+            }
+            Fault::Say(status, text) => format!(
+                "HTTP/1.1 {status} Fault\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                text.len()
+            )
+            .into_bytes(),
+            Fault::FlipAnswer => {
+                let mut answer = self.forward(&head, &request.target, &body, true)?;
+                let at = head_bytes(&answer);
+                flip(&mut answer[at..]);
+                answer
             }
             Fault::Tear => {
                 self.forward(&head, &request.target, &body[..len / 2], false)?;
@@ -274,6 +301,7 @@ impl Inner {
                 }
             }
             Fault::Pass
+            | Fault::FlipPut
             | Fault::LoseAnswer
             | Fault::Half
             | Fault::DenyConditions

@@ -29,8 +29,9 @@ use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
 use backstay_vault::store::at_once;
+use backstay_vault::retain::holder;
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
+    Consistency, CycleKind, DiskRecord, DrillCheck, DrillRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
     VaultError, verify_cycle,
 };
 
@@ -187,6 +188,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         closed: None,
         put: vec![],
         put_kept: 0,
+        stands_alone: false,
         consistency: Consistency::Crash,
         quiesced: None,
     };
@@ -203,7 +205,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         predecessor: newest,
         from,
         kind,
-        layered,
+        layered: layered && !run.stands_alone,
         point: base.point,
         consistency: run.consistency,
         cut_unix_ns: cut.cut_unix_ns,
@@ -213,6 +215,9 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
     found.release_from(job.vault, &term, &point);
+    if flow == (Flow::Resync { deep: true }) {
+        note_whole(job.vault, &point);
+    }
     resync::forget(job.state);
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
     let report = report(&point, &cut, fetched, clock::since(started));
@@ -234,6 +239,8 @@ struct Run<'a> {
     put: Vec<SegmentRef>,
     /// How many of them the next attempt can use if this one fails.
     put_kept: usize,
+    /// It could not be compared with what is there: its point has the whole disk.
+    stands_alone: bool,
     /// What the point-in-time cut promises.
     consistency: Consistency,
     /// The application that waited for it, until it has gone on.
@@ -264,7 +271,16 @@ impl Run<'_> {
             written = cut.written;
             match (flow, newest) {
                 (Flow::Resync { deep }, Some(newest)) => {
-                    passes = self.compare(&cut, newest, deep, status.resync_no)?;
+                    match self.compare(&cut, newest, deep, status.resync_no) {
+                        // What cannot be compared with is not needed either: a full copy depends on nothing of before.
+                        Err(CycleError::Vault(e)) if is_loss(&e) => {
+                            tracing::warn!("disk {}: {e}: the whole disk is shipped", status.name);
+                            resync::forget_progress(self.job.state);
+                            self.stands_alone = true;
+                            passes = vec![self.pass(&cut, Scope::Whole, Stage::Fuzzy)?];
+                        }
+                        compared => passes = compared?,
+                    }
                 }
                 (Flow::Delta, Some(newest)) if cut.whole_disk.is_none() && coarse.is_some() => {
                     passes.push(self.compare_dirty(&cut, newest)?);
@@ -493,6 +509,32 @@ impl Found {
         {
             tracing::warn!("the hold on recovery point {} ends by itself: {e}", from.cycle);
         }
+    }
+}
+
+/// Whether an error says that something in the vault is damaged or gone.
+fn is_loss(error: &VaultError) -> bool {
+    error.is_damage() || matches!(error, VaultError::NotFound { .. } | VaultError::Lost { .. })
+}
+
+/// Says beside a point that all that it needs was read back: the disk was compared with all of it. Where that cannot be said,
+/// the next scrub does.
+fn note_whole(vault: &Vault, point: &Manifest) {
+    let now = now_unix_ns();
+    let noted = vault.put_drill(&DrillRecord {
+        drill: uuid::Uuid::new_v4(),
+        disk: point.disk,
+        cycle: point.cycle,
+        point: point.point,
+        check: DrillCheck::Scrub,
+        passed: true,
+        message: "compared with the disk, all of it read back".into(),
+        by: holder(),
+        began_unix_ns: now,
+        ended_unix_ns: now,
+    });
+    if let Err(e) = noted {
+        tracing::debug!("recovery point {}: {e}", point.cycle);
     }
 }
 

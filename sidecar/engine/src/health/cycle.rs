@@ -59,8 +59,8 @@ fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Caus
             )),
         VaultTrouble::Damaged => {
             Cause::critical(ids::VAULT_DAMAGED, &failure.message).advise(format!(
-                "ship again what is damaged: backstay resync {name} --now --deep; if that fails, all of it: backstay \
-                 resync {name} --now --full"
+                "ship again what is damaged: backstay resync {name} --now --deep; if that fails, all of it: --full \
+                 instead of --deep. Where somebody mended it: backstay resume {name}"
             ))
         }
     }

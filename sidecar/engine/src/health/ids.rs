@@ -70,6 +70,8 @@ ids! {
     POINTS_VANISHED = "points-vanished";
     /// Something in the vault is damaged.
     VAULT_DAMAGED = "vault-damaged";
+    /// Points could not be read back.
+    SCRUB_FAILED = "scrub-failed";
     // What this host remembers of the disk (records.rs).
     /// A record of the disk is damaged or cannot be read.
     RECORD_UNREADABLE = "record-unreadable";

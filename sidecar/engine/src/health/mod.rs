@@ -182,12 +182,13 @@ impl Facts<'_> {
 }
 
 /// The areas, the one whose cause is the headline among equals first.
-const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 10] = [
+const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 11] = [
     driver::causes,
     backing::causes,
     records::causes,
     cycle::causes,
     vault::causes,
+    vault::scrubs,
     clock::causes,
     host::causes,
     upkeep::causes,

@@ -2,6 +2,34 @@
 
 use super::{Cause, Facts, ids};
 use crate::record::WrongVault;
+use crate::scrub::Scrubbed;
+
+/// What scrubs found that nobody has mended.
+pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
+    let name = facts.name;
+    let Some(scrubbed) = Scrubbed::load(&facts.paths.state) else { return vec![] };
+    let mut causes = vec![];
+    if let Some((cycle, why)) = scrubbed.damaged.last_key_value() {
+        let count = scrubbed.damaged.len();
+        let newest_was = scrubbed.newest == Some(*cycle);
+        // A point that was made since and has the whole disk is not among them.
+        let reason = format!("{count} recovery points are damaged, the newest of them {cycle}: {why}");
+        let cause = match newest_was {
+            true => Cause::critical(ids::VAULT_DAMAGED, reason),
+            false => Cause::warning(ids::VAULT_DAMAGED, reason),
+        };
+        causes.push(cause.advise(format!(
+            "see backstay points {name}. What the disk still has is shipped again by: backstay resync {name} --now \
+             --deep; damaged points stay until they are deleted"
+        )));
+    }
+    if let Some((at, why)) = &scrubbed.failed {
+        let reason = format!("its points could not be read back: {why}");
+        let advice = "it is tried again by itself; mend what it says";
+        causes.push(Cause::warning(ids::SCRUB_FAILED, reason).advise(advice).since(*at));
+    }
+    causes
+}
 
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
     wrong(facts).into_iter().collect()

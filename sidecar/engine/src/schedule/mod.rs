@@ -35,6 +35,8 @@ pub enum Work {
     Delta,
     /// A point is tried; no cycle, and in nobody's way.
     Drill,
+    /// Points are read back; no cycle either.
+    Scrub,
     /// A point is brought up for a test. From here on, too, no cycle is meant: these are jobs alone.
     TestFailover,
     /// A disk that was handed over is brought up.

@@ -8,6 +8,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,7 @@ use crate::record::Record;
 use crate::reload::ConfigWatch;
 use crate::requests::{Asked, take};
 use crate::schedule::{Outcome, Schedule, Settings, Slots, Work};
+use crate::scrub::{self, Scrubbed, Scrubs};
 use crate::throttle::Throttle;
 use crate::upkeep;
 use crate::windows::{self, may_begin};
@@ -96,6 +98,7 @@ pub fn serve(
         drivers: Drivers::default(),
         turn: 0,
         troubled: BTreeSet::new(),
+        scrubs: Scrubs::default(),
         credentials: None,
     };
     service.groups = Some(Arc::new(Groups::start(With {
@@ -117,6 +120,7 @@ pub fn serve(
                 service.look_at_credentials();
                 service.look_at_keys()?;
                 service.look_at_clock();
+                service.look_at_points()?;
             }
             recv(endings) -> end => if let Ok(end) = end {
                 service.note_end(end);
@@ -196,6 +200,7 @@ struct Service<'a> {
     turn: usize,
     /// Disks of which something bad was said.
     troubled: BTreeSet<DiskName>,
+    scrubs: Scrubs,
     /// The file with the stores' credentials, as it was last seen.
     credentials: Option<Stamp>,
 }
@@ -225,6 +230,36 @@ impl Service<'_> {
             _ => {}
         }
         self.doubt = doubt;
+    }
+
+    /// Reads points back, where it is time.
+    fn look_at_points(&mut self) -> std::io::Result<()> {
+        let (config, roots, schedule) = (&self.config, self.roots, &self.schedule);
+        let due = || {
+            let names = roots.disks_with_socket();
+            names.iter().filter(|name| schedule.has(name)).find_map(|name| {
+                let every = config.scrub_of(name)?;
+                let (state, url) = (roots.disk(name).state, config.vault_of(name));
+                let last = Record::load(&state).last?;
+                // Behind a gateway the points are read where its store is.
+                let here = !url.starts_with("https://");
+                let scrubbed = Scrubbed::load(&state).unwrap_or_default();
+                if !here || scrubbed.due(every) > now_unix_ns() {
+                    return None;
+                }
+                let socket = roots.disk(name).control_socket();
+                let status = ControlClient::connect(&socket).ok()?.status().ok()?;
+                Some(scrub::Due {
+                    name: name.clone(),
+                    url: url.into(),
+                    disk: last.disk?,
+                    backing: status.backing,
+                    limit: config.scrub_limit.limit().map(NonZeroU64::get),
+                    state,
+                })
+            })
+        };
+        self.scrubs.look(due, &self.jobs, &self.stopping)
     }
 
     /// What a store refused is tried at once when its credentials have changed.

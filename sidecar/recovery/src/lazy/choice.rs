@@ -72,13 +72,19 @@ pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manife
     };
     match choice {
         PointChoice::Latest => match points.last() {
-            Some(&cycle) => Ok(vault.manifest(disk, cycle)?),
+            Some(&cycle) => {
+                vault.refuse_damaged(disk, cycle)?;
+                Ok(vault.manifest(disk, cycle)?)
+            }
             None => none("yet".into()),
         },
         PointChoice::Cycle(cycle) if points.contains(&cycle) => Ok(vault.manifest(disk, cycle)?),
         PointChoice::Cycle(cycle) => none(cycle.to_string()),
         PointChoice::Until(unix_ns) => match vault.newest_until(disk, &points, unix_ns)? {
-            Some(point) => Ok(point),
+            Some(point) => {
+                vault.refuse_damaged(disk, point.cycle)?;
+                Ok(point)
+            }
             None => none(format!("that is not after {choice}")),
         },
     }

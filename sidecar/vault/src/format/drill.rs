@@ -20,6 +20,8 @@ pub enum DrillCheck {
     Command,
     /// A machine was started from it.
     Boot,
+    /// All that it needs was read back, by a scrub. No drill is made this way.
+    Scrub,
 }
 
 impl DrillCheck {
@@ -30,6 +32,7 @@ impl DrillCheck {
             Self::Fsck => "mounts",
             Self::Command => "command",
             Self::Boot => "boots",
+            Self::Scrub => "whole",
         }
     }
 }

@@ -93,6 +93,15 @@ impl Folders {
         paced::put(&folder.at(split(key).1), parts, pace)
     }
 
+    /// Replaces an object that is there, see [`paced::replace`].
+    pub fn replace<B: AsRef<[u8]>>(
+        &self,
+        key: &str,
+        parts: impl IntoIterator<Item = io::Result<B>>,
+    ) -> io::Result<()> {
+        paced::replace(&self.prepare(key)?.at(split(key).1), parts)
+    }
+
     /// Whether an object, which is synced, reads back as these bytes: from the disk or the server, as far as the kernel lets
     /// go of what it has in memory.
     pub fn reads_back(

@@ -276,6 +276,11 @@ fn without(run: SectorRange, others: &[SectorRange]) -> Vec<SectorRange> {
     left
 }
 
+/// Whether an error says that something in the vault is lost.
+fn is_loss(error: &VaultError) -> bool {
+    error.is_damage() || matches!(error, VaultError::NotFound { .. })
+}
+
 /// What the threads share.
 struct Shared<'a, E> {
     vault: &'a Vault,
@@ -353,6 +358,18 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
         Ok(())
     }
 
+    /// The same of frames that the vault has lost.
+    fn take_for_lost(
+        &self,
+        why: &VaultError,
+        layer: &Layer,
+        frames: &[u32],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), E> {
+        tracing::warn!("{why}: it is shipped again");
+        self.take_for_different(layer, frames, buffer)
+    }
+
     fn compare_frames(
         &self,
         layer: &Layer,
@@ -360,14 +377,36 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
         decompressor: &mut Decompressor,
         buffer: &mut Vec<u8>,
     ) -> Result<(), E> {
-        for (frame, stored) in fetch(self.vault, &layer.key, &layer.index, frames)? {
-            let raw =
-                decompressor.open(&layer.key, &layer.index.frames[frame as usize], &stored)?;
+        // What is damaged in the vault differs from the disk: it is shipped again, over it.
+        let fetched = match fetch(self.vault, &layer.key, &layer.index, frames) {
+            Err(e) if is_loss(&e) => return self.take_for_lost(&e, layer, frames, buffer),
+            fetched => fetched?,
+        };
+        for (frame, stored) in fetched {
+            let opened =
+                decompressor.open(&layer.key, &layer.index.frames[frame as usize], &stored);
+            let raw = match opened {
+                Err(e) if is_loss(&e) => {
+                    self.take_for_lost(&e, layer, &[frame], buffer)?;
+                    continue;
+                }
+                raw => raw?,
+            };
             for &at in layer.of_frame.get(&frame).into_iter().flatten() {
                 let (number, runs) = &layer.needed[at];
                 let extent = &layer.index.extents[*number];
                 let Some(place) = &extent.place else { continue };
-                let held = check(&layer.key, extent, place, raw)?;
+                let held = match check(&layer.key, extent, place, raw) {
+                    Err(e) if is_loss(&e) => {
+                        tracing::warn!("{e}: it is shipped again");
+                        for run in runs {
+                            let bytes = self.read(*run, buffer)?;
+                            self.report(*run, bytes, FRAME_SECTORS_MAX, |_, _| true)?;
+                        }
+                        continue;
+                    }
+                    held => held?,
+                };
                 for run in runs {
                     let from = ((run.start.0 - extent.range.start.0) * SECTOR_BYTES) as usize;
                     let held = &held[from..from + run.bytes().0 as usize];

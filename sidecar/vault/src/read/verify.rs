@@ -1,14 +1,11 @@
 //! Verifying points: everything is read back and every checksum compared.
 
-use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::collections::BTreeSet;
 
 use backstay_types::{ByteLen, CycleNo, DiskId};
 
 use super::frames::{Decompressor, check, fetch, read_header, requests};
-use super::plan::for_each_layer;
+use super::survey::{Reading, Survey, survey};
 use super::{Progress, read_index};
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
@@ -50,48 +47,10 @@ pub fn verify_points(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<Verified, VaultError> {
-    let mut segments: Vec<(ByteLen, SegmentRef)> = vec![];
-    let mut seen = HashSet::new();
-    for &cycle in cycles {
-        let point = vault.manifest(disk, cycle)?;
-        check_chain(vault, &point)?;
-        for_each_layer(vault, &point, |segment, _| {
-            if seen.insert((segment.cycle, segment.attempt, segment.number)) {
-                segments.push((point.size, *segment));
-            }
-            Ok(())
-        })?;
-    }
-    let all: u64 = segments.iter().map(|(_, segment)| segment.data_sectors * 512).sum();
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let (failed, error) = (AtomicBool::new(false), Mutex::new(None));
-    thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                while !failed.load(Ordering::Relaxed) {
-                    let Some((size, segment)) = segments.get(next.fetch_add(1, Ordering::Relaxed))
-                    else {
-                        return;
-                    };
-                    let read = verify_segment(vault, disk, *size, segment, |bytes| {
-                        progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, all);
-                    });
-                    if let Err(e) = read {
-                        failed.store(true, Ordering::Relaxed);
-                        error.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(e);
-                    }
-                }
-            });
-        }
-    });
-    match error.into_inner().unwrap_or_else(|p| p.into_inner()) {
-        Some(error) => Err(error),
-        None => Ok(Verified {
-            points: cycles.len() as u64,
-            segments: segments.len() as u64,
-            bytes: done.into_inner(),
-        }),
-    }
+    let how =
+        Reading { threads, progress, skip: &BTreeSet::new(), done: &|_, _| true };
+    let Survey { verified, damaged, .. } = survey(vault, disk, cycles, &how)?;
+    damaged.into_values().next().map_or(Ok(verified), Err)
 }
 
 /// Reads the newest and the oldest segment of a point, whole: whether it can be read at all, for little.
@@ -118,7 +77,7 @@ pub fn verify_newest_segments(
 
 /// A point must follow the one it names, if that is still there, in a term not older than its.
 /// The times of the cuts say nothing: a wall clock may step back.
-fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
+pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
     let Some((cycle, id)) = point.predecessor else { return Ok(()) };
     let before = match vault.manifest(point.disk, cycle) {
         // Deleted by retention: points do not need the ones before them.

@@ -170,7 +170,8 @@ impl Drill {
             },
         };
         Ok(match settings.check {
-            DrillCheck::Fsck => Check::Fsck,
+            // Refused when the settings are read.
+            DrillCheck::Scrub | DrillCheck::Fsck => Check::Fsck,
             DrillCheck::Command => match &settings.command {
                 Some(line) => Check::Command(line.clone()),
                 None => bail!("the configuration's drill of {name} says no command"),

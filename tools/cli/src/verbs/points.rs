@@ -39,6 +39,8 @@ struct Listed {
     term: u64,
     /// It belongs to a history that was left at a failover.
     left: bool,
+    /// Why it is known to be damaged, if it is.
+    damaged: Option<String>,
     /// Names of pins and other holds that keep it.
     held_by: Vec<HoldName>,
     /// What drills have proven of it: the last verdict of each kind of check.
@@ -65,6 +67,7 @@ impl Listed {
             segments: point.segments.len(),
             term: point.term.0,
             left: !line.has(point),
+            damaged: None,
             proven: last_of_each(&drills)
                 .filter(|drill| drill.passed)
                 .map(|drill| drill.check.proves())
@@ -87,9 +90,13 @@ impl Points {
         let mut points = vec![];
         let (holds, line) = (vault.holds(disk.disk)?, vault.line(disk.disk)?);
         let drills = vault.drills(disk.disk)?;
+        let mut damaged = vault.damaged_points(disk.disk)?;
         for cycle in vault.points(disk.disk)? {
             match vault.manifest(disk.disk, cycle) {
-                Ok(point) => points.push(Listed::of(&point, &holds, &drills, &line)),
+                Ok(point) => points.push(Listed {
+                    damaged: damaged.remove(&cycle),
+                    ..Listed::of(&point, &holds, &drills, &line)
+                }),
                 // Retention deleted it since it was listed.
                 Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -104,9 +111,10 @@ impl Points {
         );
         for point in points {
             let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
+            let damaged = if point.damaged.is_some() { "DAMAGED; " } else { "" };
             let left = if point.left { "left at a failover; " } else { "" };
             let line = format!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {left}{}",
+                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {damaged}{left}{}",
                 point.cycle.0,
                 time(point.cut_unix_ns),
                 word(&point.kind),

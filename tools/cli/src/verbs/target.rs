@@ -59,9 +59,13 @@ impl PointName {
     pub fn find(self, vault: &Vault, disk: &DiskRecord) -> anyhow::Result<CycleNo> {
         let points = vault.points(disk.disk)?;
         match self {
-            Self::Latest => points.last().copied().with_context(|| {
-                format!("disk {} has no recovery point in {}", disk.name, vault.url())
-            }),
+            Self::Latest => {
+                let newest = points.last().copied().with_context(|| {
+                    format!("disk {} has no recovery point in {}", disk.name, vault.url())
+                })?;
+                vault.refuse_damaged(disk.disk, newest)?;
+                Ok(newest)
+            }
             Self::Cycle(cycle) if points.contains(&cycle) => Ok(cycle),
             Self::Cycle(cycle) => bail!(
                 "disk {} has no recovery point {cycle} in {}; see backstay points {}",

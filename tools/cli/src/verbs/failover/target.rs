@@ -139,6 +139,7 @@ pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> 
         Which::HandedOver => vault::handed_over(&vault, &order.name, disk)?,
         Which::Choice(PointChoice::Latest, _) => {
             let point = vault::newest_on_line(&vault, disk)?;
+            vault.refuse_damaged(disk, point.cycle)?;
             vault::look_at(&vault, &order.name, disk, point, false)?
         }
         Which::Choice(choice, left_history) => {
@@ -337,7 +338,11 @@ pub fn change(
     {
         let vault = Vault::open(&record.vault)?;
         let point = match to.0 {
-            PointChoice::Latest => vault::newest_on_line(&vault, record.disk)?,
+            PointChoice::Latest => {
+                let point = vault::newest_on_line(&vault, record.disk)?;
+                vault.refuse_damaged(record.disk, point.cycle)?;
+                point
+            }
             choice => lazy::choose(&vault, record.disk, choice)?,
         };
         let found = vault::look_at(&vault, &record.disk_name, record.disk, point, to.1)?;

@@ -1,0 +1,378 @@
+//! Scrubs: whole points are read back in the background, and what is damaged is mended while somebody still has it.
+//!
+//! One thread reads the points of one disk at a time, no faster than `scrub_limit`. How far it is stands in a small
+//! record in the disk's state directory, so that a sidecar that is started again goes on there. What it finds stands in
+//! that record, for the disk's health, and beside the points, for every host that may restore them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use backstay_host::atomic::Durability;
+use backstay_host::clock::{self, now_unix_ns};
+use backstay_host::record;
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange};
+use backstay_vault::damaged::damage_message;
+use backstay_vault::read::mend::{Mended, Spare};
+use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};
+use backstay_vault::retain::{Held, holder};
+use backstay_vault::{DrillCheck, DrillRecord, Manifest, Vault, VaultError};
+use serde::{Deserialize, Serialize};
+
+use crate::cycle::resync::Request;
+use crate::jobs::JobBook;
+use crate::schedule::Work;
+
+const FILE: &str = "scrub.json";
+/// A scrub that failed is tried again after this long.
+const AGAIN: Duration = Duration::from_secs(3600);
+/// The record is written after so many segments.
+const SAVED_AFTER: usize = 16;
+
+/// How often points are read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Every(Option<Duration>);
+
+impl Every {
+    /// Never.
+    pub const NEVER: Self = Self(None);
+
+    /// From one scrub to the next; none: never.
+    #[must_use]
+    pub fn interval(self) -> Option<Duration> {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Every {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        const DAY: u64 = 86_400;
+        let long = match text.as_str() {
+            "never" => return Ok(Self::NEVER),
+            "daily" => Duration::from_secs(DAY),
+            "weekly" => Duration::from_secs(7 * DAY),
+            "monthly" => Duration::from_secs(30 * DAY),
+            text => humantime::parse_duration(text)
+                .map_err(|e| format!("scrub = {text:?}: never, daily, weekly, monthly or a time such as 3d ({e})"))?,
+        };
+        match long.is_zero() {
+            true => Err("scrub: an interval of zero; say never".into()),
+            false => Ok(Self(Some(long))),
+        }
+    }
+}
+
+impl From<Every> for String {
+    fn from(every: Every) -> Self {
+        every.0.map_or_else(|| "never".into(), |long| humantime::format_duration(long).to_string())
+    }
+}
+
+/// What is remembered of a disk's scrubs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scrubbed {
+    /// When the one that runs, or was interrupted, began, nanoseconds since 1970.
+    pub began_unix_ns: Option<u64>,
+    /// Segments that it has read.
+    pub done: BTreeSet<String>,
+    /// When the last one ended, nanoseconds since 1970.
+    pub ended_unix_ns: Option<u64>,
+    /// When one was last tried that failed, and why.
+    pub failed: Option<(u64, String)>,
+    /// Points that are damaged, and why.
+    pub damaged: BTreeMap<CycleNo, String>,
+    /// The newest point when it ended.
+    pub newest: Option<CycleNo>,
+    /// Segments that the last one mended.
+    pub mended: u64,
+}
+
+impl Scrubbed {
+    /// Reads it; one that cannot be read is as good as none: all is found out again.
+    #[must_use]
+    pub fn load(state_dir: &Path) -> Option<Self> {
+        record::load_shown(&state_dir.join(FILE))
+    }
+
+    fn save(&self, state_dir: &Path) {
+        if let Err(e) = record::save(&state_dir.join(FILE), self, Durability::Relaxed) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// When the next one is due, nanoseconds since 1970. The first one is due at once.
+    #[must_use]
+    pub fn due(&self, every: Duration) -> u64 {
+        let after = |at: u64, long: Duration| {
+            at.saturating_add(u64::try_from(long.as_nanos()).unwrap_or(u64::MAX))
+        };
+        let due = match self.began_unix_ns {
+            Some(_) => 0,
+            None => self.ended_unix_ns.map_or(0, |ended| after(ended, every)),
+        };
+        self.failed.as_ref().map_or(due, |(at, _)| due.max(after(*at, AGAIN.min(every))))
+    }
+}
+
+/// A disk whose points are to be read back.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Its name.
+    pub name: DiskName,
+    /// Its state directory.
+    pub state: PathBuf,
+    /// Its vault.
+    pub url: String,
+    /// What it is in the vault.
+    pub disk: DiskId,
+    /// Its backing.
+    pub backing: PathBuf,
+    /// Bytes a second; none: as fast as it goes.
+    pub limit: Option<u64>,
+}
+
+/// Runs scrubs, one at a time.
+#[derive(Debug, Default)]
+pub struct Scrubs {
+    running: Option<JoinHandle<()>>,
+}
+
+impl Scrubs {
+    /// Begins one, if none runs.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn look(
+        &mut self,
+        due: impl FnOnce() -> Option<Due>,
+        jobs: &JobBook,
+        stop: &Arc<AtomicBool>,
+    ) -> std::io::Result<()> {
+        if self.running.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        let Some(due) = due() else { return Ok(()) };
+        let (jobs, stop) = (jobs.clone(), Arc::clone(stop));
+        let thread = thread::Builder::new().name("scrub".into());
+        self.running = Some(thread.spawn(move || run(&due, &jobs, &stop))?);
+        Ok(())
+    }
+}
+
+/// Reads the points of a disk back, mends what can be mended, and writes down what was found.
+fn run(due: &Due, jobs: &JobBook, stop: &AtomicBool) {
+    let job = jobs.begin_if_long(&due.name, Work::Scrub);
+    let mut record = Scrubbed::load(&due.state).unwrap_or_default();
+    if record.began_unix_ns.is_none() {
+        (record.began_unix_ns, record.done) = (Some(now_unix_ns()), BTreeSet::new());
+    }
+    let record = Mutex::new(record);
+    let scrubbed = scrub(due, &record, &|done, all| job.progress("reading back", done, all), stop);
+    let mut record = record.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match scrubbed {
+        Ok(()) => {
+            let damaged = record.damaged.len();
+            tracing::info!("disk {}: points were read back: {damaged} are damaged", due.name);
+            let _ = job.end_at(Ok(None));
+        }
+        // The sidecar stops: it goes on there.
+        Err(VaultError::Stopped { .. }) => {
+            let _ = job.end_at(Ok(None));
+        }
+        Err(e) => {
+            tracing::error!("disk {}: reading its points back: {e}", due.name);
+            record.failed = Some((now_unix_ns(), e.to_string()));
+            let _ = job.end_at(Err(e.to_string()));
+        }
+    }
+    record.save(&due.state);
+}
+
+fn scrub(
+    due: &Due,
+    record: &Mutex<Scrubbed>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+    stop: &AtomicBool,
+) -> Result<(), VaultError> {
+    let lock = || record.lock().unwrap_or_else(PoisonError::into_inner);
+    let vault = Vault::open(&due.url)?;
+    let disk = due.disk;
+    let points = vault.points(disk)?;
+    let (Some(&first), Some(&last)) = (points.first(), points.last()) else {
+        let mut record = lock();
+        *record = Scrubbed { ended_unix_ns: Some(now_unix_ns()), ..Scrubbed::default() };
+        return Ok(());
+    };
+    let held = Held::reading(&vault, disk, (first, last), "scrub")?;
+    let points = held.points().to_vec();
+    let (began, read) = (clock::monotonic(), AtomicU64::new(0));
+    let skip = lock().done.clone();
+    let done = |name: &str, bytes: u64| {
+        if !skip.contains(name) {
+            let mut record = lock();
+            record.done.insert(name.to_owned());
+            if record.done.len().is_multiple_of(SAVED_AFTER) {
+                record.save(&due.state);
+            }
+            drop(record);
+            let all = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            let at = due.limit.map_or(Duration::ZERO, |limit| {
+                Duration::from_secs_f64(all as f64 / limit.max(1) as f64)
+            });
+            while clock::since(began) < at && !stop.load(Ordering::Relaxed) {
+                clock::sleep(Duration::from_millis(100).min(at));
+            }
+        }
+        !stop.load(Ordering::Relaxed)
+    };
+    let how = Reading { threads: 1, progress, skip: &skip, done: &done };
+    let mut found = survey(&vault, disk, &points, &how)?;
+    let mended = mend(due, &vault, &points, &found)?;
+    if mended > 0 {
+        // What was read once is not read again.
+        let skip = lock().done.clone();
+        found = survey(&vault, disk, &points, &Reading { skip: &skip, ..how })?;
+    }
+    write_down(due, &vault, &found)?;
+    let mut record = lock();
+    let damaged = found.damaged.iter().map(|(cycle, e)| (*cycle, e.to_string())).collect();
+    *record = Scrubbed {
+        ended_unix_ns: Some(now_unix_ns()),
+        damaged,
+        newest: points.last().copied(),
+        mended,
+        ..Scrubbed::default()
+    };
+    // What the disk still has is laid over what is damaged.
+    let newest_is_damaged = points.last().is_some_and(|newest| record.damaged.contains_key(newest));
+    if newest_is_damaged && Request::load(&due.state).is_none() {
+        let request = Request { deep: true, asked_unix_ns: now_unix_ns(), ..Request::default() };
+        if let Err(e) = request.save(&due.state) {
+            tracing::warn!("disk {}: a resync could not be asked for: {e}", due.name);
+        }
+    }
+    Ok(())
+}
+
+/// Mends what can be mended of the disk and of other points; how many segments.
+fn mend(due: &Due, vault: &Vault, points: &[CycleNo], found: &Survey) -> Result<u64, VaultError> {
+    if found.segments.is_empty() {
+        return Ok(0);
+    }
+    let of_disk = File::open(&due.backing).ok().map(OfDisk);
+    let mut others: Vec<Manifest> = vec![];
+    for &cycle in points.iter().rev() {
+        match vault.listed_manifest(due.disk, cycle) {
+            Ok(point) => others.extend(point),
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let others: Vec<_> = others.iter().map(|point| vault.spare(point)).collect();
+    let mut spares: Vec<&dyn Spare> = of_disk.iter().map(|disk| disk as &dyn Spare).collect();
+    spares.extend(others.iter().map(|other| other as &dyn Spare));
+    let mut mended = 0;
+    for bad in &found.segments {
+        let name = segment_name(due.disk, &bad.segment);
+        match vault.mend_segment(due.disk, bad.size, &bad.segment, &spares) {
+            Ok(Mended::Whole) => {
+                tracing::warn!("disk {}: segment {name} was damaged and is whole again", due.name);
+                mended += 1;
+            }
+            Ok(Mended::Not) => {
+                tracing::error!("disk {}: segment {name} is damaged: {}", due.name, bad.why);
+            }
+            Err(e) if e.is_damage() || matches!(e, VaultError::NotFound { .. }) => {
+                tracing::error!("disk {}: segment {name} is damaged: {e}", due.name);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(mended)
+}
+
+/// Says of each point whether it is damaged, where that is news; and that the newest is whole, if it is.
+fn write_down(due: &Due, vault: &Vault, found: &Survey) -> Result<(), VaultError> {
+    let names: BTreeSet<String> =
+        found.segments.iter().map(|bad| segment_name(due.disk, &bad.segment)).collect();
+    let before = vault.damaged_points(due.disk)?;
+    let now = now_unix_ns();
+    for cycle in vault.points(due.disk)? {
+        let damage = found.damaged.get(&cycle);
+        if damage.is_some() == before.contains_key(&cycle) {
+            continue;
+        }
+        let Ok(Some(point)) = vault.listed_manifest(due.disk, cycle) else { continue };
+        let message = match damage {
+            Some(e) => damage_message(&names, &e.to_string()),
+            None => "all that it needs was read back".into(),
+        };
+        vault.put_drill(&DrillRecord {
+            drill: uuid::Uuid::new_v4(),
+            disk: due.disk,
+            cycle,
+            point: point.point,
+            check: DrillCheck::Scrub,
+            passed: damage.is_none(),
+            message,
+            by: holder(),
+            began_unix_ns: now,
+            ended_unix_ns: now,
+        })?;
+    }
+    Ok(())
+}
+
+/// The disk as it is now: what was not written since is what it was.
+struct OfDisk(File);
+
+impl Spare for OfDisk {
+    fn read(&self, range: SectorRange) -> Option<Vec<u8>> {
+        let ByteLen(len) = range.bytes();
+        let mut bytes = vec![0; len as usize];
+        let mut at = 0;
+        // The disk's last sector may be partial.
+        while at < bytes.len() {
+            match self.0.read_at(&mut bytes[at..], range.start.byte_offset().0 + at as u64) {
+                Ok(0) => break,
+                Ok(some) => at += some,
+                Err(_) => return None,
+            }
+        }
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_people_write_it() {
+        let every = |text: &str| Every::try_from(text.to_owned());
+        assert_eq!(every("weekly").unwrap().interval(), Some(Duration::from_secs(7 * 86_400)));
+        assert_eq!(every("3d").unwrap().interval(), Some(Duration::from_secs(3 * 86_400)));
+        assert_eq!(every("never").unwrap().interval(), None);
+        assert!(every("0s").is_err() && every("often").unwrap_err().contains("weekly"));
+    }
+
+    #[test]
+    fn one_that_was_interrupted_goes_on_and_one_that_failed_waits() {
+        let week = Duration::from_secs(7 * 86_400);
+        assert_eq!(Scrubbed::default().due(week), 0);
+        let ended = Scrubbed { ended_unix_ns: Some(5), ..Scrubbed::default() };
+        assert_eq!(ended.due(week), 5 + week.as_nanos() as u64);
+        let interrupted = Scrubbed { began_unix_ns: Some(9), ..ended.clone() };
+        assert_eq!(interrupted.due(week), 0);
+        let failed = Scrubbed { failed: Some((10, "away".into())), ..interrupted };
+        assert_eq!(failed.due(week), 10 + AGAIN.as_nanos() as u64);
+    }
+}

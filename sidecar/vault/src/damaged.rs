@@ -1,0 +1,83 @@
+//! Points that are known to be damaged, for all hosts: verdicts of scrubs, which stand beside those of drills.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use backstay_types::{CycleNo, DiskId, PointId};
+
+use crate::error::VaultError;
+use crate::format::drill::{DrillCheck, DrillRecord};
+use crate::read::survey::segment_name;
+use crate::store::Vault;
+
+/// What a verdict's message begins with; then the names of segments, with a comma between them.
+const DAMAGED: &str = "damaged segments: ";
+
+/// The message of a verdict on a point that needs these segments.
+#[must_use]
+pub fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
+    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
+    crate::format::drill::shortened(&format!("{DAMAGED}{}; {why}", names.join(",")))
+}
+
+impl Vault {
+    /// The points of a disk that are known to be damaged, and why: those of which a scrub said so and none has said
+    /// otherwise since, and newer ones that have the same segments and of which nothing is known.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn damaged_points(&self, disk: DiskId) -> Result<BTreeMap<CycleNo, String>, VaultError> {
+        // By time: the last one counts.
+        let mut last: BTreeMap<(CycleNo, PointId), DrillRecord> = BTreeMap::new();
+        for verdict in self.drills(disk)? {
+            if verdict.check == DrillCheck::Scrub {
+                last.insert((verdict.cycle, verdict.point), verdict);
+            }
+        }
+        let mut segments: BTreeSet<&str> = BTreeSet::new();
+        for verdict in last.values().filter(|verdict| !verdict.passed) {
+            let names = verdict.message.strip_prefix(DAMAGED).unwrap_or_default();
+            let names = names.split(';').next().unwrap_or_default();
+            segments.extend(names.split(',').filter(|name| !name.is_empty()));
+        }
+        let mut damaged = BTreeMap::new();
+        let Some(first) = last.values().filter(|verdict| !verdict.passed).map(|v| v.cycle).min()
+        else {
+            return Ok(damaged);
+        };
+        for cycle in self.points(disk)?.into_iter().filter(|cycle| *cycle >= first) {
+            let point = match self.listed_manifest(disk, cycle) {
+                Ok(Some(point)) => point,
+                Ok(None) => continue,
+                Err(e) if e.is_damage() => {
+                    damaged.insert(cycle, e.to_string());
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let verdict = last.get(&(cycle, point.point));
+            let has = |segment| segments.contains(segment_name(disk, segment).as_str());
+            match verdict {
+                Some(verdict) if verdict.passed => {}
+                Some(verdict) => drop(damaged.insert(cycle, verdict.message.clone())),
+                None if point.segments.iter().any(has) => {
+                    let why = "it has segments that a scrub found damaged, and was not read back since";
+                    damaged.insert(cycle, why.into());
+                }
+                None => {}
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// Refuses a point that nobody named if it is known to be damaged: who says `latest` wants one that is whole.
+    ///
+    /// # Errors
+    /// [`VaultError::PointDamaged`], with the newest one that is not known to be damaged; or the vault cannot be read.
+    pub fn refuse_damaged(&self, disk: DiskId, cycle: CycleNo) -> Result<(), VaultError> {
+        let mut damaged = self.damaged_points(disk)?;
+        let Some(why) = damaged.remove(&cycle) else { return Ok(()) };
+        let whole =
+            self.points(disk)?.into_iter().filter(|c| *c < cycle && !damaged.contains_key(c)).max();
+        Err(VaultError::PointDamaged { cycle, why, whole })
+    }
+}
