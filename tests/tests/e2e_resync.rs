@@ -223,3 +223,49 @@ fn killed_again_and_again_under_writes() {
     disk.cycle();
     check(&disk, &served);
 }
+
+/// A block that is damaged in the vault is shipped again by a deep resync, which goes on; points from then on are whole.
+#[test]
+fn a_deep_resync_ships_what_is_damaged_in_the_vault() {
+    let host = Host::new("resync-damaged");
+    let (disk, served) = shipped(&host, 8 * MIB);
+    let segment = |n: usize| {
+        let mut found: Vec<_> = walk(&host.path("vault"))
+            .into_iter()
+            .filter(|path| path.to_str().unwrap().contains("/segments/"))
+            .collect();
+        found.sort();
+        found.remove(n)
+    };
+    let flip = |path: &Path, at: usize| {
+        let mut bytes = fs::read(path).unwrap();
+        let at = if at == 0 { bytes.len() / 2 } else { bytes.len() - at };
+        bytes[at] ^= 2;
+        fs::write(path, bytes).unwrap();
+    };
+    let whole = || {
+        let cycle = newest(&disk)["cycle"].to_string();
+        assert_eq!(hash(&disk.restore(cycle.parse().unwrap(), "r.img")), hash(&served));
+        host.backstay(&["verify", "d", "--point", &cycle]);
+    };
+    let first = segment(0);
+    flip(&first, 0);
+    assert_eq!(host.try_backstay(&["verify", "d"]).status.code(), Some(4));
+    host.backstay(&["resync", "d", "--now", "--deep"]);
+    whole();
+    // All points but the damaged one are whole, and which one it is, is said.
+    let verified = host.try_backstay(&["verify", "d"]);
+    let text = said(&verified);
+    assert_eq!(verified.status.code(), Some(4), "{text}");
+    assert!(text.contains("1 of 2 recovery points are damaged"), "{text}");
+    // Where not even the index can be read, the whole disk is shipped, and nothing of before is needed.
+    flip(&first, 20);
+    host.backstay(&["resync", "d", "--now", "--deep"]);
+    fs::remove_file(&first).unwrap();
+    whole();
+}
+
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}

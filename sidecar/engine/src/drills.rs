@@ -47,7 +47,9 @@ pub struct DrillSettings {
 /// Reading points back is no drill: `scrub` says how often that is done.
 fn check_of_drill<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DrillCheck, D::Error> {
     match DrillCheck::deserialize(from)? {
-        DrillCheck::Scrub => Err(serde::de::Error::custom("a drill is fsck, command or boot; see scrub")),
+        DrillCheck::Scrub => {
+            Err(serde::de::Error::custom("a drill is fsck, command or boot; see scrub"))
+        }
         check => Ok(check),
     }
 }

@@ -59,8 +59,11 @@ impl TryFrom<String> for Every {
             "daily" => Duration::from_secs(DAY),
             "weekly" => Duration::from_secs(7 * DAY),
             "monthly" => Duration::from_secs(30 * DAY),
-            text => humantime::parse_duration(text)
-                .map_err(|e| format!("scrub = {text:?}: never, daily, weekly, monthly or a time such as 3d ({e})"))?,
+            text => humantime::parse_duration(text).map_err(|e| {
+                format!(
+                    "scrub = {text:?}: never, daily, weekly, monthly or a time such as 3d ({e})"
+                )
+            })?,
         };
         match long.is_zero() {
             true => Err("scrub: an interval of zero; say never".into()),

@@ -60,7 +60,8 @@ impl Vault {
                 Some(verdict) if verdict.passed => {}
                 Some(verdict) => drop(damaged.insert(cycle, verdict.message.clone())),
                 None if point.segments.iter().any(has) => {
-                    let why = "it has segments that a scrub found damaged, and was not read back since";
+                    let why =
+                        "it has segments that a scrub found damaged, and was not read back since";
                     damaged.insert(cycle, why.into());
                 }
                 None => {}

@@ -199,7 +199,9 @@ impl Vault {
             match self.listed_manifest(disk, newest) {
                 Ok(point) => {
                     let segments = point.map(|point| point.segments).unwrap_or_default();
-                    keys.extend(segments.iter().map(|segment| segment_key(segment_id(disk, segment))));
+                    keys.extend(
+                        segments.iter().map(|segment| segment_key(segment_id(disk, segment))),
+                    );
                 }
                 // It goes all the same.
                 Err(e) if e.is_damage() => tracing::warn!("{e}"),

@@ -15,8 +15,8 @@ use object_store::{
 
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, Document, Object, decode};
-use crate::format::key::ObjectKey;
 use crate::format::is_whole;
+use crate::format::key::ObjectKey;
 use crate::prove::PUTS_MAX;
 use crate::store::Vault;
 
@@ -291,8 +291,7 @@ impl Vault {
 
     /// Locks an object that was put in parts, where what is put is locked.
     pub(crate) fn lock_whole(&self, key: &str) -> Result<(), VaultError> {
-        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.settings.object_lock)
-        else {
+        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.settings.object_lock) else {
             return Ok(());
         };
         let at = Path::from(format!("{}/{key}", self.inner.prefix));
@@ -370,7 +369,8 @@ impl Vault {
     /// only one of them shows is there, too. For what must not be overlooked; an answer that a cache gives again is one
     /// to the same request.
     pub(crate) fn listed_twice(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
-        let mut names: Vec<String> = self.listed(prefix)?.into_iter().map(|(name, _)| name).collect();
+        let mut names: Vec<String> =
+            self.listed(prefix)?.into_iter().map(|(name, _)| name).collect();
         names.append(&mut self.listed_otherwise(prefix)?);
         names.sort_unstable();
         names.dedup();

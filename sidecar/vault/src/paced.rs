@@ -76,8 +76,8 @@ pub(crate) fn replace<B: AsRef<[u8]>>(
     parts: impl IntoIterator<Item = io::Result<B>>,
 ) -> io::Result<()> {
     let (staged, file) = stage(to)?;
-    let put = write(file, parts, &Unlimited)
-        .and_then(|_| backstay_host::atomic::rename(&staged, to));
+    let put =
+        write(file, parts, &Unlimited).and_then(|_| backstay_host::atomic::rename(&staged, to));
     if let Err(e) = put {
         let _ = std::fs::remove_file(staged);
         return Err(e);

@@ -144,7 +144,9 @@ mod tests {
         assert!(!digest_says("\"5d41402abc4b2a76b9719d911017c593\"", &one));
         let two = [part(b"hello"), part(b"world")];
         assert!(digest_says(&format!("\"{}-2\"", multi()), &two));
-        for nothing in ["", "0x8DCAFE", "x-2", "\"5d41402abc4b2a76b9719d911017c592-1\"", "1700000000"] {
+        for nothing in
+            ["", "0x8DCAFE", "x-2", "\"5d41402abc4b2a76b9719d911017c592-1\"", "1700000000"]
+        {
             assert!(!digest_says(nothing, &two), "{nothing}");
         }
     }

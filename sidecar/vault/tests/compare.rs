@@ -159,3 +159,29 @@ proptest! {
         check(&compare(&lab, &point, &disk, deep, step), &content, &disk);
     }
 }
+
+/// What the vault has lost differs from any disk: a deep comparison reports it, so that it is shipped again over what is
+/// damaged, and goes on.
+#[test]
+fn what_is_damaged_in_the_vault_is_a_difference() {
+    const SIZE: u64 = 2 << 20;
+    let lab = Lab::new(SIZE);
+    let content = noise(SIZE, 31);
+    let point = lab.cycle_in_frames(None, &content, &[lab.whole()]);
+    let first =
+        lab.objects().into_iter().find(|path| path.to_str().unwrap().contains("/segments/"));
+    let path = first.unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let found = compare(&lab, &point, &content, true, u64::MAX);
+    let runs = found.runs().map(|run| run.sectors()).collect::<Vec<_>>();
+    assert_eq!(runs, [512], "the damaged frame and no more");
+    // Shipped again, the next point is whole, and the one before it is not.
+    let runs: Vec<SectorRange> = found.runs().collect();
+    let mended = lab.cycle(Some(&point), &content, &runs).unwrap();
+    assert!(lab.restored(mended.cycle).unwrap() == content);
+    assert!(lab.restored(point.cycle).is_err());
+    backstay_vault::read::verify_point(&lab.vault, lab.disk, mended.cycle, 1, &|_, _| {}).unwrap();
+}

@@ -96,10 +96,7 @@ fn another_point_has_what_one_has_lost() {
     let spare = lab.vault.spare(&second);
     let spares: [&dyn Spare; 1] = [&spare];
     let bad = &found.segments[0].segment;
-    assert_eq!(
-        lab.vault.mend_segment(lab.disk, lab.size, bad, &spares).unwrap(),
-        Mended::Whole
-    );
+    assert_eq!(lab.vault.mend_segment(lab.disk, lab.size, bad, &spares).unwrap(), Mended::Whole);
     assert_eq!(fs::read(&path).unwrap(), good);
     assert!(look(&lab).damaged.is_empty());
 }
@@ -155,7 +152,10 @@ fn nobody_gets_a_damaged_point_without_naming_it() {
         lab.vault.damaged_points(lab.disk).unwrap().into_keys().map(|cycle| cycle.0).collect();
     assert_eq!(damaged, [2, 3, 4]);
     let refused = lab.vault.refuse_damaged(lab.disk, CycleNo(4)).unwrap_err();
-    assert!(matches!(refused, VaultError::PointDamaged { whole: Some(CycleNo(1)), .. }), "{refused}");
+    assert!(
+        matches!(refused, VaultError::PointDamaged { whole: Some(CycleNo(1)), .. }),
+        "{refused}"
+    );
     assert!(refused.is_damage() && refused.to_string().contains("--point 1"), "{refused}");
     // Read back since, the fourth is whole.
     verdict(&points[3], true, 6, &[]);

@@ -28,11 +28,11 @@ use backstay_format::superblock::Base;
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
-use backstay_vault::store::at_once;
 use backstay_vault::retain::holder;
+use backstay_vault::store::at_once;
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, DrillCheck, DrillRecord, Manifest, Pass, PointMeta, SegmentRef, TermRecord, Vault,
-    VaultError, verify_cycle,
+    Consistency, CycleKind, DiskRecord, DrillCheck, DrillRecord, Manifest, Pass, PointMeta,
+    SegmentRef, TermRecord, Vault, VaultError, verify_cycle,
 };
 
 use crate::config::Ship;
@@ -177,7 +177,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     };
     let file = File::open(&status.backing)
         .map_err(CycleError::source(format!("{}", status.backing.display())))?;
-    let cycle = newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
+    let cycle =
+        newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
     let mut run = Run {
         job,
         source: Source { file, disk: status.disk, size: status.size },

@@ -13,7 +13,8 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
         let count = scrubbed.damaged.len();
         let newest_was = scrubbed.newest == Some(*cycle);
         // A point that was made since and has the whole disk is not among them.
-        let reason = format!("{count} recovery points are damaged, the newest of them {cycle}: {why}");
+        let reason =
+            format!("{count} recovery points are damaged, the newest of them {cycle}: {why}");
         let cause = match newest_was {
             true => Cause::critical(ids::VAULT_DAMAGED, reason),
             false => Cause::warning(ids::VAULT_DAMAGED, reason),

@@ -89,15 +89,20 @@ pub(crate) fn fetch_frames(
         if from == 0 {
             check_header(key, &bytes[..HEADER_BYTES], opens)?;
         }
-        let wrong = frames.iter().find(|frame| crc32c::crc32c(&of(bytes, frame)) != frame.stored_crc);
-        wrong.map_or(Ok(()), |frame| Err(damaged(key, frame, "checksum of the stored bytes differs")))
+        let wrong =
+            frames.iter().find(|frame| crc32c::crc32c(&of(bytes, frame)) != frame.stored_crc);
+        wrong.map_or(Ok(()), |frame| {
+            Err(damaged(key, frame, "checksum of the stored bytes differs"))
+        })
     });
     match (read, found) {
         (Ok(()), Some(bytes)) => {
             Ok(frames.iter().map(|frame| Stored::new(of(&bytes, frame), opens.clone())).collect())
         }
         // The frames beside the damaged one may be what is needed.
-        (Err(e), Some(bytes)) if e.is_damage() && (from > 0 || header_is_fine(key, &bytes, opens)) => {
+        (Err(e), Some(bytes))
+            if e.is_damage() && (from > 0 || header_is_fine(key, &bytes, opens)) =>
+        {
             Ok(frames.iter().map(|frame| Stored::new(of(&bytes, frame), opens.clone())).collect())
         }
         (Err(e), _) => Err(e),
@@ -111,9 +116,7 @@ fn header_is_fine(key: &str, bytes: &Bytes, opens: &Opens) -> bool {
 
 /// Reads and checks a segment's header, for who reads no frame of it.
 pub(crate) fn read_header(vault: &Vault, key: &str, opens: &Opens) -> Result<(), VaultError> {
-    vault.judged(true, || {
-        check_header(key, &vault.get_range(key, 0, HEADER_BYTES as u64)?, opens)
-    })
+    vault.judged(true, || check_header(key, &vault.get_range(key, 0, HEADER_BYTES as u64)?, opens))
 }
 
 /// Whether a segment's header says that it is this segment, sealed as its index says.

@@ -18,9 +18,9 @@ use object_store::path::Path;
 use object_store::{PutMode, PutOptions, PutPayload};
 
 use super::frames::{Decompressor, Stored, check};
+use super::read_index;
 use super::restore::Fetch;
 use super::target::RestoreTarget;
-use super::read_index;
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::{
@@ -149,7 +149,11 @@ impl Vault {
         let mut bytes = Vec::with_capacity(len as usize);
         while (bytes.len() as u64) < there.min(len) {
             let at = bytes.len() as u64;
-            bytes.extend_from_slice(&self.get_range(key, at, STEP_BYTES.min(there.min(len) - at))?);
+            bytes.extend_from_slice(&self.get_range(
+                key,
+                at,
+                STEP_BYTES.min(there.min(len) - at),
+            )?);
         }
         Ok(bytes)
     }
@@ -178,7 +182,8 @@ impl Vault {
 
 /// The runs in a frame, and where they are in it.
 fn runs_of(index: &Index, number: usize) -> impl Iterator<Item = (&Extent, &Place)> {
-    let of = move |extent: &Extent| extent.place.is_some_and(|place| place.frame as usize == number);
+    let of =
+        move |extent: &Extent| extent.place.is_some_and(|place| place.frame as usize == number);
     index
         .extents
         .iter()

@@ -47,8 +47,7 @@ pub fn verify_points(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<Verified, VaultError> {
-    let how =
-        Reading { threads, progress, skip: &BTreeSet::new(), done: &|_, _| true };
+    let how = Reading { threads, progress, skip: &BTreeSet::new(), done: &|_, _| true };
     let Survey { verified, damaged, .. } = survey(vault, disk, cycles, &how)?;
     damaged.into_values().next().map_or(Ok(verified), Err)
 }

@@ -31,7 +31,12 @@ pub(super) fn not_expected(body: &[u8], roots: &[&str]) -> Option<String> {
     };
     if !roots.contains(&root) {
         let code = super::refusal::between(text, "<Code>", "</Code>").unwrap_or_default();
-        return Some(format!("<{}> {} instead of <{}>", short(root), short(code), roots.join("> or <")));
+        return Some(format!(
+            "<{}> {} instead of <{}>",
+            short(root),
+            short(code),
+            roots.join("> or <")
+        ));
     }
     // One that was cut off in the middle of an element's text would be well-formed for a lenient parser.
     let ends = text.ends_with("/>") || text.ends_with(&format!("{root}>"));
@@ -105,7 +110,9 @@ mod tests {
         assert_eq!(of(Method::GET, "restype=container&comp=list"), ["EnumerationResults"]);
         assert_eq!(of(Method::POST, "delete"), ["DeleteResult"]);
         assert_eq!(of(Method::POST, "uploads="), ["InitiateMultipartUploadResult"]);
-        for (method, query) in [(Method::GET, "versions"), (Method::PUT, "list-type=2"), (Method::POST, "uploadId=1")] {
+        for (method, query) in
+            [(Method::GET, "versions"), (Method::PUT, "list-type=2"), (Method::POST, "uploadId=1")]
+        {
             assert!(of(method, query).is_empty(), "{query}");
         }
     }

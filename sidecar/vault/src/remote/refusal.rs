@@ -91,9 +91,13 @@ fn hint(status: u16, said: &str) -> &'static str {
         (_, "NoSuchBucket" | "ContainerNotFound") => {
             "; there is no such bucket or container: create it, or check the URL and the endpoint"
         }
-        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "AuthenticationFailed") => {
-            "; the credentials are wrong: check store.credentials_file or the environment"
-        }
+        (
+            _,
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "InvalidToken"
+            | "AuthenticationFailed",
+        ) => "; the credentials are wrong: check store.credentials_file or the environment",
         (301 | 307 | 308, _) => "; is the region or the endpoint right?",
         _ => "",
     }

@@ -57,7 +57,9 @@ impl Renewing {
     /// The client that holds now.
     pub fn now(&self) -> Connected {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = self.file.as_deref().filter(|_| clock::since(state.looked) >= LOOK_EVERY) {
+        if let Some(file) =
+            self.file.as_deref().filter(|_| clock::since(state.looked) >= LOOK_EVERY)
+        {
             state.looked = clock::monotonic();
             let found = stamp::of(file);
             if found.is_some() && found != state.stamp {
