@@ -14,7 +14,7 @@ use backstay_vault::read::verify_points;
 use backstay_vault::retain::{Policy, maintain};
 use backstay_vault::{HoldKind, Manifest, Vault, VaultError};
 use bytes::Bytes;
-use common::history::hold;
+use common::history::{hold, time};
 use common::{Lab, content};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -278,7 +278,7 @@ impl Room {
             zstd_level: 1,
         };
         let stop = AtomicBool::new(false);
-        maintain(&self.lab.vault, self.lab.disk, &policy, 1 << 60, &stop).map(drop)
+        maintain(&self.lab.vault, self.lab.disk, &policy, &time(1 << 50), &stop).map(drop)
     }
 
     fn cycles(&self) -> Vec<u64> {

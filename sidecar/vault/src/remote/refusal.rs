@@ -88,7 +88,9 @@ fn hint(status: u16, said: &str) -> &'static str {
         (_, "ExpiredToken" | "TokenRefreshRequired" | "ExpiredAuthenticationToken") => {
             "; the credentials have expired: put new ones into store.credentials_file, they are read at once"
         }
-        (_, "NoSuchBucket" | "ContainerNotFound") => {
+        (_, "NoSuchUpload") => "; its upload was ended by somebody else",
+        // What is put is there or is not; a list, likewise: it is the bucket that is missing.
+        (404, _) | (_, "NoSuchBucket" | "ContainerNotFound") => {
             "; there is no such bucket or container: create it, or check the URL and the endpoint"
         }
         (
