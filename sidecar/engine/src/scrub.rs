@@ -149,20 +149,22 @@ pub struct Scrubs {
 }
 
 impl Scrubs {
-    /// Begins one, if none runs.
+    /// Whether one runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Begins one.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn look(
+    pub fn begin(
         &mut self,
-        due: impl FnOnce() -> Option<Due>,
+        due: Due,
         jobs: &JobBook,
         stop: &Arc<AtomicBool>,
     ) -> std::io::Result<()> {
-        if self.running.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return Ok(());
-        }
-        let Some(due) = due() else { return Ok(()) };
         let (jobs, stop) = (jobs.clone(), Arc::clone(stop));
         let thread = thread::Builder::new().name("scrub".into());
         self.running = Some(thread.spawn(move || run(&due, &jobs, &stop))?);

@@ -234,32 +234,33 @@ impl Service<'_> {
 
     /// Reads points back, where it is time.
     fn look_at_points(&mut self) -> std::io::Result<()> {
-        let (config, roots, schedule) = (&self.config, self.roots, &self.schedule);
-        let due = || {
-            let names = roots.disks_with_socket();
-            names.iter().filter(|name| schedule.has(name)).find_map(|name| {
-                let every = config.scrub_of(name)?;
-                let (state, url) = (roots.disk(name).state, config.vault_of(name));
-                let last = Record::load(&state).last?;
-                // Behind a gateway the points are read where its store is.
-                let here = !url.starts_with("https://");
-                let scrubbed = Scrubbed::load(&state).unwrap_or_default();
-                if !here || scrubbed.due(every) > now_unix_ns() {
-                    return None;
-                }
-                let socket = roots.disk(name).control_socket();
-                let status = ControlClient::connect(&socket).ok()?.status().ok()?;
-                Some(scrub::Due {
-                    name: name.clone(),
-                    url: url.into(),
-                    disk: last.disk?,
-                    backing: status.backing,
-                    limit: config.scrub_limit.limit().map(NonZeroU64::get),
-                    state,
-                })
+        if self.scrubs.is_running() {
+            return Ok(());
+        }
+        let Some(due) = self.due_scrub() else { return Ok(()) };
+        self.scrubs.begin(due, &self.jobs, &self.stopping)
+    }
+
+    fn due_scrub(&self) -> Option<scrub::Due> {
+        let names = self.roots.disks_with_socket();
+        names.into_iter().filter(|name| self.schedule.has(name)).find_map(|name| {
+            let every = self.config.scrub_of(&name)?;
+            let (state, url) = (self.roots.disk(&name).state, self.config.vault_of(&name));
+            // Behind a gateway the points are read where its store is.
+            let here = !url.starts_with("https://");
+            let scrubbed = Scrubbed::load(&state).unwrap_or_default();
+            if !here || scrubbed.due(every) > now_unix_ns() {
+                return None;
+            }
+            Some(scrub::Due {
+                url: url.into(),
+                disk: Record::load(&state).last?.disk?,
+                backing: self.driver(&name)?.backing,
+                limit: self.config.scrub_limit.limit().map(NonZeroU64::get),
+                state,
+                name,
             })
-        };
-        self.scrubs.look(due, &self.jobs, &self.stopping)
+        })
     }
 
     /// What a store refused is tried at once when its credentials have changed.
