@@ -7,9 +7,5 @@ mod server;
 mod silence;
 
 pub use client::{ClientError, ControlClient};
-<<<<<<< HEAD
-pub use server::{Identity, Server};
-pub use silence::{Doing, Silence};
-=======
 pub use server::{Identity, Server, Stopping};
->>>>>>> 2b20a98 (wip)
+pub use silence::{Doing, Silence};
