@@ -101,8 +101,10 @@ fn a_backing_that_shrank() {
     disk.cycle();
     // While it is served: what is gone is an I/O error, the rest goes on.
     write_noise(&served, 6 << 20, 4096, 2);
-    let backing = OpenOptions::new().write(true).open(&disk.backing).unwrap();
-    backing.set_len(4 << 20).unwrap();
+    let resize = |size| {
+        OpenOptions::new().write(true).open(&disk.backing).unwrap().set_len(size).unwrap();
+    };
+    resize(4 << 20);
     let file = fs::File::open(&served).unwrap();
     assert_eq!(file.read_at(&mut [0; 4096], 6 << 20).unwrap_err().raw_os_error(), Some(5));
     file.read_exact_at(&mut [0; 4096], 0).unwrap();
@@ -113,7 +115,7 @@ fn a_backing_that_shrank() {
     let out = host.try_backstay(&["mount", disk.backing.to_str().unwrap(), "--name", "d"]);
     let (code, text) = code_and_text(&out);
     assert!(code == Some(1) && text.contains("nothing was changed"), "{text}");
-    backing.set_len(8 << 20).unwrap();
+    resize(8 << 20);
     disk.mount(&[]);
     // It was changed behind the driver's back, so everything is looked at again.
     assert_eq!(disk.status()["driver"]["resync"], "backing-changed");

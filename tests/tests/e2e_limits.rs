@@ -19,6 +19,7 @@ fn disk(host: &Arc<Host>, name: &str, mib: u64) -> Disk {
     use std::os::unix::fs::FileExt;
     let backing = fs::OpenOptions::new().write(true).open(&disk.backing).unwrap();
     backing.write_all_at(&noise, 0).unwrap();
+    drop(backing);
     disk.mount(&[]);
     disk
 }

@@ -8,17 +8,17 @@ use backstay_front::control::ClientError;
 use backstay_front::life::DriverError;
 use backstay_front::offline::OfflineError;
 use backstay_gateway::pki::PkiError;
+use backstay_host::in_use::InUse;
 use backstay_host::own_dir::OwnDirError;
 use backstay_host::record::RecordError;
-use backstay_host::in_use::InUse;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
 use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
-use backstay_vault::VaultError;
 use backstay_recovery::restore::RestoreError;
+use backstay_vault::VaultError;
 
 /// The last part of `--help`.
 pub const HELP: &str = "\

@@ -37,7 +37,7 @@ pub fn refuse_users(path: &Path) -> Result<(), OpenError> {
 /// A driver or command of ours whose memory is still being taken apart.
 fn may_be_going(user: &User) -> bool {
     matches!(user.kind, UserKind::Driver { .. } | UserKind::Ours { .. })
-        || user.command.as_deref() == Some("backstay")
+        || user.command.as_deref().is_some_and(|name| name.starts_with("backstay"))
 }
 
 /// Why a backing must not be served, if it holds only a part of a recovery point.

@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use backstay_host::lock;
 use backstay_host::in_use::InUse;
+use backstay_host::lock;
 use backstay_types::ByteLen;
 
 use super::{AnyBacking, buffered::Buffered, direct::Direct};

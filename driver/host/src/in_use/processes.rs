@@ -11,7 +11,7 @@ use super::mounts::{Namespaces, command_of, namespace_of, pids};
 use super::subject::{DeviceNo, Item, Stat};
 use super::user::{User, UserKind};
 
-/// Our programs' name.
+/// What our programs' names begin with.
 const OURS: &str = "backstay";
 /// Where a disk's driver or replica has its lock: `STATE/NAME/lock`.
 const LOCK_FILE: &str = "lock";
@@ -74,7 +74,7 @@ pub(super) fn users(
         let Some((what, writes, locks)) = uses else { continue };
         let command = command_of(pid);
         // A cycle that reads a disk ends by itself.
-        if command == OURS && !writes && !locks {
+        if command.starts_with(OURS) && !writes && !locks {
             continue;
         }
         let kind = ours(pid, &command).unwrap_or(UserKind::Open { what, writes, locks });
@@ -127,7 +127,7 @@ pub(super) fn server_of(device: DeviceNo, namespaces: &Namespaces, look: &Look) 
     let mut guess = None;
     for pid in pids().unwrap_or_default() {
         let command = command_of(pid);
-        if command != OURS {
+        if !command.starts_with(OURS) {
             continue;
         }
         let opens = descriptors(pid);
@@ -187,7 +187,7 @@ fn user(pid: u32, command: String, kind: UserKind, namespaces: &Namespaces) -> U
 
 /// What one of our programs has it for.
 fn ours(pid: u32, command: &str) -> Option<UserKind> {
-    if command != OURS {
+    if !command.starts_with(OURS) {
         return None;
     }
     let opens = descriptors(pid);

@@ -4,8 +4,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
+
+/// A new mount namespace has copies of all mounts, also of those of other tests.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -73,6 +81,7 @@ fn of(path: impl AsRef<Path>) -> Vec<User> {
 
 #[test]
 fn writers_are_named_and_readers_only_on_request() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir, "disk");
     assert_eq!(of(&path), []);
@@ -106,6 +115,7 @@ fn writers_are_named_and_readers_only_on_request() {
 
 #[test]
 fn locks_of_both_kinds_are_uses() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir, "disk");
     let text = path.to_str().unwrap();
@@ -122,6 +132,7 @@ fn locks_of_both_kinds_are_uses() {
 
 #[test]
 fn a_writer_by_memory_alone_is_noticed() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir, "disk");
     let script = "import mmap,sys; f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),4096); f.close(); \
@@ -144,6 +155,7 @@ fn a_writer_by_memory_alone_is_noticed() {
 
 #[test]
 fn loop_devices_and_what_is_mounted_from_them_in_any_namespace() {
+    let _alone = alone();
     if !is_root() {
         return;
     }
@@ -185,6 +197,7 @@ fn loop_devices_and_what_is_mounted_from_them_in_any_namespace() {
 
 #[test]
 fn partitions_whole_disks_and_swap() {
+    let _alone = alone();
     if !is_root() {
         return;
     }
@@ -210,6 +223,7 @@ fn partitions_whole_disks_and_swap() {
 
 #[test]
 fn what_works_in_a_file_system_is_named() {
+    let _alone = alone();
     if !is_root() {
         return;
     }

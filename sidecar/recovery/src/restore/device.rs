@@ -14,12 +14,13 @@ use std::sync::{Mutex, PoisonError};
 use backstay_format::unfinished::UnfinishedRestore;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::in_use::{Look, Subject, users};
+use backstay_host::kill_point;
 use backstay_types::{ByteLen, ByteOffset, SectorRange};
 use backstay_vault::SectorSet;
 use backstay_vault::read::{Fetch, FileTarget, RestoreTarget};
 
 use super::goal::GoalError;
-use super::{Restore, RestoreError, Restored, step, target_error};
+use super::{Restore, RestoreError, Restored, target_error};
 
 /// What is written last at each end.
 const EDGE_BYTES: u64 = 1 << 20;
@@ -47,7 +48,7 @@ pub(super) fn restore(job: &Restore<'_>) -> Result<Restored, RestoreError> {
     fetch.step(&body, job.threads, u64::MAX, job.progress, job.stop)?;
     fetch.finish()?;
     body.sync().map_err(target_error(&body))?;
-    step();
+    kill_point::step("restore", "the ends of the device");
     let wanted = edges.sectors();
     let mut fetch = Fetch::part(job.vault, job.point, &wanted, 0)?;
     fetch.step(&edges, job.threads, u64::MAX, &|_, _| {}, job.stop)?;
@@ -133,7 +134,7 @@ impl Edges {
         device.write_all_at(&tail, tail_start)?;
         device.write_all_at(&head[block..], block as u64)?;
         device.sync_all()?;
-        step();
+        kill_point::step("restore", "taking the mark away");
         device.write_all_at(&head[..block], 0)?;
         device.sync_all()
     }

@@ -39,7 +39,7 @@ pub enum Goal {
 #[derive(Debug, thiserror::Error)]
 pub enum GoalError {
     /// Somebody uses it, or nobody knows whether somebody does.
-    #[error(transparent)]
+    #[error("{0}. Nothing was written")]
     InUse(#[from] InUseError),
     /// It would not be safe.
     #[error("{0}")]

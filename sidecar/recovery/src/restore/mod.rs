@@ -13,14 +13,13 @@ mod part;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use backstay_host::kill_point;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::read::{Fetch, FileTarget, Progress, RestoreTarget};
 use backstay_vault::{Manifest, Vault, VaultError};
 
 pub use goal::{Goal, GoalError, Occupied};
 pub use part::Part;
-
-use crate::failover::step;
 
 /// Sectors after which a restore to a file notes how far it is: 256 MiB. Each costs a sync.
 const STRETCH_SECTORS: u64 = (256 << 20) / 512;
@@ -148,7 +147,7 @@ impl Restore<'_> {
             if !more {
                 break;
             }
-            step();
+            kill_point::step("restore", "noting how far it is");
             part.note(self.point, fetch.seen()).map_err(part.error("noting how far it is in"))?;
         }
         fetch.finish()?;

@@ -16,7 +16,6 @@ use nix::fcntl::Flock;
 use super::RestoreError;
 use super::goal::{Goal, GoalError};
 
-
 /// Longest line after the last byte.
 const NOTE_BYTES_MAX: usize = 256;
 
@@ -50,7 +49,8 @@ impl Part {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(GoalError::io(format!("making {}", path.display())))?;
-        let lock = lock::exclusive(file, lock::LOOKED_AT_WAIT).map_err(GoalError::io(format!("locking {}", path.display())))?;
+        let lock = lock::exclusive(file, lock::LOOKED_AT_WAIT)
+            .map_err(GoalError::io(format!("locking {}", path.display())))?;
         let lock = lock.ok_or_else(|| {
             let shown = path.display();
             GoalError::Refused(format!(

@@ -46,8 +46,7 @@ impl Restore {
         vault.check_readable()?;
         let cycle = self.point.find(&vault, &disk)?;
         let failed = |e: RestoreError| {
-            let (name, to) = (&self.name, self.to.display());
-            anyhow::Error::new(e).context(format!("disk {name}: cannot restore to {to}"))
+            anyhow::Error::new(e).context(format!("disk {}: cannot restore", self.name))
         };
         let occupied = if self.force { Occupied::Overwrite } else { Occupied::Refuse };
         let goal = Goal::at(&self.to, occupied).map_err(|e| failed(e.into()))?;
