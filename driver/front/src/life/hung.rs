@@ -20,6 +20,8 @@ use crate::paths::DiskPaths;
 
 /// Where the kernel's switches for FUSE file systems are.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+/// The state of a process that somebody has stopped.
+const STOPPED: &str = "was stopped by a signal";
 /// How long a killed process may take to be gone. One that waits for a disk that does not answer is not.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// There is no event for the end of a process that is not ours and may be waiting in the kernel.
@@ -34,6 +36,14 @@ pub struct Seen {
     pub state: String,
     /// The number of its file system's connection, if it is mounted.
     pub connection: Option<u32>,
+}
+
+impl Seen {
+    /// Whether somebody has stopped it (SIGSTOP, a debugger, a frozen terminal).
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.state == STOPPED
+    }
 }
 
 /// The driver of a disk, without asking it anything; none if there is none.
@@ -144,8 +154,8 @@ fn state_of(pid: u32) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let state = status.lines().find_map(|line| line.strip_prefix("State:"))?.trim();
     Some(match state.chars().next()? {
-        'T' | 't' => "stopped by a signal".into(),
-        'D' => "waits for a disk".into(),
+        'T' | 't' => STOPPED.into(),
+        'D' => "waits for its backing".into(),
         'Z' | 'X' => return None,
         _ => "runs, but answers nothing".into(),
     })

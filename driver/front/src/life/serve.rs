@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use backstay_format::control::FoundState;
 use backstay_format::superblock::Base;
+use backstay_host::clock;
 use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
-use backstay_host::clock;
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};

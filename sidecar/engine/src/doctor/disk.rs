@@ -32,7 +32,10 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
     if let Some(e) = unreadable {
         found.push(("backing", Bad(format!("where it is cannot be read: {e}"))));
     }
-    if let (None, Some(path)) = (&status, &record) {
+    // The backing of a driver that does not answer may not answer either.
+    if let (None, Some(path)) = (&status, &record)
+        && Silence::of(&paths).is_none()
+    {
         found.push(looked("backing", usable(path)));
     }
     if let Some(status) = &status {
@@ -67,7 +70,13 @@ fn driver(
         )),
         None if silence.is_some() => {
             let silence = silence.as_ref();
-            Bad(silence.map_or_else(String::new, |s| format!("{s}; {}", s.advice())))
+            Bad(silence.map_or_else(String::new, |s| {
+                format!(
+                    "{s}; {}. Until then every sync of this host waits for it. \"backstay umount {name} --force\" \
+                     has the kernel end the disk within seconds; its users get I/O errors",
+                    s.advice()
+                )
+            }))
         }
         None if known => Odd(format!(
             "it is not served; systemctl start backstay-disk@{name}, or backstay mount --name {name}"

@@ -51,7 +51,7 @@ impl Detach {
             devices.iter().try_for_each(|device| losetup_detach(device))?;
             return Ok(());
         }
-        let mut driver = context.driver(name)?;
+        let mut driver = ending::driver(context, name)?;
         let status = driver.status()?;
         let devices = loop_devices(&status.served)?;
         if self.unmount {

@@ -154,12 +154,30 @@ pub fn stop(name: &DiskName, mut driver: ControlClient, how: Ending) -> anyhow::
     }
 }
 
+/// Connects to the driver of a disk that is to be ended; one that somebody has stopped cannot answer.
+pub fn driver(context: &Context, name: &DiskName) -> anyhow::Result<ControlClient> {
+    if let Some(seen) = hung::look(&context.roots.disk(name))
+        && seen.is_stopped()
+    {
+        bail!(
+            "disk {name}: its driver, process {0}, does not answer: it {1}. Let it go on with \"kill -CONT {0}\"; \
+             --force ends the disk without it. Nothing was changed",
+            seen.pid,
+            seen.state
+        );
+    }
+    context.driver(name)
+}
+
 /// Ends a disk under its users, after saying what that means.
 pub fn abort(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     let paths = context.roots.disk(name);
     let seen = hung::look(&paths).with_context(|| {
         format!("disk {name} is not served: nobody listens on {}", paths.control_socket().display())
     })?;
+    if seen.is_stopped() {
+        return abort_hung(name, &paths, &seen);
+    }
     let status = context.driver(name).and_then(|mut driver| Ok((driver.status()?, driver)));
     let Ok((status, mut driver)) = status else { return abort_hung(name, &paths, &seen) };
     let users = users(&status, Devices::Count)?;

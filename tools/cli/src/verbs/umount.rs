@@ -5,7 +5,7 @@ use backstay_recovery::lazy;
 use backstay_types::DiskName;
 use clap::Args;
 
-use super::ending::{Ending, abort, stop};
+use super::ending::{Ending, abort, driver, stop};
 use crate::context::Context;
 
 /// Stop serving a disk, cleanly
@@ -29,7 +29,7 @@ impl Umount {
         let name = &self.name;
         let end = || match self.how.force {
             true => abort(context, name),
-            false => stop(name, context.driver(name)?, self.how),
+            false => stop(name, driver(context, name)?, self.how),
         };
         if !self.forget {
             return end();

@@ -1,0 +1,262 @@
+//! No command ends a disk under its users, whoever and wherever they are; and a driver that hangs has a way
+//! out.
+//!
+//! Needs root, /dev/fuse, loop devices, swap, unshare, qemu-utils (`scripts/setup test`).
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backstay_host::clock;
+use backstay_tests::harness::command::{must, run, said};
+use backstay_tests::harness::host::{hash, wait_gone};
+use backstay_tests::harness::{Disk, Host};
+
+const SIZE: u64 = 64 << 20;
+
+/// A new mount namespace has copies of all mounts, also of those of other tests.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A process that has said something, and stays until its input is closed.
+fn process(program: &str, args: &[&str], begin: &[u8]) -> Child {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(begin).unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert!(!first.is_empty(), "{program} {args:?} ended");
+    child
+}
+
+fn end(mut child: Child) {
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+/// A command that must refuse within a few seconds, name the user, and change nothing, now or later.
+#[track_caller]
+fn refused_in_time(disk: &Disk, args: &[&str], words: &[&str]) -> Output {
+    let (pid, began) = (disk.driver_pid(), clock::monotonic());
+    let output = disk.host.try_backstay(args);
+    assert_eq!(output.status.code(), Some(3), "{args:?}: {}", said(&output));
+    assert!(
+        clock::monotonic() - began < Duration::from_secs(20),
+        "{args:?} took {:?}",
+        (clock::monotonic() - began)
+    );
+    for word in words {
+        assert!(said(&output).contains(word), "{word:?} is missing: {}", said(&output));
+    }
+    assert!(pid.is_some() && disk.driver_pid() == pid, "the driver is as it was");
+    output
+}
+
+#[test]
+fn users_of_every_kind_keep_their_disk() {
+    let _alone = alone();
+    let host = Host::new("ending");
+    let disk = host.disk("db", SIZE);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", &device]);
+    let detach = ["detach", "db", "--wait", "1s"];
+    let umount = ["umount", "db", "--wait", "1s"];
+
+    // An idle device: umount names it, detach takes it away.
+    refused_in_time(&disk, &umount, &[&format!("{device} is attached to it")]);
+
+    // A process that reads the device.
+    let script = format!("exec 9<{device}; echo ready; read x");
+    let reader = process("sh", &["-c", &script], b"");
+    let pid = format!("process {} (sh)", reader.id());
+    for args in [&detach, &umount] {
+        let output = refused_in_time(&disk, args, &[&pid, "Nothing was changed", "--force"]);
+        assert!(said(&output).contains("waiting up to"), "{}", said(&output));
+    }
+    end(reader);
+
+    // Swap.
+    must("mkswap", ["-q", &device]);
+    must("swapon", [&device]);
+    refused_in_time(&disk, &detach, &[&format!("{device} is used as swap")]);
+    must("swapoff", [&device]);
+
+    // A mount in another mount namespace alone.
+    must("mkfs.ext4", ["-q", "-F", &device]);
+    let at = host.path("mnt");
+    fs::create_dir(&at).unwrap();
+    let script = format!("mount {device} {} && echo ready && read x", at.display());
+    let other = process("unshare", &["-m", "sh", "-c", &script], b"");
+    let words = ["is mounted at", "in mount namespace", &format!("process {}", other.id()), "(sh)"];
+    for args in [&detach[..], &umount, &["detach", "db", "--unmount", "--wait", "1s"]] {
+        refused_in_time(&disk, args, &words);
+    }
+    end(other);
+
+    // Mounted here, too, and used: --unmount names who.
+    must("mount", [&device, &text(&at)]);
+    let script = format!("cd {}; echo ready; read x", at.display());
+    let inside = process("sh", &["-c", &script], b"");
+    let unmount = ["detach", "db", "--unmount", "--wait", "1s"];
+    refused_in_time(
+        &disk,
+        &unmount,
+        &[&format!("process {} (sh) uses {}", inside.id(), at.display())],
+    );
+    end(inside);
+    host.backstay(&["detach", "db", "--unmount"]);
+    assert!(
+        disk.driver_pid().is_none()
+            && !fs::read_to_string("/proc/mounts").unwrap().contains(&text(&at))
+    );
+
+    // QEMU has the file open; a refused umount is not done when it goes.
+    let served = disk.mount(&[]);
+    let qemu = process("qemu-io", &["-f", "raw", &text(&served)], b"read 0 512\n");
+    refused_in_time(&disk, &umount, &["(qemu-io)", "open for writing"]);
+    refused_in_time(&disk, &umount, &["(qemu-io)"]);
+    end(qemu);
+    clock::sleep(Duration::from_millis(500));
+    assert!(disk.driver_pid().is_some(), "what was refused is not done later");
+    // SIGTERM waits for the last user.
+    let qemu = process("qemu-io", &["-f", "raw", &text(&served)], b"read 0 512\n");
+    let driver = disk.driver_pid().unwrap();
+    for _ in 0..2 {
+        must("kill", ["-TERM", &driver.to_string()]);
+    }
+    refused_in_time(&disk, &umount, &["(qemu-io)"]);
+    end(qemu);
+    wait_gone(driver);
+    assert!(disk.driver_pid().is_none());
+}
+
+/// Any user can make a namespace, which copies all mounts: nobody uses the disk there.
+#[test]
+fn copies_of_the_mount_elsewhere_keep_nobody_waiting() {
+    let _alone = alone();
+    let host = Host::new("ending-copies");
+    let disk = host.disk("db", SIZE);
+    for flags in ["-m", "-Urm"] {
+        disk.mount(&[]);
+        let driver = disk.driver_pid().unwrap();
+        let copy = process("unshare", &[flags, "sh", "-c", "echo ready; read x"], b"");
+        let began = clock::monotonic();
+        host.backstay(&["umount", "db"]);
+        assert!(
+            clock::monotonic() - began < Duration::from_secs(8),
+            "{flags}: {:?}",
+            (clock::monotonic() - began)
+        );
+        wait_gone(driver);
+        let device = disk.attach();
+        assert_eq!(disk.status()["driver"]["found"], "clean", "{flags}");
+        must("dd", ["if=/dev/zero", &format!("of={device}"), "bs=4k", "count=1", "conv=fsync"]);
+        host.backstay(&["detach", "db"]);
+        end(copy);
+    }
+}
+
+#[test]
+fn a_handover_leaves_a_disk_to_its_users() {
+    let _alone = alone();
+    let host = Host::new("ending-handover");
+    let disk = host.disk("db", SIZE);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", &device]);
+    disk.cycle();
+    let at = host.path("mnt");
+    fs::create_dir(&at).unwrap();
+    let script = format!("mount {device} {} && echo ready && read x", at.display());
+    let other = process("unshare", &["-m", "sh", "-c", &script], b"");
+    let handover = ["failover", "handover", "db"];
+    refused_in_time(&disk, &handover, &["in mount namespace", "(sh)"]);
+    refused_in_time(&disk, &["failover", "handover", "db", "--unmount"], &["in mount namespace"]);
+    end(other);
+    host.backstay(&handover);
+}
+
+#[test]
+fn force_says_what_is_lost_and_ends_it() {
+    let _alone = alone();
+    let host = Host::new("ending-force");
+    let disk = host.disk("db", SIZE);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", &device]);
+    let at = host.path("mnt");
+    fs::create_dir(&at).unwrap();
+    must("mount", [&device, &text(&at)]);
+    let driver = disk.driver_pid().unwrap();
+    let output = host.try_backstay(&["detach", "db", "--force"]);
+    assert!(output.status.success(), "{}", said(&output));
+    for word in ["is mounted at", "lost", "I/O errors"] {
+        assert!(said(&output).contains(word), "{}", said(&output));
+    }
+    wait_gone(driver);
+    run("umount", ["-l", &text(&at)]);
+    // All that was acknowledged is there.
+    disk.mount(&[]);
+    disk.cycle();
+    assert_eq!(hash(&disk.restore(1, "back.img")), hash(&disk.backing));
+    host.backstay(&["umount", "db"]);
+}
+
+#[test]
+fn a_driver_that_hangs_is_named_and_ended_in_time() {
+    let _alone = alone();
+    let host = Host::new("ending-hung");
+    let disk = host.disk("db", SIZE);
+    let served = disk.mount(&[]);
+    let driver = disk.driver_pid().unwrap();
+    let writer = process("qemu-io", &["-f", "raw", &text(&served)], b"read 0 512\n");
+    must("kill", ["-STOP", &driver.to_string()]);
+    let doctor = host.try_backstay(&["doctor"]);
+    let words =
+        [&format!("pid {driver}")[..], "does not answer", "kill -CONT", "umount db --force"];
+    for word in words {
+        assert!(said(&doctor).contains(word), "{word}: {}", said(&doctor));
+    }
+    assert_ne!(doctor.status.code(), Some(0));
+    for verb in ["umount", "detach"] {
+        let began = clock::monotonic();
+        let output = host.try_backstay(&[verb, "db"]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(
+            said(&output).contains("kill -CONT")
+                && (clock::monotonic() - began) < Duration::from_secs(5)
+        );
+    }
+    let began = clock::monotonic();
+    let output = host.try_backstay(&["umount", "db", "--force"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(
+        said(&output).contains("does not answer (was stopped by a signal)"),
+        "{}",
+        said(&output)
+    );
+    assert!(
+        clock::monotonic() - began < Duration::from_secs(20),
+        "{:?}",
+        (clock::monotonic() - began)
+    );
+    wait_gone(driver);
+    must("timeout", ["10", "sync", &text(&host.dir)]);
+    end(writer);
+    // The bitmaps of a driver that was killed are exact.
+    disk.mount(&[]);
+    assert_eq!(disk.status()["driver"]["found"], "same-boot");
+    host.backstay(&["umount", "db"]);
+}
