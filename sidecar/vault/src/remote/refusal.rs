@@ -228,7 +228,8 @@ impl HttpService for Teller {
             return as_expected(response, roots).await;
         }
         // Whether a name is free is what one asks for most: without a body it can be nothing else.
-        if !is_final(status, &method) && !(status == 404 && method == Method::GET) {
+        let may_be_its_bucket = status == 404 && method == Method::GET;
+        if !(may_be_its_bucket || is_final(status, &method)) {
             return Ok(response);
         }
         let (head, body) = response.into_parts();
