@@ -170,3 +170,72 @@ fn a_driver_that_does_not_answer_is_told_and_holds_up_nobody() {
     host.backstay(&["umount", "d"]);
     host.backstay(&["umount", "e"]);
 }
+
+/// The state directory's file system is full and the driver dies: it comes up again, exactly.
+#[test]
+fn a_full_state_directory_does_not_stop_a_start() {
+    let host = Host::new("trackfull");
+    let state = state_on_its_own_disk(&host);
+    let (disk, served) = shipped(&host, 8 * MIB);
+    noise(&served, MIB, 4096, 2);
+    // To the last block, as another program might.
+    let fill = state.at.join("somebody-elses");
+    let file = File::create(&fill).unwrap();
+    for block in [MIB as usize, 4096, 512] {
+        let bytes = vec![7; block];
+        while std::io::Write::write_all(&mut &file, &bytes).is_ok() {}
+    }
+    let _ = file.sync_all();
+    drop(file);
+    disk.kill_driver();
+    must("umount", ["-l", served.parent().unwrap().to_str().unwrap()]);
+    let served = disk.mount(&[]);
+    let driver = disk.status()["driver"].clone();
+    assert_eq!((&driver["found"], &driver["dirty_sectors"]), (&"same-boot".into(), &8.into()));
+    fs::remove_file(fill).unwrap();
+    disk.cycle();
+    check(&disk, &served);
+    host.backstay(&["umount", "d"]);
+}
+
+/// A driver without CAP_SYS_RESOURCE leaves a memory group with a limit, or does not start in it.
+#[test]
+fn a_driver_does_not_stay_in_a_limited_memory_group() {
+    let root = Path::new("/sys/fs/cgroup/memory");
+    if !root.join("memory.limit_in_bytes").exists() {
+        // Version 2: what is read of it is tested where it is read.
+        return;
+    }
+    let host = Host::new("trackmemory");
+    let disk = host.disk("d", 8 * MIB);
+    let group = root.join(format!("backstay-test-{}", std::process::id()));
+    fs::create_dir(&group).unwrap();
+    fs::write(group.join("memory.limit_in_bytes"), (96 * MIB).to_string()).unwrap();
+    let bin = backstay_tests::harness::host::backstay();
+    let mount = |before: &str| {
+        let args = host.command();
+        let args: Vec<String> =
+            args.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; {before} exec setpriv --bounding-set -sys_resource \
+             --inh-caps -sys_resource {} {} mount {} --name d",
+            group.display(),
+            bin.display(),
+            args.join(" "),
+            disk.backing.display()
+        );
+        std::process::Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap()
+    };
+    // It cannot leave where the hierarchy cannot be written.
+    let refused = mount("mount -o remount,bind,ro /sys/fs/cgroup/memory;");
+    let text = said(&refused);
+    assert!(refused.status.code() == Some(3) && text.contains("CAP_SYS_RESOURCE"), "{text}");
+    assert!(disk.driver_pid().is_none());
+    let started = mount("");
+    assert!(started.status.success(), "{}", said(&started));
+    let pid = disk.driver_pid().unwrap();
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(!groups.contains("backstay-test-"), "{groups}");
+    disk.kill_driver();
+    fs::remove_dir(&group).unwrap();
+}

@@ -92,6 +92,15 @@ pub enum TrackError {
     },
 }
 
+impl TrackError {
+    /// Whether there was no room in the state or runtime directory.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::State { source, .. } if full.contains(&source.kind()))
+    }
+}
+
 /// Adds what was being done to an I/O error of the state directory.
 pub(crate) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T, TrackError>;

@@ -112,6 +112,7 @@ fn create<E: Env, B: Backing>(
         backing: identity(backing)?,
     };
     let meta = Meta::create(env, first)?;
+    env.reserve(reserve_bytes(geometry));
     let witness = Witness::swear(backing, meta.get());
     Ok(Opened { meta, current: Arc::new(current), found: FoundState::New, witness })
 }
@@ -146,7 +147,14 @@ fn reopen<E: Env, B: Backing>(
             word_regions(geometry, word).for_each(|region| dirty.regions.set(region));
         })?;
     }
-    let current = match Epoch::create(env, sb.disk, no, geometry, &dirty.regions) {
+    let mut made = Epoch::create(env, sb.disk, no, geometry, &dirty.regions);
+    if made.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+        && env.use_reserve()
+    {
+        tracing::warn!("no room for a start: what was kept for it is used");
+        made = Epoch::create(env, sb.disk, no, geometry, &dirty.regions);
+    }
+    let current = match made {
         Ok(epoch) => epoch,
         Err(e)
             if e.raw_os_error() == Some(libc::ENOSPC)
@@ -202,9 +210,16 @@ fn reopen<E: Env, B: Backing>(
     })
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
+    env.reserve(reserve_bytes(geometry));
     // Not before: until then the state does not know what the mark may have said.
     let witness = Witness::swear(backing, meta.get());
     Ok(Opened { meta, current: Arc::new(current), found: dirty.found, witness })
+}
+
+/// What a start needs in the state directory, with some to spare; and in the runtime directory for an
+/// empty bitmap and then some.
+fn reserve_bytes(geometry: Geometry) -> u64 {
+    intents::IntentHeader::file_bytes(geometry.regions()) + (256 << 10)
 }
 
 /// The size that the disk has from now on.

@@ -10,12 +10,17 @@ use std::fs;
 
 use nix::errno::Errno;
 
+use super::memory::leave_limited_group;
+
 /// From linux/prctl.h; not in the libc crate.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Makes the process safe to wait for. What is not permitted is a warning, not an error: it then
-/// works as long as memory does not run short.
-pub(super) fn harden() {
+/// Makes the process safe to wait for. What is not permitted is a warning: it then works as long as memory
+/// does not run short.
+///
+/// # Errors
+/// In words, if the process is in a memory group with a limit, in which it could wait for itself.
+pub(super) fn harden() -> Result<(), String> {
     // What starting up has used and does not need any more (the table of mounts, above all) must not
     // be locked in. The default gives every thread its own arena of up to 64 MiB to scatter over.
     // SAFETY: take numbers only, and give back what nobody uses.
@@ -29,10 +34,15 @@ pub(super) fn harden() {
     warn("locking memory", Errno::result(unsafe { libc::mlockall(lock) }).map(drop));
     // SAFETY: takes numbers only.
     let flusher = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
-    warn("becoming an I/O flusher", Errno::result(flusher).map(drop));
+    let flusher = Errno::result(flusher).map(drop);
+    if flusher.is_err() {
+        leave_limited_group()?;
+    }
+    warn("becoming an I/O flusher", flusher);
     if let Err(e) = fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("asking the OOM killer to spare the driver: {e}");
     }
+    Ok(())
 }
 
 fn warn(what: &str, result: nix::Result<()>) {

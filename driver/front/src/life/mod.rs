@@ -3,6 +3,7 @@
 mod daemon;
 mod harden;
 pub mod hung;
+mod memory;
 mod serve;
 
 pub use daemon::{Outcome, in_background};

@@ -82,6 +82,31 @@ pub enum DriverError {
         /// Whether nothing is wrong but it would not be safe.
         refused: bool,
     },
+    /// The driver could hang those it serves.
+    #[error("disk {name}: {reason}. Nothing was changed")]
+    Unsafe {
+        /// The disk.
+        name: DiskName,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There is no room for what a start needs.
+    #[error(
+        "disk {name}: {source}. Make room in the file systems of {} and {} (a start needs 1 MiB and what \
+         the bitmaps take; logs and images of others may be deleted there, nothing of this disk but \
+         driver.log) and try again. Nothing was changed",
+        state.display(), runtime.display()
+    )]
+    Full {
+        /// The disk.
+        name: DiskName,
+        /// Its state directory.
+        state: PathBuf,
+        /// Its runtime directory.
+        runtime: PathBuf,
+        /// What failed.
+        source: TrackError,
+    },
     /// The disk's state cannot be used.
     #[error("disk {name}: {source}")]
     Track {
@@ -105,7 +130,7 @@ impl DriverError {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         match self {
-            Self::Running(_) | Self::WrongBacking { .. } => true,
+            Self::Running(_) | Self::WrongBacking { .. } | Self::Unsafe { .. } => true,
             Self::Backing(e) => e.is_busy(),
             Self::Made { refused, .. } => *refused,
             _ => false,
@@ -159,7 +184,7 @@ pub fn run_with(
     let engine = backing.engine().to_string();
     let env = FsEnv::open(&paths.state, &paths.runtime)
         .map_err(io_error(format!("opening the state of disk {name}")))?;
-    harden();
+    harden().map_err(|reason| DriverError::Unsafe { name: name.clone(), reason })?;
     let track = TrackOptions {
         change_log_limit: options.change_log_limit,
         tracking: options.tracking,
@@ -168,8 +193,13 @@ pub fn run_with(
         base_size: options.base_size,
         ..TrackOptions::default()
     };
-    let disk = ProtectedDisk::open(env, backing, track)
-        .map_err(|source| DriverError::Track { name: name.clone(), source })?;
+    let disk = ProtectedDisk::open(env, backing, track).map_err(|source| {
+        let (name, state) = (name.clone(), paths.state.clone());
+        match source.is_full() {
+            true => DriverError::Full { name, state, runtime: paths.runtime.clone(), source },
+            false => DriverError::Track { name, source },
+        }
+    })?;
     let disk = Arc::new(disk);
     if let Some(seen) = seen.clone() {
         remember(seen, &paths.state);
@@ -369,7 +399,9 @@ pub fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverErro
     let lock = lock::exclusive(file, lock::HOLDER_GONE_WAIT);
     let lock = lock.map_err(io_error(format!("locking {}", path.display())))?;
     let mut lock = lock.ok_or_else(|| DriverError::Running(name.clone()))?;
-    let write_pid = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    // In place: a full file system has no room for a file that was emptied first.
+    let pid = format!("{}\n", std::process::id());
+    let write_pid = lock.write_all(pid.as_bytes()).and_then(|()| lock.set_len(pid.len() as u64));
     write_pid.map_err(io_error(format!("writing {}", path.display())))?;
     Ok(lock)
 }

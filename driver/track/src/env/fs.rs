@@ -24,6 +24,8 @@ use backstay_host::alarm;
 use super::map::MappedWords;
 use super::{Env, SharedBits, StateFile};
 
+/// Takes the room that the next start needs, in both directories.
+const RESERVE: &str = "reserve";
 /// Ends the name of a file that is not finished; left only by a crash.
 const UNFINISHED: &str = ".unfinished";
 
@@ -202,6 +204,26 @@ impl Env for FsEnv {
 
     fn list_bits(&self) -> io::Result<Vec<String>> {
         Self::names(&self.runtime_dir)
+    }
+
+    fn reserve(&self, bytes: u64) {
+        for dir in [&self.state_dir, &self.runtime_dir] {
+            let kept = Self::new_file(&dir.join(RESERVE), &[])
+                .and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, bytes as i64)?));
+            if let Err(e) = kept {
+                let _ = remove_if_there(&dir.join(RESERVE));
+                tracing::warn!(
+                    "no {bytes} bytes are left in {} for the next start ({e}): make room there",
+                    dir.display()
+                );
+            }
+        }
+    }
+
+    fn use_reserve(&self) -> bool {
+        let given_up = |dir: &PathBuf| fs::remove_file(dir.join(RESERVE)).is_ok();
+        let all = [&self.state_dir, &self.runtime_dir].map(given_up);
+        all.contains(&true)
     }
 
     fn alarm(&self, message: &str) {

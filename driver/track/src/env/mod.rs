@@ -75,6 +75,15 @@ pub trait Env: Send + Sync + 'static {
     /// I/O error, no permission.
     fn list_bits(&self) -> io::Result<Vec<String>>;
 
+    /// Keeps so many bytes of room for the next start, beside what is used now. Trouble with it is worth a
+    /// warning only.
+    fn reserve(&self, bytes: u64) {
+        let _ = bytes;
+    }
+    /// Gives up the room that was kept; whether there was any.
+    fn use_reserve(&self) -> bool {
+        false
+    }
     /// Says something where it is heard although the state directory, and the log in it, may be dead.
     fn alarm(&self, message: &str) {
         let _ = message;
