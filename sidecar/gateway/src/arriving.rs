@@ -173,9 +173,36 @@ impl Arriving<'_> {
         }
     }
 
-    /// Every member is a disk of the certificate's, and its point is there.
+    /// It is the next one; every member is a disk of the certificate's, and its point is there; and so are the members
+    /// of the group's point before: who owns none of them has nothing to put there.
     fn group_point(&self, point: &GroupPoint) -> Result<(), NotTaken> {
         point.check().map_err(|e| NotTaken::Wrong(e.to_string()))?;
+        let newest = self.vault.group_points(&point.group)?.last().copied();
+        let next = newest.map_or(Some(1), |newest| newest.0.checked_add(1));
+        match next {
+            Some(next) if point.number.0 < next => {
+                return late(format!(
+                    "point {} of group {} is there, or was",
+                    point.number, point.group
+                ));
+            }
+            Some(next) if point.number.0 == next => {}
+            _ => return wrong("it is not the next point of its group"),
+        }
+        if let Some(newest) = newest {
+            for member in self.vault.group_point(&point.group, newest)?.members {
+                // A disk that is gone has no owner.
+                match self.owners.standing(self.vault, self.who, member.disk)? {
+                    Standing::Own | Standing::Unknown => {}
+                    _ => {
+                        return wrong(format!(
+                            "disk {} of that group is not one of this certificate's",
+                            member.name
+                        ));
+                    }
+                }
+            }
+        }
         for member in &point.members {
             if self.owners.standing(self.vault, self.who, member.disk)? != Standing::Own {
                 return wrong(format!("disk {} is not one of this certificate's", member.name));

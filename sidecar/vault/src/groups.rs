@@ -17,6 +17,14 @@ fn group_point_key(group: &GroupName, number: GroupPointNo) -> String {
     format!("groups/{group}/points/{:020}", number.0)
 }
 
+/// The number after one.
+fn next_number(group: &GroupName, number: GroupPointNo) -> Result<GroupPointNo, VaultError> {
+    number.0.checked_add(1).map(GroupPointNo).ok_or_else(|| VaultError::Inconsistent {
+        object: group_point_key(group, number),
+        reason: "no group has that many points: remove it".into(),
+    })
+}
+
 impl Vault {
     /// The names of all groups that have points.
     ///
@@ -90,7 +98,7 @@ impl Vault {
         };
         let mut tries = 0;
         loop {
-            point.number.0 += 1;
+            point.number = next_number(group, point.number)?;
             tries += 1;
             let key = group_point_key(group, point.number);
             point.check().within(&key)?;

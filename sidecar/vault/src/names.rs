@@ -12,21 +12,45 @@
 //! looked through.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::{DiskId, DiskName};
 use futures::TryStreamExt;
 use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::document::{DiskRecord, NameRecord, VaultRecord};
-use crate::store::{VAULT_OBJECT, Vault, now_unix_ns};
+use crate::store::{VAULT_OBJECT, Vault, disk_key, now_unix_ns};
 
 /// Most steps from an old name to the name that holds now.
 const RENAMES_FOLLOWED: usize = 64;
 
+/// How often, and how long apart, a claimant looks what another does that has overtaken it and has no record.
+const CONFIRM_LOOKS: u32 = 40;
+const CONFIRM_EVERY: Duration = Duration::from_millis(50);
+
 /// The key of a document of a name.
 fn name_key(name: &DiskName, number: u64) -> String {
     format!("names/{name}/{number:020}")
+}
+
+/// The number of the next document of a name.
+fn next_number(name: &DiskName, newest: Option<u64>) -> Result<u64, VaultError> {
+    newest.unwrap_or(0).checked_add(1).ok_or_else(|| VaultError::Inconsistent {
+        object: name_key(name, u64::MAX),
+        reason: "no document of a name has such a number: remove it".into(),
+    })
+}
+
+/// Who has a name.
+enum Holder {
+    /// A disk that has a record.
+    Disk(NameRecord),
+    /// Nobody: its disk gave it back.
+    GivenBack(NameRecord),
+    /// Nobody: there are only claims of disks that have no record.
+    None,
 }
 
 impl Vault {
@@ -57,28 +81,66 @@ impl Vault {
     /// # Errors
     /// If there is none; [`VaultError::Renamed`] if there was one and it has another name now.
     pub fn disk_named(&self, name: &DiskName) -> Result<DiskRecord, VaultError> {
-        match self.newest_of_name(name)? {
-            Some((_, NameRecord { disk, renamed_to: None, .. })) => {
-                Ok(DiskRecord { name: name.clone(), ..self.disk(disk)? })
-            }
-            Some((_, NameRecord { renamed_to: Some(to), .. })) => {
+        let none =
+            || VaultError::NotFound { object: format!("a disk named {name} in {}", self.url()) };
+        let Some(newest) = self.numbers_of(name)?.pop() else {
+            return self.disk_of_record(name)?.ok_or_else(none);
+        };
+        match self.holder_up_to(name, newest)? {
+            Holder::Disk(held) => Ok(DiskRecord { name: name.clone(), ..self.disk(held.disk)? }),
+            Holder::GivenBack(NameRecord { renamed_to: Some(to), .. }) => {
                 let to = self.follow(to)?;
                 Err(VaultError::Renamed { name: name.clone(), to })
             }
-            None => match self.disk_of_record(name)? {
-                Some(disk) => Ok(disk),
-                None => Err(VaultError::NotFound {
-                    object: format!("a disk named {name} in {}", self.url()),
-                }),
-            },
+            Holder::GivenBack(_) | Holder::None => Err(none()),
         }
     }
 
-    /// Takes a name for a disk that has none yet. Taking it again does nothing.
+    /// Takes a name for a disk that has none yet. Taking it again does nothing. The name is the disk's only when its
+    /// record is there, too: see [`Self::found_disk`].
     ///
     /// # Errors
     /// [`VaultError::NameTaken`] if another disk has it; or the vault cannot be read or written.
     pub fn claim_name(&self, name: &DiskName, disk: DiskId) -> Result<(), VaultError> {
+        self.take_name(name, disk, 0)
+    }
+
+    /// Makes a new disk under a name, which of many who want it at once one gets.
+    ///
+    /// A claim is a document of the name, and may be overtaken as long as the claimant has no record: it may have been
+    /// killed. So a claimant (1) puts its claim, (2) looks whether one that it overtook has a record by now, and gives
+    /// way then, (3) puts its record, and (4) looks whether its claim is still the newest. Of two, the one that
+    /// overtakes does 1 before 2, the other 3 before 4: one of them sees the other.
+    ///
+    /// # Errors
+    /// [`VaultError::NameTaken`] if another disk has the name. Nothing of this disk is in the vault then. Or the vault
+    /// cannot be read or written.
+    pub fn found_disk(&self, record: &DiskRecord) -> Result<(), VaultError> {
+        self.claim_name(&record.name, record.disk)?;
+        self.create_disk(record)?;
+        let confirmed = self.confirm_name(&record.name, record.disk);
+        if matches!(confirmed, Err(VaultError::NameTaken { .. }))
+            && let Err(e) = self.delete(&disk_key(record.disk))
+        {
+            // A source deletes nothing at a gateway. No name leads there.
+            tracing::debug!("{e}: the record of a disk without a name is left behind");
+        }
+        confirmed
+    }
+
+    /// Whether a claim is still the newest, now that its disk has a record.
+    fn confirm_name(&self, name: &DiskName, disk: DiskId) -> Result<(), VaultError> {
+        for _ in 0..CONFIRM_LOOKS {
+            match self.newest_of_name(name)? {
+                Some((_, newest)) if newest.disk == disk => return Ok(()),
+                Some((_, newest)) if self.is_there(newest.disk)? => {
+                    return Err(VaultError::NameTaken { name: name.clone(), disk: newest.disk });
+                }
+                // It is about to give way or to put its record.
+                _ => clock::sleep(CONFIRM_EVERY),
+            }
+        }
+        // It was killed.
         self.take_name(name, disk, 0)
     }
 
@@ -90,12 +152,17 @@ impl Vault {
         Ok(self.newest_of_name(name)?.is_some_and(|(_, newest)| newest.disk == disk))
     }
 
-    /// The newest document of a name, if there is one.
+    /// The document of a name that counts, if there is one: the newest, unless that is only a claim of a disk that has no
+    /// record, and there is one below of a disk that has.
     ///
     /// # Errors
     /// If the vault cannot be read.
     pub fn name_record(&self, name: &DiskName) -> Result<Option<NameRecord>, VaultError> {
-        Ok(self.newest_of_name(name)?.map(|(_, record)| record))
+        let Some((number, newest)) = self.newest_of_name(name)? else { return Ok(None) };
+        Ok(Some(match self.holder_up_to(name, number)? {
+            Holder::Disk(held) | Holder::GivenBack(held) => held,
+            Holder::None => newest,
+        }))
     }
 
     /// Gives a disk another name. Done again after it was killed in the middle, it finishes.
@@ -120,35 +187,87 @@ impl Vault {
     }
 
     fn take_name(&self, name: &DiskName, disk: DiskId, change: u64) -> Result<(), VaultError> {
+        let taken = |by: DiskId| Err(VaultError::NameTaken { name: name.clone(), disk: by });
         loop {
-            let number = match self.newest_of_name(name)? {
-                Some((_, held)) if held.disk == disk && held.renamed_to.is_none() => return Ok(()),
-                Some((number, held)) => {
-                    if held.renamed_to.is_none() && self.is_there(held.disk)? {
-                        return Err(VaultError::NameTaken { name: name.clone(), disk: held.disk });
-                    }
-                    number + 1
-                }
+            let numbers = self.numbers_of(name)?;
+            let newest = numbers.last().copied();
+            let mut ours = None;
+            match newest {
                 None => {
                     if let Some(other) = self.disk_of_record(name)?.filter(|d| d.disk != disk) {
-                        return Err(VaultError::NameTaken { name: name.clone(), disk: other.disk });
+                        return taken(other.disk);
                     }
-                    1
+                }
+                Some(newest) => {
+                    let held: NameRecord = self.document(&name_key(name, newest))?;
+                    let is_ours = held.disk == disk && held.renamed_to.is_none();
+                    match self.holder_up_to(name, newest)? {
+                        Holder::Disk(held) if held.disk != disk => return taken(held.disk),
+                        Holder::Disk(_) if is_ours => return Ok(()),
+                        _ => ours = is_ours.then_some(newest),
+                    }
+                }
+            }
+            let number = match ours {
+                Some(number) => number,
+                None => {
+                    let number = next_number(name, newest)?;
+                    let record = NameRecord {
+                        name: name.clone(),
+                        number: Some(number),
+                        disk,
+                        change,
+                        renamed_to: None,
+                        since_unix_ns: now_unix_ns(),
+                    };
+                    // If somebody else was first, what they put says who has it.
+                    if !self.put_next(name, number, &record)? {
+                        continue;
+                    }
+                    number
                 }
             };
-            let record = NameRecord {
-                name: name.clone(),
-                number: Some(number),
-                disk,
-                change,
-                renamed_to: None,
-                since_unix_ns: now_unix_ns(),
+            // Whom this claim overtook may have got its record meanwhile, and be sure of the name.
+            let below = numbers.iter().rev().copied().find(|&below| below < number);
+            return match below.map(|below| self.holder_up_to(name, below)).transpose()? {
+                Some(Holder::Disk(held)) if held.disk != disk => {
+                    self.give_way(name, number, &held)?;
+                    taken(held.disk)
+                }
+                _ => Ok(()),
             };
-            // If somebody else was first, what they put says who has it.
-            if self.put_next(name, number, &record)? {
-                return Ok(());
+        }
+    }
+
+    /// Gives a name back to the disk whose claim was overtaken, and has a record.
+    fn give_way(&self, name: &DiskName, ours: u64, to: &NameRecord) -> Result<(), VaultError> {
+        let number = next_number(name, Some(ours))?;
+        let record =
+            NameRecord { number: Some(number), since_unix_ns: now_unix_ns(), ..to.clone() };
+        match self.put_next(name, number, &record) {
+            // Somebody's claim came after ours; or a gateway puts no name of another's disk. A claim of a disk
+            // without a record does not count.
+            Ok(_) => Ok(()),
+            Err(e) => {
+                tracing::debug!("{e}: the claim of a disk without a record is left behind");
+                Ok(())
             }
         }
+    }
+
+    /// Who has a name by its documents up to one: the newest of a disk that has a record.
+    fn holder_up_to(&self, name: &DiskName, number: u64) -> Result<Holder, VaultError> {
+        let numbers = self.numbers_of(name)?;
+        for number in numbers.into_iter().rev().filter(|&n| n <= number) {
+            let held: NameRecord = self.document(&name_key(name, number))?;
+            if held.renamed_to.is_some() {
+                return Ok(Holder::GivenBack(held));
+            }
+            if self.is_there(held.disk)? {
+                return Ok(Holder::Disk(held));
+            }
+        }
+        Ok(Holder::None)
     }
 
     /// Says of a name that its disk has another one now.
@@ -156,7 +275,7 @@ impl Vault {
         loop {
             let (number, change) = match self.newest_of_name(name)? {
                 Some((_, held)) if held.disk != disk || held.renamed_to.is_some() => return Ok(()),
-                Some((number, held)) => (number + 1, held.change),
+                Some((number, held)) => (next_number(name, Some(number))?, held.change),
                 None => (1, 0),
             };
             let record = NameRecord {
@@ -194,13 +313,17 @@ impl Vault {
 
     /// The newest document of a name, and its number.
     fn newest_of_name(&self, name: &DiskName) -> Result<Option<(u64, NameRecord)>, VaultError> {
-        let numbers = self.numbers_to_newest(&format!("names/{name}"), |n| name_key(name, n))?;
-        let Some(&number) = numbers.last() else { return Ok(None) };
+        let Some(number) = self.numbers_of(name)?.pop() else { return Ok(None) };
         let key = name_key(name, number);
         Ok(Some((number, self.document(&key)?)))
     }
 
-    /// The newest document of every name.
+    /// The numbers of the documents of a name.
+    fn numbers_of(&self, name: &DiskName) -> Result<Vec<u64>, VaultError> {
+        self.numbers_to_newest(&format!("names/{name}"), |number| name_key(name, number))
+    }
+
+    /// The document of every name that counts.
     fn all_names(&self) -> Result<BTreeMap<String, NameRecord>, VaultError> {
         let prefix = Path::from("names");
         let listed = self.block_on(self.store().list(Some(&prefix)).try_collect::<Vec<_>>());
@@ -213,7 +336,7 @@ impl Vault {
         names.dedup();
         let mut newest = BTreeMap::new();
         for name in names {
-            if let Some((_, record)) = self.newest_of_name(&name)? {
+            if let Some(record) = self.name_record(&name)? {
                 newest.insert(name.into(), record);
             }
         }

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 
 use backstay_types::{ByteLen, DiskId, DiskName};
-use backstay_vault::{Vault, VaultError};
-use common::record;
+use backstay_vault::{DiskRecord, Vault, VaultError};
+use common::{At, Steps, record};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -117,6 +117,98 @@ fn older_vaults_are_looked_through() {
     assert_eq!(names(&vault), [("new".into(), disk), ("other".into(), other)]);
     vault.rename_disk(other, &name("old")).unwrap();
     assert_eq!(vault.disk_named(&name("old")).unwrap().disk, other);
+}
+
+/// Two found a disk under one name, the second as a whole at any one step of the first: one gets it, and the vault
+/// has nothing of the other.
+#[test]
+fn of_two_who_found_a_disk_one_gets_the_name_at_every_step() {
+    let record = |disk: DiskId| DiskRecord { name: name("db"), ..record(disk, ByteLen(1)) };
+    let mut won_by = [0, 0];
+    for step in 0.. {
+        let (dir, whole) = vault();
+        let (first, second) = (DiskId::random(), DiskId::random());
+        let answer = Arc::new(Mutex::new(None));
+        let meanwhile = {
+            let (whole, answer, record) = (whole.clone(), Arc::clone(&answer), record(second));
+            move || *answer.lock().unwrap() = Some(whole.found_disk(&record))
+        };
+        let steps = Steps::on(dir.path(), At::Meanwhile(step, Box::new(meanwhile)));
+        let stepped = Vault::on_store("steps", Arc::new(steps.clone())).unwrap();
+        let ours = stepped.found_disk(&record(first));
+        let Some(theirs) = answer.lock().unwrap().take() else { break };
+        for lost in [&ours, &theirs].into_iter().filter_map(|result| result.as_ref().err()) {
+            assert!(matches!(lost, VaultError::NameTaken { .. }), "step {step}: {lost}");
+        }
+        assert!(ours.is_ok() != theirs.is_ok(), "step {step}: {ours:?} {theirs:?}");
+        let (winner, loser) = if ours.is_ok() { (first, second) } else { (second, first) };
+        won_by[usize::from(winner == second)] += 1;
+        assert_eq!(whole.disk_named(&name("db")).unwrap().disk, winner, "step {step}");
+        assert!(matches!(whole.disk(loser), Err(VaultError::NotFound { .. })), "step {step}");
+        assert_eq!(names(&whole), [("db".into(), winner)], "step {step}");
+        let late = whole.found_disk(&record(DiskId::random()));
+        assert!(matches!(late, Err(VaultError::NameTaken { .. })), "step {step}");
+    }
+    assert!(won_by[0] > 1 && won_by[1] > 1, "{won_by:?}");
+}
+
+/// The second is killed at its n-th change, as a whole at any one step of the first: the first gets it, or is told
+/// that the second has it; and if nobody has it, who asks next gets it.
+#[test]
+fn a_claimant_that_is_killed_takes_no_name_away() {
+    let record = |disk: DiskId| DiskRecord { name: name("db"), ..record(disk, ByteLen(1)) };
+    for step in [0, 2, 4, 6, 8, 10, 12, 14] {
+        for change in 0..3 {
+            let (dir, whole) = vault();
+            let (first, second) = (DiskId::random(), DiskId::random());
+            let meanwhile = {
+                let dying = Steps::on(dir.path(), At::DieAfter(change));
+                let dying = Vault::on_store("dying", Arc::new(dying)).unwrap();
+                let record = record(second);
+                move || drop(dying.found_disk(&record))
+            };
+            let steps = Steps::on(dir.path(), At::Meanwhile(step, Box::new(meanwhile)));
+            let stepped = Vault::on_store("steps", Arc::new(steps)).unwrap();
+            let ours = stepped.found_disk(&record(first));
+            let here = whole.disk_named(&name("db")).map(|disk| disk.disk);
+            match ours {
+                Ok(()) => assert_eq!(here.unwrap(), first, "step {step}, change {change}"),
+                Err(VaultError::NameTaken { disk, .. }) => {
+                    assert_eq!(disk, second);
+                    assert_eq!(here.unwrap(), second, "step {step}, change {change}");
+                }
+                Err(e) => panic!("step {step}, change {change}: {e}"),
+            }
+        }
+    }
+}
+
+/// At a barrier, in a directory.
+#[test]
+fn of_many_threads_that_found_a_disk_one_gets_the_name() {
+    for _ in 0..30 {
+        let (_dir, vault) = vault();
+        let start = Barrier::new(4);
+        let found = |disk: DiskId| {
+            start.wait();
+            vault.found_disk(&DiskRecord { name: name("db"), ..record(disk, ByteLen(1)) })
+        };
+        let disks = [(); 4].map(|()| DiskId::random());
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let all: Vec<_> =
+                disks.map(|disk| scope.spawn(move || found(disk))).into_iter().collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let won: Vec<_> = (0..4).filter(|&n| results[n].is_ok()).collect();
+        // All may have stood in each other's way; never do two have it.
+        assert!(won.len() <= 1, "{results:?}");
+        match won.first() {
+            Some(&won) => assert_eq!(names(&vault), [("db".into(), disks[won])], "{results:?}"),
+            None => vault
+                .found_disk(&DiskRecord { name: name("db"), ..record(disks[0], ByteLen(1)) })
+                .unwrap(),
+        }
+    }
 }
 
 /// A store that is gone after so many puts, as a killed process leaves it.

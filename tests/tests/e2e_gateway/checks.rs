@@ -12,12 +12,13 @@ use backstay_tests::harness::https::Line;
 use backstay_tests::harness::service::wait_for;
 use backstay_tests::harness::{Disk, Host};
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
+use backstay_vault::format::document::encode;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::{StoreSettings, configure};
 use backstay_vault::seal::KeySettings;
 use backstay_vault::{
-    Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, VaultError,
-    verify_cycle,
+    Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass,
+    PointMeta, SectorSet, SegmentRef, Vault, VaultError, verify_cycle,
 };
 
 use super::{MIB, Site, pin, write};
@@ -295,6 +296,8 @@ fn nothing_is_deleted_before_its_time() {
         let goes_on = |gateway: &Gateway, until: &dyn Fn() -> bool| {
             let more = checked.encryption();
             checked.site.configure(&checked.site.source, &gateway.url(), &checked.bundle, &more);
+            // The same vault by another gateway: said, as every change of a disk's vault.
+            checked.site.source.backstay(&["set", "db", "--vault", &gateway.url()]);
             wait_for("retention", || {
                 db.cycle();
                 until()
@@ -315,4 +318,69 @@ fn nothing_is_deleted_before_its_time() {
         deletes(&lax);
         assert_eq!(lax.number("retention_failed_total"), 0);
     }
+}
+
+/// A group's points are numbered one by one, by who owns all of its members: a source of another disk neither ends the
+/// numbers nor puts its disk into the group.
+#[test]
+fn a_group_is_its_members_owners() {
+    let (checked, db) = Checked::new("gateway-groups", false);
+    let gateway = checked.gateway("groups", "");
+    checked.ship(&gateway, &db);
+    let site = &checked.site;
+    let stranger = site.pki.source("stranger", &["web"]);
+    site.configure(&site.source, &gateway.url(), &stranger, "");
+    let web = site.source.disk("web", 4 * MIB as u64);
+    web.mount(&[]);
+    write(&web, 0, MIB, 2);
+    web.cycle();
+
+    let vault = Vault::open(site.vault.to_str().unwrap()).unwrap();
+    let group: GroupName = "shop".parse().unwrap();
+    let member = |name: &str| {
+        let disk = vault.disk_named(&name.parse().unwrap()).unwrap();
+        let point = vault.manifest(disk.disk, CycleNo(1)).unwrap();
+        GroupMember {
+            host: None,
+            disk: disk.disk,
+            name: disk.name,
+            cycle: point.cycle,
+            point: point.point,
+            cut_unix_ns: point.cut_unix_ns,
+        }
+    };
+    let first = vault.commit_group(&group, vec![member("db")], 1).unwrap();
+    let put = |bundle: &Path, number: u64, of: &str| {
+        let point = GroupPoint {
+            number: GroupPointNo(number),
+            point: PointId::random(),
+            members: vec![member(of)],
+            ..first.clone()
+        };
+        let tls = &[&rustls::version::TLS13];
+        let mut line = Line::open(gateway.listen, &site.pki.ca(), Some(bundle), tls).unwrap();
+        let path = format!("/v1/objects/groups/shop/points/{number:020}");
+        let bytes = encode(&point).unwrap();
+        line.ask("PUT", &path, &["If-None-Match: *"], &bytes).unwrap().status
+    };
+    for number in [2, 3, u64::MAX] {
+        assert_eq!(
+            put(&stranger, number, "web"),
+            422,
+            "{number}: a disk that is in no point of it"
+        );
+        assert_eq!(put(&stranger, number, "db"), 422, "{number}: another's disk");
+    }
+    assert_eq!(put(&checked.bundle, u64::MAX, "db"), 422, "not the next number");
+    assert_eq!(put(&checked.bundle, 1, "db"), 409, "a number that was");
+    assert_eq!(put(&checked.bundle, 2, "db"), 201);
+    // What stands in a store already, the group is not stopped by in silence.
+    let last = site.vault.join(format!("groups/shop/points/{:020}", u64::MAX));
+    let end = GroupPoint { number: GroupPointNo(u64::MAX), ..first };
+    fs::write(&last, encode(&end).unwrap()).unwrap();
+    let stopped = vault.commit_group(&group, vec![member("db")], 2).unwrap_err();
+    assert!(
+        stopped.is_damage() && stopped.to_string().contains(&u64::MAX.to_string()),
+        "{stopped}"
+    );
 }

@@ -144,22 +144,25 @@ fn take_place(job: &Import<'_>, size: ByteLen) -> Result<(DiskId, TermRecord), I
         Ok(record) => record.disk,
         Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => {
             let disk = DiskId::random();
-            match job.vault.claim_name(job.name, disk) {
-                Err(VaultError::NameTaken { disk, .. }) => {
-                    return taken(format!("disk {disk} has had it since a moment ago"));
-                }
-                claimed => claimed?,
-            }
-            // Before the record, so that whoever finds the record finds whose it is.
-            job.vault.term_or_first(disk, &writer(disk))?;
-            job.vault.create_disk(&DiskRecord {
+            let record = DiskRecord {
                 disk,
                 name: job.name.clone(),
                 size_bytes: size,
                 sector_bytes: 512,
                 created_unix_ns: now_unix_ns(),
-            })?;
-            disk
+            };
+            let found = || {
+                job.vault.claim_name(job.name, disk)?;
+                // Before the record, so that whoever finds the record finds whose it is.
+                job.vault.term_or_first(disk, &writer(disk))?;
+                job.vault.found_disk(&record)
+            };
+            match found() {
+                Err(VaultError::NameTaken { disk, .. }) => {
+                    return taken(format!("disk {disk} has had it since a moment ago"));
+                }
+                found => found.map(|()| disk)?,
+            }
         }
         Err(e) => return Err(e.into()),
     };
