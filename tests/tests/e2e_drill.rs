@@ -279,15 +279,27 @@ fn the_sidecar_drills_by_itself() {
     let disk = with_ext4(&host);
     let config = host.path("backstay.toml");
     let drill = "drill = { every = \"1h\", check = \"fsck\" }";
-    fs::write(&config, format!("vault = \"{}\"\ninterval = \"1h\"\n{drill}\n", host.vault()))
-        .unwrap();
+    fs::write(
+        &config,
+        format!(
+            "vault = \"{}\"\nallow_local_vault = true\ninterval = \"1h\"\n{drill}\n",
+            host.vault()
+        ),
+    )
+    .unwrap();
     let service = Service::start(&host);
     wait_for("a drill", || disk.status()["drill"]["verdict"]["passed"] == true);
     assert_eq!(proven(&host, 0), ["mounts"]);
     // Due every so often from then on, and told when it fails.
     let drill = "drill = { every = \"1s\", check = \"command\", command = \"exit 5\" }";
-    fs::write(&config, format!("vault = \"{}\"\ninterval = \"1h\"\n{drill}\n", host.vault()))
-        .unwrap();
+    fs::write(
+        &config,
+        format!(
+            "vault = \"{}\"\nallow_local_vault = true\ninterval = \"1h\"\n{drill}\n",
+            host.vault()
+        ),
+    )
+    .unwrap();
     wait_for("a drill that fails", || disk.status()["health"]["level"] == "warning");
     assert!(disk.status()["health"]["reason"].as_str().unwrap().contains("exit status: 5"));
     let jobs = host.json(&["jobs", "db"]);
@@ -295,8 +307,15 @@ fn the_sidecar_drills_by_itself() {
     drop(service);
     nothing_left(&host);
     // What a timer does where the sidecar may not mount.
-    fs::write(&config, format!("vault = \"{}\"\n{}\n", host.vault(), drill.replace("5", "0")))
-        .unwrap();
+    fs::write(
+        &config,
+        format!(
+            "vault = \"{}\"\nallow_local_vault = true\n{}\n",
+            host.vault(),
+            drill.replace("5", "0")
+        ),
+    )
+    .unwrap();
     wait_for("a drill that is due", || {
         host.backstay(&["drill", "--due"]);
         disk.status()["drill"]["verdict"]["passed"] == true

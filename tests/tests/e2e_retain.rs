@@ -108,7 +108,11 @@ fn the_service_follows_the_rules() {
     let host = Host::new("upkeep");
     let (disk, _) = with_points(&host, 6);
     let config = host.path("backstay.toml");
-    fs::write(&config, format!("vault = \"{}\"\nkeep = \"last 2\"\n", host.vault())).unwrap();
+    fs::write(
+        &config,
+        format!("vault = \"{}\"\nallow_local_vault = true\nkeep = \"last 2\"\n", host.vault()),
+    )
+    .unwrap();
     let mut sidecar = host.start(&["sidecar"]);
     // The cycle that is asked for makes point 7; the upkeep that follows leaves two.
     while !host.try_backstay(&["cycle", "db", "--by-sidecar"]).status.success() {
@@ -133,7 +137,11 @@ fn failed_upkeep_shows_in_the_health() {
     let host = Host::new("upkeep-fails");
     let (disk, _) = with_points(&host, 3);
     let config = host.path("backstay.toml");
-    fs::write(&config, format!("vault = \"{}\"\nkeep = \"last 2\"\n", host.vault())).unwrap();
+    fs::write(
+        &config,
+        format!("vault = \"{}\"\nallow_local_vault = true\nkeep = \"last 2\"\n", host.vault()),
+    )
+    .unwrap();
     host.backstay(&["pin", "db", "1", "--name", "audit"]);
     let hold = find(&host.path("vault"), "-audit");
     fs::write(&hold, b"not a hold").unwrap();

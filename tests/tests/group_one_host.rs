@@ -30,8 +30,10 @@ fn second_writer_process() {
 
 fn host_with_group(test: &str, settings: &str) -> (Arc<Host>, Disk, Disk) {
     let host = Host::new(test);
-    let config =
-        format!("vault = \"{}\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n{settings}", host.vault());
+    let config = format!(
+        "vault = \"{}\"\nallow_local_vault = true\n[group.shop]\ndisks = [\"a\", \"b\"]\n{settings}",
+        host.vault()
+    );
     fs::write(host.path("backstay.toml"), config).unwrap();
     let (a, b) = (host.disk("a", SIZE), host.disk("b", SIZE));
     a.mount(&[]);
@@ -215,7 +217,8 @@ fn the_service_makes_rounds_and_cycles_on_demand() {
 
     // A's blackout lasts the whole week: no rounds, and B goes on alone.
     let config = format!(
-        "vault = \"{}\"\ninterval = \"1s\"\nheartbeat = \"0s\"\n[group.shop]\ndisks = [\"a\", \"b\"]\n\
+        "vault = \"{}\"\nallow_local_vault = true\ninterval = \"1s\"\nheartbeat = \"0s\"\n\
+         [group.shop]\ndisks = [\"a\", \"b\"]\n\
          [disk.a]\nblackout = \"Sunday;0:00;7d\"\n",
         host.vault()
     );

@@ -120,6 +120,16 @@ pub fn resolve(file: &File, path: &Path) -> io::Result<Vec<Layer>> {
     Ok(layers)
 }
 
+/// Follows a block device, by its number, down to the ground. The first layer is the device.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_device(number: u64) -> io::Result<Vec<Layer>> {
+    let mut layers = vec![];
+    descend(number, None, (0, u64::MAX), true, &mut layers)?;
+    Ok(layers)
+}
+
 fn descend(
     number: u64,
     path: Option<&Path>,
@@ -343,8 +353,10 @@ fn find_served(table: &[u8], dev: u64) -> Option<PathBuf> {
     })
 }
 
-/// The kernel writes blanks, tabs, line ends and backslashes as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
+/// A field of a table of mounts as it is: the kernel writes blanks, tabs, line ends and backslashes as three
+/// octal digits.
+#[must_use]
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::with_capacity(field.len()), field);
     while let Some((&first, after)) = rest.split_first() {
         let code = (first == b'\\').then(|| after.get(..3)).flatten();

@@ -16,6 +16,7 @@ use crate::drills::DrillSettings;
 use crate::encryption::Encryption;
 use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
+use crate::home::{Home, same_url};
 use crate::hooks::HookSettings;
 use crate::protection::Protection;
 use crate::schedule::Retry;
@@ -76,6 +77,8 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// Where recovery points go.
     pub vault: String,
+    /// Whether vaults on this host are meant: then that they are is no warning.
+    pub allow_local_vault: bool,
     /// From one cut to the next.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
@@ -186,6 +189,9 @@ pub struct Policy {
 pub struct DiskConfig {
     /// Where its recovery points go.
     pub vault: Option<String>,
+    /// The vault that was set for it although its points are in another one.
+    #[serde(skip)]
+    pub vault_ignored: Option<String>,
     /// The policy it follows.
     pub policy: Option<String>,
     /// From one cut to the next.
@@ -220,6 +226,7 @@ impl Default for Config {
             state_dir: None,
             runtime_dir: None,
             vault: VAULT_DEFAULT.into(),
+            allow_local_vault: false,
             interval: Duration::from_secs(300),
             heartbeat: None,
             slots: 2,
@@ -381,14 +388,23 @@ impl Config {
         setting!(self, name, scrub).or(self.scrub.as_ref()).and_then(|every| every.interval())
     }
 
-    /// Adds what `backstay protect` was told of the disks of this host, below what the file says. Where that
-    /// cannot be read, [`Record::open_vault`](crate::record::Record::open_vault) lets nothing be shipped.
+    /// Adds what `backstay protect` was told of the disks of this host, below what the file says, and where their
+    /// points are, above it. Where either cannot be read, nothing is shipped ([`crate::home::check`]).
     pub fn add_protections(&mut self, roots: &Roots, names: &[DiskName]) {
         for name in names {
-            if let Ok(Some(protection)) = Protection::load(&roots.disk(name).state) {
+            let state = roots.disk(name).state;
+            if let Ok(Some(protection)) = Protection::load(&state) {
                 let disk = self.disk.entry(name.clone()).or_default();
                 disk.vault = disk.vault.take().or(Some(protection.vault));
                 disk.policy = disk.policy.take().or(protection.policy);
+            }
+            // Where its points are counts before all that: a setting does not move them. One that cannot be read
+            // stops its cycles ([`crate::home::check`]).
+            if let Ok(Some(home)) = Home::load(&state) {
+                let disk = self.disk.entry(name.clone()).or_default();
+                let set = disk.vault.take().filter(|set| !same_url(set, &home.url));
+                disk.vault_ignored = set.or(disk.vault_ignored.take());
+                disk.vault = Some(home.url);
             }
         }
     }

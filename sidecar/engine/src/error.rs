@@ -5,8 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use backstay_format::FormatError;
 use backstay_front::control::ClientError;
-use backstay_types::CycleNo;
+use backstay_types::{CycleNo, DiskName};
 use backstay_vault::{Class, VaultError};
+
+use crate::home::HomeError;
 
 /// Why a cycle failed. Its sectors are dirty again and ship with the next one.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,20 @@ pub enum CycleError {
     /// The vault failed or refused.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The disk is not shipped to that vault.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The vault is on the disk.
+    #[error(
+        "disk {name}: vault {vault} is on this very disk. It would be lost with the disk, and each cycle would make the \
+         next one. Nothing was shipped. Use a vault elsewhere: backstay set {name} --vault URL"
+    )]
+    VaultOnDisk {
+        /// The disk.
+        name: DiskName,
+        /// The vault.
+        vault: String,
+    },
     /// The disk could not be read.
     #[error("reading {what}: {source}")]
     Source {
@@ -88,7 +104,10 @@ impl CycleError {
     pub fn class(&self) -> Class {
         match self {
             Self::Vault(e) => e.class(),
-            Self::WhichSide { .. } | Self::NewestDamaged { .. } => Class::PersonMustAct,
+            Self::WhichSide { .. }
+            | Self::NewestDamaged { .. }
+            | Self::Home(_)
+            | Self::VaultOnDisk { .. } => Class::PersonMustAct,
             _ => Class::Recoverable,
         }
     }
@@ -113,6 +132,12 @@ impl CycleError {
     #[must_use]
     pub fn is_vanished(&self) -> bool {
         matches!(self, Self::Vault(VaultError::PointsVanished { .. }))
+    }
+
+    /// Whether nothing was done to stay safe.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Home(_) | Self::VaultOnDisk { .. })
     }
 
     /// Whether somebody else is at it.

@@ -18,6 +18,7 @@
 //! - [`requests`]: what people's commands ask of a running sidecar
 //! - [`group`]: disks of one host and of several, cut at one instant
 //! - [`service`]: many disks, over and over
+//! - [`home`]: the vault that a disk's points are in; [`vault_place`]: what a vault in a directory stands on
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know; [`health`]: everything that is wrong, worst first
 //! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
@@ -35,6 +36,7 @@ pub mod error;
 pub mod gateway;
 pub mod group;
 pub mod health;
+pub mod home;
 pub mod hooks;
 pub mod jobs;
 pub mod phase;
@@ -53,6 +55,7 @@ pub mod status;
 pub mod store;
 pub mod throttle;
 pub mod upkeep;
+pub mod vault_place;
 pub mod windows;
 
 pub use config::Config;

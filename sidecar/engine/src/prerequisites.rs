@@ -14,6 +14,8 @@ use backstay_vault::{Vault, VaultError};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
+use crate::vault_place;
+
 /// The oldest kernel: the first long-term one with all that is used (io_uring with registered files,
 /// FUSE with parallel direct writes).
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -65,6 +67,7 @@ pub fn check(
         looked("change log", room_for_log(&roots.state, log)),
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
         looked("vault", writable_vault(vault)),
+        looked("vault's place", place_of_vault(roots, name, disk, vault)),
         looked("clock", clock()),
     ]
     .into_iter()
@@ -236,6 +239,28 @@ fn writable_vault(url: &str) -> Result<Found, VaultError> {
     let keys = vault.keys()?;
     let what = if keys.is_write_only() { "this host can only write" } else { "its key opens it" };
     Ok(Good(format!("{url} can be written and read back; it is encrypted, {what}")))
+}
+
+/// A vault on the disk itself is none; one that is lost with it is worth a word.
+fn place_of_vault(
+    roots: &Roots,
+    name: &DiskName,
+    disk: &Path,
+    url: &str,
+) -> Result<Found, std::io::Error> {
+    let Some(dir) = vault_place::directory(url) else {
+        return Ok(Good("not on this host".into()));
+    };
+    let stands = vault_place::of_directory(&dir)?;
+    if stands.served.iter().any(|at| at.starts_with(&roots.disk(name).runtime)) {
+        return Ok(Bad(format!(
+            "{url} is on this very disk: it would be lost with it; use another vault"
+        )));
+    }
+    Ok(match vault_place::shared(url, disk) {
+        Some(shared) => Odd(format!("{}; use a vault elsewhere", shared.reason(url))),
+        None => Good("not on this host".into()),
+    })
 }
 
 pub(crate) fn clock() -> Result<Found, std::io::Error> {

@@ -245,7 +245,7 @@ impl Record {
     /// Reads the record of a disk. Of one that cannot be read nothing is known, and that is kept in it.
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
-        let record = record::load(&state_dir.join(FILE)).map(Option::unwrap_or_default);
+        let record = Self::read(state_dir).map(Option::unwrap_or_default);
         let record = record.unwrap_or_else(|e| {
             tracing::warn!("{e}; the next cycle that succeeds writes a new one");
             Self { unreadable: Some(e.to_string()), ..Self::default() }
@@ -257,6 +257,14 @@ impl Record {
         // Upkeep writes it again soon; what cannot be read is said by those that have it in common.
         let withheld = record::load(&state_dir.join(WITHHELD_FILE)).ok().flatten();
         Self { protection_unreadable, upkeep, keys, withheld, drilled, ..record }
+    }
+
+    /// Reads the record itself, for whoever must not go on without what it says.
+    ///
+    /// # Errors
+    /// If it is there and cannot be read.
+    pub fn read(state_dir: &Path) -> Result<Option<Self>, RecordError> {
+        record::load(&state_dir.join(FILE))
     }
 
     /// Replaces the record of a disk, durably.
@@ -353,30 +361,30 @@ impl Record {
     }
 }
 
+/// A report, for tests.
+#[cfg(test)]
+pub(crate) fn shipped() -> CycleReport {
+    CycleReport {
+        kind: backstay_vault::CycleKind::Initial,
+        cycle: backstay_types::CycleNo(1),
+        point: backstay_types::PointId::from_bytes([1; 16]),
+        disk: None,
+        cut_unix_ns: 5,
+        committed_unix_ns: 6,
+        held_ns: 7,
+        moved: backstay_types::ByteLen(8),
+        stored: backstay_types::ByteLen(9),
+        fetched: backstay_types::ByteLen(11),
+        written: backstay_types::ByteLen(10),
+        duration: std::time::Duration::from_secs(1),
+        warning: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backstay_types::{ByteLen, CycleNo, PointId};
-    use backstay_vault::CycleKind;
-    use std::time::Duration;
-
-    fn shipped() -> CycleReport {
-        CycleReport {
-            kind: CycleKind::Initial,
-            cycle: CycleNo(1),
-            point: PointId::from_bytes([1; 16]),
-            disk: None,
-            cut_unix_ns: 5,
-            committed_unix_ns: 6,
-            held_ns: 7,
-            moved: ByteLen(8),
-            stored: ByteLen(9),
-            fetched: ByteLen(11),
-            written: ByteLen(10),
-            duration: Duration::from_secs(1),
-            warning: None,
-        }
-    }
+    use backstay_types::CycleNo;
 
     #[test]
     fn what_is_noted_is_read_again_and_success_ends_failures() {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::drills::Drilled;
 use crate::health::{self, Facts};
+use crate::home::Home;
 use crate::phase::Phase;
 use crate::record::Record;
 use crate::throttle::Rate;
@@ -29,6 +30,10 @@ pub struct DiskStatus {
     pub state_since_unix_ns: u64,
     /// The policy it follows.
     pub policy: Option<String>,
+    /// Where its points are, or will go.
+    pub vault: String,
+    /// The identity of the vault that its points are in, if that is known.
+    pub vault_id: Option<uuid::Uuid>,
     /// The groups it is in.
     pub groups: Vec<GroupName>,
     /// From one cut to the next, as its settings say.
@@ -111,6 +116,8 @@ pub fn of_disk(
         state: driver.as_ref().map(|driver| phase(driver, &record)),
         state_since_unix_ns: record.phase_since_unix_ns,
         policy: config.policy_of(&name).map(str::to_owned),
+        vault: config.vault_of(&name).to_owned(),
+        vault_id: Home::load(&paths.state).ok().flatten().and_then(|home| home.vault),
         groups: config
             .group
             .iter()

@@ -336,13 +336,7 @@ impl VaultError {
     /// Whether it was refused because it would not have been safe.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::VaultGone { .. }
-                | Self::OtherVault { .. }
-                | Self::VaultExists { .. }
-                | Self::NameTaken { .. }
-        )
+        matches!(self, Self::OtherVault { .. } | Self::VaultExists { .. } | Self::NameTaken { .. })
     }
 
     /// Whether there is no vault at the URL.

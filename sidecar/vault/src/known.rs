@@ -7,10 +7,12 @@
 //! The folder of these records is the process's ([`remember_in`]), as the settings of stores are, so
 //! [`Vault::open`] cannot forget to ask. A process that named no folder remembers nothing.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use backstay_host::atomic::Durability;
+use backstay_host::record::RecordError;
 use backstay_host::{own_dir, record};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -24,8 +26,11 @@ const FOLDER: &str = ".vaults";
 
 static ROOT: RwLock<Option<PathBuf>> = RwLock::new(None);
 
-/// Has this process remember vaults below a state directory, from now on.
+/// Has this process remember vaults below a state directory, from now on. A drill has a state directory of its own
+/// inside the host's (`.drills`): what it meets, the host has met.
 pub fn remember_in(state_root: &Path) {
+    let hidden = |path: &&Path| path.file_name().is_some_and(|n| n.as_encoded_bytes()[0] == b'.');
+    let state_root = Some(state_root).filter(hidden).and_then(Path::parent).unwrap_or(state_root);
     *ROOT.write().unwrap_or_else(PoisonError::into_inner) = Some(state_root.join(FOLDER));
 }
 
@@ -69,17 +74,25 @@ fn file(url: &str) -> Result<Option<(String, PathBuf)>, VaultError> {
 /// If the record cannot be read: then nobody knows which vault is meant.
 pub fn at(url: &str) -> Result<Option<KnownVault>, VaultError> {
     let Some((url, file)) = file(url)? else { return Ok(None) };
-    let known = record::load::<KnownVault>(&file).map_err(|e| VaultError::Url {
-        url: url.clone(),
-        reason: format!(
-            "{e}. So it cannot be told which vault this host means by that URL; nothing was changed. If \
-             the vault that is there now is the right one: backstay vault accept --vault {url}"
-        ),
-    })?;
+    let known = match record::load::<KnownVault>(&file) {
+        // Somebody who may not look into the state of this host: as on a host that has met no vault.
+        Err(RecordError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => None,
+        known => known.map_err(|e| unreadable(&url, &e))?,
+    };
     match known {
         // Two URLs with one digest: not by chance.
         Some(known) if known.url != url => Ok(None),
         known => Ok(known),
+    }
+}
+
+fn unreadable(url: &str, e: &RecordError) -> VaultError {
+    VaultError::Url {
+        url: url.into(),
+        reason: format!(
+            "{e}. So it cannot be told which vault this host means by that URL; nothing was changed. If \
+             the vault that is there now is the right one: backstay vault accept --vault {url}"
+        ),
     }
 }
 

@@ -95,7 +95,7 @@ impl Drop for Service {
 /// If it cannot be written.
 pub fn write_config(host: &Host, settings: &str) {
     // As an editor or a tool replaces it: never half a file.
-    let text = format!("vault = \"{}\"\n{settings}", host.vault());
+    let text = format!("vault = \"{}\"\nallow_local_vault = true\n{settings}", host.vault());
     fs::write(host.path("new.toml"), text).unwrap();
     fs::rename(host.path("new.toml"), host.path("backstay.toml")).unwrap();
 }

@@ -28,6 +28,9 @@ mountpoint /mnt/db
 [ -f /run/backstay/db/mnt/disk ]
 echo one >/mnt/db/one
 
+# A vault is made when somebody says so.
+backstay vault init
+
 # The confined sidecar makes an application-consistent point: it reads the backing, freezes, runs hooks.
 systemctl start backstay-sidecar
 now 'backstay --json points db | grep -q \"application'

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use backstay_engine::CycleError;
+use backstay_engine::home::HomeError;
 use backstay_engine::service::ServiceError;
 use backstay_front::control::ClientError;
 use backstay_front::life::DriverError;
@@ -102,6 +103,8 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<OwnDirError>().is_some_and(OwnDirError::is_refusal)
             || e.downcast_ref::<ClientError>().is_some_and(ClientError::is_busy)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_busy)
+            || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_refusal)
+            || e.is::<HomeError>()
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
             || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_refusal)

@@ -37,10 +37,12 @@ use backstay_vault::{
 
 use crate::config::Ship;
 use crate::error::CycleError;
+use crate::home;
 use crate::hooks::{Hooks, Quiesced};
 use crate::record::Record;
 use crate::seen;
 use crate::throttle::Throttle;
+use crate::vault_place;
 pub use cutter::{AtOnce, Cutter};
 #[doc(hidden)]
 pub use flow::{Flow, flow};
@@ -152,7 +154,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         driver.ask(&Request::SetLimits { change_log })?;
     }
     let asked = resync::Request::load(job.state);
-    let mut found = look_at_vault(job.vault, &status)?;
+    refuse_on_disk(job.vault, &status)?;
+    let mut found = look_at_vault(job.state, job.vault, &status)?;
     // What another host took over is refused before anything else is said of it (I5).
     found.refuse_fenced()?;
     found.refuse_to_begin_again(asked.as_ref(), &status)?;
@@ -220,6 +223,10 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         note_whole(job.vault, &point);
     }
     resync::forget(job.state);
+    // The point is there, and the next cycle does this again.
+    if let Err(e) = home::remember(job.state, &status.name, job.vault, true) {
+        tracing::warn!("{e}");
+    }
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
     let report = report(&point, &cut, fetched, clock::since(started));
     Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
@@ -341,14 +348,6 @@ pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manif
     Ok(found.from(vault)?.or(found.newest))
 }
 
-/// The identity of a disk in a vault, if it is there; found as for [`newest_point`].
-///
-/// # Errors
-/// If the vault cannot be read or is damaged.
-pub fn vault_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<DiskId>, CycleError> {
-    Ok(find_disk(vault, status)?.map(|found| found.disk))
-}
-
 /// A disk in the vault.
 struct Found {
     disk: DiskId,
@@ -365,19 +364,43 @@ struct Found {
     newest_term: Option<TermRecord>,
 }
 
-/// Finds the disk and its newest point in the vault; makes what is not there yet.
-fn look_at_vault(vault: &Vault, status: &DriverStatus) -> Result<Found, CycleError> {
-    if let Some(found) = find_disk(vault, status)? {
+/// A vault in a directory on the disk that is to be shipped there is none.
+fn refuse_on_disk(vault: &Vault, status: &DriverStatus) -> Result<(), CycleError> {
+    let Some(dir) = vault.local_dir() else { return Ok(()) };
+    match vault_place::of_directory(dir) {
+        Ok(stands) if stands.is_on(&status.served) => {
+            Err(CycleError::VaultOnDisk { name: status.name.clone(), vault: vault.url().into() })
+        }
+        Ok(_) => Ok(()),
+        Err(e) => {
+            tracing::warn!("{}: what it stands on cannot be told: {e}", dir.display());
+            Ok(())
+        }
+    }
+}
+
+/// Finds the disk and its newest point in the vault, which must be the one that the disk is shipped to; makes what
+/// is not there yet.
+fn look_at_vault(state: &Path, vault: &Vault, status: &DriverStatus) -> Result<Found, CycleError> {
+    let found = find_disk(vault, status)?;
+    home::check(state, &status.name, vault, found.is_some())?;
+    if let Some(found) = found {
+        // Its name alone makes no disk another's: nothing would say that anybody wants that.
+        if found.adopted && found.newest.is_none() && found.damage.is_none() {
+            let (name, disk) = (status.name.clone(), found.disk);
+            return Err(VaultError::NameTaken { name, disk }.into());
+        }
+        home::remember(state, &status.name, vault, found.newest.is_some())?;
         return Ok(found);
     }
-    vault.claim_name(&status.name, status.disk)?;
-    vault.create_disk(&DiskRecord {
+    vault.found_disk(&DiskRecord {
         disk: status.disk,
         name: status.name.clone(),
         size_bytes: status.size,
         sector_bytes: 512,
         created_unix_ns: now_unix_ns(),
     })?;
+    home::remember(state, &status.name, vault, false)?;
     let writer = writer_of(status);
     Ok(Found {
         disk: status.disk,

@@ -63,6 +63,14 @@ ids! {
     VAULT_GONE = "vault-gone";
     /// Another vault is where the disk's points are.
     OTHER_VAULT = "other-vault";
+    /// A vault was set for the disk, and its points are in another one.
+    VAULT_SETTING = "vault-setting-ignored";
+    /// Which vault the disk's points are in cannot be told.
+    VAULT_UNKNOWN = "vault-unknown";
+    /// The vault is on the physical disk that holds the backing.
+    VAULT_SAME_DISK = "vault-on-same-disk";
+    /// The vault is on this host.
+    VAULT_THIS_HOST = "vault-on-this-host";
 
     /// The store refuses what is asked of it.
     STORE_REFUSED = "store-refused";

@@ -1,8 +1,10 @@
 //! Whether the vault is the one that was meant, and a safe place.
 
 use super::{Cause, Facts, ids};
+use crate::home::Home;
 use crate::record::WrongVault;
 use crate::scrub::Scrubbed;
+use crate::vault_place;
 
 /// What scrubs found that nobody has mended.
 pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
@@ -33,7 +35,8 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
 }
 
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
-    wrong(facts).into_iter().collect()
+    let all = [wrong(facts), unknown(facts), ignored(facts), place(facts)];
+    all.into_iter().flatten().collect()
 }
 
 /// Nothing is copied there, and it is looked at again by itself: a file system may be mounted again.
@@ -50,4 +53,35 @@ fn wrong(facts: &Facts<'_>) -> Option<Cause> {
     );
     let cause = Cause::critical(id, &failure.message).advise(advice).since(failure.since_unix_ns);
     Some(cause.retried(facts.record.next_unix_ns))
+}
+
+fn unknown(facts: &Facts<'_>) -> Option<Cause> {
+    let e = Home::load(&facts.paths.state).err()?;
+    let reason = format!("which vault its recovery points are in cannot be told: {e}");
+    let advice = format!("say it: backstay set {} --vault URL", facts.name);
+    Some(Cause::critical(ids::VAULT_UNKNOWN, reason).advise(advice))
+}
+
+fn ignored(facts: &Facts<'_>) -> Option<Cause> {
+    let disk = facts.config.disk.get(facts.name)?;
+    let (set, home) = (disk.vault_ignored.as_ref()?, disk.vault.as_ref()?);
+    let reason = format!(
+        "its settings name vault {set}, and its recovery points are in {home}, where they go on"
+    );
+    let advice = format!("to ship it to {set}: backstay set {} --vault {set}", facts.name);
+    Some(Cause::warning(ids::VAULT_SETTING, reason).advise(advice))
+}
+
+/// A vault that is lost together with the disk. Of a disk that is served, or was shipped: others have no backing that
+/// is known.
+fn place(facts: &Facts<'_>) -> Option<Cause> {
+    let url = facts.config.vault_of(facts.name);
+    let backing = &facts.driver?.backing;
+    let found = vault_place::shared(url, backing)?;
+    let reason = found.reason(url);
+    let advice = "use a vault on another host or in an object store; if this one is meant, set allow_local_vault = true";
+    Some(match facts.config.allow_local_vault {
+        true => Cause::note(found.id(), reason),
+        false => Cause::warning(found.id(), reason).advise(advice),
+    })
 }

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::cycle::unchanged::{Unchanged, unchanged};
 use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
+use crate::home::{self, Home, HomeError};
 use crate::hooks::Hooks;
 use crate::jobs::JobBook;
 use crate::phase::Event;
@@ -55,12 +56,13 @@ impl Cycle {
     fn cycle(&self) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
-        let vault = Vault::open(self.config.vault_of(&self.name))?;
+        let vault = Vault::open(&self.vault_url()?)?;
         vault.probe_once()?;
         if self.work == Work::Delta
             && !self.heart_beats(&record)
             && let Some(proven) = unchanged(&paths.control_socket(), &vault)?
         {
+            home::check(&paths.state, &self.name, &vault, true)?;
             return Ok(Done::Unchanged(proven));
         }
         let job = self.jobs.begin(&self.name, self.work);
@@ -87,6 +89,13 @@ impl Cycle {
         let age = record.last.as_ref().map(|last| now_unix_ns().saturating_sub(last.cut_unix_ns));
         let heartbeat = self.config.heartbeat_of(&self.name);
         heartbeat.is_some_and(|every| age.is_none_or(|age| Duration::from_nanos(age) >= every))
+    }
+
+    /// Where it goes: its points may have found their place since the configuration was put together.
+    fn vault_url(&self) -> Result<String, HomeError> {
+        let home = Home::load(&self.roots.disk(&self.name).state);
+        let home = home.map_err(|source| HomeError::Record { name: self.name.clone(), source })?;
+        Ok(home.map_or_else(|| self.config.vault_of(&self.name).to_owned(), |home| home.url))
     }
 
     fn note(&self, result: Result<Done, CycleError>) -> Outcome {
@@ -124,11 +133,11 @@ impl Cycle {
                 tracing::error!("disk {name}: {e}");
             }
         }
-        record.note(result, self.config.vault_of(name), &state);
+        let vault = self.vault_url().unwrap_or_else(|_| self.config.vault_of(name).to_owned());
+        record.note(result, &vault, &state);
         match result {
             Ok(_) => {
-                let vault = self.config.vault_of(name);
-                upkeep::after_cycle(&self.config, name, vault, &state);
+                upkeep::after_cycle(&self.config, name, &vault, &state);
                 Outcome::Done
             }
             Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },

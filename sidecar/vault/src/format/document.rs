@@ -243,6 +243,43 @@ mod tests {
         assert_eq!(decode::<NameRecord>(&bytes).unwrap(), held);
     }
 
+    /// Fields that were not there before are compared where they are there; without, all else is.
+    #[test]
+    fn documents_of_before_are_compared_as_far_as_they_go() {
+        use crate::format::term::TermRecord;
+        use backstay_types::Term;
+        let name = NameRecord {
+            name: "db1".parse().unwrap(),
+            number: None,
+            disk: DiskId::from_bytes([7; 16]),
+            change: 0,
+            renamed_to: None,
+            since_unix_ns: 0,
+        };
+        let at = |text: &str, number| ObjectKey::Name(text.parse().unwrap(), number);
+        assert_eq!(name.differs(&at("db1", 3)), None);
+        assert!(name.differs(&at("db2", 3)).is_some());
+        let numbered = NameRecord { number: Some(3), ..name };
+        assert_eq!(numbered.differs(&at("db1", 3)), None);
+        assert!(numbered.differs(&at("db1", 4)).is_some());
+        let bytes = encode(&numbered).unwrap();
+        assert_eq!(decode::<NameRecord>(&bytes).unwrap(), numbered);
+        let (ours, theirs) = (DiskId::from_bytes([1; 16]), DiskId::from_bytes([2; 16]));
+        let at = |disk, term| ObjectKey::Disk(disk, Piece::Term(Term(term)));
+        let term = |disk| TermRecord {
+            disk,
+            term: Term(2),
+            writer: "w".into(),
+            since_unix_ns: 0,
+            from: None,
+        };
+        assert_eq!(term(None).differs(&at(ours, 2)), None);
+        assert!(term(None).differs(&at(ours, 3)).is_some());
+        assert_eq!(term(Some(ours)).differs(&at(ours, 2)), None);
+        assert!(term(Some(theirs)).differs(&at(ours, 2)).is_some());
+        assert!(term(Some(ours)).differs(&ObjectKey::Vault).is_some());
+    }
+
     #[test]
     fn another_kind_or_version_is_refused() {
         let bytes = encode(&sample()).unwrap();

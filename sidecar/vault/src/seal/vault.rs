@@ -76,6 +76,14 @@ impl Vault {
         if self.is_encrypted() { self.keys().map(|_| ()) } else { Ok(()) }
     }
 
+    /// Whether this host can ship to it: that it opens, if it is encrypted.
+    ///
+    /// # Errors
+    /// [`VaultError::Locked`] if it does not.
+    pub fn check_usable(&self) -> Result<(), VaultError> {
+        if self.is_encrypted() { self.keys().map(|_| ()) } else { Ok(()) }
+    }
+
     /// Its identity, as far as it was read.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context as _, bail};
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::cycle::{CycleJob, CycleReport, Stage, run};
+use backstay_engine::home::{Home, same_url};
 use backstay_engine::hooks::Hooks;
 use backstay_engine::jobs::JobBook;
 use backstay_engine::record::Record;
@@ -32,10 +33,10 @@ pub struct Cycle {
     /// The disk's name
     name: DiskName,
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// Have the running sidecar do it, before everything else that waits
-    #[arg(long, conflicts_with = "vault")]
+    #[arg(long)]
     by_sidecar: bool,
 }
 
@@ -90,7 +91,10 @@ pub fn run_once(
     });
     bar.end();
     job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
-    if !result.as_ref().is_err_and(|e| e.is_busy()) {
+    // What was tried at another vault than the disk's own is no trouble of the disk's.
+    let home = Home::load(&paths.state).ok().flatten();
+    let elsewhere = home.is_some_and(|home| !same_url(&home.url, url));
+    if !result.as_ref().is_err_and(|e| e.is_busy() || elsewhere) {
         record.note(&result, url, &paths.state);
     }
     let report = result.with_context(|| {

@@ -47,7 +47,7 @@ pub struct Drill {
     #[arg(long, exclusive = true)]
     due: bool,
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// Which point: a number, latest, or a time
     #[arg(long, default_value = "latest")]

@@ -73,7 +73,7 @@ pub struct Points {
     /// The group's name
     name: GroupName,
     /// The vault's URL [default: the group's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 

@@ -33,7 +33,7 @@ pub struct Import {
     #[arg(long)]
     name: DiskName,
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// raw or qcow2 [default: what its first bytes say]
     #[arg(long)]

@@ -34,6 +34,7 @@ pub mod replica;
 pub mod restore;
 pub mod resume;
 pub mod resync;
+pub mod set;
 pub mod sidecar;
 pub mod status;
 pub mod stopping;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use backstay_engine::home;
 use backstay_engine::prerequisites::{Check, Verdict, check};
 use backstay_engine::protection::Protection;
 use backstay_engine::requests::{Asked, ask};
@@ -36,7 +37,7 @@ pub struct Protect {
     #[arg(long)]
     name: DiskName,
     /// Where its recovery points go [default: the configuration's vault]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// The policy it follows, from the configuration
     #[arg(long)]
@@ -82,9 +83,11 @@ impl Protect {
         if self.check {
             return Ok(());
         }
-        vault_for(context, &vault)?;
+        let opened = vault_for(context, &vault)?;
+        let state = context.roots.disk(name).state;
+        // A disk of the name that has its points elsewhere is not moved by the way.
+        home::check(&state, name, &opened, true)?;
         let options = options(context, &backing, name, &self.how)?;
-        let state = options.paths.state.clone();
         let served = start(options)?;
         let protection = Protection {
             backing,
@@ -93,6 +96,7 @@ impl Protect {
             ending: false,
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
+        home::remember(&state, name, &opened, false)?;
         let device = if self.attach { Some(losetup(&served, false)?) } else { None };
         let by_sidecar = is_running(roots);
         if context.globals.json {
@@ -122,16 +126,16 @@ impl Protect {
 }
 
 /// Makes the vault, if there is none and never was one; that is said.
-fn vault_for(context: &Context, url: &str) -> anyhow::Result<()> {
+fn vault_for(context: &Context, url: &str) -> anyhow::Result<Vault> {
     match Vault::open(url) {
         Err(VaultError::NoVault { .. }) => {
             let made = Vault::create(url)?;
             if !context.globals.quiet {
                 eprintln!("{url}: there was no vault; a new one was made{}", id(&made));
             }
-            Ok(())
+            Ok(made)
         }
-        vault => Ok(vault.map(drop)?),
+        vault => Ok(vault?),
     }
 }
 

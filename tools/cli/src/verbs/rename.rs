@@ -30,7 +30,7 @@ pub struct Rename {
     /// Its new name
     new: DiskName,
     /// The vault's URL [default: where the disk was shipped last, or the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 
@@ -55,9 +55,6 @@ impl Rename {
         let record = Record::load(&context.roots.disk(name_here).state);
         let url = self.vault_url(context, &record);
         let protection = Protection::load(&context.roots.disk(name_here).state)?;
-        if renaming.is_some() {
-            self.same_vault_later(context, &record, protection.as_ref(), &url)?;
-        }
         let must = shipped || record.last.is_some();
         let in_vault = self.in_vault(&url, disk, must, renaming.is_none())?;
         if renaming.is_none() && !in_vault {
@@ -92,44 +89,15 @@ impl Rename {
         given.unwrap_or_else(|| context.config.vault_of(&self.old).to_owned())
     }
 
-    /// Under its new name the disk must ship to where its points are: into another vault it would go
-    /// whole, and its points would seem to be gone.
-    fn same_vault_later(
-        &self,
-        context: &Context,
-        record: &Record,
-        protection: Option<&Protection>,
-        url: &str,
-    ) -> Result<(), Refused> {
-        // What `backstay protect` was told goes with the disk; the configuration's section does not.
-        let mut config = context.config.clone();
-        if let Some(protection) = protection {
-            let disk = config.disk.entry(self.new.clone()).or_default();
-            disk.vault = disk.vault.take().or_else(|| Some(protection.vault.clone()));
-            disk.policy = disk.policy.take().or_else(|| protection.policy.clone());
-        }
-        let later = config.vault_of(&self.new);
-        let now = context.config.vault_of(&self.old);
-        if record.last.is_none() || later == url || later == now {
-            return Ok(());
-        }
-        Err(Refused(format!(
-            "the configuration has [disk.{old}], and without it the disk would ship to {later} \
-             instead of {url}: copy that section to [disk.{new}] first. Nothing was changed",
-            old = self.old,
-            new = self.new,
-        )))
-    }
-
     /// Whether the configuration file has a section for the old name.
     fn is_configured(&self, context: &Context, protection: Option<&Protection>) -> bool {
-        let of_protection = protection.map(|protection| DiskConfig {
-            vault: Some(protection.vault.clone()),
-            policy: protection.policy.clone(),
-            ..DiskConfig::default()
-        });
-        let section = context.config.disk.get(&self.old);
-        section.is_some_and(|section| Some(section) != of_protection.as_ref())
+        let Some(mut section) = context.config.disk.get(&self.old).cloned() else { return false };
+        // Where its points are, and what `backstay protect` was told, stands in its state and goes with it.
+        section.vault = None;
+        if section.policy == protection.and_then(|protection| protection.policy.clone()) {
+            section.policy = None;
+        }
+        section != DiskConfig::default()
     }
 
     /// Renames the disk in its vault; whether the vault has it. A disk that was never shipped need not

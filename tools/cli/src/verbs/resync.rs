@@ -44,7 +44,7 @@ pub struct Resync {
     #[arg(long)]
     the_disk_is_right: bool,
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 

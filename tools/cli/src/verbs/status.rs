@@ -192,6 +192,10 @@ fn print(status: &DiskStatus, is_replica: bool) {
             last.duration.as_secs_f64()
         );
     }
+    match status.vault_id {
+        Some(id) => println!("  vault       {} ({id})", status.vault),
+        None => println!("  vault       {} (nothing shipped yet)", status.vault),
+    }
     if let Some(dirty) = status.dirty {
         println!("  dirty       {}", size(dirty.0));
     }

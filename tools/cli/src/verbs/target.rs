@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, bail};
 use backstay_engine::seen;
-use backstay_types::{CycleNo, DiskName};
+use backstay_recovery::failover::stopped;
+use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
 
@@ -12,7 +13,7 @@ use crate::context::Context;
 #[derive(Args)]
 pub struct InVault {
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     pub vault: Option<String>,
 }
 
@@ -22,6 +23,13 @@ impl InVault {
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         let vault = Vault::open(url)?;
         let disk = vault.disk_named(name)?;
+        if let Some(here) = another(context, name, &disk) {
+            eprintln!(
+                "backstay: {name}: disk {name} in {url} is not disk {name} of this host ({here}), but another one of that \
+                 name ({}). What follows is of the one in the vault",
+                disk.disk
+            );
+        }
         if let Some(seen) = seen::taken_away(&context.roots.state, &vault, disk.disk)? {
             eprintln!(
                 "backstay: {name}: this host has seen recovery point {seen} in {url}, and it ends before that now: newer points were \
@@ -30,6 +38,14 @@ impl InVault {
         }
         Ok((vault, disk))
     }
+}
+
+/// The identity of this host's disk of a name, if it is another one than the vault's and has nothing to do with it.
+fn another(context: &Context, name: &DiskName, there: &DiskRecord) -> Option<DiskId> {
+    let here = stopped::superblock(&context.roots.disk(name))?;
+    let bases = here.base.into_iter().chain(here.announced);
+    let is_known = bases.map(|base| base.vault_disk).chain([here.disk]).any(|id| id == there.disk);
+    (!is_known).then_some(here.disk)
 }
 
 /// A recovery point as people name it.

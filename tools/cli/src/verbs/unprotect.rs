@@ -4,18 +4,18 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backstay_engine::cycle::vault_disk;
+use backstay_engine::home;
 use backstay_engine::phase::Event;
 use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::clock;
-use backstay_recovery::failover::refuse_to_forget;
+use backstay_recovery::failover::{refuse_to_forget, stopped};
 use backstay_recovery::lazy::MountedPoint;
-use backstay_types::DiskName;
-use backstay_vault::Vault;
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::Time;
+use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
 use super::attach::loop_devices;
@@ -48,7 +48,7 @@ pub struct Unprotect {
     #[arg(long)]
     yes: bool,
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 
@@ -72,7 +72,7 @@ impl Unprotect {
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         // Found before anything is changed.
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
-        let in_vault = if delete { find(url, name, status.as_ref())? } else { None };
+        let in_vault = if delete { find(context, url, name, status.as_ref())? } else { None };
         if let Some((vault, disk)) = in_vault.as_ref().filter(|_| !self.even_if_held) {
             let held: Vec<String> = Time::peek(&context.roots.state)
                 .live(*disk, vault.holds(*disk)?, true)
@@ -170,16 +170,35 @@ impl Unprotect {
     }
 }
 
-/// The disk in its vault; none if it was never shipped.
+/// The disk in its vault, found by the identities that this host knows it by; none if it was never shipped. What has its
+/// name alone is another's.
 fn find(
+    context: &Context,
     url: &str,
     name: &DiskName,
     status: Option<&DriverStatus>,
-) -> anyhow::Result<Option<(Vault, backstay_types::DiskId)>> {
+) -> anyhow::Result<Option<(Vault, DiskId)>> {
     let vault = Vault::open(url)?;
-    let disk = match status {
-        Some(status) => vault_disk(&vault, status)?,
-        None => Some(vault.disk_named(name)?.disk),
-    };
-    Ok(disk.map(|disk| (vault, disk)))
+    let paths = context.roots.disk(name);
+    let stopped = stopped::superblock(&paths);
+    let of_driver =
+        status.map(|status| (status.disk, status.base, status.announced.into_iter().collect()));
+    let known =
+        of_driver.or_else(|| stopped.map(|found| (found.disk, found.base, found.announced)));
+    let known = known.into_iter().flat_map(|(disk, base, announced)| {
+        let bases = base.into_iter().chain(announced);
+        std::iter::once(disk).chain(bases.map(|base| base.vault_disk))
+    });
+    let shipped = Record::load(&paths.state).last.and_then(|last| last.disk);
+    for disk in known.chain(shipped) {
+        match vault.disk(disk) {
+            Ok(_) => {
+                home::check(&paths.state, name, &vault, true)?;
+                return Ok(Some((vault, disk)));
+            }
+            Err(VaultError::NotFound { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(None)
 }

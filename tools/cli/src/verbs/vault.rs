@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use anyhow::bail;
 use backstay_host::clock;
 use backstay_vault::remote::lock::Versions;
-use backstay_vault::{Vault, known};
+use backstay_vault::{Vault, VaultError, known};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::exit::Refused;
 
 /// Make a vault, say which one is meant, bring back what was deleted from it
 #[derive(Args)]
@@ -41,7 +42,7 @@ A host remembers which vault it has met at a URL. If that vault is lost for good
 place, add --replace-missing.")]
 struct Init {
     /// The vault's URL [default: the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     #[command(flatten)]
     place: InPlace,
@@ -77,7 +78,7 @@ or somebody else's may be. Look first: backstay points NAME on a host that knows
 The points of a disk stay where they are: to ship a disk to another vault, use backstay set NAME --vault URL.")]
 struct Accept {
     /// The vault's URL [default: the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 
@@ -95,7 +96,7 @@ and goes with the next prune. Change the store's keys first. Then look: backstay
 Versions that a life-cycle rule of the bucket has removed are gone. See docs/STORES.md, Object lock.")]
 struct Undelete {
     /// The vault's URL [default: the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// As it was then: a time (2026-11-21T03:00:00Z) or how long ago (6h)
     #[arg(long, value_name = "TIME", value_parser = when)]
@@ -115,7 +116,7 @@ A lock begins when an object is put (store.object_lock says how long it lasts). 
 run this by a timer, at least twice in each period, on a host that retention runs on. One request for each object.")]
 struct Extend {
     /// The vault's URL [default: the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 
@@ -146,7 +147,10 @@ impl Init {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         self.place.prepare(url)?;
-        let vault = Vault::create(url)?;
+        let vault = match Vault::create(url) {
+            Err(e @ VaultError::VaultGone { .. }) => return Err(Refused(e.to_string()).into()),
+            made => made?,
+        };
         if context.globals.json {
             return context.print_json(&json!({ "vault": url, "id": vault.id() }));
         }

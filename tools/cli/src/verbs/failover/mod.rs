@@ -280,7 +280,7 @@ pub struct Point {
 #[derive(Args)]
 pub struct Up {
     /// The vault's URL [default: the disk's, from the configuration]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// Attach a loop device, too, and print it
     #[arg(long)]

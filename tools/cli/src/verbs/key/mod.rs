@@ -149,7 +149,7 @@ struct Grant {
 #[derive(Args)]
 struct OfVault {
     /// The vault's URL [default: the configuration's]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
 }
 
