@@ -118,7 +118,7 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
     let mut withheld = None;
     if let (Some(keep), Some(newest)) = (&job.policy.keep, candidates.last()) {
         // When the store got the newest point, by its own clock: a point is not newer than that.
-        let stored = vault.stored_unix_ns(&point_key(disk, newest.cycle))?;
+        let stored = vault.judged(true, || vault.stored_unix_ns(&point_key(disk, newest.cycle)))?;
         let now = stored.unwrap_or(u64::MAX).min(job.time.now_unix_ns());
         let mut stay = keep.choose(&candidates, now);
         stay.extend(groups::kept(&parts, keep, &stay, newest.cut_unix_ns.min(now)));
