@@ -599,3 +599,68 @@ fn a_group_is_tried_at_one_of_its_points() {
     b.backstay(&["failover", "cleanup", "--group", "shop"]);
     assert_eq!(holds(&a.path("vault")), 0);
 }
+
+/// Hands the disk of one host over to the other, which commits.
+fn migrate(source: &Disk, target: &Disk) {
+    source.host.backstay(&["failover", "handover", "db"]);
+    target.host.backstay(&["failover", "planned", "db"]);
+    target.host.backstay(&["failover", "commit", "db"]);
+}
+
+fn nothing_is_left(host: &Host) {
+    for left in ["state/db", "state/.failover/db.json"] {
+        assert!(!host.path(left).exists(), "{left} is left");
+    }
+    assert!(!host.runtime.join("db").exists());
+}
+
+/// Where a disk was and where it went: from both a short way leads to nothing left, and the messages name it.
+#[test]
+fn a_disk_that_lives_elsewhere_is_given_up_without_circles() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-leave", 16 * MIB, &mut rng);
+    let (a, b) = (&source.host, &target.host);
+    migrate(&source, &target);
+    let keep = ["unprotect", "db", "--keep-points"];
+    refused(&a.try_backstay(&["failover", "cancel", "db"]), "backstay unprotect db --keep-points");
+    refused(&a.try_backstay(&["unprotect", "db", "--delete-points", "--yes"]), "--keep-points");
+    for step in 0..3 {
+        let mut command = a.command();
+        let killed = command.args(keep).env("BACKSTAY_TEST_DIE_AT", format!("failover:{step}"));
+        assert!(said(&killed.output().unwrap()).contains("killed at step"));
+    }
+    a.backstay(&keep);
+    nothing_is_left(a);
+    // The new side: what was written there is the disk until it is handed over.
+    scribble(&served(b, "db"), &mut rng, 3);
+    let was = hash(&served(b, "db"));
+    refused(&b.try_backstay(&keep), "backstay failover handover db");
+    refused(&b.try_backstay(&["umount", "db", "--forget"]), "backstay failover handover db");
+    b.backstay(&["failover", "handover", "db"]);
+    b.backstay(&keep);
+    nothing_is_left(b);
+    b.backstay(&["failover", "planned", "db"]);
+    assert_eq!(hash(&served(b, "db")), was, "the points were kept");
+}
+
+#[test]
+fn a_failback_goes_on_with_the_backing_it_was_given_or_not_at_all() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-other-target", 16 * MIB, &mut rng);
+    let a = &source.host;
+    migrate(&source, &target);
+    let (old, new) = (source.backing.to_str().unwrap(), a.path("new.img"));
+    let new = new.to_str().unwrap();
+    a.backstay(&["failback", "db", "--to", old, "--once"]);
+    let output = a.try_backstay(&["failback", "db", "--to", new, "--once"]);
+    refused(&output, "since an earlier start");
+    assert!(said(&output).contains("failover cancel db"), "{}", said(&output));
+    a.backstay(&["failback", "db", "--to", old, "--once"]);
+    a.backstay(&["failover", "cancel", "db"]);
+    let output = a.try_backstay(&["failback", "db", "--to", new, "--once"]);
+    refused(&output, "has a replica on");
+    assert!(!Path::new(new).exists());
+    a.backstay(&["unprotect", "db", "--keep-points"]);
+    a.backstay(&["failback", "db", "--to", new, "--once"]);
+    assert_eq!(hash(Path::new(new)), hash(&served(&target.host, "db")));
+}

@@ -56,8 +56,12 @@ impl Cycle {
     fn cycle(&self) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
-        let vault = Vault::open(&self.vault_url()?)?;
-        vault.probe_once()?;
+        let opened = Vault::open(&self.vault_url()?);
+        let opened = opened.and_then(|vault| vault.probe_once().map(|()| vault));
+        let vault = opened.inspect_err(|e| {
+            // A cycle that cannot even begin has failed, and is listed with the others.
+            self.jobs.begin(&self.name, self.work).end(Err(e.to_string()));
+        })?;
         if self.work == Work::Delta
             && !self.heart_beats(&record)
             && let Some(proven) = unchanged(&paths.control_socket(), &vault)?

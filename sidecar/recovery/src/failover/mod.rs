@@ -154,21 +154,54 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
     let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
     let reason = match record.state {
         State::HandingOver | State::HandedOver | State::TakingBack => format!(
-            "it was handed over{}: another host may serve it. To have it back before that: backstay failover \
-             cancel {name}; after that: backstay failback {name} --to BACKING",
+            "it was handed over{}: another host may serve it. {}",
             record
                 .point
                 .map_or(String::new(), |point| format!(" at recovery point {}", point.cycle)),
+            way_on(name, record.kind, record.state)
         ),
         State::Seeding | State::TakingOver => format!(
             "it is being brought back: run backstay failback {name} again, which goes on where it was"
         ),
-        State::Removing => {
-            format!("what is left of it is being removed: run backstay failover cancel {name}")
-        }
+        State::Removing => format!(
+            "what is left of it is being removed: {}",
+            way_on(name, record.kind, record.state)
+        ),
         State::Starting | State::Up | State::Committing | State::Committed => return Ok(()),
     };
     Err(FailoverError::Refused { name: name.clone(), reason })
+}
+
+/// What goes on from a state, in commands that work there. docs/STATES.md has all of them.
+#[must_use]
+pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
+    let failback = format!("backstay failback {name} --to BACKING goes on");
+    let leave = format!("backstay unprotect {name} --keep-points");
+    match (kind, state) {
+        (Kind::Test, _) => format!("backstay failover cleanup {name} removes it"),
+        (_, State::HandedOver) => format!(
+            "backstay failover cancel {name} takes it back as long as nobody has taken it over, backstay failback \
+             {name} --to BACKING brings it back after that, {leave} gives it up here"
+        ),
+        (_, State::HandingOver | State::TakingBack) => {
+            format!("backstay failover cancel {name} takes it back")
+        }
+        (Kind::Source, State::Removing) => format!("{leave} goes on"),
+        (Kind::Failback, State::Seeding) => {
+            format!("{failback}, backstay failover cancel {name} gives that up")
+        }
+        (_, State::Committed) => format!(
+            "backstay failover handover {name} gives it to another host; after that {leave} gives it up here"
+        ),
+        (Kind::Failback, _) | (_, State::Seeding | State::TakingOver) => failback,
+        (_, State::Committing) => format!("backstay failover commit {name} goes on"),
+        (_, State::Up) => format!(
+            "backstay failover commit {name} makes it this host's, backstay failover cancel {name} removes it"
+        ),
+        (_, State::Starting | State::Removing) => {
+            format!("backstay failover cancel {name} removes it")
+        }
+    }
 }
 
 /// Refuses to remove what a failover keeps on this host: before the commit that is its own business, after it
@@ -178,20 +211,35 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
 /// Why, and what to do instead.
 pub fn refuse_to_forget(state_root: &Path, name: &DiskName) -> Result<(), FailoverError> {
     let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
+    let way_on = way_on(name, record.kind, record.state);
     let reason = match record.state {
         State::Committed => format!(
-            "it was failed over to this host, and what was written here is kept with its state: it is the disk. To \
-             give it to another host: backstay failover handover {name}"
+            "it was failed over to this host, and what was written here is kept with its state: it is the disk. {way_on}"
         ),
-        State::HandingOver | State::HandedOver | State::TakingBack => {
-            format!(
-                "it is {}: backstay failover cancel {name}, or failback",
-                record.state.explain()
-            )
-        }
-        _ if record.kind == Kind::Test => format!("it is a test: backstay failover cleanup {name}"),
-        state => format!("it is {}: backstay failover cancel {name}", state.explain()),
+        state => format!("it is {}: {way_on}", state.explain()),
     };
+    Err(FailoverError::Refused { name: name.clone(), reason })
+}
+
+/// The record that ends with a disk that leaves this host, its points kept; none if it was never failed over. Of a
+/// disk that was handed over nothing is lost by that: its last point is in the vault.
+///
+/// # Errors
+/// If something is under way that must be ended first, and by which command.
+pub fn record_that_leaves(
+    state_root: &Path,
+    name: &DiskName,
+) -> Result<Option<FailoverRecord>, FailoverError> {
+    let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(None) };
+    match (record.kind, record.state) {
+        (Kind::Test, _) => {}
+        (_, State::Committed | State::HandedOver) | (Kind::Source, State::Removing) => {
+            return Ok(Some(record));
+        }
+        _ => {}
+    }
+    let way_on = way_on(name, record.kind, record.state);
+    let reason = format!("it is {}: {way_on}", record.state.explain());
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 

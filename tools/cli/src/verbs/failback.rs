@@ -1,6 +1,6 @@
 //! `backstay failback`: an old source takes its disk back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -9,10 +9,10 @@ use backstay_engine::schedule::Work;
 use backstay_host::atomic;
 use backstay_host::clock;
 use backstay_recovery::failover::{
-    FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault,
+    FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault, way_on,
 };
 use backstay_recovery::lazy;
-use backstay_recovery::replica::{ReplicaRecord, folder, status};
+use backstay_recovery::replica::{ReplicaRecord, Standing, folder, status};
 use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
@@ -67,7 +67,9 @@ impl Failback {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let root = &context.roots.state;
         let _lock = NameLock::take(root, &self.name, "failback")?;
-        let record = match FailoverRecord::load(root, &self.name)? {
+        let before = FailoverRecord::load(root, &self.name)?;
+        self.refuse_another_target(context, before.as_ref())?;
+        let record = match before {
             Some(record) if record.kind == Kind::Failback => match record.state {
                 State::Committed if self.is_ours(context)? => {
                     if !context.globals.quiet {
@@ -107,6 +109,48 @@ impl Failback {
         match ended? {
             true => local::print_place(context, &self.name, false),
             false => Ok(()),
+        }
+    }
+
+    /// An earlier start goes on with the backing it was given: another one now is refused, not left out.
+    fn refuse_another_target(
+        &self,
+        context: &Context,
+        before: Option<&FailoverRecord>,
+    ) -> anyhow::Result<()> {
+        let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
+        let (name, to) = (&self.name, real(&self.to)?);
+        let goes_on = before
+            .filter(|record| record.kind == Kind::Failback && record.state != State::Committed);
+        if let Some((record, backing)) = goes_on.and_then(|of| Some((of, of.backing.as_ref()?)))
+            && real(backing)? != to
+        {
+            let begun = backing.display();
+            return Err(Refused(format!(
+                "disk {name} is {} on {} since an earlier start, not on {}. {}. Nothing was changed",
+                record.state.explain(),
+                begun,
+                to.display(),
+                way_on(name, record.kind, record.state).replace("BACKING", &begun.to_string())
+            ))
+            .into());
+        }
+        let paths = context.roots.disk(name);
+        let replica = ReplicaRecord::load(&folder(&paths))?;
+        let is_one = |replica: &ReplicaRecord| {
+            let is_disk = paths.state.join("super").exists();
+            !is_disk && !matches!(replica.standing, Standing::TakenOver { .. })
+        };
+        match replica.filter(is_one) {
+            Some(replica) if real(&replica.target.path)? != to => Err(Refused(format!(
+                "disk {name} has a replica on {} on this host, which is not {}. Go on with --to {0}; or give it up \
+                 (the file stays): backstay failover cancel {name}, backstay unprotect {name} --keep-points, then \
+                 begin anew",
+                replica.target.path.display(),
+                to.display()
+            ))
+            .into()),
+            _ => Ok(()),
         }
     }
 

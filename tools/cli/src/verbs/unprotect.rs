@@ -11,8 +11,11 @@ use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::clock;
-use backstay_recovery::failover::{refuse_to_forget, stopped};
-use backstay_recovery::lazy::MountedPoint;
+use backstay_recovery::failover::{
+    FailoverRecord, NameLock, State, record_that_leaves, refuse_to_forget, step, stopped,
+};
+use backstay_recovery::lazy::{self, MountedPoint};
+use backstay_recovery::replica::status::runner;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::Time;
 use backstay_vault::{Vault, VaultError};
@@ -20,6 +23,7 @@ use clap::Args;
 
 use super::attach::loop_devices;
 use super::ending::{Ending, stop};
+use super::failover::local;
 use crate::context::Context;
 use crate::exit::Refused;
 
@@ -56,8 +60,21 @@ impl Unprotect {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
         let paths = context.roots.disk(name);
-        if !paths.state.exists() {
+        let _lock = NameLock::take(&context.roots.state, name, "unprotect")?;
+        let failover = record_that_leaves(&context.roots.state, name)?;
+        let kept_elsewhere =
+            failover.as_ref().is_some_and(|record| record.state != State::Committed);
+        if !paths.state.exists() && failover.is_none() {
             bail!("there is no disk {name} in {}", context.roots.state.display());
+        }
+        if let Some(pid) = runner(&paths) {
+            let message = format!(
+                "process {pid} keeps a replica {name} on this host: stop it first (kill {pid}). Nothing was changed"
+            );
+            return Err(Refused(message).into());
+        }
+        if failover.is_some() && (kept_elsewhere || !paths.state.exists()) {
+            return self.leave(context, failover);
         }
         if MountedPoint::load(name, &paths)?.is_some() {
             // What was written to it goes with its state: there is no other backing.
@@ -134,9 +151,49 @@ impl Unprotect {
         std::fs::remove_dir_all(&paths.state)
             .with_context(|| format!("removing {}", paths.state.display()))?;
         let _ = std::fs::remove_dir_all(&paths.runtime);
+        if let Some(record) = failover {
+            record.end(&context.roots.state)?;
+        }
         if !context.globals.quiet {
             let points = if delete { "deleted" } else { "kept" };
             println!("{name}: no longer protected; its recovery points were {points}");
+        }
+        Ok(())
+    }
+
+    /// Removes what is left here of a disk that lives elsewhere: handed over with all it had, or gone. Killed
+    /// anywhere, it goes on when it is run again.
+    fn leave(&self, context: &Context, record: Option<FailoverRecord>) -> anyhow::Result<()> {
+        let (name, root) = (&self.name, &context.roots.state);
+        let paths = context.roots.disk(name);
+        if !self.keep_points {
+            let message = format!(
+                "disk {name} may be another host's now, and so are its points: say --keep-points. They can be deleted \
+                 where it is served. Nothing was changed"
+            );
+            return Err(Refused(message).into());
+        }
+        if let Some(mut record) = record {
+            if let Some(status) = local::driver(context, name) {
+                local::refuse_if_used(name, &status)?;
+                local::stop(context, name)?;
+            }
+            if record.state == State::HandedOver {
+                record.enter(root, State::Removing)?;
+            }
+            step();
+            if paths.state.join("mounted").exists()
+                || paths.state.join("mounted.unfinished").exists()
+            {
+                lazy::forget(name, &paths)?;
+            }
+            step();
+            local::remove_folder(&paths.runtime)?;
+            local::remove_folder(&paths.state)?;
+            record.end(root)?;
+        }
+        if !context.globals.quiet {
+            println!("{name}: nothing is left of it on this host; its recovery points were kept");
         }
         Ok(())
     }

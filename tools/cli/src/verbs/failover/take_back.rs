@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use backstay_engine::requests::{Asked, ask};
 use backstay_recovery::failover::vault::{Withdrawn, withdraw};
-use backstay_recovery::failover::{FailoverRecord, State, stopped};
+use backstay_recovery::failover::{FailoverRecord, State, stopped, way_on};
 use backstay_vault::Vault;
 
 use super::local;
@@ -15,9 +15,18 @@ use crate::exit::Refused;
 /// Withdraws the handover; the disk can be mounted again.
 pub fn take_back(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
     let (root, name) = (&context.roots.state, record.name.clone());
+    if record.state == State::Removing {
+        let way_on = way_on(&name, record.kind, record.state);
+        return Err(Refused(format!("disk {name} is being given up here: {way_on}")).into());
+    }
     let disk = stopped::superblock(&context.roots.disk(&name))
         .map(|superblock| superblock.disk)
-        .with_context(|| format!("disk {name} has no state on this host any more"))?;
+        .with_context(|| {
+            format!(
+                "disk {name} has no state on this host any more, so it cannot be taken back: {}",
+                way_on(&name, record.kind, State::HandedOver)
+            )
+        })?;
     record.enter(root, State::TakingBack)?;
     if let Some(status) = local::driver(context, &name)
         && status.served.starts_with(context.roots.disk(&name).handover_point())
@@ -34,7 +43,8 @@ pub fn take_back(context: &Context, mut record: FailoverRecord) -> anyhow::Resul
             }
             return Err(Refused(format!(
                 "disk {name} cannot be taken back: it was failed over, term {} belongs to {}. To have it \
-                 here again: backstay failback {name} --to BACKING",
+                 here again: backstay failback {name} --to BACKING. To give it up here: backstay unprotect \
+                 {name} --keep-points",
                 term.term, term.writer
             ))
             .into());

@@ -14,6 +14,7 @@ use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::vault::{self, Found};
 use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
+    way_on,
 };
 use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
 use backstay_recovery::replica;
@@ -391,9 +392,10 @@ pub fn remove(context: &Context, mut record: FailoverRecord) -> anyhow::Result<b
     }
     if !matches!(record.state, State::Starting | State::Up | State::Removing) {
         return refused(format!(
-            "disk {} is {}: it cannot be cancelled",
+            "disk {} is {}, which is not cancelled: {}",
             record.name,
-            record.state.explain()
+            record.state.explain(),
+            way_on(&record.name, record.kind, record.state)
         ));
     }
     if let Some(status) = local::driver(context, &record.name) {
