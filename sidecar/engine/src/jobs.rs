@@ -24,6 +24,8 @@ use crate::schedule::Work;
 
 /// Ended jobs that are kept.
 const KEPT: usize = 500;
+/// After how long work is a job although it says nothing.
+pub const LONG: Duration = Duration::from_secs(1);
 /// How often a running job's progress is written down.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
@@ -267,6 +269,15 @@ impl JobHandle {
         }
     }
 
+    /// Writes down that it runs, for work that has turned out to be long.
+    pub fn show(&self) {
+        let mut state = self.state();
+        if state.written.is_none() {
+            state.job.updated_unix_ns = now_unix_ns();
+            self.write(&mut state);
+        }
+    }
+
     /// Notes the recovery point that work which goes on has come to.
     pub fn came_to(&self, point: CycleNo) {
         let mut state = self.state();
@@ -384,6 +395,18 @@ mod tests {
             std::thread::yield_now();
         }
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_delta_that_says_nothing_is_a_job_once_it_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = JobBook::below(dir.path());
+        let job = book.begin(&name(), Work::Delta);
+        assert_eq!(book.list(), []);
+        job.show();
+        assert_eq!(book.list()[0].state, JobState::Running);
+        job.end(Ok(CycleNo(2)));
+        assert_eq!(book.list()[0].state, JobState::Done);
     }
 
     #[test]

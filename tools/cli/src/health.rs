@@ -3,6 +3,7 @@
 
 use backstay_engine::health::{Cause, Health, ids};
 use backstay_engine::status::{DiskStatus, of_disk};
+use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
 use backstay_recovery::lazy::{Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
@@ -86,7 +87,15 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
     // Who is not served for a reason needs no driver.
     let away = failover.is_some().then(|| refuse_to_serve(&roots.state, name).err()).flatten();
     if let Some(why) = away.filter(|_| !served) {
-        disk.health.replace(ids::NOT_SERVED, Cause::warning(ids::HANDED_OVER, why.to_string()));
+        // What is under way needs nobody to begin it again.
+        let reason = match (at_work(&roots.state, name), &failover) {
+            (Some((doing, pid)), Some(record)) => format!(
+                "it is {}: backstay {doing} is at work on it (process {pid})",
+                record.state.explain()
+            ),
+            _ => why.to_string(),
+        };
+        disk.health.replace(ids::NOT_SERVED, Cause::warning(ids::HANDED_OVER, reason));
     } else if of.is_some() && !served {
         let advice = format!("mount it: backstay mount --name {name}");
         let cause = Cause::warning(ids::NOT_SERVED, "no driver serves the disk").advise(advice);

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Duration;
 
 use backstay_front::control::ClientError;
@@ -10,7 +11,7 @@ use backstay_front::paths::Roots;
 use backstay_host::clock::now_unix_ns;
 use backstay_types::DiskName;
 use backstay_vault::Vault;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use crate::config::Config;
 use crate::cycle::unchanged::{Unchanged, unchanged};
@@ -18,7 +19,7 @@ use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
 use crate::home::{self, Home, HomeError};
 use crate::hooks::Hooks;
-use crate::jobs::JobBook;
+use crate::jobs::{JobBook, LONG};
 use crate::phase::Event;
 use crate::record::Record;
 use crate::schedule::{Outcome, Work};
@@ -70,16 +71,31 @@ impl Cycle {
             return Ok(Done::Unchanged(proven));
         }
         let job = self.jobs.begin(&self.name, self.work);
-        let result = run(&CycleJob {
+        let hooks = Hooks::of(&self.config, &self.roots, &self.name);
+        let cycle = CycleJob {
             socket: &paths.control_socket(),
             state: &paths.state,
             vault: &vault,
             change_log_limit: self.config.change_log_limit_of(&self.name),
             ship: &self.config.ship,
             throttle: &self.throttle,
-            hooks: Hooks::of(&self.config, &self.roots, &self.name).as_ref(),
+            hooks: hooks.as_ref(),
             progress: &|stage, done, all| job.progress(stage.name(), done, all),
             stop: &self.stop,
+        };
+        // A delta that waits (for a hook, a silent vault, its turn at the throttle) is seen, too.
+        let result = thread::scope(|scope| {
+            let (ended, wait) = bounded::<()>(0);
+            let watch = thread::Builder::new().name("job".into());
+            let job = &job;
+            let _ = watch.spawn_scoped(scope, move || {
+                if wait.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+                    job.show();
+                }
+            });
+            let result = run(&cycle);
+            drop(ended);
+            result
         });
         match &result {
             Ok(report) => drop(job.end(Ok(report.cycle))),

@@ -60,6 +60,15 @@ impl NameLock {
     }
 }
 
+/// Which command is at work on a name now, and as which process; none if none is.
+#[must_use]
+pub fn at_work(state_root: &Path, name: &DiskName) -> Option<(String, i32)> {
+    let path = state_root.join(".failover").join(format!("{name}.lock"));
+    let file = File::open(&path).ok()?;
+    let pid = holder(&file).ok()??;
+    Some((fs::read_to_string(&path).unwrap_or_default(), pid))
+}
+
 impl Drop for NameLock {
     fn drop(&mut self) {
         // Before it is given back: who opens the file meanwhile sees that it is gone.
@@ -139,6 +148,8 @@ mod tests {
         let root = dir.path();
         let file = root.join(".failover/db.lock");
         let lock = NameLock::take(root, &name, "failback").unwrap();
+        // One's own lock is not seen by oneself: nobody asks.
+        assert_eq!(at_work(root, &name), None);
         let said = other(root, true);
         assert!(said.contains("failback"), "{said}");
         assert!(said.contains(&format!("process {}", std::process::id())), "{said}");

@@ -392,7 +392,7 @@ pub fn remove(context: &Context, mut record: FailoverRecord) -> anyhow::Result<b
     }
     if !matches!(record.state, State::Starting | State::Up | State::Removing) {
         return refused(format!(
-            "disk {} is {}, which is not cancelled: {}",
+            "disk {} is {}, it cannot be cancelled: {}",
             record.name,
             record.state.explain(),
             way_on(&record.name, record.kind, record.state)
