@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use backstay_format::FormatError;
 use backstay_front::control::ClientError;
 use backstay_types::{CycleNo, DiskName};
-use backstay_vault::{Class, VaultError};
+use backstay_vault::{Class, Vault, VaultError};
 
 use crate::home::HomeError;
 
@@ -109,6 +109,17 @@ impl CycleError {
             | Self::Home(_)
             | Self::VaultOnDisk { .. } => Class::PersonMustAct,
             _ => Class::Recoverable,
+        }
+    }
+
+    /// What it means: an object that is not there is a vault that is away, if the vault is not there either
+    /// (its file system was unmounted meanwhile). That heals by itself; an object that is missing does not.
+    #[must_use]
+    pub fn explained(self, url: &str) -> Self {
+        let missing = matches!(self, Self::Vault(VaultError::NotFound { .. }));
+        match missing.then(|| Vault::open(url).err()).flatten() {
+            Some(gone @ VaultError::VaultGone { .. }) => gone.into(),
+            _ => self,
         }
     }
 

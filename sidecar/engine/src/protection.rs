@@ -8,6 +8,8 @@ use backstay_host::record::{self, RecordError};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "protection.json";
+/// What says that a disk is a mounted point; written by whoever mounts it.
+pub const MOUNTED_POINT: &str = "mounted/point.json";
 
 /// How a disk is protected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,4 +42,12 @@ impl Protection {
     pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
         record::save(&state_dir.join(FILE), self, Durability::Durable)
     }
+}
+
+/// Whether a disk is a mounted recovery point that nobody has made a disk of: it is looked at, tried or
+/// about to be committed, and no cycle of it is anybody's business. A failover's commit, or `protect`,
+/// makes it one.
+#[must_use]
+pub fn is_only_looked_at(state_dir: &Path) -> bool {
+    state_dir.join(MOUNTED_POINT).exists() && !state_dir.join(FILE).exists()
 }

@@ -13,7 +13,9 @@ use crate::drills::Drilled;
 use crate::health::{self, Facts};
 use crate::home::Home;
 use crate::phase::Phase;
+use crate::protection::is_only_looked_at;
 use crate::record::Record;
+use crate::service::alive::{self, Sidecar};
 use crate::throttle::Rate;
 use crate::windows::{self, may_begin};
 
@@ -24,8 +26,14 @@ pub use crate::health::{Health, Level};
 pub struct DiskStatus {
     /// Its name.
     pub name: DiskName,
-    /// Where it is in its replication; not set while no driver serves it.
+    /// Where it is in its replication; not set while no driver serves it, or if it is only looked at.
     pub state: Option<Phase>,
+    /// It is a mounted recovery point that nobody has made a disk of: it is not replicated.
+    pub only_looked_at: bool,
+    /// Where its points are, or will be.
+    pub vault: String,
+    /// Whether the host's sidecar is at work.
+    pub sidecar: Sidecar,
     /// Since when, nanoseconds since 1970.
     pub state_since_unix_ns: u64,
     /// The policy it follows.
@@ -102,6 +110,7 @@ pub fn of_disk(
     let folding = |moved: u64, written: u64| (moved > 0).then(|| written as f64 / moved as f64);
     let interval = config.interval_of(&name);
     let rpo_ns = record.proven_unix_ns().and_then(|at| age(at, now_unix_ns));
+    let (only_looked_at, sidecar) = (is_only_looked_at(&paths.state), alive::sidecar(roots));
     let health = health::of(&Facts {
         name: &name,
         roots,
@@ -111,9 +120,14 @@ pub fn of_disk(
         record: &record,
         rpo_ns,
         now_unix_ns,
+        only_looked_at,
+        sidecar: &sidecar,
     });
     DiskStatus {
-        state: driver.as_ref().map(|driver| phase(driver, &record)),
+        state: driver.as_ref().filter(|_| !only_looked_at).map(|driver| phase(driver, &record)),
+        only_looked_at,
+        vault: record.vault.clone().unwrap_or_else(|| config.vault_of(&name).into()),
+        sidecar,
         state_since_unix_ns: record.phase_since_unix_ns,
         policy: config.policy_of(&name).map(str::to_owned),
         vault: config.vault_of(&name).to_owned(),

@@ -114,6 +114,15 @@ impl Vault {
         Ok(points.into_iter().map(CycleNo).collect())
     }
 
+    /// Bytes of all segments of a disk.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn stored_bytes(&self, disk: DiskId) -> Result<u64, VaultError> {
+        let segments = self.listed(&format!("disks/{disk}/segments"))?;
+        Ok(segments.iter().map(|(_, bytes)| bytes).sum())
+    }
+
     /// A recovery point.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Why a vault did not do what was asked, by what the caller can do about it.
 
 use backstay_format::FormatError;
-use backstay_types::{CycleNo, DiskId, DiskName, SectorRange, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange, Term};
 
 use crate::local::Planted;
 use crate::remote::refusal::{Refusal, is_full, refusal};
@@ -115,6 +115,17 @@ pub enum VaultError {
     Full {
         /// The key.
         object: String,
+    },
+    /// Segments cannot be merged: the merged ones are put before the old ones may go.
+    #[error(
+        "vault {url}: there is no room to merge segments: up to {bytes} bytes are needed while that is done. What \
+         nothing needs any more was deleted before; give the vault that much room, or keep fewer points"
+    )]
+    NoRoomToMerge {
+        /// The vault.
+        url: String,
+        /// The room that is needed at most.
+        bytes: ByteLen,
     },
     /// The store does not let us.
     #[error("vault: {object}: permission denied: {why}")]
@@ -303,6 +314,7 @@ impl VaultError {
             Self::Store { .. }
             | Self::Altered { .. }
             | Self::Full { .. }
+            | Self::NoRoomToMerge { .. }
             | Self::LostRace(_)
             | Self::Missed { .. }
             | Self::Lost { .. }

@@ -84,7 +84,7 @@ impl Vault {
         let none =
             || VaultError::NotFound { object: format!("a disk named {name} in {}", self.url()) };
         let Some(newest) = self.numbers_of(name)?.pop() else {
-            return self.disk_of_record(name)?.ok_or_else(none);
+            return self.disk_of_record(name)?.or(self.disk_by_identity(name)?).ok_or_else(none);
         };
         match self.holder_up_to(name, newest)? {
             Holder::Disk(held) => Ok(DiskRecord { name: name.clone(), ..self.disk(held.disk)? }),
@@ -93,6 +93,15 @@ impl Vault {
                 Err(VaultError::Renamed { name: name.clone(), to })
             }
             Holder::GivenBack(_) | Holder::None => Err(none()),
+        }
+    }
+
+    /// The disk whose identity was given in the place of a name, as when the document of its name is lost.
+    fn disk_by_identity(&self, name: &DiskName) -> Result<Option<DiskRecord>, VaultError> {
+        let Ok(disk) = name.as_str().parse::<uuid::Uuid>() else { return Ok(None) };
+        match self.disk(DiskId::from_bytes(disk.into_bytes())) {
+            Err(VaultError::NotFound { .. }) => Ok(None),
+            disk => disk.map(Some),
         }
     }
 

@@ -5,7 +5,8 @@ mod common;
 use std::path::Path;
 
 use backstay_types::{ByteLen, ByteOffset, CycleNo, SectorRange};
-use backstay_vault::read::{RestoreTarget, restore, verify_point};
+use backstay_vault::read::survey::{Reading, Survey, survey};
+use backstay_vault::read::{FileTarget, RestoreTarget, restore, verify_points};
 use backstay_vault::{Class, Manifest, Vault, VaultError};
 use common::{Lab, Memory, content, rewrite};
 
@@ -60,7 +61,7 @@ fn in_compressed_index(path: &Path, at: usize) -> bool {
 fn a_flipped_bit_is_found_wherever_it_is() {
     let (lab, now, _) = two_points();
     let mut rng = fastrand::Rng::with_seed(2);
-    let verify = || verify_point(&lab.vault, lab.disk, CycleNo(2), 2, &|_, _| {});
+    let verify = || verify_points(&lab.vault, lab.disk, &[CycleNo(1), CycleNo(2)], 2, &|_, _| {});
     verify().unwrap();
     for path in lab.objects() {
         if kind(&path) == "document" {
@@ -113,7 +114,9 @@ fn a_cut_object_is_damaged_not_unreachable() {
         let whole = std::fs::read(&path).unwrap();
         for len in [0, 1, 50, whole.len() / 2, whole.len() - 1] {
             std::fs::write(&path, &whole[..len]).unwrap();
-            let found = verify_point(&lab.vault, lab.disk, CycleNo(2), 2, &|_, _| {}).unwrap_err();
+            let found =
+                verify_points(&lab.vault, lab.disk, &[CycleNo(1), CycleNo(2)], 2, &|_, _| {})
+                    .unwrap_err();
             nothing_wrong_is_written(&lab, &now);
             assert_eq!(found.class(), Class::PersonMustAct, "{len} bytes left: {found}");
         }
@@ -160,10 +163,55 @@ fn a_segment_in_place_of_another_is_found() {
     assert!(point.segments.len() >= 2);
     let kept = std::fs::read(&segments[0]).unwrap();
     std::fs::copy(&segments[1], &segments[0]).unwrap();
-    assert!(verify_point(&lab.vault, lab.disk, CycleNo(2), 2, &|_, _| {}).is_err());
+    assert!(verify_points(&lab.vault, lab.disk, &[CycleNo(1), CycleNo(2)], 2, &|_, _| {}).is_err());
     nothing_wrong_is_written(&lab, &now);
     std::fs::remove_file(&segments[0]).unwrap();
-    let gone = verify_point(&lab.vault, lab.disk, CycleNo(2), 2, &|_, _| {}).unwrap_err();
+    let gone =
+        verify_points(&lab.vault, lab.disk, &[CycleNo(1), CycleNo(2)], 2, &|_, _| {}).unwrap_err();
     assert!(matches!(gone, VaultError::NotFound { .. }), "{gone}");
     std::fs::write(&segments[0], kept).unwrap();
+}
+
+fn surveyed(lab: &Lab, cycles: &[CycleNo]) -> Survey {
+    let how = Reading {
+        threads: 2,
+        progress: &|_, _| {},
+        skip: &std::collections::BTreeSet::new(),
+        done: &|_, _| true,
+    };
+    survey(&lab.vault, lab.disk, cycles, &how).unwrap()
+}
+
+/// What is damaged in one point is found, and what the others have is not called damaged with it; one that is
+/// gone although nobody retired it is missed.
+#[test]
+fn a_survey_goes_on_past_damage() {
+    let (lab, _, _) = two_points();
+    let both = [CycleNo(1), CycleNo(2)];
+    assert!(surveyed(&lab, &both).damaged.is_empty());
+    let mut points: Vec<_> =
+        lab.objects().into_iter().filter(|path| kind(path) == "points").collect();
+    points.sort();
+    flip(&points[0], 60, 1);
+    assert!(surveyed(&lab, &both).damaged.into_keys().eq([CycleNo(1)]));
+    std::fs::remove_file(&points[0]).unwrap();
+    assert_eq!(lab.vault.missing_points(lab.disk).unwrap(), [CycleNo(1)]);
+}
+
+/// A list whose checksum fits and whose segments are in another order is another disk.
+#[test]
+fn segments_out_of_order_are_refused() {
+    let (lab, _, point) = two_points();
+    let mut wrong = point.clone();
+    wrong.segments.reverse();
+    assert!(wrong.segments != point.segments);
+    let path = lab.objects().into_iter().filter(|path| kind(path) == "points").max().unwrap();
+    std::fs::write(&path, wrong.encode()).unwrap();
+    let read = lab.vault.manifest(lab.disk, CycleNo(2)).unwrap();
+    assert_eq!(read, wrong, "it is well formed");
+    let found = surveyed(&lab, &[CycleNo(2)]).damaged;
+    assert!(found[&CycleNo(2)].to_string().contains("order"), "{found:?}");
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let target = FileTarget::open(image.path(), read.size).unwrap();
+    assert!(restore(&lab.vault, &read, &target, 2, &|_, _| {}).unwrap_err().is_damage());
 }

@@ -244,6 +244,14 @@ impl Disk {
         }
     }
 
+    /// The ids of all that is wrong with the disk, the worst first.
+    pub fn causes(&self) -> Vec<String> {
+        let status = self.status();
+        let causes = status["health"]["causes"].as_array().expect("causes");
+        let id = |cause: &serde_json::Value| cause["id"].as_str().expect("an id").to_owned();
+        causes.iter().map(id).collect()
+    }
+
     /// The file the running driver serves.
     pub fn served(&self) -> PathBuf {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();

@@ -173,12 +173,55 @@ impl Context {
 
     /// Prints a value as JSON.
     pub fn print_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        println!("{}", serde_json::to_string_pretty(value)?);
+        let value = crate::json::with_units(serde_json::to_value(value)?);
+        println!("{}", serde_json::to_string_pretty(&value)?);
         Ok(())
     }
 }
 
 impl Context {
+    /// The same, or why they cannot be seen: a reader without rights must not take that for "none".
+    ///
+    /// # Errors
+    /// If a folder of disks is there and cannot be looked into.
+    pub fn visible_disks(&self) -> anyhow::Result<Vec<DiskName>> {
+        for dir in [&self.roots.state, &self.roots.runtime] {
+            match std::fs::read_dir(dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).with_context(|| {
+                        format!("the disks of this host cannot be seen: {}", dir.display())
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(self.disks())
+    }
+
+    /// Whether this host has a disk of that name.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    pub fn has_disk(&self, name: &DiskName) -> anyhow::Result<bool> {
+        let state = self.roots.disk(name).state;
+        state.try_exists().with_context(|| {
+            format!("whether there is a disk {name} cannot be seen: {}", state.display())
+        })
+    }
+
+    /// Refuses a name that this host does not know.
+    ///
+    /// # Errors
+    /// If there is no such disk, or that cannot be seen.
+    pub fn expect_disk(&self, name: &DiskName) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.has_disk(name)?,
+            "there is no disk {name} on this host (looked in {}); see backstay status",
+            self.roots.state.display()
+        );
+        Ok(())
+    }
+
     /// All disks of this host: those that have state, and those that are served.
     pub fn disks(&self) -> Vec<DiskName> {
         let state = std::fs::read_dir(&self.roots.state).into_iter().flatten().flatten();

@@ -24,7 +24,7 @@ use backstay_vault::VaultError;
 /// The last part of `--help`.
 pub const HELP: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused to stay safe (in use, would overwrite); \
-4 damaged data was found.";
+4 damaged data was found. With --json what failed is one line of JSON on standard error.";
 
 /// Something was not done because it would not have been safe.
 #[derive(Debug)]
@@ -61,11 +61,51 @@ pub fn leave_when_nobody_reads() {
     }));
 }
 
-/// Prints what failed and makes the exit code of it.
-pub fn report(result: anyhow::Result<()>) -> ExitCode {
+/// Ends the command with this code; all that was to be said has been said.
+#[derive(Debug)]
+pub struct Silent(pub u8);
+
+impl std::fmt::Display for Silent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}", self.0)
+    }
+}
+impl std::error::Error for Silent {}
+
+/// Prints what failed, for people or as JSON, and makes the exit code of it.
+pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("backstay: {}", said(&error));
-    ExitCode::from(code(&error))
+    if let Some(Silent(code)) = error.downcast_ref() {
+        return ExitCode::from(*code);
+    }
+    let code = code(&error);
+    match json {
+        true => eprintln!("{}", as_json(&said(&error), code)),
+        false => eprintln!("backstay: {}", said(&error)),
+    }
+    ExitCode::from(code)
+}
+
+/// Ends a command that was called wrongly, or that was asked for help.
+pub fn wrong_usage(error: &clap::Error) -> ExitCode {
+    const USAGE: u8 = 2;
+    let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json");
+    if json && error.use_stderr() {
+        eprintln!("{}", as_json(error.to_string().trim(), USAGE));
+        return ExitCode::from(USAGE);
+    }
+    error.exit()
+}
+
+/// A failure for programs, in one line.
+fn as_json(message: &str, code: u8) -> serde_json::Value {
+    let kind = match code {
+        2 => "usage",
+        3 => "refused",
+        4 => "damaged",
+        _ => "failed",
+    };
+    serde_json::json!({ "error": { "kind": kind, "exit_code": code, "message": message } })
 }
 
 /// All an error says, once: many messages say what their cause said already.
@@ -124,6 +164,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<RecordError>().is_some_and(RecordError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_damage)
+            || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
             || e.downcast_ref::<RestoreError>().is_some_and(RestoreError::is_damage)

@@ -1,21 +1,24 @@
 //! How one disk of this host is, put together from all who know of it: driver, records, failover,
 //! replica, certificates. `status` and `doctor` both ask here, so they cannot contradict each other.
 
-use backstay_engine::health::{Cause, Health, ids};
+use backstay_engine::health::{Cause, Health, Level, ids};
 use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
-use backstay_recovery::lazy::{Mounted, MountedPoint};
+use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
 use backstay_types::{DiskName, Term};
 use serde::Serialize;
 
 use crate::certificates;
 use crate::context::Context;
+use crate::verbs::target::word;
 
 /// A disk, and the recovery point it is of, if it is a mounted one.
 #[derive(Serialize)]
 pub struct Shown {
+    /// What it is, in a word or two.
+    pub headline: String,
     /// The disk.
     #[serde(flatten)]
     pub disk: DiskStatus,
@@ -84,22 +87,31 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
     let replica = replica::of(&paths).ok().flatten().filter(|_| !is_disk);
 
     let mut disk = of_disk(roots, &context.config, name.clone(), driver, now);
-    // Who is not served for a reason needs no driver.
-    let away = failover.is_some().then(|| refuse_to_serve(&roots.state, name).err()).flatten();
-    if let Some(why) = away.filter(|_| !served) {
+    // Who is not served for a reason needs no driver, and what failed before is over.
+    let away = failover.as_ref().filter(|_| !served);
+    let away = away.and_then(|record| Some((record, refuse_to_serve(&roots.state, name).err()?)));
+    if let Some((record, why)) = away {
         // What is under way needs nobody to begin it again.
-        let reason = match (at_work(&roots.state, name), &failover) {
-            (Some((doing, pid)), Some(record)) => format!(
+        let reason = match at_work(&roots.state, name) {
+            Some((doing, pid)) => format!(
                 "it is {}: backstay {doing} is at work on it (process {pid})",
                 record.state.explain()
             ),
-            _ => why.to_string(),
+            None => why.to_string(),
         };
-        disk.health.replace(ids::NOT_SERVED, Cause::warning(ids::HANDED_OVER, reason));
+        disk.health = Health::of(vec![match record.state {
+            State::HandedOver => Cause::note(ids::HANDED_OVER, reason),
+            _ => Cause::warning(ids::FAILOVER_UNFINISHED, reason),
+        }]);
     } else if of.is_some() && !served {
+        let reason = "no driver serves the mounted point";
+        // One that is only looked at is missed by nobody.
+        let cause = match disk.only_looked_at && failover.is_none() {
+            true => Cause::note(ids::NOT_SERVED, reason),
+            false => Cause::warning(ids::NOT_SERVED, reason),
+        };
         let advice = format!("mount it: backstay mount --name {name}");
-        let cause = Cause::warning(ids::NOT_SERVED, "no driver serves the disk").advise(advice);
-        disk.health.replace(ids::NOT_SERVED, cause);
+        disk.health.replace(ids::NOT_SERVED, cause.advise(advice));
     }
     if let Some(replica) = &replica {
         disk.rpo_ns = replica.rpo_ns;
@@ -108,10 +120,41 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
             disk.health = Health::of(of_replica(replica).into_iter().collect());
         }
     }
-    disk.health.add(certificates::causes(&context.config, name));
     let mounted_point = of.map(|of| Point { of, now: Mounted::load(&paths).filter(|_| served) });
+    disk.health.add(mounted_point.as_ref().and_then(unreachable_vault));
+    disk.health.add(certificates::causes(&context.config, name));
     let term = failover.as_ref().map(term_of);
-    Ok(Shown { disk, mounted_point, failover, term, replica })
+    let mut shown = Shown { headline: String::new(), disk, mounted_point, failover, term, replica };
+    shown.headline = headline(&shown);
+    Ok(shown)
+}
+
+/// What a disk is, in a word or two. It never sounds better than its health.
+fn headline(shown: &Shown) -> String {
+    let disk = &shown.disk;
+    let failover = shown.failover.as_ref().filter(|_| disk.driver.is_none());
+    match (disk.health.level, disk.state, failover) {
+        (Level::Critical, ..) => "NOT PROTECTED".into(),
+        (_, Some(state), _) => word(&state),
+        (_, None, Some(record)) => word(&record.state),
+        _ if shown.replica.is_some() => "replica".into(),
+        _ if disk.health.causes.iter().any(|cause| cause.id == ids::DRIVER_SILENT) => {
+            "not-answering".into()
+        }
+        _ if disk.only_looked_at && disk.driver.is_some() => "mounted point".into(),
+        _ => "not-mounted".into(),
+    }
+}
+
+/// Whether blocks that are not here yet cannot be read.
+fn unreachable_vault(point: &Point) -> Option<Cause> {
+    let now = point.now.as_ref().filter(|now| now.hydration != HydrationStatus::Done)?;
+    let why = now.vault_trouble.as_ref()?;
+    let reason = format!(
+        "the vault of the mounted point cannot be reached, and reads of blocks that are not here fail: {why}"
+    );
+    let advice = "mend what it says; reads are tried again by themselves";
+    Some(Cause::critical(ids::POINT_UNREACHABLE, reason).advise(advice))
 }
 
 /// The newest term that a failover's record knows.

@@ -6,7 +6,9 @@ mod drilling;
 mod exit;
 mod health;
 mod helper;
+mod json;
 mod programs;
+mod table;
 mod verbs;
 mod waiting;
 
@@ -109,8 +111,12 @@ fn main() -> ExitCode {
     exit::leave_when_nobody_reads();
     // It may know keys and passphrases: no core, and nobody but root looks into its memory.
     let _ = nix::sys::prctl::set_dumpable(false);
-    let cli = Cli::parse();
-    exit::report(run(cli))
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return exit::wrong_usage(&e),
+    };
+    let json = cli.globals.json;
+    exit::report(run(cli), json)
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -12,16 +12,18 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::system::{self, System};
 use super::{Finding, HOST};
+use crate::health::Level;
+use crate::health::host::{SIDECAR_ADVICE, of_sidecar, of_state};
 use crate::prerequisites::Found::{self, Bad, Good, Odd};
 use crate::prerequisites::{clock, existing, fuse, kernel, looked, rights, room, size};
-use crate::service::is_running;
+use crate::service::alive::{self, Sidecar};
 
 /// Bits of a process's capabilities, from linux/capability.h.
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_RESOURCE: u32 = 24;
 /// Memory that a driver locks, more or less: its program, stacks and buffers.
 const LOCKED: u64 = 64 << 20;
-/// Least room for state, sockets and bitmaps.
+/// Least room for sockets and bitmaps.
 const ROOM_MIN: u64 = 64 << 20;
 
 /// Looks at the host.
@@ -127,8 +129,9 @@ fn state(dir: &Path) -> Result<Found, nix::errno::Errno> {
     let at = dir.display();
     let free = room(dir)?;
     let mode = fs::metadata(dir).map(|data| data.permissions().mode() & 0o077).unwrap_or_default();
-    Ok(if free < ROOM_MIN {
-        Bad(format!("{} free in {at}: {} are needed at least", size(free), size(ROOM_MIN)))
+    Ok(if let Some(cause) = of_state(dir) {
+        let found = format!("{}; {}", cause.reason, cause.advice.unwrap_or_default());
+        if cause.level == Level::Critical { Bad(found) } else { Odd(found) }
     } else if mode != 0 {
         Odd(format!("{at} can be looked into by others than root: chmod 0700 {at}"))
     } else {
@@ -161,13 +164,14 @@ fn flusher(capabilities: u64) -> Found {
 }
 
 fn sidecar(roots: &Roots, names: &[DiskName]) -> Found {
-    if is_running(roots) {
-        Good("runs".into())
-    } else if names.is_empty() {
-        Good("does not run; there are no disks".into())
-    } else {
-        Odd("does not run: no recovery points are made by themselves; systemctl enable --now \
-             backstay-sidecar, or backstay sidecar"
-            .into())
+    match alive::sidecar(roots) {
+        Sidecar::Runs { pid } => Good(format!("runs as process {pid}")),
+        Sidecar::NotRunning { .. } if names.is_empty() => {
+            Good("does not run; there are no disks".into())
+        }
+        found => {
+            let cause = of_sidecar(&found).map(|cause| cause.reason + "; " + SIDECAR_ADVICE);
+            Odd(cause.unwrap_or_default())
+        }
     }
 }

@@ -1,7 +1,82 @@
-//! What all disks of this host suffer from.
+//! What all disks of this host suffer from: no sidecar, a state directory without room.
 
-use super::{Cause, Facts};
+use std::path::Path;
 
-pub(super) fn causes(_facts: &Facts<'_>) -> Vec<Cause> {
-    vec![]
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use super::{Cause, Facts, ids};
+use crate::prerequisites::{existing, size};
+use crate::service::alive::Sidecar;
+
+/// Below this a state directory will soon be full.
+const STATE_LOW: u64 = 64 << 20;
+/// Below this nothing that lasts can be relied upon to fit.
+const STATE_FULL: u64 = 1 << 20;
+
+/// What to do about a sidecar that makes no points.
+pub(crate) const SIDECAR_ADVICE: &str =
+    "start it: systemctl restart backstay-sidecar, or backstay sidecar";
+
+pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
+    let sidecar = facts.wants_points().then(|| of_sidecar(facts.sidecar)).flatten();
+    sidecar.into_iter().chain(of_state(&facts.roots.state)).collect()
+}
+
+/// A sidecar that makes no points.
+pub(crate) fn of_sidecar(sidecar: &Sidecar) -> Option<Cause> {
+    let since = |cause: Cause, unix_ns: &Option<u64>| match unix_ns {
+        Some(unix_ns) => cause.since(*unix_ns),
+        None => cause,
+    };
+    let cause = match sidecar {
+        Sidecar::Runs { .. } => return None,
+        Sidecar::NotRunning { since_unix_ns } => {
+            let reason = "no sidecar runs: no recovery points are made by themselves";
+            since(Cause::warning(ids::SIDECAR_NOT_RUNNING, reason), since_unix_ns)
+        }
+        Sidecar::Silent { pid, since_unix_ns, stopped } => {
+            let process = pid.map_or("a process".into(), |pid| format!("process {pid}"));
+            let how = if *stopped { "was stopped by a signal" } else { "hangs" };
+            let reason = format!("the sidecar ({process}) {how}: no recovery points are made");
+            since(Cause::warning(ids::SIDECAR_SILENT, reason), since_unix_ns)
+        }
+        Sidecar::Unknown { reason } => {
+            let reason = format!("whether a sidecar runs could not be found out: {reason}");
+            return Some(Cause::warning(ids::SIDECAR_UNKNOWN, reason));
+        }
+    };
+    Some(cause.advise(SIDECAR_ADVICE))
+}
+
+/// A state directory in which nothing can be remembered.
+pub(crate) fn of_state(dir: &Path) -> Option<Cause> {
+    // One that is not there is made by the first disk.
+    let fs = match statvfs(existing(dir)) {
+        Ok(fs) => fs,
+        Err(e) => {
+            let reason = format!("the state directory {} cannot be looked at: {e}", dir.display());
+            return Some(Cause::critical(ids::STATE_READ_ONLY, reason));
+        }
+    };
+    let at = dir.display();
+    if fs.flags().contains(FsFlags::ST_RDONLY) {
+        let reason = format!("the state directory {at} is on a file system that is read-only");
+        return Some(
+            Cause::critical(ids::STATE_READ_ONLY, reason).advise(
+                "see dmesg for why; mend it, then mount it read-write: mount -o remount,rw",
+            ),
+        );
+    }
+    let free = fs.blocks_available() * fs.fragment_size();
+    let no_inodes = fs.files() > 0 && fs.files_available() == 0;
+    let advice = format!("make room in the file system of {at}");
+    if free < STATE_FULL || no_inodes {
+        let what = if no_inodes { "no inodes are".into() } else { format!("{} is", size(free)) };
+        let reason = format!("the state directory {at} is full: {what} free");
+        return Some(Cause::critical(ids::STATE_FULL, reason).advise(advice));
+    }
+    (free < STATE_LOW).then(|| {
+        let reason = format!("the state directory {at} is nearly full: {} is free", size(free));
+        Cause::warning(ids::STATE_FULL, reason).advise(advice)
+    })
 }

@@ -92,6 +92,18 @@ ids! {
     /// The newest point is dated after now.
     POINT_FROM_THE_FUTURE = "point-from-the-future";
 
+    // The host (host.rs).
+    /// No sidecar makes points.
+    SIDECAR_NOT_RUNNING = "sidecar-not-running";
+    /// There is a sidecar, and it does nothing.
+    SIDECAR_SILENT = "sidecar-silent";
+    /// Whether there is a sidecar could not be found out.
+    SIDECAR_UNKNOWN = "sidecar-unknown";
+    /// The state directory is full or nearly so.
+    STATE_FULL = "state-full";
+    /// The state directory cannot be written.
+    STATE_READ_ONLY = "state-read-only";
+
     // Upkeep, keys, drills, each in its file.
     /// The vault cannot be looked after.
     UPKEEP_FAILED = "upkeep-failed";
@@ -101,8 +113,12 @@ ids! {
     DRILL = "drill";
 
     // Failovers, replicas and certificates (found by whoever knows of them).
-    /// The disk was handed over, or is being failed over, and is not served here.
+    /// The disk was handed over: another host may serve it. No fault.
     HANDED_OVER = "handed-over";
+    /// A failover or failback was begun and not finished.
+    FAILOVER_UNFINISHED = "failover-unfinished";
+    /// Blocks of a mounted point that are not here yet cannot be read.
+    POINT_UNREACHABLE = "point-unreachable";
     /// A replica does not follow until a person acts.
     REPLICA_STOPPED = "replica-stopped";
     /// A replica's last step failed and is tried again.

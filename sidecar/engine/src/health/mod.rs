@@ -13,7 +13,7 @@ mod clock;
 mod cycle;
 mod drills;
 mod driver;
-mod host;
+pub(crate) mod host;
 pub mod ids;
 mod keys;
 mod records;
@@ -29,6 +29,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::record::Record;
+use crate::service::alive::Sidecar;
 
 pub use ids::CauseId;
 
@@ -172,12 +173,21 @@ pub struct Facts<'a> {
     pub rpo_ns: Option<u64>,
     /// The time, nanoseconds since 1970.
     pub now_unix_ns: u64,
+    /// It is a mounted recovery point that nobody has made a disk of: it is not cycled.
+    pub only_looked_at: bool,
+    /// Whether the host's sidecar is at work.
+    pub sidecar: &'a Sidecar,
 }
 
 impl Facts<'_> {
     /// From one cut to the next, as the disk's settings say.
     fn interval(&self) -> Duration {
         self.config.interval_of(self.name)
+    }
+
+    /// Whether somebody has to make points of it now.
+    fn wants_points(&self) -> bool {
+        self.driver.is_some() && !self.only_looked_at
     }
 }
 
@@ -190,10 +200,10 @@ const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 11] = [
     vault::causes,
     vault::scrubs,
     clock::causes,
-    host::causes,
     upkeep::causes,
     keys::causes,
     drills::causes,
+    host::causes,
 ];
 
 /// How well a disk is.

@@ -3,13 +3,14 @@
 //! One thread looks and decides (see [`crate::schedule`]); each cycle has a thread of its own. What a
 //! person sees of a disk (its phase, when it is due, what failed) stands in the disk's record.
 
+pub mod alive;
 mod ask;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::num::NonZeroU64;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -20,12 +21,9 @@ use backstay_front::control::Silence;
 use backstay_front::paths::Roots;
 use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
-use backstay_host::lock;
-use backstay_host::own_dir::own_dir;
 use backstay_host::stamp::{self, Stamp};
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
-use nix::fcntl::Flock;
 
 use crate::care::{Care, DisksOf};
 use crate::config::Config;
@@ -35,7 +33,7 @@ use crate::group::service::{Groups, With};
 use crate::hooks;
 use crate::jobs::JobBook;
 use crate::phase::Event;
-use crate::protection::Protection;
+use crate::protection::{Protection, is_only_looked_at};
 use crate::record::Record;
 use crate::reload::ConfigWatch;
 use crate::requests::{Asked, take};
@@ -44,6 +42,7 @@ use crate::scrub::{self, Scrubbed, Scrubs};
 use crate::throttle::Throttle;
 use crate::upkeep;
 use crate::windows::{self, may_begin};
+pub use alive::is_running;
 use ask::Drivers;
 use worker::{Cycle, Ended};
 
@@ -71,7 +70,9 @@ pub fn serve(
     roots: &Roots,
     stop: &Receiver<()>,
 ) -> Result<(), ServiceError> {
-    let _lock = only_one(roots, lock::LOOKED_AT_WAIT)?;
+    let _lock = alive::only_one(roots)?;
+    let mut pulse = alive::Pulse::new(roots);
+    pulse.beat();
     watch.look_on_hangup()?;
     let config = Arc::clone(watch.config());
     let throttle = Arc::new(Throttle::new(config.throttle.clone(), config.zone()));
@@ -113,6 +114,7 @@ pub fn serve(
     loop {
         select! {
             recv(ticks) -> _ => {
+                pulse.beat();
                 if let Some(new) = watch.look() {
                     service.take_config(&new);
                 }
@@ -145,27 +147,6 @@ fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
             }
         }
     })
-}
-
-/// Held by the sidecar as long as it lives.
-const LOCK: &str = ".sidecar.lock";
-
-/// One sidecar a host, that is, a state directory: the lock lasts as long as the process. Who only looks
-/// whether a sidecar is at work takes it for an instant; that is waited for.
-fn only_one(roots: &Roots, wait: Duration) -> Result<Flock<fs::File>, ServiceError> {
-    own_dir(&roots.state).map_err(std::io::Error::from)?;
-    let path = roots.state.join(LOCK);
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    lock::exclusive(file, wait)?.ok_or_else(|| ServiceError::Running(roots.state.clone()))
-}
-
-/// Whether a sidecar is at work for these disks.
-#[must_use]
-pub fn is_running(roots: &Roots) -> bool {
-    // Who only looks leaves nothing behind.
-    roots.state.join(LOCK).exists()
-        && matches!(only_one(roots, Duration::ZERO), Err(ServiceError::Running(_)))
 }
 
 fn slots(config: &Config) -> Slots {
@@ -351,8 +332,11 @@ impl Service<'_> {
     /// Adds a disk whose driver answers. It is due when its record says, so that a sidecar that
     /// starts anew does not run all disks at once.
     fn add(&mut self, name: &DiskName) {
-        let Some(status) = self.driver(name) else { return };
         let paths = self.roots.disk(name);
+        if is_only_looked_at(&paths.state) {
+            return;
+        }
+        let Some(status) = self.driver(name) else { return };
         if is_ending(&paths.state) {
             return;
         }

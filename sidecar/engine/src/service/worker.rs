@@ -57,7 +57,8 @@ impl Cycle {
     fn cycle(&self) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
-        let opened = Vault::open(&self.vault_url()?);
+        let url = self.vault_url()?;
+        let opened = Vault::open(&url);
         let opened = opened.and_then(|vault| vault.probe_once().map(|()| vault));
         let vault = opened.inspect_err(|e| {
             // A cycle that cannot even begin has failed, and is listed with the others.
@@ -97,6 +98,7 @@ impl Cycle {
             drop(ended);
             result
         });
+        let result = result.map_err(|e| e.explained(&url));
         match &result {
             Ok(report) => drop(job.end(Ok(report.cycle))),
             Err(e) => drop(job.end(Err(e.to_string()))),

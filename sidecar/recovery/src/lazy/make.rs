@@ -108,6 +108,13 @@ fn unfinished(paths: &DiskPaths) -> PathBuf {
     paths.state.join(format!("{FOLDER}.unfinished"))
 }
 
+/// Removes what was begun of a mounted point that is not to be; its hold, if there is one, ends by itself.
+pub(super) fn give_up(paths: &DiskPaths) {
+    let unfinished = unfinished(paths);
+    Claim::load(&unfinished).iter().for_each(Claim::remove_overlay);
+    let _ = fs::remove_dir_all(unfinished);
+}
+
 /// A point that was not mounted here before: found, held, and its folder made.
 pub(super) fn anew(
     name: &DiskName,

@@ -107,6 +107,8 @@ pub enum LazyError {
         said: String,
         /// Whether nothing is wrong but it would not be safe.
         refused: bool,
+        /// Whether damaged data was found.
+        damaged: bool,
     },
     /// The system refused.
     #[error("{path}: {source}")]
@@ -123,6 +125,16 @@ impl LazyError {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Driver { refused: true, .. })
+    }
+
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Vault(e) => e.is_damage(),
+            Self::Damaged { .. } | Self::Driver { damaged: true, .. } => true,
+            _ => false,
+        }
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {

@@ -14,7 +14,7 @@ use backstay_host::clock;
 use backstay_host::own_dir::own_dir;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault};
+use backstay_vault::{Manifest, Vault, VaultError};
 
 use super::LazyError;
 use super::backing::{Point, PointBacking};
@@ -22,7 +22,7 @@ use super::choice::{PointChoice, choose};
 use super::heap;
 use super::hydrate::Hydrator;
 use super::keeper::Keeper;
-use super::make::{MANIFEST, MAP, anew, identity, overlay_path};
+use super::make::{MANIFEST, MAP, anew, give_up, identity, overlay_path};
 use super::medium::{OverlayFile, PlainFile};
 use super::overlay::Overlay;
 use super::record::{Hydration, HydrationStatus, Mounted, MountedPoint, folder};
@@ -118,23 +118,55 @@ pub fn serve(
 /// As for [`serve`].
 pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, LazyError> {
     const REFUSED: &str = "refused: ";
+    const DAMAGED: &str = "damaged: ";
     let (served, name) = (driver.mount_point.join("disk"), driver.name.clone());
-    let state = &driver.paths.state;
+    let (paths, state) = (driver.paths.clone(), &driver.paths.state);
+    let is_new = !state.exists();
     own_dir(state).map_err(|e| LazyError::io(state)(e.into()))?;
     let log = driver.paths.driver_log();
     let outcome = in_background(&log, |ready| {
-        serve(driver, options, ready).map_err(|e| match e.is_busy() {
-            true => format!("{REFUSED}{e}"),
-            false => e.to_string(),
+        serve(driver, options, ready).map_err(|e| match (e.is_busy(), found_damage(&e)) {
+            (true, _) => format!("{REFUSED}{e}"),
+            (false, true) => format!("{DAMAGED}{e}"),
+            (false, false) => e.to_string(),
         })
     });
     match outcome.map_err(LazyError::io(log))? {
         Outcome::Serving => Ok(served),
-        Outcome::Failed(said) => Err(LazyError::Driver {
-            refused: said.starts_with(REFUSED),
-            said: said.strip_prefix(REFUSED).unwrap_or(&said).to_owned(),
-            name,
-        }),
+        Outcome::Failed(said) => {
+            let (refused, damaged) = (said.strip_prefix(REFUSED), said.strip_prefix(DAMAGED));
+            // Who was refused may have met somebody who mounts it.
+            if is_new && refused.is_none() {
+                leave_nothing(&paths);
+            }
+            Err(LazyError::Driver {
+                refused: refused.is_some(),
+                damaged: damaged.is_some(),
+                said: refused.or(damaged).unwrap_or(&said).to_owned(),
+                name,
+            })
+        }
+    }
+}
+
+/// Whether damaged data is what a driver failed at.
+fn found_damage(error: &DriverError) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |e| e.source()).any(|e| {
+        e.downcast_ref::<LazyError>().is_some_and(LazyError::is_damage)
+            || e.downcast_ref().is_some_and(VaultError::is_damage)
+    })
+}
+
+/// Removes what a driver that never served has left of a disk that was not here before.
+fn leave_nothing(paths: &DiskPaths) {
+    give_up(paths);
+    for file in [paths.driver_log(), paths.lock_file(), paths.control_socket()] {
+        let _ = fs::remove_file(file);
+    }
+    // Only if nothing else is in them.
+    for folder in [&paths.mount_point(), &paths.runtime, &paths.state] {
+        let _ = fs::remove_dir(folder);
     }
 }
 
@@ -177,6 +209,7 @@ pub fn spawn(
             name: name.clone(),
             said: text(&output.stderr),
             refused: output.status.code() == Some(3),
+            damaged: output.status.code() == Some(4),
         }),
     }
 }

@@ -14,6 +14,7 @@ use super::Progress;
 use super::frames::{Decompressor, check, fetch, requests};
 use super::plan::{Layer, Layers};
 use super::target::RestoreTarget;
+use super::verify::check_chain;
 use crate::error::VaultError;
 use crate::format::manifest::Manifest;
 use crate::sectors::SectorSet;
@@ -52,6 +53,7 @@ pub fn restore(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<(), VaultError> {
+    check_chain(vault, point)?;
     let mut fetch = Fetch::whole(vault, point, 0)?;
     fetch.step(target, threads, u64::MAX, progress, &AtomicBool::new(false))?;
     fetch.finish()?;

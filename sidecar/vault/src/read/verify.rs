@@ -1,6 +1,6 @@
 //! Verifying points: everything is read back and every checksum compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use backstay_types::{ByteLen, CycleNo, DiskId};
 
@@ -77,10 +77,14 @@ pub fn verify_newest_segments(
 /// A point must follow the one it names, if that is still there, in a term not older than its.
 /// The times of the cuts say nothing: a wall clock may step back.
 pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
+    check_own_last(point)?;
     let Some((cycle, id)) = point.predecessor else { return Ok(()) };
     let before = match vault.manifest(point.disk, cycle) {
-        // Deleted by retention: points do not need the ones before them.
+        // Deleted by retention, which is not done behind the ledger's back: see `missing_points`. Points do
+        // not need the ones before them.
         Err(VaultError::NotFound { .. }) => return Ok(()),
+        // The fault of that one, not of this.
+        Err(e) if e.is_damage() => return Ok(()),
         before => before?,
     };
     // The first point of a term may lay over an older one: others were made after that.
@@ -89,13 +93,49 @@ pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultEr
     // What a writer put that slept while the point of that cycle came and went is nobody's.
     let nobodys = before.point != id
         && vault.ledger(point.disk)?.is_some_and(|l| l.fate(cycle, before.point) == Some(None));
-    if fits || nobodys {
+    if fits {
+        return check_order(&before, point);
+    }
+    if nobodys {
         return Ok(());
     }
     Err(VaultError::Inconsistent {
         object: point_key(point.disk, point.cycle),
         reason: format!("it does not follow recovery point {cycle}, which it names"),
     })
+}
+
+/// A later segment holds over an earlier one, so a list in another order is another disk, although every
+/// checksum fits. What a cycle added stands behind all that it went on from.
+fn check_own_last(point: &Manifest) -> Result<(), VaultError> {
+    let is_own = |segment: &&SegmentRef| segment.cycle == point.cycle;
+    let own = point.segments.iter().rev().take_while(is_own).count();
+    let mut names = HashSet::new();
+    let twice = point.segments.iter().any(|s| !names.insert((s.cycle, s.attempt, s.number)));
+    if own == point.own_segments().count() && !twice {
+        return Ok(());
+    }
+    Err(out_of_order(point))
+}
+
+/// What a point shares with the one before it stands in the same order in both: merging puts few segments
+/// in the place of neighbours, and changes nothing else.
+fn check_order(before: &Manifest, point: &Manifest) -> Result<(), VaultError> {
+    let name = |s: &SegmentRef| (s.cycle, s.attempt, s.number);
+    let there: HashMap<_, usize> =
+        before.segments.iter().enumerate().map(|(n, segment)| (name(segment), n)).collect();
+    let shared = point.segments.iter().filter_map(|segment| there.get(&name(segment)));
+    match shared.is_sorted() {
+        true => Ok(()),
+        false => Err(out_of_order(point)),
+    }
+}
+
+fn out_of_order(point: &Manifest) -> VaultError {
+    VaultError::Inconsistent {
+        object: point_key(point.disk, point.cycle),
+        reason: "its segments are listed in an order in which no cycle lists them".into(),
+    }
 }
 
 /// Reads a segment's frames and compares every checksum of its sectors.

@@ -113,7 +113,13 @@ pub(super) fn compact(job: &Job<'_>) -> Result<Merged, VaultError> {
         let counted = merged.and_then(|sectors| output.counted(newest.size, sectors));
         if let Err(e) = counted {
             output.forget();
-            return Err(e);
+            return Err(match e {
+                VaultError::Full { .. } => VaultError::NoRoomToMerge {
+                    url: job.vault.url().into(),
+                    bytes: ByteLen(old.iter().map(|entry| entry.object.0).sum()),
+                },
+                e => e,
+            });
         }
         let merge = Merge::of(old, output.put.clone()).filter(|merge| !merge.segments.is_empty());
         let Some(merge) = merge else { return Ok(done) };

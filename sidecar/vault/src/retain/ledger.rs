@@ -82,6 +82,36 @@ pub(super) fn asked_for(
     Ok(objects)
 }
 
+impl Vault {
+    /// The cycles of points that should be there and are not: those that the ledger keeps, and gaps behind
+    /// what it knows, for there cycles follow each other. Retention tells the ledger first, so it is not what
+    /// took them.
+    ///
+    /// # Errors
+    /// If the vault cannot be read, or the ledger is damaged.
+    pub fn missing_points(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
+        for _ in 0..ROUNDS_MAX {
+            let ledger = self.ledger(disk)?;
+            let objects = settled_objects(self, disk, ledger.as_ref())?;
+            let horizon = ledger.as_ref().map_or(0, |ledger| ledger.horizon.0);
+            let kept = ledger.iter().flat_map(|ledger| &ledger.points);
+            let kept = kept.filter(|point| point.fate == Fate::Kept).map(|point| point.cycle.0);
+            let newest = objects.last().map_or(0, |cycle| cycle.0);
+            let missing: Vec<CycleNo> = kept
+                .chain(horizon + 1..=newest)
+                .map(CycleNo)
+                .filter(|cycle| objects.binary_search(cycle).is_err())
+                .collect();
+            // What was decided meanwhile explains what is gone.
+            let revision = |ledger: &Option<Ledger>| ledger.as_ref().map(|ledger| ledger.revision);
+            if missing.is_empty() || revision(&self.ledger(disk)?) == revision(&ledger) {
+                return Ok(missing);
+            }
+        }
+        Err(VaultError::Contended { disk })
+    }
+}
+
 /// All objects among a disk's points. No list alone is believed where that could cost a point: a
 /// list of a directory is not of one instant.
 ///

@@ -89,6 +89,7 @@ pub fn run_once(
             stop: &AtomicBool::new(false),
         })
     });
+    let result = result.map_err(|e| e.explained(url));
     bar.end();
     job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
     // What was tried at another vault than the disk's own is no trouble of the disk's.

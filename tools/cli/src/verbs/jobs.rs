@@ -36,6 +36,12 @@ const SHOWN: usize = 20;
 
 impl Jobs {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        context.visible_disks()?;
+        if let Some(name) = &self.name
+            && !JobBook::below(&context.roots.state).list().iter().any(|job| job.disk == *name)
+        {
+            context.expect_disk(name)?;
+        }
         loop {
             let mut jobs = JobBook::below(&context.roots.state).list();
             jobs.retain(|job| self.name.as_ref().is_none_or(|name| *name == job.disk));

@@ -38,7 +38,7 @@ pub mod set;
 pub mod sidecar;
 pub mod status;
 pub mod stopping;
-mod target;
+pub mod target;
 pub mod umount;
 pub mod unpin;
 pub mod unprotect;

@@ -19,7 +19,7 @@ See backstay holds for what is pinned, backstay unpin to let go.")]
 pub struct Pin {
     /// The disk's name
     name: DiskName,
-    /// Which point: a number, or latest
+    /// Which point: a number, latest, or the newest not after a time (2026-02-03T04:05:06Z)
     point: PointName,
     /// The pin's name [default: pin- and the point's number]
     #[arg(long = "name", value_name = "PIN")]

@@ -1,26 +1,47 @@
 //! `backstay points`: what can be restored.
 
-use backstay_types::{CycleNo, DiskName};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::{
-    Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Line, Manifest, VaultError,
+    Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Line, Manifest, Vault, VaultError,
 };
 use clap::Args;
 use serde::Serialize;
 
-use super::target::{InVault, size, time, word};
+use super::target::{InVault, past, size, time, word};
 use crate::context::Context;
+use crate::exit::Damaged;
 
 /// List the recovery points of a disk
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay points db
-  backstay points db --vault file:///mnt/backup/vault --json")]
+  backstay points db --last 10
+  backstay points db --since 6h          also a time: 2026-02-03T04:05:06Z
+  backstay points db --vault file:///mnt/backup/vault --json
+
+Exit code 4 if one of them is damaged; the others are listed all the same.")]
 pub struct Points {
     /// The disk's name
     name: DiskName,
+    /// Only the newest ones, so many
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// Only those cut since a time (2026-02-03T04:05:06Z), or not longer ago than this (6h)
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    since: Option<SystemTime>,
     #[command(flatten)]
     vault: InVault,
+}
+
+/// A point, or what can be said of one that cannot be read.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry {
+    Point(Box<Listed>),
+    Damaged { cycle: CycleNo, damaged: String },
 }
 
 /// A point, for programs.
@@ -81,52 +102,93 @@ impl Listed {
 impl Points {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = match self.vault.find(context, &self.name) {
-            // A vault or disk that was never shipped to has no points; that is an answer.
-            Err(e) if context.globals.json && not_there(&e) => {
-                return context.print_json(&Vec::<Listed>::new());
+            // A disk of this host that was never shipped has no points; that is an answer.
+            Err(e) if context.globals.json && not_there(&e) && context.has_disk(&self.name)? => {
+                return context.print_json(&Vec::<Entry>::new());
             }
             found => found?,
         };
-        let mut points = vec![];
-        let (holds, line) = (vault.holds(disk.disk)?, vault.line(disk.disk)?);
-        let drills = vault.drills(disk.disk)?;
-        let mut damaged = vault.damaged_points(disk.disk)?;
-        for cycle in vault.points(disk.disk)? {
-            match vault.manifest(disk.disk, cycle) {
-                Ok(point) => points.push(Listed {
-                    damaged: damaged.remove(&cycle),
-                    ..Listed::of(&point, &holds, &drills, &line)
-                }),
+        let entries = self.entries(&vault, disk.disk)?;
+        match context.globals.json {
+            true => context.print_json(&entries)?,
+            false => print(&entries),
+        }
+        let is_damaged = |entry: &&Entry| matches!(entry, Entry::Damaged { .. });
+        match entries.iter().filter(is_damaged).count() {
+            0 => Ok(()),
+            bad => Err(Damaged(format!(
+                "disk {}: {bad} of {} recovery points cannot be read: they are damaged; see backstay verify {}",
+                self.name,
+                entries.len(),
+                self.name
+            ))
+            .into()),
+        }
+    }
+
+    /// The points that were asked for, oldest first.
+    fn entries(&self, vault: &Vault, disk: DiskId) -> anyhow::Result<Vec<Entry>> {
+        let since_unix_ns = self.since.map_or(0, |since| {
+            since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+        });
+        let (holds, line) = (vault.holds(disk)?, vault.line(disk)?);
+        let drills = vault.drills(disk)?;
+        let mut damaged = vault.damaged_points(disk)?;
+        let mut cycles = vault.points(disk)?;
+        if let Some(last) = self.last {
+            cycles.drain(..cycles.len().saturating_sub(last));
+        }
+        let mut entries = vec![];
+        for cycle in cycles {
+            match vault.manifest(disk, cycle) {
+                Ok(point) if point.cut_unix_ns < since_unix_ns => {}
+                Ok(point) => {
+                    let listed = Listed {
+                        damaged: damaged.remove(&cycle),
+                        ..Listed::of(&point, &holds, &drills, &line)
+                    };
+                    entries.push(Entry::Point(Box::new(listed)));
+                }
                 // Retention deleted it since it was listed.
                 Err(VaultError::NotFound { .. }) => {}
+                Err(e) if e.is_damage() => {
+                    entries.push(Entry::Damaged { cycle, damaged: e.to_string() });
+                }
                 Err(e) => return Err(e.into()),
             }
         }
-        if context.globals.json {
-            return context.print_json(&points);
-        }
-        println!(
-            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  HELD BY",
-            "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED", "PROVEN"
+        Ok(entries)
+    }
+}
+
+fn print(entries: &[Entry]) {
+    println!(
+        "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  HELD BY",
+        "POINT", "CUT", "KIND", "CONSISTENCY", "MOVED", "STORED", "PROVEN"
+    );
+    for entry in entries {
+        let point = match entry {
+            Entry::Point(point) => point,
+            Entry::Damaged { cycle, damaged } => {
+                println!("{:>6}  DAMAGED: {damaged}", cycle.0);
+                continue;
+            }
+        };
+        let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
+        let damaged = if point.damaged.is_some() { "DAMAGED; " } else { "" };
+        let left = if point.left { "left at a failover; " } else { "" };
+        let line = format!(
+            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {damaged}{left}{}",
+            point.cycle.0,
+            time(point.cut_unix_ns),
+            word(&point.kind),
+            word(&point.consistency),
+            size(point.moved_bytes),
+            size(point.stored_bytes),
+            proven(&point.drills),
+            held_by.join(" ")
         );
-        for point in points {
-            let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
-            let damaged = if point.damaged.is_some() { "DAMAGED; " } else { "" };
-            let left = if point.left { "left at a failover; " } else { "" };
-            let line = format!(
-                "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {damaged}{left}{}",
-                point.cycle.0,
-                time(point.cut_unix_ns),
-                word(&point.kind),
-                word(&point.consistency),
-                size(point.moved_bytes),
-                size(point.stored_bytes),
-                proven(&point.drills),
-                held_by.join(" ")
-            );
-            println!("{}", line.trim_end());
-        }
-        Ok(())
+        println!("{}", line.trim_end());
     }
 }
 

@@ -27,7 +27,7 @@ wrote. A device is marked until it is whole, so that nobody takes a part of a po
 pub struct Restore {
     /// The disk's name
     name: DiskName,
-    /// Which point: a number, or latest
+    /// Which point: a number, latest, or the newest not after a time (2026-02-03T04:05:06Z)
     #[arg(long)]
     point: PointName,
     /// A file, or a block device at least as large as the disk

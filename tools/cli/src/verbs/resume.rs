@@ -1,6 +1,6 @@
 //! `backstay resume`: what was wrong is mended.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_types::DiskName;
@@ -11,26 +11,59 @@ use crate::context::Context;
 /// Go on with a disk whose health is critical: what was wrong is mended
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
   backstay resume db
+  backstay resume --all        every disk that waits for a person
 
 After a failure that only a person can mend (access denied, another disk of the name, a newer writer)
 the sidecar tries no more. See backstay status for what it was.")]
 pub struct Resume {
     /// The disk's name
-    name: DiskName,
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    name: Option<DiskName>,
+    /// Every disk of this host that waits for a person
+    #[arg(long)]
+    all: bool,
 }
 
 impl Resume {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let state = context.roots.disk(&self.name).state;
-        if !state.exists() {
-            bail!("there is no disk {} in {}", self.name, context.roots.state.display());
+        let names = match self.name {
+            Some(name) => {
+                context.expect_disk(&name)?;
+                vec![name]
+            }
+            None => waiting(context)?,
+        };
+        for name in &names {
+            resume(context, name).with_context(|| format!("disk {name}"))?;
         }
-        let mut record = Record::load(&state);
-        record.resume();
-        record.save(&state).with_context(|| format!("disk {}", self.name))?;
-        ask(&context.roots.state, &Asked::Look(self.name.clone()))
-            .with_context(|| format!("disk {}", self.name))
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({ "resumed": names }));
+        }
+        if self.all && !context.globals.quiet {
+            match names.is_empty() {
+                true => println!("no disk waits for a person"),
+                false => names.iter().for_each(|name| println!("{name}: resumed")),
+            }
+        }
+        Ok(())
     }
+}
+
+/// The disks whose last failure only a person can mend.
+fn waiting(context: &Context) -> anyhow::Result<Vec<DiskName>> {
+    let waits = |name: &DiskName| {
+        let failure = Record::load(&context.roots.disk(name).state).failure;
+        failure.is_some_and(|failure| failure.person_must_act)
+    };
+    Ok(context.visible_disks()?.into_iter().filter(waits).collect())
+}
+
+fn resume(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+    let state = context.roots.disk(name).state;
+    let mut record = Record::load(&state);
+    record.resume();
+    record.save(&state)?;
+    Ok(ask(&context.roots.state, &Asked::Look(name.clone()))?)
 }

@@ -1,8 +1,12 @@
 //! Which disk of which vault a verb means, and which point.
 
+use std::time::SystemTime;
+
 use anyhow::{Context as _, bail};
 use backstay_engine::seen;
+use backstay_host::clock;
 use backstay_recovery::failover::stopped;
+use backstay_recovery::lazy::{PointChoice, choose};
 use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
@@ -48,25 +52,14 @@ fn another(context: &Context, name: &DiskName, there: &DiskRecord) -> Option<Dis
     (!is_known).then_some(here.disk)
 }
 
-/// A recovery point as people name it.
+/// A recovery point as people name it, and as `mount` takes it: a number, latest, or a time.
 #[derive(Clone, Copy)]
-pub enum PointName {
-    /// The newest.
-    Latest,
-    /// By its cycle.
-    Cycle(CycleNo),
-}
+pub struct PointName(PointChoice);
 
 impl std::str::FromStr for PointName {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "latest" => Ok(Self::Latest),
-            number => number
-                .parse()
-                .map(|n| Self::Cycle(CycleNo(n)))
-                .map_err(|_| format!("{text:?} is no recovery point: a number, or latest")),
-        }
+        text.parse().map(Self)
     }
 }
 
@@ -74,22 +67,36 @@ impl PointName {
     /// The point's cycle, which must exist.
     pub fn find(self, vault: &Vault, disk: &DiskRecord) -> anyhow::Result<CycleNo> {
         let points = vault.points(disk.disk)?;
-        match self {
-            Self::Latest => {
+        match self.0 {
+            PointChoice::Latest => {
                 let newest = points.last().copied().with_context(|| {
                     format!("disk {} has no recovery point in {}", disk.name, vault.url())
                 })?;
                 vault.refuse_damaged(disk.disk, newest)?;
                 Ok(newest)
             }
-            Self::Cycle(cycle) if points.contains(&cycle) => Ok(cycle),
-            Self::Cycle(cycle) => bail!(
+            PointChoice::Cycle(cycle) if points.contains(&cycle) => Ok(cycle),
+            PointChoice::Cycle(cycle) => bail!(
                 "disk {} has no recovery point {cycle} in {}; see backstay points {}",
                 disk.name,
                 vault.url(),
                 disk.name
             ),
+            PointChoice::Until(_) => Ok(choose(vault, disk.disk, self.0)?.cycle),
         }
+    }
+}
+
+/// A time that has been: as it is written (2026-11-21T03:00:00Z), or how long ago (6h).
+pub fn past(text: &str) -> Result<SystemTime, String> {
+    let now = clock::now();
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago there was no time"));
+    }
+    match humantime::parse_rfc3339_weak(text) {
+        Ok(at) if at > now => Err(format!("{text:?} has not been yet")),
+        Ok(at) => Ok(at),
+        Err(_) => Err(format!("{text:?} is no time: 2026-11-21T03:00:00Z, or how long ago, 6h")),
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use backstay_types::DiskName;
+use backstay_engine::record::Record;
+use backstay_types::{CycleNo, DiskName};
+use backstay_vault::read::Verified;
 use backstay_vault::read::survey::{Reading, Survey, survey};
 use backstay_vault::retain::Held;
+use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
+use serde::Serialize;
 
 use super::progress::Progress;
 use super::target::{InVault, PointName, size};
@@ -19,21 +23,48 @@ Examples:
   backstay verify db                  all recovery points; what they share is read once
   backstay verify db --point latest
 
-Exit code 4 if anything is damaged.")]
+It goes on past what is damaged and says which points are whole and which are not. Exit code 4 if a point is
+damaged, or missing although nobody retired it.")]
 pub struct Verify {
     /// The disk's name
     name: DiskName,
-    /// Only this point: a number, or latest
+    /// Only this point: a number, latest, or the newest not after a time (2026-02-03T04:05:06Z)
     #[arg(long)]
     point: Option<PointName>,
     #[command(flatten)]
     vault: InVault,
 }
 
+/// A point that is not whole.
+#[derive(Serialize)]
+struct DamagedPoint {
+    cycle: CycleNo,
+    /// What is damaged, missing, or contradicts another.
+    reason: String,
+}
+
+/// What was found, for programs.
+#[derive(Serialize)]
+struct Found {
+    /// How many points are whole, and what was read for that.
+    #[serde(flatten)]
+    verified: Verified,
+    /// The points that are whole.
+    whole: Vec<CycleNo>,
+    /// Points of which something is damaged or missing.
+    damaged: Vec<DamagedPoint>,
+    /// Points that should be there and are not.
+    missing: Vec<CycleNo>,
+}
+
 impl Verify {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         vault.check_readable()?;
+        let missing = match self.point {
+            Some(_) => vec![],
+            None => self.missing(context, &vault, &disk)?,
+        };
         let cycles = match self.point {
             Some(point) => vec![point.find(&vault, &disk)?],
             None => vault.points(disk.disk)?,
@@ -50,47 +81,72 @@ impl Verify {
             skip: &BTreeSet::new(),
             done: &|_, _| true,
         };
-        let found = survey(&vault, disk.disk, cycles, &how);
+        let survey = survey(&vault, disk.disk, cycles, &how);
         bar.end();
-        let Survey { verified, damaged, .. } = found?;
-        // None of the points that a person was told of may be missing without a word.
-        let expected = vault.highest_known(disk.disk)?.filter(|_| cycles.is_empty());
+        let Survey { verified, damaged, .. } = survey?;
+        let is_whole = |cycle: &CycleNo| !damaged.contains_key(cycle);
+        let whole = cycles.iter().copied().filter(is_whole).collect();
+        let damaged = damaged
+            .into_iter()
+            .map(|(cycle, e)| DamagedPoint { cycle, reason: e.to_string() })
+            .collect();
+        let found = Found { verified, whole, damaged, missing };
         if context.globals.json {
-            let damaged: Vec<_> = damaged
-                .iter()
-                .map(|(cycle, e)| serde_json::json!({"cycle": cycle, "reason": e.to_string()}))
-                .collect();
-            let mut all = serde_json::to_value(verified)?;
-            all["damaged"] = damaged.into();
-            context.print_json(&all)?;
+            context.print_json(&found)?;
         } else if !context.globals.quiet {
-            println!(
-                "{}: {} recovery points are whole ({} segments, {})",
+            self.print(&found);
+        }
+        match found.damaged.len() + found.missing.len() {
+            0 => Ok(()),
+            bad => Err(Damaged(format!(
+                "disk {}: {bad} of {} recovery points in {} are damaged or missing; the others are whole",
                 self.name,
-                verified.points,
-                verified.segments,
-                size(verified.bytes)
-            );
+                bad + found.whole.len(),
+                vault.url()
+            ))
+            .into()),
         }
-        if let Some(known) = expected {
-            let message = format!(
-                "disk {}: the vault has none of its recovery points, and point {known} was made: they were deleted, or \
-                 this is not the whole vault",
-                self.name
-            );
-            return Err(Damaged(message).into());
+    }
+
+    /// Points that the vault itself, or this host, knows of and that are not there.
+    fn missing(
+        &self,
+        context: &Context,
+        vault: &Vault,
+        disk: &DiskRecord,
+    ) -> anyhow::Result<Vec<CycleNo>> {
+        let mut missing = vault.missing_points(disk.disk)?;
+        let record = Record::load(&context.roots.disk(&self.name).state);
+        let ours = record.last.filter(|last| last.disk == Some(disk.disk));
+        if let Some(last) = ours.filter(|_| record.vault.as_deref() == Some(vault.url())) {
+            // Newer ones may have been made since by another host; only what ends too early is missed.
+            let newest = vault.points(disk.disk)?.last().copied();
+            if newest.is_none_or(|newest| newest < last.cycle) {
+                missing.push(last.cycle);
+            }
         }
-        if !damaged.is_empty() {
-            let each = damaged.iter().map(|(cycle, e)| format!("recovery point {cycle}: {e}"));
-            let message = format!(
-                "disk {}: {} of {} recovery points are damaged\n  {}",
-                self.name,
-                damaged.len(),
-                cycles.len(),
-                each.collect::<Vec<_>>().join("\n  ")
-            );
-            return Err(Damaged(message).into());
+        // None of the points that a person was told of may be missing without a word.
+        if vault.points(disk.disk)?.is_empty() {
+            missing.extend(vault.highest_known(disk.disk)?);
         }
-        Ok(())
+        missing.sort_unstable();
+        missing.dedup();
+        Ok(missing)
+    }
+
+    fn print(&self, found: &Found) {
+        println!(
+            "{}: {} recovery points are whole ({} segments, {})",
+            self.name,
+            found.whole.len(),
+            found.verified.segments,
+            size(found.verified.bytes)
+        );
+        for point in &found.damaged {
+            println!("  point {:>6}  DAMAGED: {}", point.cycle.0, point.reason);
+        }
+        for cycle in &found.missing {
+            println!("  point {:>6}  MISSING", cycle.0);
+        }
     }
 }

@@ -1,19 +1,22 @@
-//! `backstay vault`: making one, saying which one is meant, and what its store keeps beneath it: older versions
-//! and locks.
+//! `backstay vault`: what is in a vault, making one, saying which one is meant, and what its store keeps beneath
+//! it: older versions and locks.
+
+mod disks;
 
 use std::time::SystemTime;
 
 use anyhow::bail;
-use backstay_host::clock;
 use backstay_vault::remote::lock::Versions;
 use backstay_vault::{Vault, VaultError, known};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::target::past;
 use crate::context::Context;
 use crate::exit::Refused;
+use disks::{Forget, Ls};
 
-/// Make a vault, say which one is meant, bring back what was deleted from it
+/// Make a vault, list its disks, say which one is meant, bring back what was deleted from it
 #[derive(Args)]
 pub struct VaultVerb {
     #[command(subcommand)]
@@ -24,6 +27,8 @@ pub struct VaultVerb {
 enum What {
     Init(Init),
     Accept(Accept),
+    Ls(Ls),
+    Forget(Forget),
     Undelete(Undelete),
     Extend(Extend),
 }
@@ -99,7 +104,7 @@ struct Undelete {
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
     /// As it was then: a time (2026-11-21T03:00:00Z) or how long ago (6h)
-    #[arg(long, value_name = "TIME", value_parser = when)]
+    #[arg(long, value_name = "TIME", value_parser = past)]
     since: SystemTime,
     /// Say what would be done, and do nothing
     #[arg(long)]
@@ -120,23 +125,13 @@ struct Extend {
     vault: Option<String>,
 }
 
-fn when(text: &str) -> Result<SystemTime, String> {
-    let now = clock::now();
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago there was no time"));
-    }
-    match humantime::parse_rfc3339_weak(text) {
-        Ok(at) if at > now => Err(format!("{text:?} has not been yet")),
-        Ok(at) => Ok(at),
-        Err(_) => Err(format!("{text:?} is no time: 2026-11-21T03:00:00Z, or how long ago, 6h")),
-    }
-}
-
 impl VaultVerb {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
             What::Init(verb) => verb.run(context),
             What::Accept(verb) => verb.run(context),
+            What::Ls(verb) => verb.run(context),
+            What::Forget(verb) => verb.run(context),
             What::Undelete(verb) => verb.run(context),
             What::Extend(verb) => verb.run(context),
         }

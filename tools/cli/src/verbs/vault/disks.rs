@@ -1,0 +1,228 @@
+//! `backstay vault ls` and `forget`: which disks are in a vault, and the end of one.
+
+use std::io::{IsTerminal, Write};
+
+use backstay_types::{ByteLen, CycleNo, DiskId, DiskName};
+use backstay_vault::retain::Time;
+use backstay_vault::{DiskRecord, Vault, VaultError};
+use clap::Args;
+use console::Style;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::exit::Refused;
+use crate::table::{Cell, Column, lines};
+use crate::verbs::target::{size, time};
+
+/// List the disks of a vault: sizes, newest points, and the hosts that ship them
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay vault ls
+  backstay vault ls --vault s3://backups/prod
+  backstay --json vault ls | jq '.[] | select(.newest.cut_unix_ns < 1700000000000000000)'
+
+A disk whose documents cannot be read is listed with what is wrong. All verbs also take a disk's identity in the
+place of its name.")]
+pub struct Ls {
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+}
+
+/// Delete all recovery points of a disk that no host has any more
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  backstay vault forget old-db --vault s3://backups/prod
+  backstay vault forget old-db --yes
+
+For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points
+ends it. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
+pub struct Forget {
+    /// The disk's name, or its identity as backstay vault ls shows it
+    name: DiskName,
+    /// The vault's URL [default: the configuration's]
+    #[arg(long, value_name = "URL")]
+    vault: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Even if pins or other holds keep points of it
+    #[arg(long)]
+    even_if_held: bool,
+}
+
+/// A disk of a vault.
+#[derive(Serialize)]
+struct Listed {
+    name: DiskName,
+    disk: DiskId,
+    /// Points that can be restored.
+    points: usize,
+    /// The newest of them.
+    newest: Option<Newest>,
+    /// Bytes of its segments.
+    stored_bytes: u64,
+    /// Who wrote last: the writer of its newest term.
+    writer: Option<String>,
+    /// What of it cannot be read.
+    damaged: Option<String>,
+}
+
+/// The newest point of a disk.
+#[derive(Serialize)]
+struct Newest {
+    cycle: CycleNo,
+    cut_unix_ns: u64,
+    size_bytes: ByteLen,
+}
+
+impl Listed {
+    fn of(vault: &Vault, record: DiskRecord) -> Result<Self, VaultError> {
+        let disk = record.disk;
+        let mut listed = Self {
+            name: record.name,
+            disk,
+            points: 0,
+            newest: None,
+            stored_bytes: vault.stored_bytes(disk)?,
+            writer: None,
+            damaged: None,
+        };
+        match listed.read(vault) {
+            Err(e) if e.is_damage() => listed.damaged = Some(e.to_string()),
+            read => read?,
+        }
+        Ok(listed)
+    }
+
+    fn read(&mut self, vault: &Vault) -> Result<(), VaultError> {
+        let points = vault.points(self.disk)?;
+        self.points = points.len();
+        self.writer = vault.newest_term(self.disk)?.map(|term| term.writer);
+        if let Some(&cycle) = points.last() {
+            let point = vault.manifest(self.disk, cycle)?;
+            let (cut_unix_ns, size_bytes) = (point.cut_unix_ns, point.size);
+            self.newest = Some(Newest { cycle, cut_unix_ns, size_bytes });
+        }
+        Ok(())
+    }
+
+    fn row(&self) -> Vec<Cell> {
+        let newest = self.newest.as_ref();
+        let none = || String::from("-");
+        let writer = match &self.damaged {
+            Some(damaged) => Cell { text: damaged.clone(), style: Style::new().red() },
+            None => self.writer.clone().unwrap_or_else(none).into(),
+        };
+        vec![
+            self.name.to_string().into(),
+            newest.map_or_else(none, |newest| size(newest.size_bytes.0)).into(),
+            self.points.to_string().into(),
+            newest.map_or_else(none, |newest| time(newest.cut_unix_ns)).into(),
+            size(self.stored_bytes).into(),
+            self.disk.to_string().into(),
+            writer,
+        ]
+    }
+}
+
+impl Ls {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
+        let disks = vault.disks()?.into_iter();
+        let disks =
+            disks.map(|record| Listed::of(&vault, record)).collect::<Result<Vec<_>, _>>()?;
+        if context.globals.json {
+            return context.print_json(&disks);
+        }
+        let column = |title, right| Column { title, right, least: None };
+        let columns = [
+            column("NAME", false),
+            column("SIZE", true),
+            column("POINTS", true),
+            column("NEWEST", false),
+            column("STORED", true),
+            column("DISK", false),
+            column("WRITER", false),
+        ];
+        let rows: Vec<_> = disks.iter().map(Listed::row).collect();
+        lines(&columns, &rows, usize::MAX).iter().for_each(|line| println!("{line}"));
+        Ok(())
+    }
+}
+
+impl Forget {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = &self.name;
+        let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
+        let disk = vault.disk_named(name)?;
+        let url = vault.url();
+        if context.has_disk(name)? || context.has_disk(&disk.name)? {
+            return refused(format!(
+                "disk {name} is on this host; backstay unprotect {name} --delete-points ends it"
+            ));
+        }
+        let held: Vec<String> = Time::peek(&context.roots.state)
+            .live(disk.disk, vault.holds(disk.disk)?, true)
+            .into_iter()
+            .map(|hold| format!("{} ({})", hold.name, hold.holder))
+            .collect();
+        if !held.is_empty() && !self.even_if_held {
+            return refused(format!(
+                "disk {name} in {url}: somebody still needs its points: {}. See backstay holds {name}; unpin \
+                 them, or say --even-if-held",
+                held.join(", ")
+            ));
+        }
+        let listed = Listed::of(&vault, disk)?;
+        if !self.yes {
+            self.ask(context, &listed, url)?;
+        }
+        vault.remove_disk(listed.disk)?;
+        if context.globals.json {
+            return context.print_json(&serde_json::json!({
+                "name": name, "disk": listed.disk, "points": listed.points,
+                "stored_bytes": listed.stored_bytes,
+            }));
+        }
+        if !context.globals.quiet {
+            println!(
+                "{name}: {} recovery points ({}) were deleted from {url}",
+                listed.points,
+                size(listed.stored_bytes)
+            );
+        }
+        Ok(())
+    }
+
+    fn ask(&self, context: &Context, listed: &Listed, url: &str) -> anyhow::Result<()> {
+        if context.globals.json || !std::io::stdin().is_terminal() {
+            return refused(format!(
+                "disk {} in {url}: say --yes to delete it for good",
+                self.name
+            ));
+        }
+        let newest = listed.newest.as_ref().map_or_else(String::new, |newest| {
+            format!(", the newest of {}", time(newest.cut_unix_ns))
+        });
+        eprint!(
+            "Delete all {} recovery points of {} ({}{newest}) from {url}? Type its name: ",
+            listed.points,
+            self.name,
+            size(listed.stored_bytes)
+        );
+        std::io::stderr().flush()?;
+        let mut said = String::new();
+        std::io::stdin().read_line(&mut said)?;
+        match said.trim() == self.name.as_str() {
+            true => Ok(()),
+            false => refused("not confirmed".into()),
+        }
+    }
+}
+
+fn refused(why: String) -> anyhow::Result<()> {
+    Err(Refused(format!("{why}. Nothing was changed")).into())
+}
