@@ -620,16 +620,20 @@ fn a_moved_disk_keeps_its_dirty_set() {
     disk.close().unwrap();
     drop(disk);
     let mut offline = Offline::open(&recorder).unwrap();
-    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Bound);
+    assert_eq!(offline.binding(&recorder, &recorder).unwrap(), Binding::Bound);
     recorder.faults().mtime_unix_ns = 78;
-    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Other, "somebody wrote to it");
+    assert_eq!(
+        offline.binding(&recorder, &recorder).unwrap(),
+        Binding::Other,
+        "somebody wrote to it"
+    );
     recorder.faults().identity = Some(2);
     recorder.recording().now.backing_bytes = SIZE.0 - 1;
-    assert!(matches!(offline.bind(&recorder), Err(TrackError::Size { .. })));
+    assert!(matches!(offline.bind(&recorder, &recorder), Err(TrackError::Size { .. })));
     // The new one is larger: the disk takes its size at the next start.
     recorder.recording().now.backing_bytes = SIZE.0 + 512;
-    offline.bind(&recorder).unwrap();
-    assert_eq!(offline.binding(&recorder).unwrap(), Binding::Bound);
+    offline.bind(&recorder, &recorder).unwrap();
+    assert_eq!(offline.binding(&recorder, &recorder).unwrap(), Binding::Bound);
     drop(offline);
     let disk = open(&recorder).unwrap();
     assert_eq!((disk.found(), disk.status().resync), (FoundState::Clean, None));

@@ -248,6 +248,9 @@ fn status(disk: &Disk) -> DriverStatus {
         change_log_used: track.change_log_used,
         counters: track.counters,
         warning: track.warning,
+        backing_fault: None,
+        hands_out_backing: true,
+        sector_bytes: None,
     }
 }
 

@@ -7,6 +7,7 @@
 
 use backstay_format::bitmap::BitmapHeader;
 use backstay_format::control::{self, Request, Response};
+use backstay_format::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
 use backstay_format::intents::{self, Block, IntentHeader};
 use backstay_format::preserved::{self, PreservedHeader, Record};
 use backstay_format::superblock::{Geometry, LIVE_MAX, SLOT_BYTES, Superblock};
@@ -16,12 +17,13 @@ use backstay_types::{DiskId, EpochNo, SectorRange};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("superblock", superblock),
     ("intents", intents),
     ("preserved", preserved),
     ("bitmap", bitmap),
     ("control", control),
+    ("fingerprint", fingerprint),
 ];
 
 /// The bytes, cut or padded to a block with this magic, and the checksum in its last four bytes.
@@ -41,6 +43,16 @@ fn number(data: &[u8], at: usize) -> u64 {
         *to = *from;
     }
     u64::from_le_bytes(bytes)
+}
+
+/// The fingerprint of a backing.
+pub fn fingerprint(data: &[u8]) {
+    let _ = Fingerprint::decode(data);
+    let block: [u8; FINGERPRINT_BYTES] = sealed(data, b"BSTYFPRT");
+    let Ok(one) = Fingerprint::decode(&block) else { return };
+    assert_eq!(one.difference(&one, false), None);
+    // Counters without a number of their attachment are none.
+    assert_eq!(Fingerprint::decode(&one.encode()), Ok(one));
 }
 
 /// The superblock: one slot, and the newest of two.

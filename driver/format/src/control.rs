@@ -93,6 +93,9 @@ pub enum Request {
         /// The size, to which a backing file is extended; none: what the backing has by now.
         size: Option<ByteLen>,
     },
+    /// The file or device that the driver itself has open, to read from it: a descriptor comes with the
+    /// answer. Needs no lease.
+    OpenBacking,
     /// Stop cleanly, if nobody has the disk open; else [`ErrorCode::Busy`], and nothing is changed. Needs no
     /// lease.
     Stop,
@@ -137,6 +140,14 @@ pub enum Response {
         from: ByteLen,
         /// The size now.
         to: ByteLen,
+    },
+    /// To [`Request::OpenBacking`].
+    Backing {
+        /// Whether a read-only descriptor of it comes with this message (SCM_RIGHTS). If not, the disk's
+        /// bytes are together nowhere but in the file that is served.
+        handed: bool,
+        /// The number of the file system of the file that is served.
+        served_on: u64,
     },
     /// To [`Request::Thaw`].
     Thawed {
@@ -261,6 +272,87 @@ pub struct DriverStatus {
     pub counters: Counters,
     /// If set, something is wrong that a person should know, in words.
     pub warning: Option<String>,
+    /// What is wrong with the backing now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_fault: Option<BackingFault>,
+    /// Whether the driver answers [`Request::OpenBacking`]; those of earlier versions do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hands_out_backing: bool,
+    /// What the backing device must be addressed in, in bytes; none for a file and if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector_bytes: Option<u32>,
+}
+
+/// What is wrong with the backing of a disk that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackingFault {
+    /// What kind of fault.
+    pub kind: BackingFaultKind,
+    /// When the driver saw it first, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+    /// What is wrong, for a person.
+    pub message: String,
+}
+
+/// Kinds of faults of a backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackingFaultKind {
+    /// Its path leads to another file or device.
+    Replaced,
+    /// Its path leads nowhere.
+    Moved,
+    /// It was deleted: it ends with the driver.
+    Deleted,
+    /// It is shorter than the disk.
+    Shortened,
+    /// A file became longer than the disk.
+    Grown,
+    /// A device became larger than the disk, as when its volume was extended.
+    Extended,
+    /// It cannot be examined.
+    Unreadable,
+    /// A kind of a later version.
+    #[serde(other)]
+    Other,
+}
+
+impl BackingFaultKind {
+    /// Whether no recovery point may be made of it. A larger device is how a disk begins to grow.
+    #[must_use]
+    pub fn spoils_points(self) -> bool {
+        self != Self::Extended
+    }
+}
+
+impl BackingFault {
+    /// What to do about it, for a person.
+    #[must_use]
+    pub fn advice(&self, name: &DiskName) -> String {
+        match self.kind {
+            BackingFaultKind::Replaced | BackingFaultKind::Moved => format!(
+                "move the right file back to its path; or, if another one is to be the disk: backstay \
+                 detach {name}, then attach that one"
+            ),
+            BackingFaultKind::Deleted => format!(
+                "copy the disk from the file that is served while its driver runs; what is in it is \
+                 lost once it stops. Then detach {name} and attach the copy"
+            ),
+            BackingFaultKind::Shortened => format!(
+                "what was cut off is lost: give the backing its size again, then restore disk {name} \
+                 or compare it (backstay resync {name} --now)"
+            ),
+            BackingFaultKind::Extended => {
+                format!("to give the disk the new size: backstay grow {name}")
+            }
+            BackingFaultKind::Grown => format!(
+                "if the disk is to grow: backstay grow {name}; else give the backing its size again"
+            ),
+            BackingFaultKind::Unreadable | BackingFaultKind::Other => {
+                "repair what it says".to_owned()
+            }
+        }
+    }
 }
 
 fn is_false(value: &bool) -> bool {

@@ -8,12 +8,14 @@
 //! - [`preserved`]: the change log's preserved blocks (copy-before-write)
 //! - [`mark`]: what stands on the backing itself, in case the state directory dies
 //! - [`bitmap`]: the header of the shared bitmaps
+//! - [`fingerprint`]: what tells whether a backing was written while nobody served it
 //! - [`control`]: the messages between sidecar and driver
 //! - [`unfinished`]: the mark of a block device that a restore has not finished
 
 pub mod bitmap;
 pub mod control;
 pub mod error;
+pub mod fingerprint;
 pub mod intents;
 pub mod mark;
 pub mod preserved;

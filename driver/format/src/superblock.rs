@@ -147,7 +147,9 @@ impl Resync {
             Self::NeverShipped => "the disk was never shipped to a vault",
             Self::ChangeLogDamaged => "the change log was damaged",
             Self::StateUnwritable => "the state directory could not be written",
-            Self::BackingChanged => "the backing was changed while no driver watched it",
+            Self::BackingChanged => {
+                "the backing was changed behind the driver's back, or may have been"
+            }
             Self::NoMemory => "there was no memory for the dirty bitmap",
             Self::Asked => "the vault's newest point is not the one this disk was tracked from",
             Self::Unproven => {
@@ -167,6 +169,8 @@ pub struct CleanStop {
     pub bitmap_len: u64,
     /// The backing file's modification time then, nanoseconds since 1970; 0 for a device.
     pub backing_mtime_ns: u64,
+    /// CRC-32C of the backing's fingerprint, which was saved with it; 0 if none was.
+    pub fingerprint_crc: u32,
 }
 
 /// Which file or device a backing is: a digest of what stays the same when it is opened again and
@@ -241,6 +245,7 @@ impl Superblock {
             put(96, &clean.bitmap_len.to_le_bytes());
             put(104, &clean.backing_mtime_ns.to_le_bytes());
             put(112, &clean.bitmap_crc.to_le_bytes());
+            put(116, &clean.fingerprint_crc.to_le_bytes());
         }
         let mut put_base = |at: usize, base: &Base| {
             put(at, &base.vault_disk.to_bytes());
@@ -290,6 +295,7 @@ impl Superblock {
                 bitmap_len: f.u64(96),
                 backing_mtime_ns: f.u64(104),
                 bitmap_crc: f.u32(112),
+                fingerprint_crc: f.u32(116),
             }),
             other => return Err(bounds("clean", other.into())),
         };
@@ -362,7 +368,12 @@ mod tests {
             disk: DiskId::from_bytes([7; 16]),
             geometry: Geometry::of_size(ByteLen(1 << 30)),
             boot_id: [9; 16],
-            clean: Some(CleanStop { bitmap_crc: 5, bitmap_len: 4096, backing_mtime_ns: 77 }),
+            clean: Some(CleanStop {
+                bitmap_crc: 5,
+                bitmap_len: 4096,
+                backing_mtime_ns: 77,
+                fingerprint_crc: 8,
+            }),
             live: vec![EpochNo(4), EpochNo(5)],
             resync: Some(Resync::BackingChanged),
             base: Some(Base {

@@ -101,6 +101,11 @@ fn control() {
 }
 
 #[test]
+fn fingerprint() {
+    survives("fingerprint", entry::fingerprint);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_program() {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
     for (name, target) in entry::TARGETS {

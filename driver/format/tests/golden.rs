@@ -13,6 +13,7 @@ use backstay_format::control::{
     self, ControlError, Counters, CutMode, CutReply, DriverStatus, ErrorCode, FoundState,
     IoTrouble, Noted, OpenCut, Request, Response, Untracked,
 };
+use backstay_format::fingerprint::{Fingerprint, WriteCounters};
 use backstay_format::intents::{self, BLOCK_MAP_BYTES, IntentHeader};
 use backstay_format::mark::{MARK_BYTES, Mark, Tracked};
 use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
@@ -83,6 +84,7 @@ fn superblocks() -> [Superblock; 2] {
             bitmap_crc: 0xA1B2_C3D4,
             bitmap_len: 4096 + 16 * 3,
             backing_mtime_ns: 1_700_000_000_123_456_789,
+            fingerprint_crc: 0,
         }),
         live: vec![EpochNo(4), EpochNo(5), EpochNo(6), EpochNo(0x0102_0304_0506_0708)],
         resync: Some(Resync::BackingChanged),
@@ -119,6 +121,29 @@ fn unsure() -> Superblock {
         backing: Some(BackingId(std::array::from_fn(|i| 0xA0 + i as u8))),
         ..full
     }
+}
+
+#[test]
+fn fingerprint() {
+    let full = Fingerprint {
+        size: ByteLen((1 << 40) + 300),
+        changed_ns: 1_700_000_000_123_456_789,
+        below_written_ns: 1_700_000_000_123_456_788,
+        boot_id: std::array::from_fn(|i| 0x80 + i as u8),
+        counters: Some(WriteCounters {
+            diskseq: 21,
+            writes: 22,
+            written_sectors: 23,
+            discards: 24,
+            discarded_sectors: 25,
+        }),
+        samples: std::array::from_fn(|i| 0xA0 + i as u8),
+    };
+    let file = golden("fingerprint.bin", &full.encode());
+    assert_eq!(Fingerprint::decode(&file), Ok(full));
+    every_bit_flip_is_seen(&file, Fingerprint::decode);
+    let none = Fingerprint { counters: None, ..full };
+    assert_eq!(Fingerprint::decode(&none.encode()), Ok(none));
 }
 
 #[test]
@@ -295,6 +320,9 @@ fn status() -> DriverStatus {
             cut_held_ns_max: 13,
         },
         warning: Some("in words".into()),
+        backing_fault: None,
+        hands_out_backing: false,
+        sector_bytes: None,
     }
 }
 
@@ -362,6 +390,32 @@ fn control_status_of_a_driver_in_trouble() {
     let answer = Response::Status(Box::new(troubled()));
     let file = golden("control-trouble.bin", &control::encode(&answer).unwrap());
     assert_eq!(receive::<Response>(&mut &file[..]), Ok(answer));
+}
+
+/// What came with the descriptor of the backing.
+fn backing_responses() -> Vec<Response> {
+    let fault = control::BackingFault {
+        kind: control::BackingFaultKind::Replaced,
+        since_unix_ns: 1_700_000_000_000_000_003,
+        message: "in words".into(),
+    };
+    let status = DriverStatus {
+        backing_fault: Some(fault),
+        hands_out_backing: true,
+        sector_bytes: Some(4096),
+        ..status()
+    };
+    vec![
+        Response::Status(Box::new(status)),
+        Response::Backing { handed: true, served_on: 51 },
+        Response::Backing { handed: false, served_on: 51 },
+    ]
+}
+
+#[test]
+fn control_backing() {
+    conversation("control-backing-requests.bin", &[Request::OpenBacking]);
+    conversation("control-backing-responses.bin", &backing_responses());
 }
 
 /// Reads one message from the front of a stream, as a socket's reader does.

@@ -50,9 +50,14 @@ fn geometry() -> impl Strategy<Value = Geometry> {
 }
 
 fn superblock() -> impl Strategy<Value = Superblock> {
-    let clean = any::<(u32, u64, u64)>().prop_map(|(bitmap_crc, bitmap_len, backing_mtime_ns)| {
-        CleanStop { bitmap_crc, bitmap_len, backing_mtime_ns }
-    });
+    let clean = any::<(u32, u64, u64, u32)>().prop_map(
+        |(bitmap_crc, bitmap_len, backing_mtime_ns, fingerprint_crc)| CleanStop {
+            bitmap_crc,
+            bitmap_len,
+            backing_mtime_ns,
+            fingerprint_crc,
+        },
+    );
     (
         (any::<u64>(), disk_id(), geometry(), any::<[u8; 16]>()),
         (prop::option::of(clean), vec(any::<u64>().prop_map(EpochNo), 0..=LIVE_MAX)),
@@ -94,6 +99,7 @@ fn request() -> impl Strategy<Value = Request> {
         any::<String>().prop_map(|client| Request::Lease { client }),
         prop::sample::select(vec![PointInTime, Fuzzy]).prop_map(|mode| Request::Cut { mode }),
         Just(Request::PrepareCut),
+        Just(Request::OpenBacking),
         any::<u64>().prop_map(|hold_ns| Request::CutAndHold { hold_ns }),
         epoch().prop_map(|epoch| Request::Thaw { epoch }),
         epoch().prop_map(|epoch| Request::Seal { epoch }),
@@ -111,6 +117,18 @@ fn flipped(bytes: &[u8], bit: prop::sample::Index) -> Vec<u8> {
     let (mut bytes, bit) = (bytes.to_vec(), bit.index(bytes.len() * 8));
     bytes[bit / 8] ^= 1 << (bit % 8);
     bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_a_fingerprint_or_an_error(mut bytes in vec(any::<u8>(), 0..5000), whole: bool) {
+        if whole && bytes.len() >= 4096 {
+            bytes[..8].copy_from_slice(b"BSTYFPRT");
+        }
+        let _ = backstay_format::fingerprint::Fingerprint::decode(&bytes);
+    }
 }
 
 proptest! {

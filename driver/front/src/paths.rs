@@ -40,6 +40,12 @@ impl Roots {
         check_trusted(&self.runtime)
     }
 
+    /// Where all drivers of this host claim the bytes they stand on, whatever their roots.
+    #[must_use]
+    pub fn claims() -> PathBuf {
+        Self::new(None, None).runtime.join(".claims")
+    }
+
     /// The paths of one disk.
     #[must_use]
     pub fn disk(&self, name: &DiskName) -> DiskPaths {

@@ -1,7 +1,10 @@
 //! The seam under which the disk's own bytes live.
 
+use std::fs::File;
 use std::io;
 
+use backstay_format::control::BackingFaultKind;
+use backstay_format::fingerprint::Fingerprint;
 use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_types::{ByteLen, ByteOffset};
@@ -51,6 +54,31 @@ pub trait Backing: Send + Sync + 'static {
     fn set_mark(&self, mark: &Mark) -> io::Result<()> {
         let _ = mark;
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    /// Opens the very file or device once more, to be read by another process; `None` if there is none
+    /// that holds the disk's bytes.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    fn open_to_read(&self) -> io::Result<Option<File>> {
+        Ok(None)
+    }
+    /// What is wrong with it at this moment, and in words: it was replaced, deleted, shortened.
+    fn fault(&self) -> Option<(BackingFaultKind, String)> {
+        None
+    }
+    /// What its first `size` bytes are like now; everything of it is durable. `None` if nobody but a driver
+    /// can write to it.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    fn fingerprint(&self, boot_id: [u8; 16], size: ByteLen) -> io::Result<Option<Fingerprint>> {
+        let _ = (boot_id, size);
+        Ok(None)
+    }
+    /// What a device must be addressed in, in bytes.
+    fn sector_bytes(&self) -> Option<u32> {
+        None
     }
     /// Reads exactly `buf.len()` bytes; the caller stays within the size.
     ///

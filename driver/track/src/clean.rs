@@ -5,6 +5,7 @@
 //! what makes the stop clean.
 
 use backstay_format::bitmap::{BitmapHeader, HEADER_BYTES};
+use backstay_format::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
 use backstay_format::superblock::{CleanStop, Geometry};
 use backstay_types::DiskId;
 
@@ -14,6 +15,7 @@ use crate::error::Doing;
 use crate::{Backing, TrackError};
 
 pub(crate) const FILE: &str = "clean";
+pub(crate) const FINGERPRINT: &str = "fingerprint";
 const ENTRY_BYTES: usize = 16;
 /// Bytes written or read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -52,7 +54,59 @@ pub(crate) fn save<E: Env, B: Backing>(
     let backing_mtime_ns = backing
         .mtime_unix_ns()
         .map_err(|source| TrackError::Backing { doing: "reading its time", source })?;
-    Ok(CleanStop { bitmap_crc: crc, bitmap_len: len, backing_mtime_ns })
+    let fingerprint_crc = save_fingerprint(env, backing)?;
+    Ok(CleanStop { bitmap_crc: crc, bitmap_len: len, backing_mtime_ns, fingerprint_crc })
+}
+
+/// Saves what the backing is like; the checksum of the file.
+pub(crate) fn save_fingerprint<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+) -> Result<u32, TrackError> {
+    let Some(fingerprint) = backing.fingerprint(env.boot_id(), backing.size()).map_err(examined)?
+    else {
+        return Ok(0);
+    };
+    let bytes = fingerprint.encode();
+    let file = env.create_scratch(FINGERPRINT, &bytes).doing("saving the backing's fingerprint")?;
+    env.make_durable(&file, FINGERPRINT).doing("saving the backing's fingerprint")?;
+    Ok(crc32c::crc32c(&bytes))
+}
+
+/// What shows that the backing was written since the clean stop, if something does.
+pub(crate) fn difference<E: Env, B: Backing>(
+    env: &E,
+    backing: &B,
+    stop: CleanStop,
+) -> Result<Option<&'static str>, TrackError> {
+    const LOST: &str = "what it was like at the clean stop was not kept";
+    let mtime = backing.mtime_unix_ns().map_err(examined)?;
+    if stop.backing_mtime_ns != 0 && mtime != stop.backing_mtime_ns {
+        return Ok(Some("the time of its last write is another one"));
+    }
+    // A state of before fingerprints were kept has none.
+    if stop.fingerprint_crc == 0 {
+        return Ok(None);
+    }
+    let Some(file) = env.open(FINGERPRINT).doing("opening the backing's fingerprint")? else {
+        return Ok(Some(LOST));
+    };
+    let len = file.len_bytes().doing("reading the backing's fingerprint")?;
+    let mut bytes = vec![0; len.min(FINGERPRINT_BYTES as u64) as usize];
+    file.read_at(&mut bytes, 0).doing("reading the backing's fingerprint")?;
+    let was = match Fingerprint::decode(&bytes) {
+        Ok(was) if crc32c::crc32c(&bytes) == stop.fingerprint_crc => was,
+        _ => return Ok(Some(LOST)),
+    };
+    if backing.size() < was.size {
+        return Ok(Some("it is shorter"));
+    }
+    let now = backing.fingerprint(env.boot_id(), was.size).map_err(examined)?;
+    Ok(now.and_then(|now| was.difference(&now, backing.size() > was.size)))
+}
+
+fn examined(source: std::io::Error) -> TrackError {
+    TrackError::Backing { doing: "finding out whether it was changed", source }
 }
 
 /// Reads a saved bitmap, word by word. `false` if it is not the one that was saved.

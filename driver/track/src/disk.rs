@@ -35,6 +35,8 @@ pub struct OpenOptions {
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
+    /// Take every sector for dirty, whatever is known: somebody may have written to the backing.
+    pub compare: bool,
     /// Only for a new disk: the recovery point that the backing holds, byte for byte. Nothing is dirty
     /// then; without, everything is.
     pub base: Option<Base>,
@@ -49,6 +51,7 @@ impl Default for OpenOptions {
             change_log_limit: None,
             tracking: true,
             grow: false,
+            compare: false,
             base: None,
             base_size: None,
         }

@@ -67,7 +67,7 @@ impl<E: Env> Offline<E> {
     ///
     /// # Errors
     /// If it cannot be examined.
-    pub fn binding<B: Backing>(&self, backing: &B) -> Result<Binding, TrackError> {
+    pub fn binding<B: Backing>(&self, env: &E, backing: &B) -> Result<Binding, TrackError> {
         let sb = self.superblock();
         let identity = backing.identity().map_err(examined)?;
         let same = match (sb.backing, identity) {
@@ -76,7 +76,7 @@ impl<E: Env> Offline<E> {
         };
         let Some(stop) = sb.clean else { return Ok(Binding::Other) };
         let sizes = [Some(sb.geometry.size), sb.growing_to];
-        let untouched = backing.mtime_unix_ns().map_err(examined)? == stop.backing_mtime_ns;
+        let untouched = clean::difference(env, backing, stop)?.is_none();
         let fits = sizes.contains(&Some(backing.size()));
         Ok(if same && untouched && fits { Binding::Bound } else { Binding::Other })
     }
@@ -99,7 +99,7 @@ impl<E: Env> Offline<E> {
     /// # Errors
     /// If it cannot be examined, is too small or too large, or the superblock could not be written;
     /// the old backing is the disk's then.
-    pub fn bind<B: Backing>(&mut self, backing: &B) -> Result<(), TrackError> {
+    pub fn bind<B: Backing>(&mut self, env: &E, backing: &B) -> Result<(), TrackError> {
         let geometry = self.superblock().geometry;
         let (expected, found) = (geometry.size, backing.size());
         if found < expected {
@@ -109,11 +109,13 @@ impl<E: Env> Offline<E> {
         let growing_to: Option<ByteLen> = (found > expected).then_some(found);
         let identity = backing.identity().map_err(examined)?;
         let backing_mtime_ns = backing.mtime_unix_ns().map_err(examined)?;
+        let fingerprint_crc = clean::save_fingerprint(env, backing)?;
         self.meta
             .change(|sb| {
                 sb.backing = identity;
                 sb.growing_to = growing_to;
-                sb.clean = sb.clean.map(|stop| CleanStop { backing_mtime_ns, ..stop });
+                sb.clean =
+                    sb.clean.map(|stop| CleanStop { backing_mtime_ns, fingerprint_crc, ..stop });
             })
             .doing("writing the superblock")
     }

@@ -128,6 +128,10 @@ fn reopen<E: Env, B: Backing>(
     let grown = grown_sectors(sb.geometry, geometry);
     let identity = identity(backing)?;
     let mut dirty = find(env, backing, &sb, identity, geometry)?;
+    if options.compare && dirty.resync.is_none() {
+        tracing::warn!("a comparison was asked for: every sector counts as dirty");
+        dirty.raise(Resync::BackingChanged);
+    }
     let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
     let no = newest.unwrap_or_default().next();
 
@@ -280,10 +284,9 @@ fn find<E: Env, B: Backing>(
         dirty.saved = true;
         if !clean::load(env, sb.disk, sb.geometry, stop, |_, _| {})? {
             dirty.damaged("the saved bitmap is damaged", Resync::ChangeLogDamaged);
-        } else if stop.backing_mtime_ns != 0
-            && backing.mtime_unix_ns().doing("reading the backing's time")? != stop.backing_mtime_ns
-        {
-            dirty.damaged("the backing was changed after the clean stop", Resync::BackingChanged);
+        } else if let Some(why) = clean::difference(env, backing, stop)? {
+            let what = format!("the backing was changed after the clean stop: {why}");
+            dirty.damaged(&what, Resync::BackingChanged);
         }
         return Ok(dirty);
     }
@@ -383,7 +386,9 @@ fn clean_up<E: Env>(env: &E, keep: Option<EpochNo>) {
             remove_files(env, epoch);
         }
     }
-    if let Err(e) = env.remove(clean::FILE) {
-        tracing::warn!("could not remove the saved bitmap: {e}");
+    for name in [clean::FILE, clean::FINGERPRINT] {
+        if let Err(e) = env.remove(name) {
+            tracing::warn!("could not remove {name} of the last clean stop: {e}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
 use backstay_format::FormatError;
+use backstay_format::control::BackingFault;
 use backstay_front::control::ClientError;
 use backstay_types::{CycleNo, DiskName};
 use backstay_vault::{Class, Vault, VaultError};
@@ -40,6 +41,18 @@ pub enum CycleError {
         what: String,
         /// What the system answered.
         source: io::Error,
+    },
+    /// The backing is not what the disk is served from any more.
+    #[error(
+        "{}. {}, then: backstay resume {name}",
+        fault.message,
+        capital(&fault.advice(name))
+    )]
+    Backing {
+        /// The disk.
+        name: DiskName,
+        /// What is wrong.
+        fault: BackingFault,
     },
     /// The preserved blocks are not what they should be.
     #[error("preserved blocks: {0}; the next cycle ships these sectors")]
@@ -107,7 +120,9 @@ impl CycleError {
             Self::WhichSide { .. }
             | Self::NewestDamaged { .. }
             | Self::Home(_)
-            | Self::VaultOnDisk { .. } => Class::PersonMustAct,
+            | Self::VaultOnDisk { .. }
+            | Self::Backing { .. }
+            | Self::Driver(ClientError::OtherBacking { .. }) => Class::PersonMustAct,
             _ => Class::Recoverable,
         }
     }
@@ -161,4 +176,10 @@ impl CycleError {
         let what = what.into();
         move |source| Self::Source { what, source }
     }
+}
+
+/// A sentence's first letter, large.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

@@ -62,7 +62,7 @@ pub fn check(
         looked("rights", rights()),
         looked("kernel", kernel()),
         looked("/dev/fuse", fuse()),
-        looked("backing", usable(disk)),
+        looked("backing", raw(roots, name, disk).and_then(|()| usable(disk))),
         looked("name", free_name(roots, name, disk)),
         looked("change log", room_for_log(&roots.state, log)),
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
@@ -146,6 +146,20 @@ pub(crate) fn fuse() -> Result<Found, String> {
 pub(crate) fn backing_size(path: &Path) -> Option<u64> {
     let mut file = fs::File::open(path).ok()?;
     std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).ok()
+}
+
+/// A disk that is new here must not be an image of another format.
+fn raw(roots: &Roots, name: &DiskName, path: &Path) -> Result<(), String> {
+    let known = roots.disk(name).state.join("super").exists();
+    match backing::image_format(path) {
+        Ok(Some(format)) if !known => Err(format!(
+            "{} is a {format} image, not a raw disk; import it into a vault (backstay import), or convert it \
+             with qemu-img convert -O raw",
+            path.display()
+        )),
+        // What else is wrong with it is found when it is opened.
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn usable(path: &Path) -> Result<Found, String> {

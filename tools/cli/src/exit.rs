@@ -21,6 +21,9 @@ use backstay_recovery::replica::ReplicaError;
 use backstay_recovery::restore::RestoreError;
 use backstay_vault::VaultError;
 
+/// Exit code of wrong usage.
+pub const USAGE: u8 = 2;
+
 /// The last part of `--help`.
 pub const HELP: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused to stay safe (in use, would overwrite); \

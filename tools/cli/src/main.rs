@@ -111,6 +111,15 @@ fn main() -> ExitCode {
     exit::leave_when_nobody_reads();
     // It may know keys and passphrases: no core, and nobody but root looks into its memory.
     let _ = nix::sys::prctl::set_dumpable(false);
+    if let Some(path) = std::env::args_os().find(|argument| argument.to_str().is_none()) {
+        eprintln!(
+            "backstay: {} is not UTF-8: Backstay writes paths into JSON and text, which can hold no other. \
+             Rename the file or folder, or reach it through a symbolic link in a folder with a plain name. \
+             Nothing was changed",
+            path.to_string_lossy()
+        );
+        return ExitCode::from(exit::USAGE);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return exit::wrong_usage(&e),

@@ -4,35 +4,40 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use backstay_format::control::BackingFaultKind;
+use backstay_format::fingerprint::Fingerprint;
 use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
-use super::open::size_of;
-use super::{Seek, identity, mark};
+use super::open::{Own, size_of};
+use super::watch::{Watch, reopen};
+use super::{Seek, fingerprint, identity, mark};
 
 /// Zeroes to write where the file system cannot punch or zero.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A backing read and written through the page cache.
 pub struct Buffered {
-    file: Flock<File>,
+    file: Own,
+    watch: Watch,
     size_bytes: AtomicU64,
     device: bool,
     said_shrunk: AtomicBool,
 }
 
 impl Buffered {
-    pub(super) fn new(file: Flock<File>, size: ByteLen, device: bool) -> Self {
+    pub(super) fn new(file: Own, watch: Watch, size: ByteLen, device: bool) -> Self {
         let size_bytes = AtomicU64::new(size.0);
-        Self { file, size_bytes, device, said_shrunk: AtomicBool::new(false) }
+        Self { file, watch, size_bytes, device, said_shrunk: AtomicBool::new(false) }
     }
 
     /// Finds data or a hole. Devices are all data.
@@ -121,6 +126,22 @@ impl Backing for Buffered {
         mark::write(&self.file, mark)
     }
 
+    fn open_to_read(&self) -> io::Result<Option<File>> {
+        reopen(&self.file).map(Some)
+    }
+
+    fn fault(&self) -> Option<(BackingFaultKind, String)> {
+        self.watch.look(&self.file, self.size())
+    }
+
+    fn fingerprint(&self, boot_id: [u8; 16], size: ByteLen) -> io::Result<Option<Fingerprint>> {
+        fingerprint::take(&self.file, self.device, size, boot_id).map(Some)
+    }
+
+    fn sector_bytes(&self) -> Option<u32> {
+        if self.device { sector_bytes(&self.file).ok() } else { None }
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         self.file.read_exact_at(buf, offset.0).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => self.shrunk(),
@@ -158,4 +179,13 @@ impl Backing for Buffered {
         let meta = self.file.metadata()?;
         Ok((meta.mtime() as u64).saturating_mul(1_000_000_000) + meta.mtime_nsec() as u64)
     }
+}
+
+/// What a device must be addressed in (`BLKSSZGET`), in bytes.
+fn sector_bytes(device: &File) -> nix::Result<u32> {
+    nix::ioctl_read_bad!(logical_block_size, 0x1268, libc::c_int);
+    let mut bytes = 0;
+    // SAFETY: the pointer is to an int of ours, which is what the kernel writes.
+    unsafe { logical_block_size(device.as_raw_fd(), &raw mut bytes)? };
+    u32::try_from(bytes).map_err(|_| Errno::EINVAL)
 }

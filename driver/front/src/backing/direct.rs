@@ -15,11 +15,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use backstay_format::control::BackingFaultKind;
+use backstay_format::fingerprint::Fingerprint;
 use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES};
-use nix::fcntl::Flock;
 
 use super::Seek;
 use super::buffered::Buffered;
@@ -44,10 +45,11 @@ pub struct Direct {
 }
 
 impl Direct {
-    pub(super) fn new(file: Flock<File>, direct: File, size: ByteLen, device: bool) -> Self {
+    /// With a descriptor for direct I/O of what is open for all else.
+    pub(super) fn new(buffered: Buffered, direct: File) -> Self {
         let align = if can_read(&direct, SECTOR_BYTES) { SECTOR_BYTES } else { PAGE_BYTES };
         Self {
-            buffered: Buffered::new(file, size, device),
+            buffered,
             direct,
             number: BACKINGS.fetch_add(1, Ordering::Relaxed),
             align,
@@ -117,6 +119,22 @@ impl Backing for Direct {
 
     fn set_mark(&self, mark: &Mark) -> io::Result<()> {
         self.buffered.set_mark(mark)
+    }
+
+    fn open_to_read(&self) -> io::Result<Option<File>> {
+        self.buffered.open_to_read()
+    }
+
+    fn fault(&self) -> Option<(BackingFaultKind, String)> {
+        self.buffered.fault()
+    }
+
+    fn fingerprint(&self, boot_id: [u8; 16], size: ByteLen) -> io::Result<Option<Fingerprint>> {
+        self.buffered.fingerprint(boot_id, size)
+    }
+
+    fn sector_bytes(&self) -> Option<u32> {
+        self.buffered.sector_bytes()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {

@@ -6,21 +6,26 @@ mod alone;
 mod buffered;
 pub mod copy;
 mod direct;
+mod fingerprint;
 mod identity;
 mod mark;
 mod open;
 pub mod record;
 mod ring;
+mod watch;
 
+use std::fs::File;
 use std::io;
 
+use backstay_format::control::BackingFaultKind;
+use backstay_format::fingerprint::Fingerprint;
 use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 
 pub use alone::{refuse_users, unfinished};
-pub use open::{Engine, OpenError, open};
+pub use open::{Engine, OpenError, image_format, open, open_as};
 
 use buffered::Buffered;
 use direct::Direct;
@@ -126,6 +131,18 @@ impl Backing for AnyBacking {
     }
     fn set_mark(&self, mark: &Mark) -> io::Result<()> {
         each!(self, b => b.set_mark(mark))
+    }
+    fn open_to_read(&self) -> io::Result<Option<File>> {
+        each!(self, b => b.open_to_read())
+    }
+    fn fault(&self) -> Option<(BackingFaultKind, String)> {
+        each!(self, b => b.fault())
+    }
+    fn fingerprint(&self, boot_id: [u8; 16], size: ByteLen) -> io::Result<Option<Fingerprint>> {
+        each!(self, b => b.fingerprint(boot_id, size))
+    }
+    fn sector_bytes(&self) -> Option<u32> {
+        each!(self, b => b.sector_bytes())
     }
     fn read_at(&self, buf: &mut [u8], offset: ByteOffset) -> io::Result<()> {
         each!(self, b => b.read_at(buf, offset))

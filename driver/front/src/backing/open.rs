@@ -2,15 +2,22 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use backstay_host::claim::{ClaimError, Claims, claim};
 use backstay_host::in_use::InUse;
-use backstay_host::lock;
+use backstay_host::lock::{self, HOLDER_GONE_WAIT};
+use backstay_host::stack::{self, Ground, Layer, LoopDevice};
 use backstay_types::ByteLen;
+use nix::fcntl::{Flock, FlockArg};
 
+use crate::paths::Roots;
+
+use super::watch::Watch;
 use super::{AnyBacking, buffered::Buffered, direct::Direct};
 
 /// How a backing is read and written.
@@ -66,6 +73,25 @@ pub enum OpenError {
     /// Somebody uses the same bytes.
     #[error(transparent)]
     InUse(#[from] InUse),
+    /// A file of a file system that a driver serves: the disk itself.
+    #[error(
+        "{file} leads to the disk that is served at {mount_point}: a second driver would write to it \
+         behind the first; use the disk as it is served, or detach it first"
+    )]
+    Served {
+        /// What was to be opened.
+        file: PathBuf,
+        /// Where the disk is served.
+        mount_point: PathBuf,
+    },
+    /// Another driver stands on the same bytes, by this way or another.
+    #[error("{path} cannot be opened for a driver alone: {source}; stop that one first")]
+    Claimed {
+        /// What was to be opened.
+        path: PathBuf,
+        /// What of it is in use, and by whom.
+        source: ClaimError,
+    },
     /// Neither a regular file nor a block device.
     #[error("{0} is neither a file nor a block device")]
     NotADisk(PathBuf),
@@ -84,17 +110,45 @@ impl OpenError {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::Locked(_) | Self::Looped { .. } | Self::InUse(_) => true,
+            Self::Busy(_)
+            | Self::Locked(_)
+            | Self::Looped { .. }
+            | Self::InUse(_)
+            | Self::Served { .. } => true,
+            Self::Claimed { source, .. } => matches!(source, ClaimError::Taken { .. }),
             Self::NotADisk(_) | Self::Io { .. } => false,
         }
     }
 }
 
-/// Opens a file or block device for this driver alone. The lock lasts as long as the backing.
+/// A backing that this process has for itself, as long as this lives.
+pub(super) struct Own {
+    file: Flock<File>,
+    /// The files underneath, locked as well.
+    _below: Vec<Flock<File>>,
+    _claims: Claims,
+}
+
+impl Deref for Own {
+    type Target = File;
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Opens a file or block device for this process alone. The locks last as long as the backing.
 ///
 /// # Errors
 /// If it is missing, in use, or not a disk.
 pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
+    open_as(path, engine, "a command of Backstay")
+}
+
+/// As [`open`]; `holder` says who has it, for those who are refused meanwhile.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_as(path: &Path, engine: Engine, holder: &str) -> Result<AnyBacking, OpenError> {
     let failed = |source| OpenError::Io { path: path.into(), source };
     let kind = fs::metadata(path).map_err(failed)?.file_type();
     let device = kind.is_block_device();
@@ -110,19 +164,85 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
         Some(libc::EBUSY) => OpenError::Busy(path.into()),
         _ => failed(e),
     })?;
-    let file = lock::exclusive(file, lock::HOLDER_GONE_WAIT).map_err(failed)?;
+    // Before the lock: a file of a driver that hangs must not be waited for.
+    let layers = stack::resolve(&file, path).map_err(failed)?;
+    if let Some(mount_point) = layers.iter().find_map(|layer| layer.served_at.clone()) {
+        return Err(OpenError::Served { file: path.into(), mount_point });
+    }
+    let file = lock::exclusive(file, HOLDER_GONE_WAIT).map_err(failed)?;
     let file = file.ok_or_else(|| OpenError::Locked(path.into()))?;
-    if !device && let Some(loop_device) = loop_device_on(&file).map_err(failed)? {
+    if let Some(loop_device) = loop_device_beside(&layers).map_err(failed)? {
         return Err(OpenError::Looped { file: path.into(), device: loop_device });
     }
+    let below = lock_below(path, &layers)?;
+    let claimed = claim(&Roots::claims(), &layers, holder, HOLDER_GONE_WAIT);
+    let claims = claimed.map_err(|source| OpenError::Claimed { path: path.into(), source })?;
     let size = size_of(&file, device).map_err(failed)?;
-    Ok(match engine {
-        Engine::Buffered => AnyBacking::Buffered(Buffered::new(file, size, device)),
-        Engine::Direct => {
-            let direct = open_with(libc::O_DIRECT).map_err(failed)?;
-            AnyBacking::Direct(Direct::new(file, direct, size, device))
-        }
+    let watch = Watch::new(path, &file, device).map_err(failed)?;
+    let own = Own { file, _below: below, _claims: claims };
+    let direct = match engine {
+        Engine::Buffered => None,
+        Engine::Direct => Some(open_with(libc::O_DIRECT).map_err(failed)?),
+    };
+    let buffered = Buffered::new(own, watch, size, device);
+    Ok(match direct {
+        None => AnyBacking::Buffered(buffered),
+        Some(direct) => AnyBacking::Direct(Direct::new(buffered, direct)),
     })
+}
+
+/// Locks the files under a loop device where they can be reached, as a driver on them would: claims are
+/// not seen in another mount namespace, these locks are. Who needs only some bytes locks with others.
+fn lock_below(path: &Path, layers: &[Layer]) -> Result<Vec<Flock<File>>, OpenError> {
+    let mut locked = vec![];
+    for layer in layers.iter().skip(1).filter(|l| matches!(l.ground, Ground::File { .. })) {
+        let Ok(file) = File::open(&layer.path) else { continue };
+        if Ground::of(&file).ok() != Some(layer.ground) {
+            continue;
+        }
+        let whole = layer.exact && layer.start == 0 && layer.end == u64::MAX;
+        let how = match whole {
+            true => FlockArg::LockExclusiveNonblock,
+            false => FlockArg::LockSharedNonblock,
+        };
+        match Flock::lock(file, how) {
+            Ok(lock) => locked.push(lock),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(OpenError::Locked(layer.path.clone()));
+            }
+            Err((_, e)) => return Err(OpenError::Io { path: path.into(), source: e.into() }),
+        }
+    }
+    Ok(locked)
+}
+
+/// The kind of disk image that a file holds, if it is none that can be used as it is.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn image_format(path: &Path) -> io::Result<Option<&'static str>> {
+    const MAGICS: [(&[u8], u64, &str); 8] = [
+        (b"QFI\xfb", 0, "qcow2"),
+        (b"QED\0", 0, "QED"),
+        (b"KDMV", 0, "VMDK"),
+        (b"# Disk DescriptorFile", 0, "VMDK"),
+        (b"vhdxfile", 0, "VHDX"),
+        (b"conectix", 0, "VHD"),
+        (b"\x7f\x10\xda\xbe", 64, "VDI"),
+        (b"WithoutFreeSpace", 0, "Parallels"),
+    ];
+    let mut head = vec![];
+    let file = File::open(path)?;
+    head.resize(128, 0);
+    let mut filled = 0;
+    while filled < head.len() {
+        match file.read_at(&mut head[filled..], filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    let here = |(magic, at, _): &(&[u8], u64, &str)| head[*at as usize..].starts_with(magic);
+    Ok(MAGICS.iter().find(|magic| here(magic)).map(|(_, _, name)| *name))
 }
 
 /// The size of a file or device now. A device's is where its end is.
@@ -133,84 +253,37 @@ pub(super) fn size_of(file: &File, device: bool) -> io::Result<ByteLen> {
     Ok(ByteLen(size))
 }
 
-/// A loop device attached to this very file, if there is one.
-fn loop_device_on(file: &File) -> io::Result<Option<String>> {
-    let ours = file.metadata()?;
-    let mut fuse = None;
-    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
-            continue;
-        };
-        let mounts = match &fuse {
-            Some(mounts) => mounts,
-            None => fuse.insert(Mounts::read(BufReader::new(File::open("/proc/self/mountinfo")?))?),
-        };
-        if mounts.is_on_another_fuse(Path::new(backing.trim_end()), ours.dev()) {
+/// A loop device that gives bytes of the files we stand on to others.
+fn loop_device_beside(layers: &[Layer]) -> io::Result<Option<String>> {
+    let files = || layers.iter().filter(|layer| matches!(layer.ground, Ground::File { .. }));
+    for device in LoopDevice::all()? {
+        // The one we stand on ourselves.
+        if layers.iter().any(|layer| is_device(layer, &device)) {
             continue;
         }
-        if let Ok(theirs) = fs::metadata(backing.trim_end())
-            && (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino())
-        {
-            return Ok(Some(format!("/dev/{}", entry.file_name().to_string_lossy())));
+        let (start, end) = device.range();
+        let its = Layer {
+            ground: device.ground,
+            path: device.file,
+            start,
+            end,
+            exact: true,
+            served_at: None,
+        };
+        if files().any(|ours| ours.overlaps(&its)) {
+            return Ok(Some(device.device.display().to_string()));
         }
     }
     Ok(None)
 }
 
-/// Mount points, in their order: the number of their file system, and whether it is FUSE.
-struct Mounts(Vec<(PathBuf, String, bool)>);
-
-impl Mounts {
-    fn read(mountinfo: impl BufRead) -> io::Result<Self> {
-        let mut mounts = vec![];
-        for line in mountinfo.lines() {
-            let line = line?;
-            // 36 35 98:0 /root /mount/point options - type source options
-            let mut fields = line.split(' ');
-            let number = fields.nth(2).unwrap_or_default().to_owned();
-            let at = fields.nth(1).unwrap_or_default();
-            let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-            let fuse = kind.is_some_and(|kind| kind.starts_with("fuse"));
-            mounts.push((at.into(), number, fuse));
-        }
-        Ok(Self(mounts))
-    }
-
-    /// Whether a path leads into a FUSE mount that is not the file system `dev`. Such a path must
-    /// not be looked at: it is most likely another driver's disk, and if that driver hangs, so would
-    /// we.
-    fn is_on_another_fuse(&self, path: &Path, dev: u64) -> bool {
-        let here = format!("{}:{}", libc::major(dev), libc::minor(dev));
-        let (mut longest, mut found) = (0, false);
-        for (at, number, fuse) in &self.0 {
-            let len = at.as_os_str().len();
-            if path.starts_with(at) && len >= longest {
-                longest = len;
-                found = *fuse && *number != here;
-            }
-        }
-        found
-    }
+fn is_device(layer: &Layer, device: &LoopDevice) -> bool {
+    fs::metadata(&device.device).is_ok_and(|meta| Ground::of_metadata(&meta) == layer.ground)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn other_drivers_mounts_are_not_looked_into() {
-        let mounts = "\
-22 1 254:0 / / rw - ext4 /dev/vda rw
-30 22 0:40 / /run rw,nosuid shared:2 - tmpfs tmpfs rw
-31 30 0:51 / /run/backstay/db/mnt rw - fuse.backstay backstay rw
-";
-        let mounts = Mounts::read(mounts.as_bytes()).unwrap();
-        let skipped = |path, dev| mounts.is_on_another_fuse(Path::new(path), dev);
-        assert!(skipped("/run/backstay/db/mnt/disk", libc::makedev(254, 0)));
-        assert!(!skipped("/run/backstay/db/mnt/disk", libc::makedev(0, 51)));
-        assert!(!skipped("/run/backstay/db/mnt2", libc::makedev(254, 0)));
-        assert!(!skipped("/srv/db.img", libc::makedev(254, 0)));
-    }
 
     #[test]
     fn a_backing_is_opened_once() {
@@ -221,6 +294,20 @@ mod tests {
         assert!(matches!(open(&path, Engine::Buffered), Err(OpenError::Locked(_))));
         drop(first);
         open(&path, Engine::Direct).unwrap();
+    }
+
+    #[test]
+    fn images_that_are_no_raw_disks_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let of = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            image_format(&path).unwrap()
+        };
+        assert_eq!(of(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
+        assert_eq!(of(&[&[0; 64][..], b"\x7f\x10\xda\xbe"].concat()), Some("VDI"));
+        assert_eq!(of(b""), None);
+        assert_eq!(of(&[0; 4096]), None);
     }
 
     #[test]

@@ -4,19 +4,22 @@
 //! has waited in vain closes the connection; the driver does not begin anything for a client that has
 //! gone (see [`super::server`]), so what was given up is not carried out later.
 
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_format::control::{ControlError, DriverStatus, ErrorCode, Request, Response};
 use backstay_host::clock;
+use backstay_types::DiskName;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::frame::{FrameError, receive, send};
+use super::frame::{FrameError, WithDescriptor, receive, send};
 use super::silence::Silence;
 
 /// How long an answer may take that needs work: a cut waits for writes in flight and for the state
@@ -26,6 +29,9 @@ const WORK_TIME_MAX: Duration = Duration::from_secs(60);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// After this the process is looked at; one that is stuck is waited for no longer.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a process that has closed its connections may take to be gone.
+const PROCESS_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why a driver did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +61,16 @@ pub enum ClientError {
     /// The driver refused or failed.
     #[error("the driver says: {}", .0.message)]
     Refused(ControlError),
+    /// The disk's bytes cannot be read from where the driver says they are.
+    #[error("disk {name}: {path} is not what its driver reads and writes: {reason}")]
+    OtherBacking {
+        /// The disk.
+        name: DiskName,
+        /// What has the backing's name.
+        path: PathBuf,
+        /// How that was found out.
+        reason: String,
+    },
     /// An answer that does not fit the question: another version on the other side.
     #[error("the driver gave an answer that does not fit the question; is it of this version?")]
     Confused,
@@ -166,7 +182,36 @@ impl ControlClient {
         }
     }
 
-    /// Waits until the driver has closed the connection: it is gone.
+    /// Opens what a disk's driver reads and writes, to read it: the very file or device, not what has its
+    /// name by now. `status` is the driver's.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or nothing proves that it is the driver's.
+    pub fn open_backing(&mut self, status: &DriverStatus) -> Result<File, ClientError> {
+        if !status.hands_out_backing {
+            return open_of_earlier_version(status);
+        }
+        let broken = |source| ClientError::Broken { path: self.path.clone(), source };
+        send(&mut self.stream, &Request::OpenBacking).map_err(broken)?;
+        let mut stream = WithDescriptor { stream: &self.stream, came: None };
+        let answer = receive::<Response>(&mut stream).map_err(broken)?;
+        match (answer, stream.came) {
+            (Some(Response::Backing { handed: true, .. }), Some(file)) => Ok(file),
+            (Some(Response::Backing { handed: false, served_on }), _) => {
+                let opened = File::open(&status.served).and_then(|f| Ok((f.metadata()?, f)));
+                match opened {
+                    Ok((meta, file)) if meta.dev() == served_on => Ok(file),
+                    Ok(_) => Err(other(status, &status.served, "another mount is there")),
+                    Err(e) => Err(other(status, &status.served, &e.to_string())),
+                }
+            }
+            (Some(Response::Error(error)), _) => Err(ClientError::Refused(error)),
+            (Some(_), _) => Err(ClientError::Confused),
+            (None, _) => Err(broken(FrameError::Io(io::ErrorKind::UnexpectedEof.into()))),
+        }
+    }
+
+    /// Waits until the driver's process is gone, and with it its hold on the backing.
     pub fn wait_until_gone(self) {
         self.read_to_end(None);
     }
@@ -178,10 +223,62 @@ impl ControlClient {
     }
 
     fn read_to_end(mut self, time: Option<Duration>) -> bool {
+        // While the connection is there the process has this number.
+        let process = process_of(&self.stream);
         let _ = self.stream.set_read_timeout(time);
-        match std::io::Read::read(&mut self.stream, &mut [0]) {
+        let ended = match std::io::Read::read(&mut self.stream, &mut [0]) {
             Ok(_) => true,
             Err(e) => !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        };
+        match process {
+            // The kernel closes what a process had open in no order: the backing may come last.
+            Some(process) if ended => {
+                let most = time.unwrap_or(PROCESS_ENDS_WITHIN).min(PROCESS_ENDS_WITHIN);
+                let timeout = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+                poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)
+                    .is_ok_and(|ready| ready > 0)
+            }
+            _ => ended,
         }
     }
+}
+
+/// The process at the other end; readable when it has ended.
+fn process_of(stream: &UnixStream) -> Option<OwnedFd> {
+    let peer = getsockopt(stream, PeerCredentials).ok()?;
+    // SAFETY: takes two numbers, returns a descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid(), 0) };
+    // SAFETY: the descriptor is new and ours alone.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn other(status: &DriverStatus, path: &Path, reason: &str) -> ClientError {
+    ClientError::OtherBacking {
+        name: status.name.clone(),
+        path: path.into(),
+        reason: reason.into(),
+    }
+}
+
+/// A driver of an earlier version hands out nothing; which files it has open the kernel knows.
+fn open_of_earlier_version(status: &DriverStatus) -> Result<File, ClientError> {
+    let path = &status.backing;
+    let refused = |reason: &str| Err(other(status, path, reason));
+    let which = |meta: &fs::Metadata| (meta.dev(), meta.ino(), meta.rdev());
+    let (file, meta) = match File::open(path).and_then(|f| Ok((f.metadata()?, f))) {
+        Ok((meta, file)) => (file, meta),
+        Err(e) => return refused(&e.to_string()),
+    };
+    // The disk's bytes are together nowhere but in the file that is served.
+    if *path == status.served {
+        return Ok(file);
+    }
+    let open = match fs::read_dir(format!("/proc/{}/fd", status.pid)) {
+        Ok(open) => open,
+        Err(e) => return refused(&format!("the files of process {}: {e}", status.pid)),
+    };
+    let is_open = open
+        .flatten()
+        .any(|entry| fs::metadata(entry.path()).is_ok_and(|its| which(&its) == which(&meta)));
+    if is_open { Ok(file) } else { refused(&format!("process {} has it not open", status.pid)) }
 }

@@ -1,9 +1,13 @@
 //! Messages on a stream: a header with a checked length, then the body.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use backstay_format::FormatError;
 use backstay_format::control::{HEADER_BYTES, decode_body, decode_header, encode};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 /// Why no message was read or written.
@@ -21,6 +25,48 @@ pub enum FrameError {
 pub(super) fn send(stream: &mut impl Write, message: &impl Serialize) -> Result<(), FrameError> {
     stream.write_all(&encode(message)?)?;
     Ok(stream.flush()?)
+}
+
+/// Writes a message, with a descriptor that comes with its first byte.
+pub(super) fn send_with(
+    mut stream: &UnixStream,
+    message: &impl Serialize,
+    descriptor: &File,
+) -> Result<(), FrameError> {
+    let bytes = encode(message)?;
+    let descriptors = [descriptor.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let slices = [IoSlice::new(&bytes)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &slices, &rights, flags, None);
+    let sent = sent.map_err(io::Error::from)?;
+    Ok(stream.write_all(&bytes[sent..])?)
+}
+
+/// A stream whose messages may bring a descriptor with them.
+pub(super) struct WithDescriptor<'a> {
+    pub stream: &'a UnixStream,
+    /// The first that came.
+    pub came: Option<File>,
+}
+
+impl Read for WithDescriptor<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut slices = [IoSliceMut::new(buf)];
+        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let fd = self.stream.as_raw_fd();
+        let received = recvmsg::<()>(fd, &mut slices, Some(&mut space), flags)?;
+        for message in received.cmsgs()? {
+            let ControlMessageOwned::ScmRights(descriptors) = message else { continue };
+            for descriptor in descriptors {
+                // SAFETY: the kernel made it for this message; it is ours alone.
+                let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+                self.came.get_or_insert(File::from(descriptor));
+            }
+        }
+        Ok(received.bytes)
+    }
 }
 
 /// Reads a message; `None` at the end of the stream.
@@ -50,6 +96,22 @@ mod tests {
     use super::*;
     use backstay_format::control::Request;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_descriptor_comes_with_its_message() {
+        let (one, two) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        send_with(&one, &Request::Status, &file).unwrap();
+        send(&mut &one, &Request::Stop).unwrap();
+        let mut with = WithDescriptor { stream: &two, came: None };
+        assert_eq!(receive::<Request>(&mut with).unwrap(), Some(Request::Status));
+        let came = with.came.take().unwrap().metadata().unwrap();
+        let meta = file.metadata().unwrap();
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((came.dev(), came.ino()), (meta.dev(), meta.ino()));
+        assert_eq!(receive::<Request>(&mut with).unwrap(), Some(Request::Stop));
+        assert!(with.came.is_none());
+    }
 
     proptest! {
         #[test]

@@ -5,7 +5,7 @@
 //! it was told, or has told others, that it failed. When the connection that holds the lease ends, whatever it left
 //! open is folded back; and if it held the disk's writes they go on (see [`super::hold`]).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -17,15 +17,18 @@ use std::thread;
 use std::time::Duration;
 
 use backstay_format::control::{
-    ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX, Request, Response,
+    BackingFault, BackingFaultKind, ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX,
+    Request, Response,
 };
+use backstay_format::superblock::Resync;
+use backstay_host::clock;
 use backstay_track::env::Env;
 use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
 use backstay_types::{DiskName, EpochNo};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::frame::{FrameError, receive, send};
+use super::frame::{FrameError, receive, send, send_with};
 use super::hold::{Hold, Holding, Thawed};
 
 /// Most connections at a time.
@@ -42,6 +45,8 @@ pub struct Identity {
     pub backing: PathBuf,
     /// The file that is served.
     pub served: PathBuf,
+    /// The number of its file system.
+    pub served_on: u64,
     /// How the backing is read and written.
     pub engine: String,
 }
@@ -62,6 +67,8 @@ type Stop = dyn Fn(Stopping) -> Result<(), u64> + Send + Sync;
 pub struct Server<E: Env, B: Backing> {
     disk: Arc<ProtectedDisk<E, B>>,
     identity: Identity,
+    /// What was wrong with the backing when it was looked at last.
+    backing_fault: Mutex<Option<BackingFault>>,
     lease: Mutex<Option<String>>,
     lease_free: Condvar,
     connections: AtomicUsize,
@@ -91,6 +98,7 @@ impl<E: Env, B: Backing> Server<E, B> {
         let server = Arc::new(Self {
             disk,
             identity,
+            backing_fault: Mutex::new(None),
             lease: Mutex::new(None),
             lease_free: Condvar::new(),
             connections: AtomicUsize::new(0),
@@ -118,7 +126,8 @@ impl<E: Env, B: Backing> Server<E, B> {
             }
             let server = Arc::clone(&self);
             let serve = move || {
-                Connection { server: &server, leased: false, thawed: None }.serve(&stream);
+                Connection { server: &server, leased: false, thawed: None, handing: None }
+                    .serve(&stream);
                 server.connections.fetch_sub(1, Ordering::SeqCst);
             };
             if thread::Builder::new().name("control-peer".into()).spawn(serve).is_err() {
@@ -127,7 +136,45 @@ impl<E: Env, B: Backing> Server<E, B> {
         }
     }
 
+    /// Looks at the backing. One that was shortened has lost bytes that no bitmap knows of, even when it has
+    /// its size again: the whole disk has to be compared.
+    fn look_at_backing(&self) -> Option<BackingFault> {
+        let found = self.disk.backing().fault();
+        let mut known = self.backing_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = known.as_ref().map(|fault| fault.kind);
+        if let Some((kind, message)) = &found
+            && was != Some(*kind)
+        {
+            tracing::error!("disk {}: {message}", self.identity.name);
+            if *kind == BackingFaultKind::Shortened
+                && let Err(e) = self.disk.require_resync(Resync::BackingChanged)
+            {
+                tracing::error!("disk {}: {e}", self.identity.name);
+            }
+        }
+        let since = known.take().map(|fault| fault.since_unix_ns);
+        *known = found.map(|(kind, message)| BackingFault {
+            kind,
+            since_unix_ns: since.unwrap_or_else(clock::now_unix_ns),
+            message,
+        });
+        known.clone()
+    }
+
+    /// Refuses a cut of a backing that is not the disk's any more.
+    fn refuse_fault(&self) -> Result<(), Response> {
+        match self.look_at_backing().filter(|fault| fault.kind.spoils_points()) {
+            None => Ok(()),
+            Some(fault) => {
+                let message = format!("{}; {}", fault.message, fault.advice(&self.identity.name));
+                Err(refuse(ErrorCode::Failed, &message))
+            }
+        }
+    }
+
     fn status(&self) -> DriverStatus {
+        // First: what it finds may be a reason for a resync.
+        let backing_fault = self.look_at_backing();
         let track = self.disk.status();
         let identity = self.identity.clone();
         DriverStatus {
@@ -161,6 +208,9 @@ impl<E: Env, B: Backing> Server<E, B> {
             change_log_used: track.change_log_used,
             counters: track.counters,
             warning: track.warning,
+            backing_fault,
+            hands_out_backing: true,
+            sector_bytes: self.disk.backing().sector_bytes(),
         }
     }
 
@@ -175,6 +225,8 @@ struct Connection<'a, E: Env, B: Backing> {
     leased: bool,
     /// The last hold, once it ended by itself.
     thawed: Option<Thawed>,
+    /// What goes with the next answer.
+    handing: Option<File>,
 }
 
 impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
@@ -208,7 +260,14 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             };
             // One who does not read his answers must not keep writes waiting either.
             let patience = hold.as_ref().map(|held| held.left().max(Duration::from_millis(1)));
-            if stream.set_write_timeout(patience).is_err() || send(&mut stream, &answer).is_err() {
+            if stream.set_write_timeout(patience).is_err() {
+                return;
+            }
+            let sent = match self.handing.take() {
+                Some(file) => send_with(stream, &answer, &file),
+                None => send(&mut stream, &answer),
+            };
+            if sent.is_err() {
                 return;
             }
         }
@@ -236,6 +295,9 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             return refuse(ErrorCode::Order, &message);
         }
         let server = self.server;
+        if let Err(refused) = server.refuse_fault() {
+            return refused;
+        }
         match server.disk.cut_and_hold() {
             Ok((info, cut)) => {
                 self.thawed = None;
@@ -268,13 +330,17 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Request::Stop => return self.stop(Stopping::IfUnused),
             Request::Abort => return self.stop(Stopping::UnderItsUsers),
             Request::Lease { client } => return self.take_lease(client),
+            Request::OpenBacking => return self.open_backing(),
             _ if !self.leased => return refuse(ErrorCode::Order, "take the lease first"),
             _ => {}
         }
         match request {
-            Request::Cut { mode } => match disk.cut(mode) {
-                Ok(info) => Response::Cut(Box::new(cut_reply(info))),
-                Err(e) => failed(&e),
+            Request::Cut { mode } => match self.server.refuse_fault().map(|()| disk.cut(mode)) {
+                Err(refused) => refused,
+                Ok(cut) => match cut {
+                    Ok(info) => Response::Cut(Box::new(cut_reply(info))),
+                    Err(e) => failed(&e),
+                },
             },
             Request::PrepareCut => done(disk.prepare_cut()),
             Request::Seal { epoch } => match disk.seal(epoch) {
@@ -301,6 +367,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             | Request::Stop
             | Request::Abort
             | Request::Lease { .. }
+            | Request::OpenBacking
             | Request::CutAndHold { .. }
             | Request::Thaw { .. } => refuse(ErrorCode::Malformed, "asked twice"),
         }
@@ -316,6 +383,17 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                     self.server.identity.name
                 ),
             ),
+        }
+    }
+
+    fn open_backing(&mut self) -> Response {
+        match self.server.disk.backing().open_to_read() {
+            Ok(file) => {
+                let handed = file.is_some();
+                self.handing = file;
+                Response::Backing { handed, served_on: self.server.identity.served_on }
+            }
+            Err(e) => refuse(ErrorCode::Failed, &format!("opening the backing to be read: {e}")),
         }
     }
 

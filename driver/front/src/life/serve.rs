@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub struct DriverOptions {
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
+    /// Take the whole disk for changed: it is compared with its newest recovery point.
+    pub compare: bool,
     /// Only for a new disk: the recovery point that the backing holds, so that nothing is dirty.
     pub base: Option<Base>,
     /// The size of that point's disk: what the backing has beyond it is dirty.
@@ -71,6 +73,17 @@ pub enum DriverError {
         name: DiskName,
         /// Which backing it is, and which to mount.
         reason: String,
+    },
+    /// A path that cannot be said in the control protocol and in records, which are text.
+    #[error(
+        "disk {name}: the path {} is not UTF-8; rename the file or folder. Nothing was changed",
+        path.display()
+    )]
+    Path {
+        /// The disk.
+        name: DiskName,
+        /// The path.
+        path: PathBuf,
     },
     /// The backing that was to be made for the disk was not.
     #[error("{source}")]
@@ -155,7 +168,11 @@ enum Event {
 /// # Errors
 /// If the disk cannot be served, or its last writes not be saved.
 pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverError> {
-    let open = |options: &mut DriverOptions| Ok(backing::open(&options.backing, options.engine)?);
+    let open = |options: &mut DriverOptions| {
+        refuse_image(options)?;
+        let holder = format!("disk {}", options.name);
+        Ok(backing::open_as(&options.backing, options.engine, &holder)?)
+    };
     run_with(options, open, ready)
 }
 
@@ -170,6 +187,12 @@ pub fn run_with(
     ready: impl FnOnce(),
 ) -> Result<(), DriverError> {
     let DriverOptions { name, paths, .. } = &options;
+    let backing = fs::canonicalize(&options.backing).unwrap_or_else(|_| options.backing.clone());
+    for path in [&options.backing, &backing, &options.mount_point, &paths.state, &paths.runtime] {
+        if path.to_str().is_none() {
+            return Err(DriverError::Path { name: name.clone(), path: path.clone() });
+        }
+    }
     for dir in [&paths.state, &paths.runtime] {
         own_dir(dir).map_err(|e| io_error(format!("disk {name}"))(e.into()))?;
     }
@@ -189,6 +212,7 @@ pub fn run_with(
         change_log_limit: options.change_log_limit,
         tracking: options.tracking,
         grow: options.grow,
+        compare: options.compare,
         base: options.base,
         base_size: options.base_size,
         ..TrackOptions::default()
@@ -223,6 +247,7 @@ pub fn run_with(
             // Nowhere but here are its bytes together.
             None => served.clone(),
         },
+        served_on: fs::metadata(&options.mount_point).map_or(0, |meta| meta.dev()),
         served,
         engine,
     };
@@ -249,6 +274,28 @@ pub fn run_with(
     closed.map_err(|source| DriverError::Track { name: name.clone(), source })?;
     tracing::info!("disk {name}: stopped cleanly");
     ended.map_err(io_error("serving"))
+}
+
+/// An image of another format is not a disk's bytes. Only of a disk that is new here: what a guest writes to
+/// its first sector must never keep its disk from being served.
+fn refuse_image(options: &DriverOptions) -> Result<(), DriverError> {
+    let DriverOptions { name, backing, paths, .. } = options;
+    if paths.state.join("super").exists() {
+        return Ok(());
+    }
+    match backing::image_format(backing) {
+        Ok(Some(format)) => Err(DriverError::WrongBacking {
+            name: name.clone(),
+            reason: format!(
+                "{} is a {format} image, not a raw disk: served as it is, its users would see the image's \
+                 own bytes. Import it into a vault (backstay import), or convert it with qemu-img convert \
+                 -O raw",
+                backing.display()
+            ),
+        }),
+        // What else is wrong with it is said when it is opened.
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// Which backing this is. Refused: one that somebody else uses, one that a restore has not finished, one that

@@ -85,7 +85,7 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
         return Ok(done);
     }
     let source = open(&from, Engine::Buffered)?;
-    let binding = disk.binding(&source).map_err(of_state)?;
+    let binding = disk.binding(&env, &source).map_err(of_state)?;
     if binding == Binding::Bound && is_same_file(&from, &order.to) {
         return Ok(already_there(order, &disk, &record));
     }
@@ -116,7 +116,7 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
             return Err(e);
         }
     };
-    if disk.binding(&source).map_err(of_state)? != Binding::Bound {
+    if disk.binding(&env, &source).map_err(of_state)? != Binding::Bound {
         target.give_up();
         return Err(OfflineError::Refused(format!(
             "{} was changed by someone else while it was copied",
@@ -125,7 +125,7 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
     }
     sync_name(&order.to)?;
     // The step that counts.
-    disk.bind(&to).map_err(of_state)?;
+    disk.bind(&env, &to).map_err(of_state)?;
     record.moved_from = record.backing.take();
     record.backing = record.moving_to.take();
     save(&record, paths)?;

@@ -107,6 +107,9 @@ mod tests {
             change_log_used: ByteLen(0),
             counters: Counters::default(),
             warning: None,
+            backing_fault: None,
+            hands_out_backing: true,
+            sector_bytes: None,
         }
     }
 

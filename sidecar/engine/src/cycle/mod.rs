@@ -18,7 +18,6 @@ mod quiesced;
 pub mod resync;
 pub mod unchanged;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -153,6 +152,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     if let Some(change_log) = job.change_log_limit.filter(|&at| at != status.change_log_limit) {
         driver.ask(&Request::SetLimits { change_log })?;
     }
+    refuse_fault(&status)?;
     let asked = resync::Request::load(job.state);
     refuse_on_disk(job.vault, &status)?;
     let mut found = look_at_vault(job.state, job.vault, &status)?;
@@ -178,8 +178,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         Flow::Delta => CycleKind::Delta,
         Flow::Resync { .. } | Flow::Full => CycleKind::Resync,
     };
-    let file = File::open(&status.backing)
-        .map_err(CycleError::source(format!("{}", status.backing.display())))?;
+    // What the driver has open, not what has its name.
+    let file = driver.open_backing(&status)?;
     let cycle =
         newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
     let mut run = Run {
@@ -197,6 +197,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         quiesced: None,
     };
     let shipped = run.passes(flow, &status, onto.as_ref(), cutter).and_then(|(cut, passes)| {
+        // Once more after the last read: what was cut off meanwhile read as zeroes.
+        refuse_fault(&run.driver.status()?)?;
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, found.disk, status.size, cycle, passes)?;
         let base = Base { vault_disk: found.disk, cycle, point: PointId::random() };
@@ -230,6 +232,16 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let fetched = ByteLen(job.vault.fetched().0 - fetched_before.0);
     let report = report(&point, &cut, fetched, clock::since(started));
     Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
+}
+
+/// No point is made of a backing that is not the disk's any more.
+fn refuse_fault(status: &DriverStatus) -> Result<(), CycleError> {
+    match &status.backing_fault {
+        Some(fault) if fault.kind.spoils_points() => {
+            Err(CycleError::Backing { name: status.name.clone(), fault: fault.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A cycle that has begun.

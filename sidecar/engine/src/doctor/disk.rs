@@ -6,10 +6,11 @@ use backstay_format::control::DriverStatus;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::control::{ControlClient, Silence};
 use backstay_front::paths::Roots;
+use backstay_host::stack::{Ground, LoopDevice};
 use backstay_types::{ByteLen, DiskName};
 
-use super::Finding;
 use super::system::System;
+use super::{Finding, beside};
 use crate::Config;
 use crate::prerequisites::Found::{self, Bad, Good, Odd};
 use crate::prerequisites::{backing_size, looked, room_for_bitmaps, room_for_log, usable};
@@ -39,7 +40,11 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
         found.push(looked("backing", usable(path)));
     }
     if let Some(status) = &status {
+        found.push(("backing", backing(status)));
         found.push(("program", program(status)));
+    }
+    if let Some(path) = status.as_ref().map(|s| &s.backing).or(record.as_ref()) {
+        found.extend(beside::look(path).into_iter().map(|found| ("other ways to it", found)));
     }
     if status.is_some() || record.is_some() {
         let limit = match (&status, config.change_log_limit_of(name)) {
@@ -82,6 +87,35 @@ fn driver(
             "it is not served; systemctl start backstay-disk@{name}, or backstay mount --name {name}"
         )),
         None => Bad(format!("there is no disk {name} on this host; see backstay status")),
+    }
+}
+
+/// Whether the backing is still what the driver serves, and nobody else writes to it.
+fn backing(status: &DriverStatus) -> Found {
+    let path = status.backing.display();
+    if let Some(fault) = &status.backing_fault {
+        let text = format!("{}; {}", fault.message, fault.advice(&status.name));
+        return if fault.kind.spoils_points() { Bad(text) } else { Odd(text) };
+    }
+    let ground = match fs::metadata(&status.backing) {
+        Ok(meta) => Ground::of_metadata(&meta),
+        Err(e) => return Bad(format!("{path}: {e}")),
+    };
+    // The file that is served is the backing of a mounted point: that is to be attached.
+    let beside = match LoopDevice::all() {
+        _ if status.backing == status.served => None,
+        Ok(devices) => devices.into_iter().find(|device| device.ground == ground),
+        Err(e) => return Odd(format!("which loop devices there are cannot be seen: {e}")),
+    };
+    match beside {
+        Some(device) => Bad(format!(
+            "{path} is attached to {0}, too: what is written there is in no recovery point, and destroys \
+             the disk. Unmount and detach it (losetup -d {0}), then compare the disk: backstay resync {1} \
+             --now",
+            device.device.display(),
+            status.name
+        )),
+        None => Good(format!("{path} is what the driver serves")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a host has and lacks: looked at, explained, not changed.
 
+mod beside;
 mod disk;
 mod host;
 mod system;

@@ -44,6 +44,12 @@ ids! {
     /// The driver says what is wrong.
     DRIVER_WARNING = "driver-warning";
 
+    // The backing (backing.rs).
+    /// The backing is not what the disk is served from any more.
+    BACKING_FAULT = "backing-fault";
+    /// The backing device is larger than the disk.
+    BACKING_EXTENDED = "backing-extended";
+
     // Cycles (cycle.rs).
     /// A cycle failed so that only a person can mend it.
     CYCLE_STOPPED = "cycle-stopped";

@@ -294,7 +294,7 @@ fn known(vault: &Vault, begin: &Begin<'_>) -> Result<Option<(PointRef, SectorSet
     };
     let backing = open(begin.to, Engine::Buffered)?;
     let sb = offline.superblock().clone();
-    if offline.binding(&backing).map_err(track)? == Binding::Other {
+    if offline.binding(&env()?, &backing).map_err(track)? == Binding::Other {
         if sb.backing.is_some()
             && sb.backing
                 != backstay_track::Backing::identity(&backing)

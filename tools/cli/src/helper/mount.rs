@@ -11,7 +11,7 @@ use super::options::{self, Options};
 use super::{STARTED_BY_MOUNT, code, table};
 use crate::context::Context;
 use crate::programs::command;
-use crate::verbs::attach::{loop_devices, losetup};
+use crate::verbs::attach::device_of;
 use crate::verbs::detach::let_go;
 use crate::verbs::ending::{Ending, stop};
 
@@ -78,15 +78,9 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     let served = options.attach.serve(context)?;
     let name = &served.name;
     let mut undo = Undo { context, name, attached: None, started: served.started };
-    // Two devices over one disk would be two page caches that know nothing of each other.
-    let device = match loop_devices(&served.file)?.into_iter().next() {
-        Some(device) => device,
-        None => {
-            let device = losetup(&served.file, options.attach.is_read_only())?;
-            undo.attached = Some(device.clone());
-            device
-        }
-    };
+    let device = device_of(context, name, &served.file, options.attach.is_read_only())?;
+    undo.attached = device.is_new.then(|| device.path.clone());
+    let device = device.path;
     let there = table::at(&table::read()?, dir).is_some_and(|e| e.source == Path::new(&device));
     if there {
         // `mount -a` cannot know: it compares fstab's first column with the device.

@@ -1,5 +1,7 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -9,6 +11,7 @@ use clap::Args;
 
 use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};
 use crate::context::Context;
+use crate::exit::Refused;
 use crate::programs::command;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
@@ -20,7 +23,7 @@ Examples:
   umount /mnt && backstay detach data
   backstay attach --disk data --point latest --name data-test --vault file:///mnt/backup/vault
 
-If a driver serves the disk already, only the loop device is attached.")]
+If a driver serves the disk already, only the loop device is attached; if that is there, too, it is printed.")]
 pub struct Attach {
     /// The file or block device that holds the disk [default: the one it was served from last; for a
     /// disk that is new here, a recovery point is served]
@@ -38,7 +41,7 @@ pub struct Attach {
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let Served { name, file: served, .. } = self.serve(context)?;
-        let device = losetup(&served, self.how.is_read_only())?;
+        let device = device_of(context, &name, &served, self.how.is_read_only())?.path;
         if context.globals.json {
             return context.print_json(
                 &serde_json::json!({ "name": name, "device": device, "served": served }),
@@ -67,6 +70,11 @@ impl Attach {
         let backing = path.canonicalize().unwrap_or(path.to_owned());
         let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
         match running {
+            Some(_) if self.how.compares() => Err(Refused(format!(
+                "disk {name} is served already; to compare it: backstay resync {name} --now. Nothing was \
+                 changed"
+            ))
+            .into()),
             Some(status) if status.backing == backing => {
                 Ok(Served { name, file: status.served, started: false })
             }
@@ -112,11 +120,46 @@ pub struct Served {
     pub started: bool,
 }
 
-/// Attaches a free loop device past the page cache: the guest's page cache is enough.
-pub fn losetup(served: &Path, read_only: bool) -> anyhow::Result<String> {
+/// A loop device over a served disk.
+pub struct Device {
+    /// The device.
+    pub path: String,
+    /// Whether it was attached just now.
+    pub is_new: bool,
+}
+
+/// How long one that attaches waits for another that does the same.
+const ATTACHED_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The loop device over a served disk: the one it has, or a new one. Never a second: two devices are two page
+/// caches that know nothing of each other, and a file system mounted on both is destroyed.
+pub fn device_of(
+    context: &Context,
+    name: &DiskName,
+    served: &Path,
+    read_only: bool,
+) -> anyhow::Result<Device> {
+    let path = context.roots.disk(name).runtime.join("attach.lock");
+    let mut options = File::options();
+    let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.and_then(|lock| backstay_host::lock::exclusive(lock, ATTACHED_WITHIN));
+    let _lock = lock
+        .with_context(|| format!("{}", path.display()))?
+        .with_context(|| format!("disk {name}: another command is attaching it; try again"))?;
+    if let Some(device) = loop_devices(served)?.into_iter().next() {
+        if is_read_only(&device) && !read_only {
+            return Err(Refused(format!(
+                "disk {name} is attached to {device} already, read-only; detach it first (losetup -d \
+                 {device}). Nothing was changed"
+            ))
+            .into());
+        }
+        return Ok(Device { path: device, is_new: false });
+    }
+    let sector_bytes = context.driver(name)?.status()?.sector_bytes;
     let output = command("losetup")
-        .args(["--find", "--show", "--direct-io=on"])
-        .args(read_only.then_some("--read-only"))
+        .args(["--find", "--show"])
+        .args(loop_options(served, read_only, sector_bytes))
         .arg(served)
         .output()
         .context("losetup could not be started (package mount)")?;
@@ -127,7 +170,37 @@ pub fn losetup(served: &Path, read_only: bool) -> anyhow::Result<String> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(Device { path, is_new: true })
+}
+
+/// How a loop device is attached to a served disk: past the page cache, since the guest's page cache is
+/// enough; with its partitions; and with the sectors that its backing device has, or that its partition table
+/// counts in.
+pub fn loop_options(served: &Path, read_only: bool, sector_bytes: Option<u32>) -> Vec<String> {
+    let mut options = vec!["--direct-io=on".to_owned(), "--partscan".to_owned()];
+    if read_only {
+        options.push("--read-only".into());
+    }
+    let sector_bytes = sector_bytes.or_else(|| sectors_of_table(served)).unwrap_or(512);
+    if sector_bytes != 512 {
+        options.push(format!("--sector-size={sector_bytes}"));
+    }
+    options
+}
+
+/// The sectors that a disk's GPT counts in: its header is in the second one.
+fn sectors_of_table(served: &Path) -> Option<u32> {
+    let file = File::open(served).ok()?;
+    let mut magic = [0; 8];
+    [512, 4096].into_iter().find(|&bytes| {
+        file.read_exact_at(&mut magic, u64::from(bytes)).is_ok() && &magic == b"EFI PART"
+    })
+}
+
+fn is_read_only(device: &str) -> bool {
+    let name = device.strip_prefix("/dev/").unwrap_or(device);
+    fs::read_to_string(format!("/sys/block/{name}/ro")).is_ok_and(|flag| flag.trim() == "1")
 }
 
 /// The loop devices attached to a served disk.

@@ -66,6 +66,10 @@ pub struct How {
     /// Let the disk grow if its backing is larger than it was
     #[arg(long)]
     grow: bool,
+    /// Compare the whole disk with its newest recovery point: something may have written to the backing while it
+    /// was not served, and not everything can be found out
+    #[arg(long)]
+    compare: bool,
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
@@ -81,6 +85,11 @@ impl How {
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether the disk is to be compared with its newest point.
+    pub fn compares(&self) -> bool {
+        self.compare
     }
 
     /// The most space for preserved blocks, if it was said.
@@ -255,6 +264,7 @@ pub fn options(
         change_log_limit: how.change_log_limit.map(|size| ByteLen(size.as_u64())),
         tracking: !how.no_tracking,
         grow: how.grow,
+        compare: how.compare,
         base: None,
         base_size: None,
         read_only: how.read_only,

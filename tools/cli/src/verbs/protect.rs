@@ -12,7 +12,7 @@ use backstay_types::{ByteLen, DiskName};
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
-use super::attach::losetup;
+use super::attach::device_of;
 use super::cycle::{line, run_once};
 use super::mount::{How, options, start};
 use super::vault::id;
@@ -97,7 +97,10 @@ impl Protect {
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
         home::remember(&state, name, &opened, false)?;
-        let device = if self.attach { Some(losetup(&served, false)?) } else { None };
+        let device = match self.attach {
+            true => Some(device_of(context, name, &served, false)?.path),
+            false => None,
+        };
         let by_sidecar = is_running(roots);
         if context.globals.json {
             context.print_json(&serde_json::json!({

@@ -242,6 +242,7 @@ impl ReplicaVerb {
             change_log_limit: None,
             tracking: true,
             grow: false,
+            compare: false,
             base: Some(taken.base),
             base_size: Some(taken.point.size_bytes),
             event_loops: 2,

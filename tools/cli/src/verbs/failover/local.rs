@@ -10,7 +10,7 @@ use backstay_host::in_use;
 use backstay_recovery::failover::FailoverRecord;
 use backstay_types::DiskName;
 
-use super::super::attach::{loop_devices, losetup};
+use super::super::attach::{device_of, loop_devices};
 use super::super::detach::detach_free;
 use super::super::ending::{self, Devices, Ending};
 use crate::context::Context;
@@ -90,7 +90,7 @@ pub fn stop_after_cycle(context: &Context, name: &DiskName) -> anyhow::Result<()
 pub fn print_place(context: &Context, name: &DiskName, attach: bool) -> anyhow::Result<()> {
     let status = driver(context, name).with_context(|| format!("disk {name} is not served"))?;
     let device = match loop_devices(&status.served)?.into_iter().next() {
-        None if attach => Some(losetup(&status.served, false)?),
+        None if attach => Some(device_of(context, name, &status.served, false)?.path),
         device => device,
     };
     if context.globals.json {

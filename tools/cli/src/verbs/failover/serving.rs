@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use backstay_format::control::DriverStatus;
 use backstay_types::DiskName;
 
-use super::super::attach::loop_devices;
+use super::super::attach::{loop_devices, loop_options};
 use super::super::detach::{mounted, users_of};
 use super::{local, source};
 use crate::context::Context;
@@ -82,8 +82,10 @@ impl Serving {
         for device in &self.devices {
             if table::loop_file(Path::new(&device.path)).is_none() {
                 let mut attach = command("losetup");
-                attach.args(["--direct-io=on", &device.path]).arg(&self.served);
-                said(attach.args(device.read_only.then_some("--read-only")), "losetup")?;
+                let status = local::driver(context, &self.name);
+                let sector_bytes = status.and_then(|status| status.sector_bytes);
+                attach.args(loop_options(&self.served, device.read_only, sector_bytes));
+                said(attach.arg(&device.path).arg(&self.served), "losetup")?;
             }
         }
         let table = table::read().context("reading the table of mounts")?;
