@@ -137,7 +137,7 @@ fn protect_ships_follows_its_policy_and_is_ended_as_told() {
 #[test]
 fn a_disk_at_rest_gets_no_points() {
     let host = Host::new("rest");
-    write_config(&host, "interval = \"200ms\"\n");
+    write_config(&host, "interval = \"200ms\"\nretry = [\"1s\"]\n");
     let disk = host.disk("d", 4 * MIB);
     let served = disk.mount(&[]);
     noise(&served, 0, 4096, 1);
@@ -157,10 +157,11 @@ fn a_disk_at_rest_gets_no_points() {
     // The vault is asked each time: one that is away is no disk at rest.
     let (vault, aside) = (host.path("vault"), host.path("aside"));
     fs::rename(&vault, &aside).unwrap();
-    wait_for("a cause", || disk.status()["health"]["level"] != "ok");
+    let gone = || disk.status()["health"]["causes"].to_string().contains("vault-gone");
+    wait_for("a cause", gone);
     fs::rename(&aside, &vault).unwrap();
-    wait_for("health", || disk.status()["health"]["level"] == "ok");
-    write_config(&host, "interval = \"200ms\"\nheartbeat = \"0s\"\n");
+    wait_for("its end", || !gone());
+    write_config(&host, "interval = \"200ms\"\nheartbeat = \"0s\"\nretry = [\"1s\"]\n");
     wait_for("points by the heartbeat", || points(&disk) >= 4);
     drop(service);
 }

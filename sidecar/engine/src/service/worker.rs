@@ -175,6 +175,12 @@ impl Cycle {
         record.resume();
         record.unchanged = Some(proven);
         record.show(&state);
+        // What failed after the last point is tried again, or it would be a cause for ever.
+        if record.upkeep.is_some() {
+            let vault =
+                self.vault_url().unwrap_or_else(|_| self.config.vault_of(&self.name).to_owned());
+            upkeep::after_cycle(&self.config, &self.name, &vault, &state);
+        }
         Outcome::Done
     }
 }

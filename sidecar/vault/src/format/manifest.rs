@@ -3,6 +3,8 @@
 //! It names every segment that the point needs, oldest first, so that reading a point never has to
 //! walk through the points before it; where segments overlap, the later one holds.
 
+use std::collections::HashMap;
+
 use backstay_format::FormatError;
 use backstay_format::superblock::Geometry;
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Term};
@@ -257,6 +259,7 @@ impl Manifest {
         for _ in 0..count {
             segments.push(SegmentRef::read(&mut r, WHAT, cycle)?);
         }
+        in_order(&segments).map_err(|cycle| bounds("cycle of a segment out of order", cycle.0))?;
         Ok(Self {
             disk,
             size,
@@ -274,6 +277,21 @@ impl Manifest {
             segments,
         })
     }
+}
+
+/// A list is oldest first: cycles do not go down, the segments of one attempt are numbered upwards, and none is
+/// there twice. Another order would be another disk. The cycle of the first that is not so.
+fn in_order(segments: &[SegmentRef]) -> Result<(), CycleNo> {
+    let mut attempts: HashMap<(CycleNo, u64), u32> = HashMap::new();
+    let mut newest = CycleNo(0);
+    for segment in segments {
+        let before = attempts.insert((segment.cycle, segment.attempt), segment.number);
+        if segment.cycle < newest || before.is_some_and(|before| before >= segment.number) {
+            return Err(segment.cycle);
+        }
+        newest = segment.cycle;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::Index;
 use crate::read::ahead::Indexes;
 use crate::sectors::SectorSet;
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::{Vault, point_key, segment_id, segment_key};
 
 /// What is needed of one segment.
 pub(super) struct Layer {
@@ -58,12 +58,14 @@ pub(super) struct Layers<'a> {
     done: SectorSet,
     /// Segments not looked at yet.
     left: usize,
+    /// Whether its own segments were compared with what it says that moved.
+    compared: bool,
 }
 
 impl<'a> Layers<'a> {
     pub fn new(vault: &Vault, point: &'a Manifest) -> Self {
         let indexes = Indexes::new(vault, point);
-        Self { point, indexes, done: SectorSet::new(), left: point.segments.len() }
+        Self { point, indexes, done: SectorSet::new(), left: point.segments.len(), compared: false }
     }
 
     /// Segments looked at so far.
@@ -73,8 +75,11 @@ impl<'a> Layers<'a> {
 
     /// What is needed of the next segment; `None` after the oldest.
     pub fn next(&mut self) -> Result<Option<(&'a SegmentRef, Layer)>, VaultError> {
-        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        let Some(left) = self.left.checked_sub(1) else { return self.compare().map(|()| None) };
         let segment = &self.point.segments[left];
+        if segment.cycle != self.point.cycle {
+            self.compare()?;
+        }
         let key = segment_key(segment_id(self.point.disk, segment));
         let Some(index) = self.indexes.next() else { return Ok(None) };
         let index = index?;
@@ -91,6 +96,21 @@ impl<'a> Layers<'a> {
         }
         self.left = left;
         Ok(Some((segment, Layer::new(key, index, needed))))
+    }
+
+    /// Compares, after its own segments, what they hold with what the point says that moved: a list that lacks one
+    /// would be another disk.
+    fn compare(&mut self) -> Result<(), VaultError> {
+        let moved = (self.point.moved_sectors, self.point.moved_digest);
+        if std::mem::replace(&mut self.compared, true)
+            || (self.done.count(), self.done.digest()) == moved
+        {
+            return Ok(());
+        }
+        Err(VaultError::Inconsistent {
+            object: point_key(self.point.disk, self.point.cycle),
+            reason: "its own segments do not hold what it says that moved".into(),
+        })
     }
 
     /// Checks, after the oldest, that together they are the whole disk.

@@ -14,7 +14,7 @@ use super::Progress;
 use super::frames::{Decompressor, check, fetch, requests};
 use super::plan::{Layer, Layers};
 use super::target::RestoreTarget;
-use super::verify::check_chain;
+use super::verify::check_list;
 use crate::error::VaultError;
 use crate::format::manifest::Manifest;
 use crate::sectors::SectorSet;
@@ -53,7 +53,6 @@ pub fn restore(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<(), VaultError> {
-    check_chain(vault, point)?;
     let mut fetch = Fetch::whole(vault, point, 0)?;
     fetch.step(target, threads, u64::MAX, progress, &AtomicBool::new(false))?;
     fetch.finish()?;
@@ -103,6 +102,7 @@ impl<'a> Fetch<'a> {
         wanted: Option<&'a SectorSet>,
         seen: usize,
     ) -> Result<Self, VaultError> {
+        check_list(vault, point)?;
         let layers = Layers::new(vault, point);
         let mut fetch = Self { vault, point, layers, wanted, done: 0 };
         while fetch.seen() < seen

@@ -1,6 +1,6 @@
 //! Verifying points: everything is read back and every checksum compared.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use backstay_types::{ByteLen, CycleNo, DiskId};
 
@@ -8,7 +8,7 @@ use super::frames::{Decompressor, check, fetch, read_header, requests};
 use super::survey::{Reading, Survey, survey};
 use super::{Progress, read_index};
 use crate::error::VaultError;
-use crate::format::manifest::{Manifest, SegmentRef};
+use crate::format::manifest::{CycleKind, Manifest, SegmentRef};
 use crate::store::{Vault, point_key, segment_id, segment_key};
 
 /// What was verified.
@@ -77,7 +77,6 @@ pub fn verify_newest_segments(
 /// A point must follow the one it names, if that is still there, in a term not older than its.
 /// The times of the cuts say nothing: a wall clock may step back.
 pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
-    check_own_last(point)?;
     let Some((cycle, id)) = point.predecessor else { return Ok(()) };
     let before = match vault.manifest(point.disk, cycle) {
         // Deleted by retention, which is not done behind the ledger's back: see `missing_points`. Points do
@@ -93,10 +92,15 @@ pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultEr
     // What a writer put that slept while the point of that cycle came and went is nobody's.
     let nobodys = before.point != id
         && vault.ledger(point.disk)?.is_some_and(|l| l.fate(cycle, before.point) == Some(None));
-    if fits {
-        return check_order(&before, point);
+    if fits && !descends(&before, point) {
+        return Err(VaultError::Inconsistent {
+            object: point_key(point.disk, point.cycle),
+            reason: format!(
+                "its list of segments is not that of recovery point {cycle} with more on top"
+            ),
+        });
     }
-    if nobodys {
+    if fits || nobodys {
         return Ok(());
     }
     Err(VaultError::Inconsistent {
@@ -105,37 +109,43 @@ pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultEr
     })
 }
 
-/// A later segment holds over an earlier one, so a list in another order is another disk, although every
-/// checksum fits. What a cycle added stands behind all that it went on from.
-fn check_own_last(point: &Manifest) -> Result<(), VaultError> {
-    let is_own = |segment: &&SegmentRef| segment.cycle == point.cycle;
-    let own = point.segments.iter().rev().take_while(is_own).count();
-    let mut names = HashSet::new();
-    let twice = point.segments.iter().any(|s| !names.insert((s.cycle, s.attempt, s.number)));
-    if own == point.own_segments().count() && !twice {
-        return Ok(());
-    }
-    Err(out_of_order(point))
-}
-
-/// What a point shares with the one before it stands in the same order in both: merging puts few segments
-/// in the place of neighbours, and changes nothing else.
-fn check_order(before: &Manifest, point: &Manifest) -> Result<(), VaultError> {
-    let name = |s: &SegmentRef| (s.cycle, s.attempt, s.number);
-    let there: HashMap<_, usize> =
-        before.segments.iter().enumerate().map(|(n, segment)| (name(segment), n)).collect();
-    let shared = point.segments.iter().filter_map(|segment| there.get(&name(segment)));
-    match shared.is_sorted() {
-        true => Ok(()),
-        false => Err(out_of_order(point)),
+/// Compares a point's list with the one it lays over, where that is still there and can be read: what is
+/// restored must not depend on a list that lacks segments. Anything else about the older point is not asked.
+pub(super) fn check_list(vault: &Vault, point: &Manifest) -> Result<(), VaultError> {
+    let Some((cycle, id)) = point.predecessor else { return Ok(()) };
+    match vault.manifest(point.disk, cycle) {
+        Ok(before) if before.point == id && !descends(&before, point) => check_chain(vault, point),
+        _ => Ok(()),
     }
 }
 
-fn out_of_order(point: &Manifest) -> VaultError {
-    VaultError::Inconsistent {
-        object: point_key(point.disk, point.cycle),
-        reason: "its segments are listed in an order in which no cycle lists them".into(),
+/// Whether a point inherits the list of the one it lays over: all of it in its order, but for stretches that
+/// merged segments stand for.
+fn descends(before: &Manifest, point: &Manifest) -> bool {
+    let inherited: Vec<&SegmentRef> =
+        point.segments.iter().filter(|segment| segment.cycle != point.cycle).collect();
+    if inherited.is_empty() && point.kind != CycleKind::Delta {
+        // It stands alone.
+        return true;
     }
+    let name = |segment: &SegmentRef| (segment.cycle, segment.attempt, segment.number);
+    let places: HashMap<_, usize> =
+        before.segments.iter().enumerate().map(|(at, segment)| (name(segment), at)).collect();
+    // The next entry expected, and merged segments since the last that was found.
+    let (mut next, mut merged) = (0, 0);
+    for segment in inherited {
+        match places.get(&name(segment)) {
+            None => merged += 1,
+            Some(&at) => {
+                // Merged segments stand for something, and nothing is left out without them.
+                if at < next || (at > next) != (merged > 0) || before.segments[at] != *segment {
+                    return false;
+                }
+                (next, merged) = (at + 1, 0);
+            }
+        }
+    }
+    (next < before.segments.len()) == (merged > 0)
 }
 
 /// Reads a segment's frames and compares every checksum of its sectors.

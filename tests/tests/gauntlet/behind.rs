@@ -1,0 +1,119 @@
+//! Faults on the way to a gateway: certificates, names, the gateway itself, its store.
+
+use std::fs;
+
+use backstay_tests::harness::Host;
+use backstay_tests::harness::gateway::Gateway;
+use backstay_tests::harness::must;
+use backstay_tests::harness::pki::Pki;
+
+use super::lab::{Fault, Lab, Seen};
+
+const STORE: &str = "[store]\nretries = 0\ntimeout = \"1s\"\nretry_timeout = \"1s\"\n";
+
+/// A disk whose vault is behind a gateway.
+pub fn lab() -> Lab {
+    let host = Host::new("gauntlet-behind");
+    let pki = Pki::new(&host.dir);
+    pki.client("source", "source", &["d", "e"]);
+    host.backstay(&["vault", "init", "--vault", &format!("file://{}", store(&host))]);
+    let gateway =
+        Gateway::start(&pki, &host.path("gateway"), &format!("file://{}", store(&host)), "");
+    host.ship_to(&gateway.url(), &[]);
+    write(&host, &gateway.url(), &pki, "source");
+    let mut lab = Lab::new(host, "");
+    (lab.gateway, lab.pki) = (Some(gateway), Some(pki));
+    lab
+}
+
+fn store(host: &Host) -> String {
+    host.path("store").display().to_string()
+}
+
+fn write(host: &Host, url: &str, pki: &Pki, who: &str) {
+    let text = format!(
+        "vault = \"{url}\"\ninterval = \"1h\"\n{STORE}client_cert = {:?}\nca_file = {:?}\n",
+        pki.bundle(who),
+        pki.ca()
+    );
+    fs::write(host.path("backstay.toml"), text).unwrap();
+}
+
+fn as_client(lab: &Lab, who: &str) {
+    let url = lab.gateway.as_ref().unwrap().url();
+    write(&lab.host, &url, lab.pki.as_ref().unwrap(), who);
+}
+
+fn mended(lab: &mut Lab) {
+    as_client(lab, "source");
+}
+
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "the gateway's store is away",
+        seen: Seen::Cycle,
+        says: &["cycle-failed", "cycle-stopped", "vault-gone", "store-refused"],
+        inject: |lab| fs::rename(store(&lab.host), lab.host.path("aside")).unwrap(),
+        mend: |lab| {
+            must("rm", ["-rf", &store(&lab.host)]);
+            fs::rename(lab.host.path("aside"), store(&lab.host)).unwrap();
+        },
+    },
+    Fault {
+        name: "the certificate is not there",
+        seen: Seen::Cycle,
+        says: &["nobody.pem"],
+        inject: |lab| as_client(lab, "nobody"),
+        mend: mended,
+    },
+    Fault {
+        name: "the certificate is for other disks",
+        seen: Seen::Cycle,
+        says: &["certificate", "denied", "right"],
+        inject: |lab| {
+            lab.pki.as_ref().unwrap().client("stranger", "source", &["x"]);
+            as_client(lab, "stranger");
+        },
+        mend: mended,
+    },
+    Fault {
+        name: "the gateway is of another authority",
+        seen: Seen::Cycle,
+        says: &["certificate"],
+        inject: |lab| {
+            let other = Pki::new(&lab.new_folder());
+            let url = lab.gateway.as_ref().unwrap().url();
+            let text = format!(
+                "vault = \"{url}\"\ninterval = \"1h\"\n{STORE}client_cert = {:?}\nca_file = {:?}\n",
+                lab.pki.as_ref().unwrap().bundle("source"),
+                other.ca()
+            );
+            fs::write(lab.host.path("backstay.toml"), text).unwrap();
+        },
+        mend: mended,
+    },
+    Fault {
+        name: "the certificate was revoked",
+        seen: Seen::Cycle,
+        says: &["revoked", "certificate"],
+        inject: |lab| {
+            let pki = lab.pki.as_ref().unwrap();
+            pki.client("lost", "source", &["d", "e"]);
+            pki.revoke("lost");
+            lab.gateway.as_mut().unwrap().crash_and_restart();
+            as_client(lab, "lost");
+        },
+        mend: mended,
+    },
+    Fault {
+        name: "the gateway does not run",
+        seen: Seen::Cycle,
+        says: &["cycle-failed"],
+        inject: |lab| {
+            let gateway = lab.gateway.as_mut().unwrap();
+            gateway.child.kill().unwrap();
+            gateway.child.wait().unwrap();
+        },
+        mend: |lab| lab.gateway.as_mut().unwrap().crash_and_restart(),
+    },
+];
