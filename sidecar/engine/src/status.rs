@@ -38,8 +38,6 @@ pub struct DiskStatus {
     pub state_since_unix_ns: u64,
     /// The policy it follows.
     pub policy: Option<String>,
-    /// Where its points are, or will go.
-    pub vault: String,
     /// The identity of the vault that its points are in, if that is known.
     pub vault_id: Option<uuid::Uuid>,
     /// The groups it is in.
@@ -111,6 +109,7 @@ pub fn of_disk(
     let interval = config.interval_of(&name);
     let rpo_ns = record.proven_unix_ns().and_then(|at| age(at, now_unix_ns));
     let (only_looked_at, sidecar) = (is_only_looked_at(&paths.state), alive::sidecar(roots));
+    let home = Home::load(&paths.state).ok().flatten();
     let health = health::of(&Facts {
         name: &name,
         roots,
@@ -126,12 +125,11 @@ pub fn of_disk(
     DiskStatus {
         state: driver.as_ref().filter(|_| !only_looked_at).map(|driver| phase(driver, &record)),
         only_looked_at,
-        vault: record.vault.clone().unwrap_or_else(|| config.vault_of(&name).into()),
+        vault: home.as_ref().map_or_else(|| config.vault_of(&name).into(), |home| home.url.clone()),
         sidecar,
         state_since_unix_ns: record.phase_since_unix_ns,
         policy: config.policy_of(&name).map(str::to_owned),
-        vault: config.vault_of(&name).to_owned(),
-        vault_id: Home::load(&paths.state).ok().flatten().and_then(|home| home.vault),
+        vault_id: home.and_then(|home| home.vault),
         groups: config
             .group
             .iter()
