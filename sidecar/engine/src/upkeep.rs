@@ -67,7 +67,7 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     }
     let Some(worker) = WORKER.get_or_init(start) else { return };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.get(name).is_some_and(|at| at.elapsed() < EVERY) {
+    if last.get(name).is_some_and(|at| clock::since(*at) < EVERY) {
         return;
     }
     let policy = policy(config, name, false);

@@ -34,7 +34,7 @@ impl Drivers {
             match answer.try_recv() {
                 // Nobody asks a second time before the first was answered or given up.
                 Err(crossbeam_channel::TryRecvError::Empty) => return None,
-                Ok((at, status)) if at.elapsed() < FRESH => {
+                Ok((at, status)) if clock::since(at) < FRESH => {
                     asked.remove(name);
                     return status;
                 }

@@ -20,7 +20,7 @@ pub enum ReplicaError {
         /// Its name.
         name: DiskName,
         /// Who has it.
-        source: DriverError,
+        source: Box<DriverError>,
     },
     /// It would not be safe.
     #[error("replica {name}: {reason}. Nothing was changed")]

@@ -161,9 +161,11 @@ pub fn folder(paths: &DiskPaths) -> PathBuf {
 fn lock(paths: &DiskPaths, name: &DiskName) -> Result<Flock<File>, ReplicaError> {
     make_dir(&folder(paths))?;
     lock_disk(name, &paths.lock_file()).map_err(|source| match source {
-        DriverError::Running(_) => ReplicaError::Running { name: name.clone(), source },
+        DriverError::Running(_) => {
+            ReplicaError::Running { name: name.clone(), source: source.into() }
+        }
         DriverError::Io { doing, source } => ReplicaError::Io { doing, source },
-        source => ReplicaError::Running { name: name.clone(), source },
+        source => ReplicaError::Running { name: name.clone(), source: source.into() },
     })
 }
 
