@@ -28,15 +28,6 @@ const READS_MAX: u32 = 3;
 /// How long to wait before it is read again from a store; it doubles.
 const READ_PAUSE: Duration = Duration::from_millis(200);
 
-/// Whether something is to be read again after so many readings and one more; waits for it.
-pub(crate) fn again(readings: u32) -> bool {
-    if readings + 1 >= READS_MAX {
-        return false;
-    }
-    clock::sleep(READ_PAUSE * 2u32.pow(readings));
-    true
-}
-
 /// What became of a put.
 enum Put {
     /// It was done; the store's tag of it.
@@ -194,9 +185,19 @@ impl Vault {
         }
     }
 
-    /// Whether something is to be read again after so many readings and one more; waits for it, where that may help.
-    fn again(&self, readings: u32) -> bool {
-        if self.is_local() { readings == 0 } else { again(readings) }
+    /// Whether something is to be read again after so many readings and one more. Waits for that where a line leads
+    /// to the store: what it does to bytes may pass.
+    pub(crate) fn again(&self, readings: u32) -> bool {
+        if self.is_local() {
+            return readings == 0;
+        }
+        if readings + 1 >= READS_MAX {
+            return false;
+        }
+        if self.inner.renewing.is_some() || self.is_behind_gateway() {
+            clock::sleep(READ_PAUSE * 2u32.pow(readings));
+        }
+        true
     }
 
     /// Reads something and judges it. What is damaged, or is not there though it must be, is read again before that is

@@ -16,7 +16,7 @@ use md5::{Digest, Md5};
 use object_store::PutPayload;
 
 use crate::error::VaultError;
-use crate::objects::{again, same};
+use crate::objects::same;
 use crate::store::Vault;
 
 /// How often something is put whose proof fails.
@@ -81,7 +81,7 @@ impl Vault {
                 Ok(_) | Err(VaultError::NotFound { .. } | VaultError::Inconsistent { .. }) => {}
                 Err(e) => return Err(e),
             }
-            if !again(read) {
+            if !self.again(read) {
                 break;
             }
         }
@@ -113,7 +113,7 @@ impl Vault {
                         Err(VaultError::NotFound { .. } | VaultError::Inconsistent { .. }) => false,
                         there => there? == some,
                     };
-                    if same || !again(read) {
+                    if same || !self.again(read) {
                         break;
                     }
                 }

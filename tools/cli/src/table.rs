@@ -97,7 +97,7 @@ mod tests {
         ];
         let row = |name: &str, n: &str| vec![Cell::from(name.to_owned()), n.to_owned().into()];
         let rows = [row("a", "1"), row("a-very-long-name", "1000")];
-        assert_eq!(lines(&columns, &rows, 80)[1], "a                      1");
+        assert_eq!(lines(&columns, &rows, 80)[1], "a                    1");
         let narrow = lines(&columns, &rows, 14);
         assert_eq!(narrow, ["NAME         N", "a            1", "a-very-…  1000"]);
         assert_eq!(wrapped("one two three", "  ", 8), ["one two", "  three"]);

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backstay_types::DiskName;
 use nix::errno::Errno;
@@ -17,6 +18,14 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::FailoverError;
 use super::record::make_folder;
+
+/// Lock files that this process has locked. Closing any descriptor of such a file would give its lock back, so none
+/// is opened a second time.
+static HELD: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn held() -> MutexGuard<'static, Vec<PathBuf>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A name that no other command of this host is at work on, until this is dropped.
 #[derive(Debug)]
@@ -48,6 +57,7 @@ impl NameLock {
                     continue;
                 }
                 let _ = file.set_len(0).and_then(|()| file.write_all(doing.as_bytes()));
+                held().push(path.clone());
                 return Ok(Self { _file: Some(file), path, pid: std::process::id() });
             }
             let Some(pid) = holder(&file).map_err(failed)? else { continue };
@@ -60,10 +70,13 @@ impl NameLock {
     }
 }
 
-/// Which command is at work on a name now, and as which process; none if none is.
+/// Which other command is at work on a name now, and as which process; none if none is.
 #[must_use]
 pub fn at_work(state_root: &Path, name: &DiskName) -> Option<(String, i32)> {
     let path = state_root.join(".failover").join(format!("{name}.lock"));
+    if held().contains(&path) {
+        return None;
+    }
     let file = File::open(&path).ok()?;
     let pid = holder(&file).ok()??;
     Some((fs::read_to_string(&path).unwrap_or_default(), pid))
@@ -74,6 +87,7 @@ impl Drop for NameLock {
         // Before it is given back: who opens the file meanwhile sees that it is gone.
         if self.pid == std::process::id() {
             let _ = fs::remove_file(&self.path);
+            held().retain(|path| *path != self.path);
         }
     }
 }

@@ -9,7 +9,6 @@ use backstay_types::{CycleNo, DiskId};
 use super::ledger::asked_for;
 use crate::error::VaultError;
 use crate::format::hold::{HoldKind, HoldName, HoldRecord};
-use crate::objects::again;
 use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
@@ -143,7 +142,7 @@ impl Vault {
             if self.is_local() || self.versions_of(disk, name)?.contains(&version) {
                 return Ok(true);
             }
-            if !again(n) {
+            if !self.again(n) {
                 break;
             }
         }
