@@ -247,12 +247,12 @@ impl Disk {
         }
     }
 
-    /// The ids of all that is wrong with the disk, the worst first.
+    /// The ids of all that is wrong with the disk, the worst first; without what is only worth knowing.
     pub fn causes(&self) -> Vec<String> {
         let status = self.status();
         let causes = status["health"]["causes"].as_array().expect("causes");
         let id = |cause: &serde_json::Value| cause["id"].as_str().expect("an id").to_owned();
-        causes.iter().map(id).collect()
+        causes.iter().filter(|cause| cause["level"] != "ok").map(id).collect()
     }
 
     /// The file the running driver serves.

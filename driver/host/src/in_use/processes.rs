@@ -66,6 +66,10 @@ pub(super) fn users(
             // udev holds a shared lock for the moment in which it looks at a device.
             let is_device = matches!(node.item, Item::Device(_));
             let locks = open.locks.iter().any(|lock| !is_device || lock.contains(" WRITE"));
+            // A driver of another partition locks what both stand on, so that no other host program takes it whole.
+            // What it serves itself it has open for writing.
+            let locks = locks
+                && (writes || node.scope != Scope::Below || !command_of(pid).starts_with(OURS));
             if writes || locks || (look.readers && node.scope != Scope::Slave) {
                 let (what, w, l) = uses.take().unwrap_or((node.label.clone(), false, false));
                 uses = Some((what, w || writes, l || locks));
