@@ -135,8 +135,8 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
         Outcome::Serving => Ok(served),
         Outcome::Failed(said) => {
             let (refused, damaged) = (said.strip_prefix(REFUSED), said.strip_prefix(DAMAGED));
-            // Who was refused may have met somebody who mounts it.
-            if is_new && refused.is_none() {
+            // What damage ended is not to be. What a kill or a silent vault ended, the next mount goes on with.
+            if is_new && damaged.is_some() {
                 leave_nothing(&paths);
             }
             Err(LazyError::Driver {
