@@ -16,7 +16,7 @@ pub fn overview(all: &[Shown], width: usize) -> String {
     let column = |title, right, least| Column { title, right, least };
     let columns = [
         column("NAME", false, Some(6)),
-        column("STATE", false, Some(8)),
+        column("STATE", false, Some(13)),
         column("RPO", true, None),
         column("POINT", true, None),
         column("PROVEN", true, None),
