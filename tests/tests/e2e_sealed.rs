@@ -29,7 +29,8 @@ const MARKER: &[u8] = b"a customer's plaintext, which no store may ever see";
 /// Another host, with the vault of the first and what `[encryption]` says.
 fn host(test: &str, vault: &str, encryption: &str) -> Arc<Host> {
     let host = Host::new(test);
-    let config = format!("vault = {vault:?}\nallow_local_vault = true\n[encryption]\n{encryption}\n");
+    let config =
+        format!("vault = {vault:?}\nallow_local_vault = true\n[encryption]\n{encryption}\n");
     fs::write(host.path("backstay.toml"), config).unwrap();
     host
 }

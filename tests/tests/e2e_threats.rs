@@ -383,7 +383,10 @@ fn names_that_lead_elsewhere_are_refused_before_anything_is_made() {
         }
     }
     for made in ["state", "vault"] {
-        assert!(below(&host.path(made)).len() <= 1, "{:?}", below(&host.path(made)));
+        let mut left = below(&host.path(made));
+        // Which vault was met is remembered.
+        left.retain(|path| !path.to_string_lossy().contains("/.vaults"));
+        assert!(left.len() <= 1, "{left:?}");
     }
 }
 

@@ -27,6 +27,8 @@ struct Gateway {
 impl Gateway {
     fn start(host: &Host) -> Self {
         let pki = Pki::new(&host.dir);
+        // A gateway makes no vault; the host's own is made with its first command.
+        drop(host.command());
         let mut command = Command::new(backstay_tests::harness::host::backstay());
         command.arg("--state-dir").arg(host.path("gateway")).arg("--json").arg("gateway");
         command.args(["--listen", "127.0.0.1:0", "--health", "127.0.0.1:0"]);

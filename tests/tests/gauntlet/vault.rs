@@ -111,7 +111,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the folder of disks is a file",
         seen: Seen::Cycle,
-        says: &["disks"],
+        says: &["no record"],
         inject: |lab| {
             let disks = lab.vault().join("disks");
             must("rm", ["-rf", disks.to_str().unwrap()]);
