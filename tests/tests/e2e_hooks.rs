@@ -474,6 +474,7 @@ fn what_backstay_writes_to_is_not_frozen_and_what_others_froze_is_not_thawed() {
     )
     .unwrap();
     let other = vault.at.join("vault").display().to_string();
+    lab.host.backstay(&["vault", "init", "--vault", &other]);
     lab.host.backstay(&["set", "db", "--vault", &other]);
     let (consistency, warning) = lab.cycle();
     assert_eq!(consistency, "crash");
