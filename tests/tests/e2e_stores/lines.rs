@@ -27,6 +27,7 @@ fn a_store_with_tls() {
         let (ours, others) = (Authority::new(), Authority::new());
         let proxy = Proxy::start_tls(store.port, ours.server("127.0.0.1"));
         let host = Host::new("stores-tls");
+        host.without_vault();
         let origin = format!("https://127.0.0.1:{}", proxy.port());
         host.ship_to(&store.url(), &store.variables_at(&origin));
         let disk = host.disk("db", SIZE);
