@@ -58,6 +58,7 @@ fn a_store_with_tls() {
         );
         assert_eq!((proxy.seen(), elsewhere.seen()), (0, 0), "{kind:?}: something was sent");
         host.ship_to(&host.vault(), &store.variables_at(&origin));
+        host.backstay(&["vault", "init"]);
         disk.mount(&[]);
         disk.cycle();
         assert_eq!(hash(&disk.restore(1, "restored.img")), hash(&disk.served()), "{kind:?}");
