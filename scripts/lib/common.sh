@@ -51,19 +51,20 @@ install_missing() {
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 }
 
+# Another package manager may be at work (a fresh machine upgrades itself): wait for it, ten minutes at most.
 install_packages() {
     have apt-get || die "missing: $*; this system has no apt-get: install them by hand"
     [ "$(id -u)" = 0 ] || die "missing packages: $*; run scripts/setup as root"
     say "installing $*"
     apt_update_once
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >/dev/null ||
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends "$@" >/dev/null ||
         die "could not install $*"
     hash -r
 }
 
 apt_update_once() {
     [ -z "${APT_UPDATED:-}" ] || return 0
-    apt-get update -q >/dev/null || die "apt-get update failed"
+    apt-get -o DPkg::Lock::Timeout=600 update -q >/dev/null || die "apt-get update failed"
     APT_UPDATED=1
 }
 
