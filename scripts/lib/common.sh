@@ -22,7 +22,21 @@ say() {
 }
 
 step() {
+    end_part
+    PART=$* PART_BEGAN=$(date +%s%N)
     printf '\n== %s\n' "$*"
+}
+
+# How long each step took, for say_parts.
+PARTS=() PART='' PART_BEGAN=''
+end_part() {
+    [ -z "$PART" ] || PARTS+=("$(printf '%8s s  %s' "$(seconds_since "$PART_BEGAN")" "$PART")")
+    PART=''
+}
+
+say_parts() {
+    end_part
+    printf '%s\n' ${PARTS[@]+"${PARTS[@]}"}
 }
 
 warn() {
