@@ -10,7 +10,7 @@ VAULT is a directory or a file:// URL; DISK a name or an id; a point a cycle's n
 With --json the lists are for programs. Nothing in the vault is changed, and no hold is put: where points
 are being deleted at the same time, a restore may find one gone, and says so.
 
-Written from docs/FORMAT-VAULT.md alone, to show that this page is all it takes; everything that the page tells
+Written from docs/explanation/format-vault.md alone, to show that this page is all it takes; everything that the page tells
 a reader to check is checked. Needs Python 3.9 and zstandard (Debian: python3-zstandard; PyPI: zstandard); for an
 encrypted vault what read_sealed.py needs, and --key-file, --passphrase-file or --identity-file.
 """

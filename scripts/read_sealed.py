@@ -1,6 +1,6 @@
 """What read_point.py needs for an encrypted vault: the keyring, signatures, sealed segments.
 
-Written from docs/FORMAT-VAULT.md, section "An encrypted vault", alone. Needs cryptography and argon2 (Debian:
+Written from docs/explanation/format-vault.md, section "An encrypted vault", alone. Needs cryptography and argon2 (Debian:
 python3-cryptography, python3-argon2; PyPI: cryptography, argon2-cffi).
 """
 

@@ -173,7 +173,7 @@ fn installed_in_a_clean_root_and_removed() {
     root.sh("man -w mount.backstay; man -w umount.backstay; man mount.backstay | grep -q fstab");
     root.sh("bash -n /usr/share/bash-completion/completions/backstay; test -s /usr/share/zsh/vendor-completions/_backstay");
     root.sh("test -s /usr/share/fish/vendor_completions.d/backstay.fish; sh -n /usr/lib/backstay/hooks/postgresql");
-    root.sh("test \"$(stat -c %a /var/lib/backstay)\" = 700; test -s /usr/share/doc/backstay/OPERATIONS.md");
+    root.sh("test \"$(stat -c %a /var/lib/backstay)\" = 700; test -s /usr/share/doc/backstay/docs/reference/operations.md");
     // mount(8) finds its helper; what is shipped as settings is understood.
     let refused = root.try_sh("mount -t backstay /srv/no.img /mnt");
     assert!(said(&refused).contains("name=NAME"), "{}", said(&refused));

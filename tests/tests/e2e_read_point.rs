@@ -1,4 +1,4 @@
-//! `scripts/read_point.py`, written from docs/FORMAT-VAULT.md alone, gets back what `backstay restore`
+//! `scripts/read_point.py`, written from docs/explanation/format-vault.md alone, gets back what `backstay restore`
 //! does, byte for byte, and refuses what is damaged.
 //!
 //! Needs root, /dev/fuse, loop devices, e2fsprogs, python3-zstandard.

@@ -1,4 +1,4 @@
-//! docs/JSON.md lists the fields of what each verb prints with `--json`: real output is compared with it.
+//! docs/reference/json.md lists the fields of what each verb prints with `--json`: real output is compared with it.
 //!
 //! Needs root, /dev/fuse, loop devices. With `BACKSTAY_SHOW_FIELDS` set, the fields that were seen are printed as
 //! rows of a table.
@@ -37,7 +37,7 @@ fn fields(value: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<&'sta
 
 /// What the page says: the fields of each verb, and their types.
 fn documented() -> BTreeMap<String, BTreeMap<String, String>> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/JSON.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/json.md");
     let text = std::fs::read_to_string(page).unwrap();
     let mut all: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let mut verb = String::new();

@@ -1,4 +1,4 @@
-//! docs/STATES.md says of every state what goes on from it, as the program does.
+//! docs/reference/failover-states.md says of every state what goes on from it, as the program does.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,10 @@ fn states(kind: Kind) -> Vec<State> {
 
 #[test]
 fn the_table_says_what_the_program_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/STATES.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join("docs/reference/failover-states.md");
     let text = fs::read_to_string(path).unwrap();
     let there: Vec<&str> =
         text.lines().skip_while(|line| *line != "<!-- states -->").skip(3).collect();
@@ -38,5 +41,5 @@ fn the_table_says_what_the_program_says() {
         })
         .collect();
     let there: Vec<&str> = there.into_iter().take_while(|line| line.starts_with('|')).collect();
-    assert_eq!(there, rows, "docs/STATES.md should have:\n{}", rows.join("\n"));
+    assert_eq!(there, rows, "docs/reference/failover-states.md should have:\n{}", rows.join("\n"));
 }

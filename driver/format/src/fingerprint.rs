@@ -28,7 +28,7 @@ pub struct Fingerprint {
     pub boot_id: [u8; 16],
     /// What the kernel counted of a device, if it counts.
     pub counters: Option<WriteCounters>,
-    /// BLAKE3 of samples of the content (see docs/FORMAT.md).
+    /// BLAKE3 of samples of the content (see docs/explanation/format.md).
     pub samples: [u8; 32],
 }
 

@@ -1,7 +1,7 @@
 //! The bytes of the driver's own state.
 //!
 //! Nothing here does I/O. Each format is one struct with its size, version, checksum and bounds
-//! check beside it; `docs/FORMAT.md` describes the same bytes field by field.
+//! check beside it; `docs/explanation/format.md` describes the same bytes field by field.
 //!
 //! - [`superblock`]: what a protected disk's state directory says about itself
 //! - [`intents`]: the change log's write intents, one bit a region

@@ -21,7 +21,7 @@ fn the_worst_cause_is_the_headline_and_none_is_lost() {
 /// Every id has a line in the table of causes, and every line an id.
 #[test]
 fn code_and_docs_list_the_same_causes() {
-    let docs = include_str!("../../../docs/OPERATIONS.md");
+    let docs = include_str!("../../../docs/reference/operations.md");
     let section = docs.split("\n## Health\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let documented: BTreeSet<&str> =
         section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();

@@ -8,7 +8,7 @@ use backstay_vault::format::key::{ObjectKey, Scope};
 /// A client's certificate.
 pub fn certificate(data: &[u8]) {
     let Ok(identity) = Identity::from_der(data) else { return };
-    // Whatever was believed obeys the rules of docs/PKI.md.
+    // Whatever was believed obeys the rules of docs/reference/pki.md.
     let name = identity.name.as_str();
     assert!((1..=64).contains(&name.len()) && !name.contains('/') && !name.starts_with('.'));
     match &identity.disks {

@@ -8,7 +8,7 @@
 //! - [`tls`], [`server`]: the line
 //! - [`retention`]: points that no rule keeps go, from here
 //!
-//! docs/GATEWAY.md has the protocol, the table of rights and what is checked when.
+//! docs/reference/gateway.md has the protocol, the table of rights and what is checked when.
 
 pub mod arriving;
 pub mod counters;

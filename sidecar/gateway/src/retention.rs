@@ -1,6 +1,6 @@
 //! Retention, where no source can reach: at the gateway.
 //!
-//! Any number of gateways may do it at the same time; the ledger sees to that (docs/FORMAT-VAULT.md).
+//! Any number of gateways may do it at the same time; the ledger sees to that (docs/explanation/format-vault.md).
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;

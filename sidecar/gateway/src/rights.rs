@@ -1,5 +1,5 @@
 //! Who may do what: a function of the role, what is to be done, and the object, where the disk is one of the
-//! certificate's ([`crate::owners`] says so). docs/GATEWAY.md has it as a table; what is not in it is refused.
+//! certificate's ([`crate::owners`] says so). docs/reference/gateway.md has it as a table; what is not in it is refused.
 
 use crate::pki::Role;
 use backstay_vault::format::key::{ObjectKey, Piece};
@@ -86,7 +86,7 @@ mod tests {
         ]
     }
 
-    /// The table of docs/GATEWAY.md, row by row.
+    /// The table of docs/reference/gateway.md, row by row.
     #[test]
     fn the_table() {
         let mark = |role, verb| -> String {

@@ -9,7 +9,7 @@
 //! why (I5).
 //!
 //! The first point of a new term need not lay over the newest one: a failover goes on from the point
-//! that the term's record names. docs/FORMAT-VAULT.md says why that loses no segment.
+//! that the term's record names. docs/explanation/format-vault.md says why that loses no segment.
 
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
 

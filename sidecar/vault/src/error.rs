@@ -167,7 +167,9 @@ pub enum VaultError {
         source: FormatError,
     },
     /// An object that nobody signed who may: nothing it says was believed.
-    #[error("vault: {object} does not count: {source}. See docs/ENCRYPTION.md, Forged objects")]
+    #[error(
+        "vault: {object} does not count: {source}. See docs/reference/encryption.md, Forged objects"
+    )]
     Forged {
         /// The key.
         object: String,

@@ -1,6 +1,6 @@
 //! A vault: recovery points of many disks on an object store.
 //!
-//! - [`format`]: what the objects hold, byte by byte (docs/FORMAT-VAULT.md); no I/O
+//! - [`format`]: what the objects hold, byte by byte (docs/explanation/format-vault.md); no I/O
 //! - [`sectors`]: sets of sectors, for what must move and what arrived
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: a vault and the names of its objects; `disks`, `segments`: what it holds; `objects`: puts

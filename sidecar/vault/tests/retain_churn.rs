@@ -17,7 +17,7 @@ fn cycles() -> u64 {
     if std::env::var_os("BACKSTAY_TEST_LONG").is_some() { 4_000 } else { 400 }
 }
 
-/// What a list promises after maintenance: docs/FORMAT-VAULT.md.
+/// What a list promises after maintenance: docs/explanation/format-vault.md.
 fn check_list(history: &History, vault: &backstay_vault::Vault, what: &str) -> u64 {
     let newest = history.newest(vault).unwrap().unwrap();
     let list = match vault.ledger(history.disk).unwrap() {

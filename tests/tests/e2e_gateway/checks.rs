@@ -124,7 +124,7 @@ impl<'a> Liar<'a> {
     }
 }
 
-/// An object's bytes with a writer's signature behind, as docs/FORMAT-VAULT.md has it.
+/// An object's bytes with a writer's signature behind, as docs/explanation/format-vault.md has it.
 fn signed(writer: &Path, key: &str, bytes: Vec<u8>) -> Vec<u8> {
     use ring::signature::{Ed25519KeyPair, KeyPair};
     let file: serde_json::Value = serde_json::from_slice(&fs::read(writer).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! `scripts/read_point.py` on an encrypted vault: written from docs/FORMAT-VAULT.md alone, it opens the vault in every way that
+//! `scripts/read_point.py` on an encrypted vault: written from docs/explanation/format-vault.md alone, it opens the vault in every way that
 //! Backstay does, and sees every bit that a store turned.
 
 use std::fs;

@@ -2,7 +2,7 @@
 //!
 //! Field names that are older stay. Beside each time in nanoseconds since 1970 (`…_unix_ns`) stands the
 //! same as RFC 3339 (`…_time`), beside each duration its `…_seconds`, and beside each length that does
-//! not say so its `…_bytes`. docs/JSON.md lists all of them.
+//! not say so its `…_bytes`. docs/reference/json.md lists all of them.
 
 use std::time::Duration;
 

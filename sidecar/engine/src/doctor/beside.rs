@@ -68,7 +68,7 @@ impl Content {
                 found.push(Bad(format!(
                     "the line {spec} {target} of /etc/fstab mounts {}, which is this disk's backing: \
                      when no driver has it, what is written there is in no recovery point. Replace it by \
-                     a line of the type backstay (docs/PACKAGING.md)",
+                     a line of the type backstay (docs/reference/packaging.md)",
                     backing.display()
                 )));
             }

@@ -1,4 +1,4 @@
-//! Consistency groups: disks of one host and of several, cut at one instant. docs/GROUPS.md says what
+//! Consistency groups: disks of one host and of several, cut at one instant. docs/explanation/groups.md says what
 //! is promised and why it holds.
 //!
 //! - `settings`: what the configuration says

@@ -1,4 +1,4 @@
-//! The messages between the hosts of a group; docs/GROUPS.md says the same in words.
+//! The messages between the hosts of a group; docs/explanation/groups.md says the same in words.
 //!
 //! A header of 20 bytes (magic, version, length, checksum) and a body of JSON. The length is checked
 //! before the body is waited for; what is no message ends the connection.

@@ -71,7 +71,7 @@ fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Caus
 
 fn point_warning(facts: &Facts<'_>) -> Option<Cause> {
     let warning = facts.record.last.as_ref()?.warning.as_ref()?;
-    let advice = "see the disk's hooks in the configuration, and docs/HOOKS.md";
+    let advice = "see the disk's hooks in the configuration, and docs/reference/hooks.md";
     Some(Cause::warning(ids::POINT_WARNING, warning).advise(advice))
 }
 

@@ -1,6 +1,6 @@
 //! The ids of all causes: one list, so that none can be used that is not documented.
 //!
-//! docs/OPERATIONS.md has a line for each; a test compares the two. An id is kebab-case, says what is
+//! docs/reference/operations.md has a line for each; a test compares the two. An id is kebab-case, says what is
 //! wrong, and never changes: monitoring depends on it.
 
 use serde::Serialize;

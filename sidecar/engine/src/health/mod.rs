@@ -2,7 +2,7 @@
 //!
 //! A *cause* is one thing that is wrong, with a stable id, a level, the reason in words and what to do.
 //! Each area of the product finds its own, in its own file, from [`Facts`] that were gathered just now:
-//! a new cause is an id in [`ids`], a line in docs/OPERATIONS.md, and a `facts → causes` in one of the
+//! a new cause is an id in [`ids`], a line in docs/reference/operations.md, and a `facts → causes` in one of the
 //! files here. The worst cause is the headline of [`Health`]; the others are listed with it, so that one
 //! fault never hides another. `status` and `doctor` show the same list.
 //!
@@ -48,7 +48,7 @@ pub enum Level {
 /// One thing that is wrong with a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cause {
-    /// Which: stable, for programs. docs/OPERATIONS.md lists them.
+    /// Which: stable, for programs. docs/reference/operations.md lists them.
     pub id: CauseId,
     /// How bad it is.
     pub level: Level,

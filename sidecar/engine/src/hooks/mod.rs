@@ -2,7 +2,7 @@
 //!
 //! FIFREEZE outlives the process that asked for it, so nothing here is left to the sidecar's own life: a
 //! process of its own, the guardian, does the work and undoes it when the sidecar is gone.
-//! `docs/HOOKS.md` says what happens when which of them fails.
+//! `docs/reference/hooks.md` says what happens when which of them fails.
 //!
 //! - [`settings`]: what a person asks for
 //! - [`plan`]: what a guardian is told, and the file that outlives it

@@ -5,7 +5,7 @@
 //! - [`bucket`]: how much may go at an instant, as a pure function of time
 //! - [`line`]: threads that take turns at the bucket
 //!
-//! How even the line is, and what of it a vault sees, is in `docs/LIMITS.md`.
+//! How even the line is, and what of it a vault sees, is in `docs/reference/throttle.md`.
 
 pub mod bucket;
 pub mod line;

@@ -1,7 +1,7 @@
 //! Windows of the week: when a blackout is on, when a limit holds, when a resync may run.
 //!
 //! They are written `Monday;7:00;7h | Tuesday;8:00;1d7h` and speak of the clock on the wall in
-//! a time zone. What that means when the clock is set is in `docs/LIMITS.md` and in [`weekly`].
+//! a time zone. What that means when the clock is set is in `docs/reference/throttle.md` and in [`weekly`].
 
 pub mod syntax;
 pub mod weekly;

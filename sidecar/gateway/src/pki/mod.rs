@@ -3,7 +3,7 @@
 //! An [`Authority`] is a directory: its key, its certificate, an index of all it has issued, and the list of
 //! what was revoked. [`Identity`] is the one place where a client's certificate is read: whoever decides
 //! anything by a certificate decides it by that. [`Revocations`] is a list of revoked ones, as
-//! a gateway reads it. docs/PKI.md has the files and the names in certificates.
+//! a gateway reads it. docs/reference/pki.md has the files and the names in certificates.
 
 mod authority;
 mod ends;

@@ -4,7 +4,7 @@
 //! - `fsck`: file systems are mounted and checked
 //! - [`boot`]: a machine is started
 //!
-//! What counts as passed, and what a drill leaves when it is killed: docs/recovery/drills.md.
+//! What counts as passed, and what a drill leaves when it is killed: docs/explanation/drills.md.
 
 pub mod boot;
 mod fsck;

@@ -1,4 +1,4 @@
-//! Failover and failback: which host a disk lives on. docs/recovery/failover.md has the states and what each
+//! Failover and failback: which host a disk lives on. docs/explanation/failover.md has the states and what each
 //! kill leaves.
 //!
 //! - [`record`]: what this host was doing, so that it can go on or be undone
@@ -172,7 +172,7 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), Failove
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
-/// What goes on from a state, in commands that work there. docs/STATES.md has all of them.
+/// What goes on from a state, in commands that work there. docs/reference/failover-states.md has all of them.
 #[must_use]
 pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
     let failback = format!("backstay failback {name} --to BACKING goes on");

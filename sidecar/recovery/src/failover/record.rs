@@ -32,7 +32,7 @@ pub enum Kind {
     Failback,
 }
 
-/// How far it is; docs/recovery/failover.md has the picture.
+/// How far it is; docs/explanation/failover.md has the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -373,7 +373,7 @@ mod tests {
         assert!(FailoverRecord::load(root, &name).is_err(), "a damaged record is not no record");
     }
 
-    /// What the picture in docs/recovery/failover.md says.
+    /// What the picture in docs/explanation/failover.md says.
     #[test]
     fn the_picture() {
         use State::*;

@@ -5,7 +5,7 @@
 //! - `qemu`: `qemu-img` and `qemu-nbd`, which know qcow2
 //! - `nbd`: the few words of the NBD protocol that are spoken with `qemu-nbd`
 //!
-//! What is promised, and why it is made so: docs/recovery/images.md.
+//! What is promised, and why it is made so: docs/explanation/images.md.
 
 mod export;
 mod import;

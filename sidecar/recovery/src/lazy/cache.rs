@@ -1,4 +1,4 @@
-//! Pages of the point that were fetched, in a file of bounded size. docs/FORMAT.md has it field by field.
+//! Pages of the point that were fetched, in a file of bounded size. docs/explanation/format.md has it field by field.
 //!
 //! Nothing is ever synced. Each page's checksum is compared whenever it is read, so what a power loss has
 //! torn, or a slot that had another block then, is a page that is not there.

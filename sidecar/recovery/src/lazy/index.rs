@@ -1,5 +1,5 @@
 //! The indexes of a point's segments in two local files, so that where a sector is can be looked up in any
-//! order without holding them in memory. docs/FORMAT.md has the files field by field.
+//! order without holding them in memory. docs/explanation/format.md has the files field by field.
 //!
 //! Each page has its own checksum and number: nothing here is ever synced, and whatever a power loss or
 //! a bad disk makes of it is noticed where it is used and fetched from the vault again.

@@ -1,4 +1,4 @@
-//! The overlay's map on disk: which sectors are in the overlay. docs/FORMAT.md says the same in words.
+//! The overlay's map on disk: which sectors are in the overlay. docs/explanation/format.md says the same in words.
 //!
 //! Bits are only ever set, so a write of a block that a crash tears leaves a mixture of two states of
 //! which each bit was allowed to be there; the checksum of each 512 bytes is against damage.

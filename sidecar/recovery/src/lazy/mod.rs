@@ -9,7 +9,7 @@
 //! - [`Mounted::load`]: how a mounted point is now; [`Hydration`]: whether it is to be hydrated
 //! - [`forget`]: removes everything this host has of a mounted point, and its hold in the vault
 //!
-//! docs/recovery/mount.md says how it works and what survives what; docs/FORMAT.md has the files.
+//! docs/explanation/mount.md says how it works and what survives what; docs/explanation/format.md has the files.
 //!
 //! Reading order: `medium`, `map`, `present`, `overlay` (what was written), `index`, `window` (where a
 //! sector is in the vault), `flight`, `fetch`, `cache`, `source` (reading the point), `ahead`, `backing` (both

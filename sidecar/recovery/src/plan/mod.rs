@@ -6,7 +6,7 @@
 //!   [`run::Hands`]
 //! - [`report`]: what a run did
 //!
-//! How plans are written and run: docs/recovery/plans.md.
+//! How plans are written and run: docs/reference/plans.md.
 
 pub mod parse;
 pub mod report;

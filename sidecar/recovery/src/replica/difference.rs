@@ -1,4 +1,4 @@
-//! Which sectors may differ between two points (docs/recovery/replica.md says why these do).
+//! Which sectors may differ between two points (docs/explanation/replica.md says why these do).
 
 use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::read::read_index;

@@ -1,4 +1,4 @@
-//! The redo log: what a point makes of the one before, checked, on this host (docs/FORMAT.md).
+//! The redo log: what a point makes of the one before, checked, on this host (docs/explanation/format.md).
 //!
 //! It is written by several threads, like a target of a restore, and read front to back: once to
 //! check all of it, then once more to apply it. Record headers are digested in the order of the file,

@@ -1,5 +1,5 @@
 //! A file or device that holds a disk at a recovery point and is brought from point to point: hot
-//! standby, and what failback does to the old source. docs/recovery/replica.md has the promise, the
+//! standby, and what failback does to the old source. docs/explanation/replica.md has the promise, the
 //! order of every durable step and what each failure leaves.
 //!
 //! # For other parts

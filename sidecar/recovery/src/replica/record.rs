@@ -1,4 +1,4 @@
-//! What lasts of a replica: `replica.json`, replaced as a whole (docs/FORMAT.md).
+//! What lasts of a replica: `replica.json`, replaced as a whole (docs/explanation/format.md).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! A set of sectors in a file: what a target may hold anything in (docs/FORMAT.md).
+//! A set of sectors in a file: what a target may hold anything in (docs/explanation/format.md).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};

@@ -1,7 +1,7 @@
 //! The ledger: which of a disk's points are kept, and which segments were merged into which.
 //!
 //! One small state, replaced by putting its next revision. It is what makes deleting safe: an object
-//! below `points/` that the ledger does not know is nobody's (see docs/FORMAT-VAULT.md).
+//! below `points/` that the ledger does not know is nobody's (see docs/explanation/format-vault.md).
 
 use backstay_format::FormatError;
 use backstay_types::{CycleNo, DiskId, PointId};

@@ -1,4 +1,4 @@
-//! What the objects of a vault hold. Bytes to types and back; docs/FORMAT-VAULT.md says the same
+//! What the objects of a vault hold. Bytes to types and back; docs/explanation/format-vault.md says the same
 //! in words.
 
 pub mod bounds;

@@ -56,7 +56,8 @@ pub(crate) fn connect(
 ) -> Result<Connected, VaultError> {
     install_tls();
     if kind != Kind::S3 {
-        let instead = "This store does it by a policy of its own (docs/STORES.md): set that up";
+        let instead =
+            "This store does it by a policy of its own (docs/reference/stores.md): set that up";
         refuse_lock(url, settings, instead)?;
     }
     let variables = variables(kind, settings.credentials_file.as_deref()).map_err(|e| {

@@ -13,7 +13,7 @@
 //! - `renewing`: a client that follows the file with its credentials
 //! - `upload`: segments in parts
 //!
-//! What a store must be able to do, and what is asked of it, is in docs/STORES.md.
+//! What a store must be able to do, and what is asked of it, is in docs/reference/stores.md.
 
 pub(crate) mod connect;
 mod expected;

@@ -5,7 +5,7 @@
 //! waits until its bytes are let through, so a limit on bandwidth holds from part to part.
 //!
 //! An object appears when its upload is completed, as a whole. A segment's name is used once, so it needs
-//! no condition. What a killed process leaves is no object and no listing shows it: docs/STORES.md says
+//! no condition. What a killed process leaves is no object and no listing shows it: docs/reference/stores.md says
 //! what removes it.
 
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Segments that nothing names go: of deleted points, of merges, of attempts that failed.
 //!
 //! The order is everything: segments are listed first, points are read after that, then the ledger
-//! is advanced, and only then is anything deleted. docs/FORMAT-VAULT.md has the proof.
+//! is advanced, and only then is anything deleted. docs/explanation/format-vault.md has the proof.
 
 use std::collections::HashSet;
 

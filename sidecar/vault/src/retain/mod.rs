@@ -9,7 +9,7 @@
 //! - [`collect`]: segments that nothing names go
 //!
 //! [`maintain`] does all of it, on any host, as often as one likes, and can be killed anywhere.
-//! docs/FORMAT-VAULT.md says why no point ever loses what it needs.
+//! docs/explanation/format-vault.md says why no point ever loses what it needs.
 
 pub mod collect;
 pub mod compact;

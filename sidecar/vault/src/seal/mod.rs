@@ -9,7 +9,7 @@
 //! - [`proofs`]: when a slot was opened last; [`care`]: what about the keys should worry somebody
 //! - [`settings`]: what this host has; `keys`, `vault`: how a vault uses it
 //!
-//! docs/FORMAT-VAULT.md says it byte by byte, docs/decisions/0011-encryption.md why.
+//! docs/explanation/format-vault.md says it byte by byte, docs/decisions/0011-encryption.md why.
 
 mod agree;
 mod bounds;

@@ -1,5 +1,5 @@
 //! `mount -t backstay`: what mount(8) and umount(8) call as `/sbin/mount.backstay` and
-//! `/sbin/umount.backstay`, links to this program. docs/PACKAGING.md says how the two find each other.
+//! `/sbin/umount.backstay`, links to this program. docs/reference/packaging.md says how the two find each other.
 
 mod mount;
 mod options;

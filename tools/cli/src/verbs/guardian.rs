@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use backstay_engine::hooks::guardian;
 use clap::Args;
 
-/// Quiesce applications for one cut; started by the sidecar (docs/HOOKS.md)
+/// Quiesce applications for one cut; started by the sidecar (docs/reference/hooks.md)
 #[derive(Args)]
 pub struct Guardian {}
 

@@ -20,7 +20,7 @@ Examples:
 
 Does what a cycle does around its cut, but makes no recovery point. The application waits for an
 instant. Fails if a point would not have been application-consistent; what would be undone after a
-cycle is undone. See docs/HOOKS.md for the settings ([disk.NAME.hooks]).")]
+cycle is undone. See docs/reference/hooks.md for the settings ([disk.NAME.hooks]).")]
 pub struct Hooks {
     /// The disk's name
     name: DiskName,

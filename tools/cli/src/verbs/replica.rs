@@ -49,7 +49,7 @@ Examples:
 
 Every block is checked before it is written, and each point is applied from a log on this host: killed at
 any instant, the target is at a whole point or is finished without the vault. Runs in the foreground;
-SIGTERM stops it at a whole point. docs/recovery/replica.md says what happens in each failure.")]
+SIGTERM stops it at a whole point. docs/explanation/replica.md says what happens in each failure.")]
 pub struct ReplicaVerb {
     /// The disk's name
     name: DiskName,

@@ -1,4 +1,4 @@
-//! A vault behind a gateway: the client's side of docs/GATEWAY.md.
+//! A vault behind a gateway: the client's side of docs/reference/gateway.md.
 //!
 //! One more object store: everything above it stays as it is. What differs is said in three places: what
 //! the gateway lets this host do ([`Role`]), that segments go up in one piece, no faster than they are let

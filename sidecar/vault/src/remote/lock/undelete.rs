@@ -65,7 +65,7 @@ impl Versions {
         let wrong = |reason: &str| VaultError::Url { url: url.into(), reason: reason.into() };
         let Place::Bucket { kind: Kind::S3, bucket, prefix } = Place::parse(url)? else {
             return Err(wrong(
-                "versions of objects are looked at in s3:// alone; see docs/STORES.md",
+                "versions of objects are looked at in s3:// alone; see docs/reference/stores.md",
             ));
         };
         let settings = settings();

@@ -1,5 +1,5 @@
 //! `backstay failover`: to another host, and what belongs to it. The states and what each kill leaves are in
-//! docs/recovery/failover.md.
+//! docs/explanation/failover.md.
 
 mod group;
 mod isolated;

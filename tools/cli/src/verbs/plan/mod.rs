@@ -30,7 +30,7 @@ Examples:
   backstay plan commit shop.toml
   backstay plan report shop.toml --json
 
-What a plan looks like is in docs/recovery/plans.md.")]
+What a plan looks like is in docs/reference/plans.md.")]
 pub struct Plan {
     #[command(subcommand)]
     what: What,

@@ -98,7 +98,7 @@ For after somebody with the store's keys has deleted recovery points. What was t
 was; what is new since stays. Name a time shortly before it happened: what retention deleted since comes back, too,
 and goes with the next prune. Change the store's keys first. Then look: backstay verify NAME.
 
-Versions that a life-cycle rule of the bucket has removed are gone. See docs/STORES.md, Object lock.")]
+Versions that a life-cycle rule of the bucket has removed are gone. See docs/reference/stores.md, Object lock.")]
 struct Undelete {
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
@@ -203,7 +203,7 @@ impl Undelete {
         if let Some(first) = done.hidden.first() {
             bail!(
                 "{} objects are hidden by newer versions that cannot be removed, such as {first}: whoever put those \
-                 has locked them, too. The old ones are there: see docs/STORES.md, Object lock",
+                 has locked them, too. The old ones are there: see docs/reference/stores.md, Object lock",
                 done.hidden.len()
             );
         }
