@@ -232,7 +232,15 @@ fn verify_goes_on_and_says_which_points_are_whole() {
     let bytes = fs::read(&newest).unwrap();
     fs::remove_file(&newest).unwrap();
     assert_eq!(verify(), (Some(4), vec![1, 2, 3], vec![4], vec![]));
+    // Everybody knows it from now on: health, the list, and whoever wants the newest point.
+    assert!(disk.causes().contains(&"vault-damaged".to_owned()), "{:?}", disk.causes());
+    let listed = host.try_backstay(&["points", "d"]);
+    assert!(said(&listed).contains("DAMAGED"), "{}", said(&listed));
+    let latest = host.try_backstay(&["failover", "test", "d", "--as", "there"]);
+    assert_eq!(latest.status.code(), Some(4), "{}", said(&latest));
     fs::write(&newest, &bytes).unwrap();
+    assert_eq!(verify(), (Some(0), vec![1, 2, 3, 4], vec![], vec![]));
+    assert!(!disk.causes().contains(&"vault-damaged".to_owned()), "{:?}", disk.causes());
     // A point itself: the rest are listed, and it cannot be mounted; nothing is left of the try.
     let point = objects(&vault, "/points/").remove(1);
     let whole = fs::read(&point).unwrap();

@@ -17,11 +17,10 @@ use backstay_host::atomic::Durability;
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::record;
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange};
-use backstay_vault::damaged::damage_message;
 use backstay_vault::read::mend::{Mended, Spare};
 use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};
-use backstay_vault::retain::{Held, holder};
-use backstay_vault::{DrillCheck, DrillRecord, Manifest, Vault, VaultError};
+use backstay_vault::retain::Held;
+use backstay_vault::{Manifest, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::resync::Request;
@@ -109,6 +108,23 @@ impl Scrubbed {
         if let Err(e) = record::save(&state_dir.join(FILE), self, Durability::Relaxed) {
             tracing::warn!("{e}");
         }
+    }
+
+    /// What `backstay verify` found of these points is in this host's health at once; if any is damaged, the next scrub is
+    /// due now: it mends what can be mended.
+    pub fn note_verify(state_dir: &Path, points: &[CycleNo], found: &Survey, newest: CycleNo) {
+        let mut record = Self::load(state_dir).unwrap_or_default();
+        let before = record.damaged.clone();
+        record.damaged.retain(|cycle, _| !points.contains(cycle));
+        record.damaged.extend(found.damaged.iter().map(|(cycle, e)| (*cycle, e.to_string())));
+        if record.damaged == before {
+            return;
+        }
+        record.newest = Some(newest);
+        if !found.damaged.is_empty() {
+            (record.ended_unix_ns, record.failed) = (None, None);
+        }
+        record.save(state_dir);
     }
 
     /// When the next one is due, nanoseconds since 1970. The first one is due at once.
@@ -246,7 +262,7 @@ fn scrub(
         let skip = lock().done.clone();
         found = survey(&vault, disk, &points, &Reading { skip: &skip, ..how })?;
     }
-    write_down(due, &vault, &found)?;
+    vault.note_survey(disk, &points, &found)?;
     let mut record = lock();
     let damaged = found.damaged.iter().map(|(cycle, e)| (*cycle, e.to_string())).collect();
     *record = Scrubbed {
@@ -302,38 +318,6 @@ fn mend(due: &Due, vault: &Vault, points: &[CycleNo], found: &Survey) -> Result<
         }
     }
     Ok(mended)
-}
-
-/// Says of each point whether it is damaged, where that is news; and that the newest is whole, if it is.
-fn write_down(due: &Due, vault: &Vault, found: &Survey) -> Result<(), VaultError> {
-    let names: BTreeSet<String> =
-        found.segments.iter().map(|bad| segment_name(due.disk, &bad.segment)).collect();
-    let before = vault.damaged_points(due.disk)?;
-    let now = now_unix_ns();
-    for cycle in vault.points(due.disk)? {
-        let damage = found.damaged.get(&cycle);
-        if damage.is_some() == before.contains_key(&cycle) {
-            continue;
-        }
-        let Ok(Some(point)) = vault.listed_manifest(due.disk, cycle) else { continue };
-        let message = match damage {
-            Some(e) => damage_message(&names, &e.to_string()),
-            None => "all that it needs was read back".into(),
-        };
-        vault.put_drill(&DrillRecord {
-            drill: uuid::Uuid::new_v4(),
-            disk: due.disk,
-            cycle,
-            point: point.point,
-            check: DrillCheck::Scrub,
-            passed: damage.is_none(),
-            message,
-            by: holder(),
-            began_unix_ns: now,
-            ended_unix_ns: now,
-        })?;
-    }
-    Ok(())
 }
 
 /// The disk as it is now: what was not written since is what it was.

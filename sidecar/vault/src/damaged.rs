@@ -1,4 +1,5 @@
-//! Points that are known to be damaged, for all hosts: verdicts of scrubs, which stand beside those of drills.
+//! Points that are known to be damaged, for all hosts: verdicts of whoever read them back (scrubs, `backstay verify`),
+//! which stand beside those of drills.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,15 +7,15 @@ use backstay_types::{CycleNo, DiskId, PointId};
 
 use crate::error::VaultError;
 use crate::format::drill::{DrillCheck, DrillRecord};
-use crate::read::survey::segment_name;
-use crate::store::Vault;
+use crate::read::survey::{Survey, segment_name};
+use crate::retain::holder;
+use crate::store::{Vault, now_unix_ns};
 
 /// What a verdict's message begins with; then the names of segments, with a comma between them.
 const DAMAGED: &str = "damaged segments: ";
 
 /// The message of a verdict on a point that needs these segments.
-#[must_use]
-pub fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
+fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
     let names: Vec<&str> = segments.iter().map(String::as_str).collect();
     crate::format::drill::shortened(&format!("{DAMAGED}{}; {why}", names.join(",")))
 }
@@ -68,6 +69,46 @@ impl Vault {
             }
         }
         Ok(damaged)
+    }
+
+    /// Writes down for every host what reading these points back found: which are damaged, and which are whole although
+    /// somebody found them damaged before. What is known already is not written again.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or written.
+    pub fn note_survey(
+        &self,
+        disk: DiskId,
+        points: &[CycleNo],
+        found: &Survey,
+    ) -> Result<(), VaultError> {
+        let names = found.segments.iter().map(|bad| segment_name(disk, &bad.segment)).collect();
+        let before = self.damaged_points(disk)?;
+        let now = now_unix_ns();
+        for &cycle in points {
+            let damage = found.damaged.get(&cycle);
+            if damage.is_some() == before.contains_key(&cycle) {
+                continue;
+            }
+            let Ok(Some(point)) = self.listed_manifest(disk, cycle) else { continue };
+            let message = match damage {
+                Some(e) => damage_message(&names, &e.to_string()),
+                None => "all that it needs was read back".into(),
+            };
+            self.put_drill(&DrillRecord {
+                drill: uuid::Uuid::new_v4(),
+                disk,
+                cycle,
+                point: point.point,
+                check: DrillCheck::Scrub,
+                passed: damage.is_none(),
+                message,
+                by: holder(),
+                began_unix_ns: now,
+                ended_unix_ns: now,
+            })?;
+        }
+        Ok(())
     }
 
     /// Refuses a point that nobody named if it is known to be damaged: who says `latest` wants one that is whole.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use backstay_engine::record::Record;
+use backstay_engine::scrub::Scrubbed;
 use backstay_types::{CycleNo, DiskName};
 use backstay_vault::read::Verified;
 use backstay_vault::read::survey::{Reading, Survey, survey};
@@ -23,8 +24,9 @@ Examples:
   backstay verify db                  all recovery points; what they share is read once
   backstay verify db --point latest
 
-It goes on past what is damaged and says which points are whole and which are not. Exit code 4 if a point is
-damaged, or missing although nobody retired it.")]
+It goes on past what is damaged and says which points are whole and which are not. Damaged points are marked in the
+vault: backstay points shows them, and failover never chooses them by itself. Exit code 4 if a point is damaged, or
+missing although nobody retired it.")]
 pub struct Verify {
     /// The disk's name
     name: DiskName,
@@ -83,7 +85,9 @@ impl Verify {
         };
         let survey = survey(&vault, disk.disk, cycles, &how);
         bar.end();
-        let Survey { verified, damaged, .. } = survey?;
+        let survey = survey?;
+        self.note(context, &vault, &disk, cycles, &survey);
+        let Survey { verified, damaged, .. } = survey;
         let is_whole = |cycle: &CycleNo| !damaged.contains_key(cycle);
         let whole = cycles.iter().copied().filter(is_whole).collect();
         let damaged = damaged
@@ -105,6 +109,27 @@ impl Verify {
                 vault.url()
             ))
             .into()),
+        }
+    }
+
+    /// Writes down what was found, for every host, and for the health of this host's disk. Whoever may not write to the
+    /// vault is told; what was found stays true.
+    fn note(
+        &self,
+        context: &Context,
+        vault: &Vault,
+        disk: &DiskRecord,
+        cycles: &[CycleNo],
+        found: &Survey,
+    ) {
+        if let Err(e) = vault.note_survey(disk.disk, cycles, found) {
+            tracing::warn!("disk {}: other hosts are not told what was found: {e}", self.name);
+        }
+        let state = context.roots.disk(&self.name).state;
+        let ours = Record::load(&state).last.is_some_and(|last| last.disk == Some(disk.disk));
+        let newest = vault.points(disk.disk).ok().and_then(|points| points.last().copied());
+        if let Some(newest) = newest.filter(|_| ours) {
+            Scrubbed::note_verify(&state, cycles, found, newest);
         }
     }
 
