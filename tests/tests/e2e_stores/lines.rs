@@ -85,6 +85,7 @@ fn only_out_through_an_http_proxy() {
         let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
         let proxy = ForwardProxy::start(cable.listen(1), &[(to.clone(), address)]);
         let host = Host::new("stores-proxy");
+        host.without_vault();
         let scheme = if tls { "https" } else { "http" };
         let mut variables = store.variables_at(&format!("{scheme}://{to}"));
         let ca = authority.ca_file(host.path("ca.pem"));
@@ -109,6 +110,7 @@ fn only_out_through_an_http_proxy() {
             assert!(output.status.success(), "{kind:?} {args:?}: {}", said(&output));
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
+        inside(&["vault", "init"]);
         // In the middle of an upload the sidecar's sockets are looked at.
         let (reached, in_the_middle) = std::sync::mpsc::channel();
         let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
