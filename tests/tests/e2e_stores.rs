@@ -7,6 +7,7 @@
 //! - `behind`: gateways: their lives and the faults of the stores behind them
 //! - `faults`: servers that are killed, slow, or answer errors
 //! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
+//! - `resumed`: what a failed cycle has put is used again
 //! - `lines`: TLS and HTTP proxies
 //! - `locks`: object lock, and bringing back what a thief deleted
 //!
@@ -40,6 +41,8 @@ mod lives;
 mod locks;
 #[path = "e2e_stores/refusals.rs"]
 mod refusals;
+#[path = "e2e_stores/resumed.rs"]
+mod resumed;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 24 * MIB;

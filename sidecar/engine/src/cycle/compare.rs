@@ -21,7 +21,7 @@ use super::pass::Scope;
 use super::resync::{Progress, Stretch, forget_progress};
 use super::{Run, Stage};
 use crate::error::CycleError;
-use crate::pipeline::{Feed, ship};
+use crate::pipeline::{Feed, ship, ship_noting};
 use crate::source::extents::{self, Run as DiskRun};
 
 /// Sectors after which what was done is written down (8 GiB).
@@ -128,7 +128,7 @@ impl Run<'_> {
         let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
         let threads = self.job.ship.compress_threads();
         let (to, report) = (self.shipment(), self.job.progress);
-        let shipped = ship(to, |feed| {
+        let shipped = ship_noting(to, &self.noting(), |feed| {
             let side = Side {
                 file: &file,
                 size,
@@ -188,7 +188,7 @@ impl Run<'_> {
 }
 
 /// Where a backing holds data. Asked for after the cut: what becomes data later is dirty.
-fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, CycleError> {
+pub(super) fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, CycleError> {
     let runs = extents::runs(file, size)
         .map_err(CycleError::source("where the backing holds data"))?
         .into_iter();
@@ -197,16 +197,16 @@ fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, CycleError> {
 }
 
 /// The disk's side of a comparison; what differs goes into the pipeline.
-struct Side<'a> {
-    file: &'a File,
-    size: ByteLen,
+pub(super) struct Side<'a> {
+    pub file: &'a File,
+    pub size: ByteLen,
     /// Where the backing held data, in order.
-    data: &'a Vec<SectorRange>,
-    feed: &'a Feed<'a>,
-    differs: &'a Mutex<SectorSet>,
-    compared: &'a AtomicU64,
-    report: &'a (dyn Fn(u64) + Sync),
-    stop: &'a AtomicBool,
+    pub data: &'a Vec<SectorRange>,
+    pub feed: &'a Feed<'a>,
+    pub differs: &'a Mutex<SectorSet>,
+    pub compared: &'a AtomicU64,
+    pub report: &'a (dyn Fn(u64) + Sync),
+    pub stop: &'a AtomicBool,
 }
 
 impl Disk<CycleError> for Side<'_> {

@@ -13,6 +13,7 @@
 mod compare;
 pub(crate) mod cutter;
 mod flow;
+mod kept;
 mod pass;
 mod quiesced;
 pub mod resync;
@@ -45,6 +46,7 @@ use crate::vault_place;
 pub use cutter::{AtOnce, Cutter};
 #[doc(hidden)]
 pub use flow::{Flow, flow};
+use kept::{Kept, KeptFor, Worth};
 use pass::{Scope, Source};
 
 /// What a cycle works with.
@@ -182,6 +184,20 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let file = driver.open_backing(&status)?;
     let cycle =
         newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
+    let kept = matches!(flow, Flow::Initial | Flow::Full | Flow::Delta) && !write_only;
+    let kept = kept.then(|| {
+        let of = KeptFor {
+            vault: job.vault.id(),
+            vault_disk: found.disk,
+            disk: status.disk,
+            size: status.size,
+            cycle,
+            follows: onto.as_ref().map(|point| point.point),
+            whole: flow != Flow::Delta,
+            asked_unix_ns: asked.as_ref().map(|asked| asked.asked_unix_ns),
+        };
+        Kept::load(job.state, of)
+    });
     let mut run = Run {
         job,
         source: Source { file, disk: status.disk, size: status.size },
@@ -189,6 +205,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         driver,
         cycle,
         attempt: attempt(),
+        kept,
         closed: None,
         put: vec![],
         put_kept: 0,
@@ -225,6 +242,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         note_whole(job.vault, &point);
     }
     resync::forget(job.state);
+    kept::forget(job.state);
     // The point is there, and the next cycle does this again.
     if let Err(e) = home::remember(job.state, &status.name, job.vault, true) {
         tracing::warn!("{e}");
@@ -253,6 +271,8 @@ struct Run<'a> {
     driver: ControlClient,
     cycle: CycleNo,
     attempt: u64,
+    /// What is left for the next attempt if this one fails, if anything can be.
+    kept: Option<Kept>,
     /// The newest closed epoch.
     closed: Option<EpochNo>,
     /// Segments put so far.
@@ -285,7 +305,9 @@ impl Run<'_> {
                 && newest.size == status.size
                 && !self.job.vault.is_write_only()
         });
-        if flow != Flow::Delta || status.lost_point_in_time.is_some() || coarse.is_some() {
+        let resumes = self.has_kept();
+        if flow != Flow::Delta || status.lost_point_in_time.is_some() || coarse.is_some() || resumes
+        {
             let cut =
                 self.cut_by(|driver| cutter::ask(driver, &Request::Cut { mode: CutMode::Fuzzy }))?;
             written = cut.written;
@@ -301,6 +323,11 @@ impl Run<'_> {
                         }
                         compared => passes = compared?,
                     }
+                }
+                _ if resumes => {
+                    let whole = flow != Flow::Delta || cut.whole_disk.is_some();
+                    let scope = if whole { Scope::Whole } else { Scope::Dirty };
+                    passes = self.pass_kept(&cut, scope, coarse.filter(|_| !whole))?;
                 }
                 (Flow::Delta, Some(newest)) if cut.whole_disk.is_none() && coarse.is_some() => {
                     passes.push(self.compare_dirty(&cut, newest)?);
@@ -339,6 +366,12 @@ impl Run<'_> {
             if let Err(e) = self.driver.ask(&Request::FoldBack { epoch }) {
                 tracing::warn!("folding back after {why}: {e}");
             }
+        }
+        match (&self.kept, Worth::after(&why)) {
+            (Some(_), Worth::Nothing) => kept::forget(self.job.state),
+            (Some(kept), Worth::Before) if remove_segments => kept.forget_attempt(),
+            (Some(_), _) => return why,
+            (None, _) => {}
         }
         if remove_segments {
             self.job.vault.remove_segments(self.vault_disk, &self.put[self.put_kept..]);

@@ -13,11 +13,11 @@ use backstay_front::control::ClientError;
 use backstay_types::{ByteLen, DiskId, SectorRange};
 use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::frame::Chunk;
-use backstay_vault::{Pass, SectorSet};
+use backstay_vault::{Pass, SectorSet, SegmentRef};
 
 use super::{Run, Stage};
 use crate::error::CycleError;
-use crate::pipeline::{Feed, Shipment, ship};
+use crate::pipeline::{Feed, Shipment, ship_noting};
 use crate::source::bits::SharedBitmap;
 use crate::source::extents::{self, Run as DiskRun};
 use crate::source::preserved::{LogError, for_each_record};
@@ -49,7 +49,7 @@ pub(super) enum Scope {
 }
 
 /// Bits that decide what of a point-in-time pass may be shipped from the backing.
-struct Shared {
+pub(super) struct Shared {
     preserved: SharedBitmap,
     shipped: SharedBitmap,
 }
@@ -62,29 +62,13 @@ impl<'a> Run<'a> {
         scope: Scope,
         stage: Stage,
     ) -> Result<Pass, CycleError> {
-        let whole = SectorRange::whole(self.source.size);
-        let must_move = match scope {
-            Scope::Whole => {
-                let mut set = SectorSet::new();
-                set.insert(whole);
-                set
-            }
-            Scope::Dirty => self.must_move(cut, whole)?,
-        };
-        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
-        let reader =
-            Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
-        let shared = self.shared(cut, whole)?;
-        let to = self.shipment();
-        let mut work = Work {
-            reader,
-            arrived: SectorSet::new(),
-            done: 0,
-            all: must_move.count() * 512,
-            stage,
-            progress: self.job.progress,
-        };
-        let shipped = ship(to, |feed| {
+        let must_move = self.scope(cut, scope)?;
+        let shared = self.shared(cut, SectorRange::whole(self.source.size))?;
+        let mut work = self.work(stage, must_move.count() * 512)?;
+        let (to, driver) = (self.shipment(), &mut self.driver);
+        let kept = self.kept.as_ref();
+        let noting = |segment: &SegmentRef| kept.iter().for_each(|kept| kept.note(segment));
+        let shipped = ship_noting(to, &noting, |feed| {
             match (scope, &shared) {
                 (Scope::Whole, None) => work.whole_disk(&self.source, feed)?,
                 (Scope::Dirty, None) => work.dirty(&must_move, feed, None)?,
@@ -94,7 +78,7 @@ impl<'a> Run<'a> {
                 }
                 (Scope::Dirty, Some(shared)) => {
                     work.dirty(&must_move, feed, Some(shared))?;
-                    let end = seal(&mut self.driver, cut)?;
+                    let end = seal(driver, cut)?;
                     work.preserved(cut, &self.source, &must_move, end, feed)?;
                 }
             }
@@ -103,6 +87,28 @@ impl<'a> Run<'a> {
         self.put.extend_from_slice(&shipped.segments);
         shipped.result?;
         Ok(Pass { must_move, segments: shipped.segments })
+    }
+
+    /// The sectors of a scope.
+    pub(super) fn scope(&self, cut: &CutReply, scope: Scope) -> Result<SectorSet, CycleError> {
+        let whole = SectorRange::whole(self.source.size);
+        match scope {
+            Scope::Whole => {
+                let mut set = SectorSet::new();
+                set.insert(whole);
+                Ok(set)
+            }
+            Scope::Dirty => self.must_move(cut, whole),
+        }
+    }
+
+    /// The reading end of a pass over so many bytes.
+    pub(super) fn work(&self, stage: Stage, all: u64) -> Result<Work<'a>, CycleError> {
+        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
+        let reader =
+            Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
+        let progress = self.job.progress;
+        Ok(Work { reader, arrived: SectorSet::new(), done: 0, all, stage, progress })
     }
 
     /// Where the next segments go.
@@ -185,7 +191,7 @@ fn seal(
 const HOLE_SECTORS_MIN: u64 = 2048;
 
 /// The reading end of a pass.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     reader: Reader,
     /// Sectors that went into the pipeline.
     arrived: SectorSet,
@@ -224,7 +230,7 @@ impl Work<'_> {
     }
 
     /// The dirty sectors: scattered ones are gathered to whole frames.
-    fn dirty(
+    pub(super) fn dirty(
         &mut self,
         must_move: &SectorSet,
         feed: &Feed<'_>,

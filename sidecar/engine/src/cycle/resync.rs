@@ -117,7 +117,7 @@ pub(super) fn forget_progress(state_dir: &Path) {
     remove(&state_dir.join(PROGRESS));
 }
 
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("removing {}: {e}", path.display());

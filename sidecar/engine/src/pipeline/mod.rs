@@ -95,6 +95,15 @@ pub fn ship(
     to: Shipment<'_>,
     read: impl FnOnce(&mut Feed<'_>) -> Result<(), CycleError>,
 ) -> Shipped {
+    ship_noting(to, &|_| {}, read)
+}
+
+/// The same; each segment is told to `put` as soon as it is put and proven, by the threads that upload.
+pub fn ship_noting(
+    to: Shipment<'_>,
+    put: &(dyn Fn(&SegmentRef) + Sync),
+    read: impl FnOnce(&mut Feed<'_>) -> Result<(), CycleError>,
+) -> Shipped {
     let threads = to.ship.compress_threads();
     let trouble =
         Trouble { failed: AtomicBool::new(false), error: Mutex::new(None), stop: to.stop };
@@ -116,7 +125,7 @@ pub fn ship(
         for _ in 0..to.ship.upload_parallel.clamp(1, 16) {
             let uploads = uploads.clone();
             let (trouble, segments) = (&trouble, &segments);
-            scope.spawn(move || upload(to, &uploads, segments, trouble));
+            scope.spawn(move || upload((to, put), &uploads, segments, trouble));
         }
         drop((chunks, empty, uploads));
         let mut feed = Feed::new(full, spare, parts, &trouble);
@@ -191,7 +200,7 @@ fn assemble(
 }
 
 fn upload(
-    to: Shipment<'_>,
+    (to, noting): (Shipment<'_>, &(dyn Fn(&SegmentRef) + Sync)),
     uploads: &Receiver<SealedSegment>,
     segments: &Mutex<Vec<SegmentRef>>,
     trouble: &Trouble<'_>,
@@ -202,7 +211,10 @@ fn upload(
             continue;
         }
         match to.vault.put_segment_paced(segment, &to.throttle.pace(&go_on)) {
-            Ok(put) => segments.lock().unwrap_or_else(PoisonError::into_inner).push(put),
+            Ok(put) => {
+                noting(&put);
+                segments.lock().unwrap_or_else(PoisonError::into_inner).push(put);
+            }
             // Why is in the trouble already.
             Err(VaultError::Stopped { .. }) => {}
             Err(e) => trouble.report(e.into()),
