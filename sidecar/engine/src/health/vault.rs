@@ -15,15 +15,17 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
         let count = scrubbed.damaged.len();
         let newest_was = scrubbed.newest == Some(*cycle);
         // A point that was made since and has the whole disk is not among them.
-        let reason =
-            format!("{count} recovery points are damaged, the newest of them {cycle}: {why}");
+        let reason = match count {
+            1 => format!("recovery point {cycle} is damaged: {why}"),
+            _ => format!("{count} recovery points are damaged, the newest of them {cycle}: {why}"),
+        };
         let cause = match newest_was {
             true => Cause::critical(ids::VAULT_DAMAGED, reason),
             false => Cause::warning(ids::VAULT_DAMAGED, reason),
         };
         causes.push(cause.advise(format!(
             "see backstay points {name}. What the disk still has is shipped again by: backstay resync {name} --now \
-             --deep; damaged points stay until they are deleted"
+             --deep; the damaged ones stay until they are retired"
         )));
     }
     if let Some((at, why)) = &scrubbed.failed {

@@ -80,6 +80,16 @@ fn is_loss(error: &VaultError) -> bool {
     error.is_damage() || matches!(error, VaultError::NotFound { .. })
 }
 
+/// What is wrong with an object, without its name, which whoever is told has already.
+fn reason(e: &VaultError) -> String {
+    match e {
+        VaultError::Damaged { source, .. } => source.to_string(),
+        VaultError::Inconsistent { reason, .. } => reason.clone(),
+        VaultError::NotFound { .. } => "it is not there".into(),
+        e => e.to_string(),
+    }
+}
+
 /// Reads points back. What is damaged is no error.
 ///
 /// # Errors
@@ -197,17 +207,18 @@ fn read_frames(
 ) -> Result<Option<DamagedSegment>, VaultError> {
     let Planned { size, segment, frames } = planned;
     let key = segment_key(segment_id(disk, segment));
-    let damage = |why: String, frames| {
+    let damage = |e: &VaultError, frames| {
+        let why = reason(e);
         Ok(Some(DamagedSegment { size: *size, segment: *segment, why, frames }))
     };
     let index = match read_index(vault, disk, *size, segment) {
-        Err(e) if is_loss(&e) => return damage(e.to_string(), None),
+        Err(e) if is_loss(&e) => return damage(&e, None),
         index => index?,
     };
     if frames.is_empty() {
         // With the first frame it is read anyway.
         return match read_header(vault, &key, &index.opens) {
-            Err(e) if is_loss(&e) => damage(e.to_string(), None),
+            Err(e) if is_loss(&e) => damage(&e, None),
             header => header.map(|()| None),
         };
     }
@@ -244,7 +255,7 @@ fn read_frames(
         }
     }
     match why {
-        Some(why) => damage(why.to_string(), Some(bad)),
+        Some(why) => damage(&why, Some(bad)),
         None => Ok(None),
     }
 }
