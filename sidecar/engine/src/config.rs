@@ -18,6 +18,7 @@ use crate::gateway::GatewayConfig;
 use crate::group::{GroupConfig, TlsConfig};
 use crate::home::{Home, same_url};
 use crate::hooks::HookSettings;
+use crate::metrics::MetricsConfig;
 use crate::protection::Protection;
 use crate::schedule::Retry;
 use crate::scrub::Every;
@@ -119,6 +120,8 @@ pub struct Config {
     pub store: Store,
     /// The gateway on this host.
     pub gateway: GatewayConfig,
+    /// Where the sidecar tells its metrics.
+    pub metrics: MetricsConfig,
     /// What this host has to open vaults with.
     pub encryption: Encryption,
     /// Settings of single disks.
@@ -246,6 +249,7 @@ impl Default for Config {
             ship: Ship::default(),
             store: Store::default(),
             gateway: GatewayConfig::default(),
+            metrics: MetricsConfig::default(),
             encryption: Encryption::default(),
             disk: BTreeMap::new(),
             group: BTreeMap::new(),

@@ -21,6 +21,7 @@
 //! - [`home`]: the vault that a disk's points are in; [`vault_place`]: what a vault in a directory stands on
 //! - [`record`]: what the sidecar remembers of a disk
 //! - [`status`]: what a person wants to know; [`health`]: everything that is wrong, worst first
+//! - [`totals`]: sums over cycles; [`metrics`]: where they are told, with all that status says
 //! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
 //! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
 //! - [`seen`]: what this host has seen of encrypted vaults, so that an older state of one is noticed
@@ -39,6 +40,7 @@ pub mod health;
 pub mod home;
 pub mod hooks;
 pub mod jobs;
+pub mod metrics;
 pub mod phase;
 pub mod pipeline;
 pub mod prerequisites;
@@ -54,6 +56,7 @@ pub mod source;
 pub mod status;
 pub mod store;
 pub mod throttle;
+pub mod totals;
 pub mod upkeep;
 pub mod vault_place;
 pub mod windows;

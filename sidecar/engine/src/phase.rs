@@ -74,6 +74,21 @@ pub struct Illegal {
 }
 
 impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Stopped,
+        Self::InitialQueued,
+        Self::InitialRunning,
+        Self::Protected,
+        Self::DeltaQueued,
+        Self::DeltaRunning,
+        Self::ResyncRequired,
+        Self::ResyncQueued,
+        Self::ResyncRunning,
+        Self::OnDemandQueued,
+        Self::OnDemandRunning,
+    ];
+
     /// Whether a cycle runs.
     #[must_use]
     pub fn is_running(self) -> bool {
@@ -120,19 +135,6 @@ mod tests {
     use super::*;
     use Phase::*;
 
-    const PHASES: [Phase; 11] = [
-        Stopped,
-        InitialQueued,
-        InitialRunning,
-        Protected,
-        DeltaQueued,
-        DeltaRunning,
-        ResyncRequired,
-        ResyncQueued,
-        ResyncRunning,
-        OnDemandQueued,
-        OnDemandRunning,
-    ];
     const WORKS: [Work; 4] = [Work::OnDemand, Work::Initial, Work::Resync, Work::Delta];
 
     fn events() -> Vec<Event> {
@@ -145,7 +147,7 @@ mod tests {
     /// Every pair: what runs began where it was queued, ends only if it runs, and can always stop.
     #[test]
     fn every_pair_is_legal_or_not_for_a_reason() {
-        for phase in PHASES {
+        for phase in Phase::ALL {
             for event in events() {
                 let after = phase.after(event);
                 let legal = match event {

@@ -6,7 +6,7 @@ use std::path::Path;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::record::{self, RecordError};
-use backstay_vault::retain::Withheld;
+use backstay_vault::retain::{Retired, Withheld};
 use backstay_vault::seal::Worry;
 use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
 use crate::protection::Protection;
+use crate::totals::Totals;
 
 const FILE: &str = "sidecar.json";
 /// Only there while looking after the disk's vault fails; not in the record, because another thread
@@ -24,6 +25,8 @@ const FILE: &str = "sidecar.json";
 const UPKEEP_FILE: &str = "upkeep.json";
 /// Only there while points of the disk are not thinned out because of a clock.
 const WITHHELD_FILE: &str = "withheld.json";
+/// How retention went when it last succeeded.
+const RETAINED_FILE: &str = "retained.json";
 /// Only there while something about the vault's keys should worry somebody.
 const KEYS_FILE: &str = "keys.json";
 
@@ -47,6 +50,8 @@ pub struct Record {
     pub phase_since_unix_ns: u64,
     /// When the next cycle is due, if one is.
     pub next_unix_ns: Option<u64>,
+    /// Sums over all cycles.
+    pub totals: Totals,
     /// Why it cannot be read what `backstay protect` was told: where the points go is not known then.
     #[serde(skip)]
     pub protection_unreadable: Option<String>,
@@ -59,6 +64,9 @@ pub struct Record {
     /// Why its points were not thinned out when that was last tried.
     #[serde(skip)]
     pub withheld: Option<WithheldNote>,
+    /// How retention went when it last succeeded.
+    #[serde(skip)]
+    pub retained: Option<Retained>,
     /// What about its vault's keys should worry somebody.
     #[serde(skip)]
     pub keys: Option<Failure>,
@@ -102,7 +110,7 @@ pub struct WithheldNote {
 }
 
 /// Writes down that points of a disk are not thinned out, or that they are again.
-pub fn note_withheld(state_dir: &Path, why: Option<&Withheld>) {
+fn note_withheld(state_dir: &Path, why: Option<&Withheld>) {
     let path = state_dir.join(WITHHELD_FILE);
     let Some(why) = why else {
         let _ = fs::remove_file(path);
@@ -113,6 +121,29 @@ pub fn note_withheld(state_dir: &Path, why: Option<&Withheld>) {
     let note = WithheldNote { why: why.clone(), since_unix_ns };
     if let Err(e) = record::save(&path, &note, Durability::Relaxed) {
         tracing::warn!("{}: {e}", path.display());
+    }
+}
+
+/// How retention went when it last succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retained {
+    /// When, nanoseconds since 1970.
+    pub at_unix_ns: u64,
+    /// Points that the vault had then; without rules that let points go they are not counted.
+    pub points: Option<u64>,
+}
+
+/// Writes down that retention ran: all points were seen, and those that go by the rules went, or why they did not.
+pub fn note_retained(state_dir: &Path, retired: &Retired) {
+    note_withheld(state_dir, retired.withheld.as_ref());
+    if retired.withheld.is_some() {
+        return;
+    }
+    // A disk that was shipped has one at least.
+    let points = Some(retired.kept + retired.held_back).filter(|points| *points > 0);
+    let retained = Retained { at_unix_ns: now_unix_ns(), points };
+    if let Err(e) = record::save(&state_dir.join(RETAINED_FILE), &retained, Durability::Relaxed) {
+        tracing::warn!("{e}");
     }
 }
 
@@ -256,7 +287,8 @@ impl Record {
         let (upkeep, keys) = (load_trouble(&upkeep), load_trouble(&keys));
         // Upkeep writes it again soon; what cannot be read is said by those that have it in common.
         let withheld = record::load(&state_dir.join(WITHHELD_FILE)).ok().flatten();
-        Self { protection_unreadable, upkeep, keys, withheld, drilled, ..record }
+        let retained = record::load_shown(&state_dir.join(RETAINED_FILE));
+        Self { protection_unreadable, upkeep, keys, withheld, retained, drilled, ..record }
     }
 
     /// Reads the record itself, for whoever must not go on without what it says.
@@ -330,6 +362,7 @@ impl Record {
         match result {
             Ok(report) => {
                 self.unreadable = None;
+                self.totals.count(report);
                 self.last = Some(report.clone());
                 self.vault = Some(vault.into());
                 self.failures = 0;
@@ -337,6 +370,7 @@ impl Record {
             }
             Err(e) => {
                 let now = now_unix_ns();
+                self.totals.count_failed(e.class());
                 self.failures += 1;
                 self.failure = Some(Failure {
                     message: e.to_string(),

@@ -18,7 +18,7 @@ use backstay_vault::{Vault, VaultError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
-use crate::record::{Record, note_upkeep, note_withheld};
+use crate::record::{Record, note_retained, note_upkeep};
 use crate::seen;
 use crate::throttle::Throttle;
 
@@ -111,9 +111,8 @@ fn work(jobs: &Receiver<Due>) {
             maintain(&vault, disk, &policy, &Time::look(root), &AtomicBool::new(false))
         });
         note_upkeep(&state, done.as_ref().err());
-        let withheld = done.as_ref().ok().map(|report| report.retired.withheld.as_ref());
-        if let Some(withheld) = withheld {
-            note_withheld(&state, withheld);
+        if let Ok(report) = &done {
+            note_retained(&state, &report.retired);
         }
         tell(&key.1, &done);
     }

@@ -15,7 +15,7 @@ use crate::store::{Vault, now_unix_ns};
 const DAMAGED: &str = "damaged segments: ";
 
 /// The message of a verdict on a point that needs these segments.
-fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
+pub fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
     let names: Vec<&str> = segments.iter().map(String::as_str).collect();
     crate::format::drill::shortened(&format!("{DAMAGED}{}; {why}", names.join(",")))
 }

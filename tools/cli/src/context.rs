@@ -133,6 +133,12 @@ impl Context {
         }
     }
 
+    /// The same for a thread that goes on looking, with the settings of the file alone.
+    pub fn of_service(&self) -> Self {
+        let config = Config::clone(self.watch().config());
+        Self { globals: self.globals.clone(), config, roots: self.roots.clone() }
+    }
+
     /// The configuration, as it changes.
     pub fn watch(&self) -> ConfigWatch {
         // It adds what `backstay protect` was told itself, as disks come and go.

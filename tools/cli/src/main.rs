@@ -7,6 +7,7 @@ mod exit;
 mod health;
 mod helper;
 mod json;
+mod metering;
 mod programs;
 mod table;
 mod verbs;
@@ -60,6 +61,7 @@ enum Verb {
     Holds(verbs::holds::Holds),
     Prune(verbs::prune::Prune),
     Status(verbs::status::Status),
+    Metrics(verbs::metrics::Metrics),
     Jobs(verbs::jobs::Jobs),
     Key(verbs::key::Key),
     Vault(verbs::vault::VaultVerb),
@@ -172,6 +174,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Holds(verb) => verb.run(&context),
         Verb::Prune(verb) => verb.run(&context),
         Verb::Status(verb) => verb.run(&context),
+        Verb::Metrics(verb) => verb.run(&context),
         Verb::Jobs(verb) => verb.run(&context),
         Verb::Key(verb) => verb.run(&context),
         Verb::Vault(verb) => verb.run(&context),

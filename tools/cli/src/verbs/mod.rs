@@ -20,6 +20,7 @@ pub mod hydrate;
 pub mod import;
 pub mod jobs;
 pub mod key;
+pub mod metrics;
 pub mod mount;
 pub mod pin;
 pub mod pki;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backstay_engine::record::{note_upkeep, note_withheld};
+use backstay_engine::record::{note_retained, note_upkeep};
 use backstay_engine::seen;
 use backstay_engine::throttle::Throttle;
 use backstay_engine::upkeep::policy;
@@ -87,7 +87,7 @@ impl Prune {
         if !self.dry_run && self.vault.vault.is_none() {
             let state = &context.roots.disk(&self.name).state;
             note_upkeep(state, None);
-            note_withheld(state, report.retired.withheld.as_ref());
+            note_retained(state, &report.retired);
         }
         let withheld = report.retired.withheld.as_ref().map(|why| {
             Refused(format!(

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::drilling::drills;
+use crate::metering::meter;
 
 /// Run cycles for all disks served on this host, until told to stop
 #[derive(Args)]
@@ -30,6 +31,9 @@ impl Sidecar {
                 let drills =
                     || drills(context.watch(), context.config_file(), &context.roots, &ended);
                 std::thread::Builder::new().name("drills".into()).spawn_scoped(scope, drills)?;
+                let of = context.of_service();
+                let meter = || meter(of, &ended);
+                std::thread::Builder::new().name("meter".into()).spawn_scoped(scope, meter)?;
             }
             let served = serve(context.watch(), &context.roots, &stop);
             ended.store(true, Ordering::Relaxed);

@@ -116,7 +116,7 @@ fn level(level: Level) -> &'static str {
 }
 
 /// Disks and replicas of this host.
-fn all(context: &Context) -> anyhow::Result<Vec<DiskName>> {
+pub fn all(context: &Context) -> anyhow::Result<Vec<DiskName>> {
     let disks = context.visible_disks()?;
     let state = std::fs::read_dir(&context.roots.state).into_iter().flatten().flatten();
     let replicas = state
