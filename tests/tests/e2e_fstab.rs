@@ -124,6 +124,22 @@ fn lines_of_fstab() {
     mounts.nothing_is_left("d");
 }
 
+/// Somebody who only looks at the device for a moment (losetup, udev) does not keep the driver of a lazy umount.
+#[test]
+fn a_lazy_umount_waits_for_those_who_are_about_to_be_gone() {
+    let mounts = Mounts::new("fstab-lazy");
+    let disk = with_ext4(&mounts.host, "d");
+    mounts.must(&format!(
+        "mkfifo $DIR/said
+         mount -t backstay {} $M -o name=d,$AT; exec 9<>$(findmnt -no SOURCE $M)
+         umount -l $M 9>&- 2>$DIR/said &
+         exec 8<$DIR/said; read -r line <&8; echo \"$line\" | grep \"waiting up to\"
+         exec 9>&-; cat <&8; wait $!",
+        disk.backing.display()
+    ));
+    mounts.nothing_is_left("d");
+}
+
 #[test]
 fn a_driver_that_was_there_stays_and_one_device_is_enough() {
     let mounts = Mounts::new("fstab-stays");

@@ -9,6 +9,7 @@ use backstay_types::DiskName;
 use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code, table};
+use crate::context::Globals;
 use crate::programs::command;
 use crate::verbs::ending::{Ending, stop};
 
@@ -51,6 +52,7 @@ struct Behind {
 
 /// Unmounts; the exit code.
 pub fn run(args: Args) -> anyhow::Result<u8> {
+    Globals::default().start_logging(false);
     let what = args.what.canonicalize().unwrap_or(args.what.clone());
     let mounts = table::read()?;
     let entry = table::at(&mounts, &what)
@@ -68,22 +70,22 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(behind) = behind
         && !elsewhere
     {
-        end(behind, args.lazy)?;
+        end(behind)?;
     }
     Ok(0)
 }
 
 /// Ends a driver if a mount had started it; others are left alone.
-fn end(behind: Behind, lazy: bool) -> anyhow::Result<()> {
+fn end(behind: Behind) -> anyhow::Result<()> {
     let Behind { name, driver, pid, mark } = behind;
     let by_mount = std::fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
     if by_mount != Some(pid) {
         return Ok(());
     }
     let _ = std::fs::remove_file(&mark);
-    // Unmounted when nobody uses it: the driver then ends with the next umount, or by hand.
-    let how = if lazy { Ending::at_once() } else { Ending::default() };
-    if let Err(e) = stop(&name, driver, how) {
+    // Also after a lazy one: whoever looks at the device in this instant (losetup, udev) is gone soon. While
+    // somebody really uses it, the driver goes on: it ends with the next umount, or by hand.
+    if let Err(e) = stop(&name, driver, Ending::default()) {
         std::fs::write(&mark, format!("{pid}\n")).with_context(|| format!("{}", mark.display()))?;
         eprintln!(
             "umount.backstay: disk {name} is unmounted, but its driver goes on: {e:#}. End it with backstay \

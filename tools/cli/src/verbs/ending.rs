@@ -43,11 +43,6 @@ impl Default for Ending {
 }
 
 impl Ending {
-    /// Without waiting for users.
-    pub fn at_once() -> Self {
-        Self { wait: Duration::ZERO, force: false }
-    }
-
     /// How long to wait for users.
     pub fn wait(self) -> Duration {
         self.wait
