@@ -10,6 +10,7 @@
 //! - [`own_dir`]: folders that belong to us and to nobody else
 //! - [`lock`]: locks on files, with a bounded wait
 //! - [`child`]: commands with a time limit
+//! - [`mod@doing`]: what another process is doing
 //! - [`kill_point`]: where tests kill a process
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
@@ -21,6 +22,7 @@ pub mod atomic;
 pub mod child;
 pub mod claim;
 pub mod clock;
+pub mod doing;
 pub mod in_use;
 pub mod kill_point;
 pub mod lock;

@@ -8,4 +8,4 @@ mod silence;
 
 pub use client::{ClientError, ControlClient};
 pub use server::{Identity, Server, Stopping};
-pub use silence::{Doing, Silence};
+pub use silence::Silence;

@@ -9,6 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use backstay_host::doing::{Doing, doing};
+
 use crate::paths::DiskPaths;
 
 const FILE: &str = "unanswered";
@@ -16,6 +18,8 @@ const FILE: &str = "unanswered";
 /// What is known of a driver that does not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Silence {
+    /// The disk.
+    pub name: String,
     /// Its process.
     pub pid: u32,
     /// Since when it is known not to answer, nanoseconds since 1970.
@@ -24,59 +28,36 @@ pub struct Silence {
     pub doing: Doing,
 }
 
-/// What a process is doing, as the kernel says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Doing {
-    /// It was stopped by a signal or a debugger.
-    Stopped,
-    /// A thread waits in the kernel and cannot be interrupted.
-    Waits {
-        /// The thread.
-        thread: String,
-        /// In what, as far as the kernel tells.
-        inside: String,
-    },
-    /// None of that.
-    Runs,
-    /// It is gone, or nobody knows.
-    Unknown,
-}
-
 impl fmt::Display for Silence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pid = self.pid;
-        write!(f, "its driver, pid {pid}, does not answer: ")?;
-        match &self.doing {
-            Doing::Stopped => write!(f, "the process is stopped (SIGSTOP, or a debugger)"),
-            Doing::Waits { thread, inside } => {
-                write!(f, "its thread {thread} waits in the kernel ({inside})")
-            }
-            Doing::Runs => write!(f, "the process runs"),
-            Doing::Unknown => write!(f, "what it is doing is not known"),
-        }
+        write!(f, "its driver, pid {}, does not answer: {}", self.pid, self.doing)
     }
 }
 
 impl Silence {
-    /// What there is to do about it.
+    /// What there is to do about it, and the way out that takes seconds whatever the driver does.
     #[must_use]
     pub fn advice(&self) -> String {
-        let pid = self.pid;
-        match &self.doing {
+        let Self { name, pid, .. } = self;
+        let first = match &self.doing {
             Doing::Stopped => format!("let it go on: kill -CONT {pid}"),
             Doing::Waits { .. } => format!(
                 "its backing or its state directory hangs: mend that disk (see dmesg, and \
                  /proc/{pid}/task/*/stack); the driver then goes on by itself"
             ),
-            Doing::Runs | Doing::Unknown => {
+            Doing::Runs | Doing::Gone => {
                 format!("see /proc/{pid}/task/*/stack and the driver's log")
             }
-        }
+        };
+        format!(
+            "{first}. Until then every sync of this host may wait for it. \"backstay umount {name} --force\" has the \
+             kernel end the disk within seconds; its users get I/O errors"
+        )
     }
 
     /// Whether waiting longer is in vain.
     pub(super) fn is_stuck(pid: u32) -> bool {
-        matches!(doing(pid), Doing::Stopped | Doing::Waits { .. } | Doing::Unknown)
+        matches!(doing(pid), Doing::Stopped | Doing::Waits { .. } | Doing::Gone)
     }
 
     /// Notes that a driver did not answer; what is known of it.
@@ -85,7 +66,10 @@ impl Silence {
         if !note.exists() {
             let _ = File::create_new(&note);
         }
-        Self { pid, since_unix_ns: since(&note), doing: doing(pid) }
+        // RUNTIME/NAME/control.sock
+        let name = socket.parent().and_then(Path::file_name).unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        Self { name, pid, since_unix_ns: since(&note), doing: doing(pid) }
     }
 
     /// Notes that it did answer.
@@ -102,7 +86,8 @@ impl Silence {
             return None;
         }
         let pid = lock_holder(&paths.lock_file())?;
-        Some(Self { pid, since_unix_ns: since(&note), doing: doing(pid) })
+        let name = paths.runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Some(Self { name, pid, since_unix_ns: since(&note), doing: doing(pid) })
     }
 }
 
@@ -124,53 +109,9 @@ fn lock_holder(path: &Path) -> Option<u32> {
     })
 }
 
-/// The state letter in a `stat` of /proc.
-fn state(stat: &str) -> Option<char> {
-    // The name in brackets may hold anything.
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
-}
-
-fn doing(pid: u32) -> Doing {
-    let dir = format!("/proc/{pid}");
-    let state_of = |dir: &Path| state(&fs::read_to_string(dir.join("stat")).ok()?);
-    match state_of(Path::new(&dir)) {
-        None | Some('Z' | 'X') => return Doing::Unknown,
-        Some('T' | 't') => return Doing::Stopped,
-        _ => {}
-    }
-    for task in fs::read_dir(Path::new(&dir).join("task")).into_iter().flatten().flatten() {
-        if state_of(&task.path()) != Some('D') {
-            continue;
-        }
-        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        let stack: Vec<String> = read("stack")
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(1))
-            .map(|call| call.split('+').next().unwrap_or(call).to_owned())
-            .take(4)
-            .collect();
-        let wchan = read("wchan");
-        let inside = match (stack.is_empty(), wchan.trim()) {
-            (false, _) => stack.join(" < "),
-            (true, "" | "0") => "state D".into(),
-            (true, wchan) => wchan.to_owned(),
-        };
-        return Doing::Waits { thread: read("comm").trim().to_owned(), inside };
-    }
-    Doing::Runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn states_are_read_whatever_the_name() {
-        assert_eq!(state("12 (a) b) T 1 2"), Some('T'));
-        assert_eq!(state("nothing"), None);
-        assert_eq!(doing(std::process::id()), Doing::Runs);
-        assert_eq!(doing(u32::MAX), Doing::Unknown);
-    }
 
     #[test]
     fn who_has_a_lock_is_found() {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_host::clock;
+use backstay_host::doing::{Doing, doing};
 use backstay_host::in_use::Namespaces;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -20,8 +21,6 @@ use crate::paths::DiskPaths;
 
 /// Where the kernel's switches for FUSE file systems are.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
-/// The state of a process that somebody has stopped.
-const STOPPED: &str = "was stopped by a signal";
 /// How long a killed process may take to be gone. One that waits for a disk that does not answer is not.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// There is no event for the end of a process that is not ours and may be waiting in the kernel.
@@ -32,26 +31,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub struct Seen {
     /// Its process.
     pub pid: u32,
-    /// What the kernel says it does, in words.
-    pub state: String,
+    /// What the kernel says it does.
+    pub doing: Doing,
     /// The number of its file system's connection, if it is mounted.
     pub connection: Option<u32>,
-}
-
-impl Seen {
-    /// Whether somebody has stopped it (SIGSTOP, a debugger, a frozen terminal).
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.state == STOPPED
-    }
 }
 
 /// The driver of a disk, without asking it anything; none if there is none.
 #[must_use]
 pub fn look(paths: &DiskPaths) -> Option<Seen> {
     let pid = listener(&paths.control_socket())?;
-    let state = state_of(pid)?;
-    Some(Seen { pid, state, connection: mount_of(paths, pid).map(|(_, minor)| minor) })
+    let doing = Some(doing(pid)).filter(|doing| *doing != Doing::Gone)?;
+    Some(Seen { pid, doing, connection: mount_of(paths, pid).map(|(_, minor)| minor) })
 }
 
 /// Ends a driver that does not answer: its file system first, so that nobody waits for it any more, then the
@@ -74,7 +65,7 @@ pub fn end(paths: &DiskPaths, seen: &Seen) -> io::Result<()> {
         let _ = umount2(at, MntFlags::MNT_DETACH);
     }
     let until = clock::monotonic() + GONE_WITHIN;
-    while state_of(seen.pid).is_some() {
+    while doing(seen.pid) != Doing::Gone {
         if clock::monotonic() > until {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -146,17 +137,5 @@ fn connection_of(pid: u32) -> Option<u32> {
         let info = fs::read_to_string(info).ok()?;
         let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
         line.trim().parse().ok()
-    })
-}
-
-/// What a process does, as the kernel says it; none if it is gone.
-fn state_of(pid: u32) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let state = status.lines().find_map(|line| line.strip_prefix("State:"))?.trim();
-    Some(match state.chars().next()? {
-        'T' | 't' => STOPPED.into(),
-        'D' => "waits for its backing".into(),
-        'Z' | 'X' => return None,
-        _ => "runs, but answers nothing".into(),
     })
 }

@@ -5,18 +5,21 @@
 //! stacked devices that use the same bytes, also by another way: a loop device on the file, a partition
 //! of the device, the file below a loop device, the whole disk of a partition.
 //!
-//! Nothing here waits for anybody. Everything is read from `/proc` and `/sys`; no path that leads into a
+//! [`users`] waits for nobody; [`lasting_users`] and [`refuse`] wait a few seconds for those who are about to be
+//! gone. Everything is read from `/proc` and `/sys`; no path that leads into a
 //! FUSE or network file system of somebody else is looked at, because a hanging server would hang us.
 //!
 //! - `subject`: what is asked about, by identity
 //! - `mounts`: the tables of mounts of all namespaces
 //! - `devices`: loop devices, partitions and stacked devices: what lies on top of what
 //! - `processes`: who has it open or locked
+//! - `patience`: who is about to be gone
 //! - `probe`: what the kernel alone knows
 //! - `user`: what is answered, in words
 
 mod devices;
 mod mounts;
+mod patience;
 mod probe;
 mod processes;
 mod subject;
@@ -28,6 +31,7 @@ use std::path::Path;
 
 pub use devices::keep_attached;
 pub use mounts::{Mount, Namespace, Namespaces};
+pub use patience::lasting_users;
 pub use subject::{DeviceNo, Subject};
 pub use user::{InUse, User, UserKind, list};
 
@@ -77,7 +81,7 @@ pub fn refuse(path: &Path) -> Result<(), InUseError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         subject => subject.map_err(|source| InUseError::Unknown { path: path.into(), source })?,
     };
-    let users = users(&subject, &Look::default())
+    let users = lasting_users(&subject, &Look::default())
         .map_err(|source| InUseError::Unknown { path: path.into(), source })?;
     match users.is_empty() {
         true => Ok(()),

@@ -1,6 +1,7 @@
 //! What one disk needs.
 
 use std::fs;
+use std::time::{Duration, UNIX_EPOCH};
 
 use backstay_format::control::DriverStatus;
 use backstay_front::backing::record::BackingRecord;
@@ -74,11 +75,11 @@ fn driver(
             status.served.display()
         )),
         None if silence.is_some() => {
-            let silence = silence.as_ref();
+            let since = |s: &Silence| UNIX_EPOCH + Duration::from_nanos(s.since_unix_ns);
             Bad(silence.map_or_else(String::new, |s| {
                 format!(
-                    "{s}; {}. Until then every sync of this host waits for it. \"backstay umount {name} --force\" \
-                     has the kernel end the disk within seconds; its users get I/O errors",
+                    "{s}, since {}; {}",
+                    humantime::format_rfc3339_seconds(since(&s)),
                     s.advice()
                 )
             }))

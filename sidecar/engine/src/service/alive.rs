@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use backstay_front::paths::Roots;
 use backstay_host::atomic::Durability;
+use backstay_host::doing::{Doing, doing};
 use backstay_host::own_dir::own_dir;
 use backstay_host::{clock, record};
 use nix::errno::Errno;
@@ -153,7 +154,7 @@ pub fn sidecar(roots: &Roots) -> Sidecar {
         (true, None) => Sidecar::Silent { pid: None, since_unix_ns: None, stopped: false },
         (true, Some(beat)) => {
             let age = clock::since_boot_ns().saturating_sub(beat.since_boot_ns);
-            let stopped = is_stopped(beat.pid);
+            let stopped = doing(beat.pid) == Doing::Stopped;
             if stopped || age > SILENT_AFTER.as_nanos() as u64 {
                 let (pid, since_unix_ns) = (Some(beat.pid), Some(beat.unix_ns));
                 return Sidecar::Silent { pid, since_unix_ns, stopped };
@@ -161,14 +162,6 @@ pub fn sidecar(roots: &Roots) -> Sidecar {
             Sidecar::Runs { pid: beat.pid }
         }
     }
-}
-
-/// Whether a process was stopped by a signal.
-fn is_stopped(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name, in parentheses, may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, Some('T' | 't'))
 }
 
 #[cfg(test)]

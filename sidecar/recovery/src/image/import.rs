@@ -352,7 +352,7 @@ fn refuse_if_used(path: &Path) -> Result<(), ImageError> {
     let shown = path.display();
     let looked = || ImageError::io(format!("finding out whether {shown} is in use"));
     let subject = Subject::at(path).map_err(looked())?;
-    let mut users = in_use::users(&subject, &Look::default()).map_err(looked())?;
+    let mut users = in_use::lasting_users(&subject, &Look::default()).map_err(looked())?;
     if users.is_empty() {
         users.extend(in_use::served_by(&subject).map_err(looked())?);
     }

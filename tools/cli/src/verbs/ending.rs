@@ -9,6 +9,7 @@ use backstay_front::control::ControlClient;
 use backstay_front::life::hung;
 use backstay_front::paths::DiskPaths;
 use backstay_host::clock;
+use backstay_host::doing::Doing;
 use backstay_host::in_use::{self, Look, Subject, User, UserKind};
 use backstay_types::DiskName;
 use clap::Args;
@@ -152,13 +153,13 @@ pub fn stop(name: &DiskName, mut driver: ControlClient, how: Ending) -> anyhow::
 /// Connects to the driver of a disk that is to be ended; one that somebody has stopped cannot answer.
 pub fn driver(context: &Context, name: &DiskName) -> anyhow::Result<ControlClient> {
     if let Some(seen) = hung::look(&context.roots.disk(name))
-        && seen.is_stopped()
+        && seen.doing == Doing::Stopped
     {
         bail!(
-            "disk {name}: its driver, process {0}, does not answer: it {1}. Let it go on with \"kill -CONT {0}\"; \
+            "disk {name}: its driver, process {0}, does not answer: {1}. Let it go on with \"kill -CONT {0}\"; \
              --force ends the disk without it. Nothing was changed",
             seen.pid,
-            seen.state
+            seen.doing
         );
     }
     context.driver(name)
@@ -170,7 +171,7 @@ pub fn abort(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     let seen = hung::look(&paths).with_context(|| {
         format!("disk {name} is not served: nobody listens on {}", paths.control_socket().display())
     })?;
-    if seen.is_stopped() {
+    if seen.doing == Doing::Stopped {
         return abort_hung(name, &paths, &seen);
     }
     let status = context.driver(name).and_then(|mut driver| Ok((driver.status()?, driver)));
@@ -189,7 +190,7 @@ pub fn abort(context: &Context, name: &DiskName) -> anyhow::Result<()> {
 }
 
 fn abort_hung(name: &DiskName, paths: &DiskPaths, seen: &hung::Seen) -> anyhow::Result<()> {
-    let who = format!("its driver, process {}, does not answer ({})", seen.pid, seen.state);
+    let who = format!("its driver, process {}, does not answer ({})", seen.pid, seen.doing);
     say_what_is_lost(name, &who);
     hung::end(paths, seen).with_context(|| format!("disk {name}"))
 }
