@@ -3,7 +3,7 @@
 //!
 //! Needs root, /dev/fuse, loop devices, swap, unshare, qemu-utils (`scripts/setup test`).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use backstay_host::clock;
 use backstay_tests::harness::command::{must, run, said};
-use backstay_tests::harness::host::{hash, wait_gone};
+use backstay_tests::harness::host::{FsMount, hash, wait_gone};
 use backstay_tests::harness::{Disk, Host};
 
 const SIZE: u64 = 64 << 20;
@@ -219,10 +219,13 @@ fn a_driver_that_hangs_is_named_and_ended_in_time() {
     let _alone = alone();
     let host = Host::new("ending-hung");
     let disk = host.disk("db", SIZE);
-    let served = disk.mount(&[]);
+    let device = disk.attach();
     let driver = disk.driver_pid().unwrap();
-    let writer = process("qemu-io", &["-f", "raw", &text(&served)], b"read 0 512\n");
+    let writer = process("qemu-io", &["-f", "raw", &device], b"read 0 512\n");
+    // What is written and not synced has every sync of the host wait for the driver.
+    must("dd", ["if=/dev/urandom", &format!("of={device}"), "bs=64k", "count=4", "conv=notrunc"]);
     must("kill", ["-STOP", &driver.to_string()]);
+    let mut sync = Command::new("sync").spawn().unwrap();
     let doctor = host.try_backstay(&["doctor"]);
     let words =
         [&format!("pid {driver}")[..], "does not answer", "kill -CONT", "umount db --force"];
@@ -242,17 +245,86 @@ fn a_driver_that_hangs_is_named_and_ended_in_time() {
     let began = clock::monotonic();
     let output = host.try_backstay(&["umount", "db", "--force"]);
     assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("does not answer (the process is stopped"), "{}", said(&output));
+    assert!(
+        said(&output).contains("does not answer them (the process is stopped"),
+        "{}",
+        said(&output)
+    );
     assert!(
         clock::monotonic() - began < Duration::from_secs(20),
         "{:?}",
         (clock::monotonic() - began)
     );
     wait_gone(driver);
-    must("timeout", ["10", "sync", &text(&host.dir)]);
+    // Whoever waited in a sync goes on.
+    let until = clock::monotonic() + Duration::from_secs(20);
+    while sync.try_wait().unwrap().is_none() {
+        assert!(clock::monotonic() < until, "sync still waits");
+        clock::sleep(Duration::from_millis(20));
+    }
     end(writer);
+    must("losetup", ["-d", &device]);
     // The bitmaps of a driver that was killed are exact.
     disk.mount(&[]);
     assert_eq!(disk.status()["driver"]["found"], "same-boot");
     host.backstay(&["umount", "db"]);
+}
+
+/// The driver answers, its backing does not: that is said with the time and the process, and the disk can be ended
+/// all the same.
+#[test]
+fn a_backing_that_hangs_is_named_and_its_users_get_away() {
+    let _alone = alone();
+    let host = Host::new("ending-frozen");
+    let (image, at) = (host.path("ground.img"), host.path("ground"));
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    must("mkfs.ext4", ["-q", "-F", &text(&image)]);
+    let ground = FsMount::new(&host, &text(&image), "ground", "loop");
+    let backing = at.join("d.img");
+    File::create(&backing).unwrap().set_len(SIZE).unwrap();
+    host.backstay(&["mount", &text(&backing), "--name", "d"]);
+    let status = || host.json(&["status", "d"])[0].clone();
+    let driver = &status()["driver"];
+    let (pid, served) = (driver["pid"].as_i64().unwrap(), driver["served"].as_str().unwrap());
+    let pid = i32::try_from(pid).unwrap();
+    must("fsfreeze", ["-f", &text(&at)]);
+    let mut writer = Command::new("dd")
+        .args([
+            "if=/dev/urandom",
+            &format!("of={served}"),
+            "bs=4k",
+            "count=1",
+            "conv=notrunc,fsync",
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = clock::monotonic() + Duration::from_secs(30);
+    let found = loop {
+        let status = status();
+        let causes = status["health"]["causes"].as_array().unwrap().clone();
+        if let Some(found) = causes.into_iter().find(|cause| cause["id"] == "backing-hangs") {
+            assert_eq!(status["health"]["level"], "critical", "{status:#}");
+            break found;
+        }
+        assert!(clock::monotonic() < until, "{status:#}");
+        clock::sleep(Duration::from_millis(200));
+    };
+    let reason = found["reason"].as_str().unwrap();
+    assert!(reason.contains(&text(&backing)) && reason.contains(&pid.to_string()), "{reason}");
+    assert!(reason.contains("waits in the kernel"), "{reason}");
+    assert!(found["advice"].as_str().unwrap().contains("umount d --force"), "{found}");
+    assert!(found["since_unix_ns"].as_u64().is_some_and(|at| at > 0), "{found}");
+    // The process waits for its backing and cannot go; its users can.
+    let began = clock::monotonic();
+    let output = host.try_backstay(&["umount", "d", "--force"]);
+    assert!(clock::monotonic() - began < Duration::from_secs(30), "{}", said(&output));
+    let until = clock::monotonic() + Duration::from_secs(10);
+    while writer.try_wait().unwrap().is_none() {
+        assert!(clock::monotonic() < until, "its user still waits: {}", said(&output));
+        clock::sleep(Duration::from_millis(20));
+    }
+    must("fsfreeze", ["-u", &text(&at)]);
+    wait_gone(pid);
+    drop(ground);
 }

@@ -146,7 +146,8 @@ fn a_driver_that_does_not_answer_is_told_and_holds_up_nobody() {
     let found = cause(&of("d"), "driver-silent").unwrap_or_else(|| panic!("{all:#}"));
     let reason = found["reason"].as_str().unwrap();
     assert!(reason.contains("stopped") && reason.contains(&pid.to_string()), "{reason}");
-    assert!(found["advice"].as_str().unwrap().contains("kill -CONT"), "{found}");
+    let advice = found["advice"].as_str().unwrap();
+    assert!(advice.contains("kill -CONT") && advice.contains("umount d --force"), "{found}");
     assert!(found["since_unix_ns"].as_u64().is_some_and(|at| at > 0), "{found}");
     assert_eq!(cause(&of("e"), "driver-silent"), None);
     assert!(!of("e")["driver"].is_null(), "{all:#}");

@@ -240,6 +240,7 @@ fn status(disk: &Disk) -> DriverStatus {
         coarse: track.coarse,
         untracked: track.untracked,
         io_trouble: track.io_trouble,
+        io_waits: track.io_waits,
         resync: track.resync,
         resync_no: track.resync_no,
         lost_point_in_time: track.lost_point_in_time,

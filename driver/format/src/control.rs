@@ -256,6 +256,9 @@ pub struct DriverStatus {
     /// The last error that the guest got from the backing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_trouble: Option<IoTrouble>,
+    /// The request of the guest that has been waiting for the backing for longest, if that is a second or more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_waits: Option<IoWait>,
     /// If set, every sector counts as dirty.
     pub resync: Option<Resync>,
     /// Counts the reasons for a resync as they came up.
@@ -405,6 +408,15 @@ pub struct IoTrouble {
     pub writes: u64,
     /// Failed flushes.
     pub flushes: u64,
+}
+
+/// A request of the guest that the backing does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoWait {
+    /// What it is: `read`, `write` (also a discard) or `flush`.
+    pub what: String,
+    /// Since when it waits, nanoseconds since 1970.
+    pub since_unix_ns: u64,
 }
 
 /// Sums since a driver started.

@@ -298,6 +298,7 @@ fn status() -> DriverStatus {
         coarse: false,
         untracked: None,
         io_trouble: None,
+        io_waits: None,
         resync: None,
         resync_no: 3,
         lost_point_in_time: Some("the change log reached its limit".into()),
@@ -373,6 +374,7 @@ fn troubled() -> DriverStatus {
             error: "read-only file system".into(),
             noted: Noted::Backing,
         }),
+        io_waits: None,
         io_trouble: Some(IoTrouble {
             what: "write".into(),
             errno: 28,

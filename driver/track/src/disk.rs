@@ -18,6 +18,7 @@ use crate::env::Env;
 use crate::epoch::{Epoch, NotReady, names};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
+use crate::waits::Waits;
 use crate::{Backing, TrackError, recover};
 
 /// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
@@ -97,6 +98,7 @@ pub(crate) struct Sums {
     discarded_bytes: AtomicU64,
     io_errors: AtomicU64,
     failed: Failed,
+    pub waits: Waits,
     pub preserved_sectors: AtomicU64,
     pub cuts: AtomicU64,
     pub cut_held_ns_last: AtomicU64,
@@ -169,7 +171,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         self.check(offset, buf.len() as u64, libc::EINVAL)?;
         self.sums.reads.fetch_add(1, Ordering::Relaxed);
         self.sums.read_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.counted(Access::Read, self.backing.read_at(buf, offset))
+        self.counted(Access::Read, || self.backing.read_at(buf, offset))
     }
 
     /// Writes `data`, whatever its alignment.
@@ -225,7 +227,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// What the backing answered.
     pub fn flush(&self) -> io::Result<()> {
         self.sums.flushes.fetch_add(1, Ordering::Relaxed);
-        self.counted(Access::Flush, self.backing.sync())
+        self.counted(Access::Flush, || self.backing.sync())
     }
 
     /// Tracks a change of `range` and makes it.
@@ -235,7 +237,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         change: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
         if !self.tracking {
-            return self.counted(Access::Write, change());
+            return self.counted(Access::Write, change);
         }
         let (live, ready) = self.enter(range)?;
         if let Some(closed) = &live.closed {
@@ -252,7 +254,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
         // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
         debug_assert!(!ready || live.current.ready(range.regions(self.region_shift)));
-        self.counted(Access::Write, change())
+        self.counted(Access::Write, change)
     }
 
     /// Enters the gate with the regions of a write ready in the epoch that is current then. The
@@ -357,7 +359,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    fn counted<T>(&self, access: Access, result: io::Result<T>) -> io::Result<T> {
+    fn counted<T>(&self, access: Access, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let result = self.sums.waits.during(access, work);
         if let Err(e) = &result {
             self.sums.note_failure(access, e, self.env.now_unix_ns());
         }
@@ -367,7 +370,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
 
 /// What the guest asked the backing for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(crate) enum Access {
     Read = 0,
     Write = 1,
     Flush = 2,

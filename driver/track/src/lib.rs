@@ -35,6 +35,7 @@ mod recover;
 mod status;
 #[doc(hidden)]
 pub mod sync;
+mod waits;
 mod witness;
 
 pub use backing::Backing;

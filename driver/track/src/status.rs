@@ -1,6 +1,6 @@
 //! What a protected disk says of itself.
 
-use backstay_format::control::{Counters, FoundState, IoTrouble, OpenCut, Untracked};
+use backstay_format::control::{Counters, FoundState, IoTrouble, IoWait, OpenCut, Untracked};
 use backstay_format::superblock::{Base, Resync};
 use backstay_types::{ByteLen, DiskId, EpochNo};
 
@@ -24,6 +24,7 @@ pub struct TrackStatus {
     pub coarse: bool,
     pub untracked: Option<Untracked>,
     pub io_trouble: Option<IoTrouble>,
+    pub io_waits: Option<IoWait>,
     pub resync: Option<Resync>,
     pub resync_no: u64,
     pub lost_point_in_time: Option<String>,
@@ -66,6 +67,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             coarse: admin.meta.get().coarse,
             untracked: admin.untracked.clone(),
             io_trouble: self.sums.io_trouble(),
+            io_waits: self.sums.waits.oldest(self.env.now_unix_ns()),
             resync,
             resync_no: admin.resync_no,
             lost_point_in_time: admin.lost_last.clone(),

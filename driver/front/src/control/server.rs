@@ -200,6 +200,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             coarse: track.coarse,
             untracked: track.untracked,
             io_trouble: track.io_trouble,
+            io_waits: track.io_waits,
             resync: track.resync,
             resync_no: track.resync_no,
             lost_point_in_time: track.lost_point_in_time,

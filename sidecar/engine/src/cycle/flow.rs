@@ -99,6 +99,7 @@ mod tests {
             coarse: false,
             untracked: None,
             io_trouble: None,
+            io_waits: None,
             resync,
             resync_no: 0,
             lost_point_in_time: None,

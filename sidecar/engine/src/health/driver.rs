@@ -2,9 +2,12 @@
 
 use backstay_format::control::{DriverStatus, IoTrouble, Noted};
 use backstay_front::control::Silence;
+use backstay_host::doing::doing;
 
 use super::{Cause, Facts, ids};
 
+/// How long a backing may take to answer before it is told, in nanoseconds: 10 s. Slow disks take seconds.
+const HANGS_AFTER_NS: u64 = 10 * 1_000_000_000;
 /// How long errors that a guest got are told after the last of them, in nanoseconds: a day.
 const IO_TROUBLE_NS: u64 = 24 * 3600 * 1_000_000_000;
 
@@ -26,7 +29,29 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
         ))
     });
     let io = driver.io_trouble.as_ref().and_then(|trouble| io_trouble(facts, driver, trouble));
-    untracked.into_iter().chain(warning).chain(io).collect()
+    let hangs = hangs(facts, driver);
+    untracked.into_iter().chain(warning).chain(io).chain(hangs).collect()
+}
+
+/// A backing that answers nothing.
+fn hangs(facts: &Facts<'_>, driver: &DriverStatus) -> Option<Cause> {
+    let wait = driver.io_waits.as_ref()?;
+    let waits_ns = facts.now_unix_ns.saturating_sub(wait.since_unix_ns);
+    (waits_ns >= HANGS_AFTER_NS).then(|| {
+        let (name, pid, backing) = (facts.name, driver.pid, driver.backing.display());
+        let reason = format!(
+            "users of the disk wait for its backing {backing}: a {} has not been answered for {} s (driver: process {pid}; {})",
+            wait.what,
+            waits_ns / 1_000_000_000,
+            doing(pid)
+        );
+        let advice = format!(
+            "mend the disk or the server of {backing} (see dmesg, and /proc/{pid}/task/*/stack): the disk then goes on \
+             by itself. Until then every sync of this host may wait for it. \"backstay umount {name} --force\" has the \
+             kernel end the disk within seconds; its users get I/O errors"
+        );
+        Cause::critical(ids::BACKING_HANGS, reason).advise(advice).since(wait.since_unix_ns)
+    })
 }
 
 /// Changes go on that nobody notes.

@@ -39,6 +39,8 @@ ids! {
     DRIVER_SILENT = "driver-silent";
     /// Changes go on that are not tracked.
     NOT_TRACKED = "not-tracked";
+    /// Users of the disk wait for its backing, which answers nothing.
+    BACKING_HANGS = "backing-hangs";
     /// Users of the disk got errors from its backing.
     GUEST_ERRORS = "guest-errors";
     /// The driver says what is wrong.

@@ -180,17 +180,21 @@ pub fn abort(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     if !users.is_empty() {
         say_what_is_lost(name, &in_use::list(&users));
     }
-    match driver.ask(&Request::Abort) {
-        Ok(_) => gone(&status, driver),
-        Err(e) => {
-            tracing::warn!("disk {name}: {e}; its file system is ended by the kernel");
-            abort_hung(name, &paths, &seen)
+    // A driver whose backing does not answer cannot save anything, and would keep its users waiting.
+    if status.io_waits.is_none() {
+        let ended = driver.ask(&Request::Abort).map_err(anyhow::Error::from);
+        match ended.and_then(|_| gone(&status, driver)) {
+            Ok(()) => return Ok(()),
+            Err(e) => tracing::warn!("disk {name}: {e:#}; its file system is ended by the kernel"),
         }
     }
+    // As it is now.
+    let seen = hung::look(&paths).unwrap_or(seen);
+    abort_hung(name, &paths, &seen)
 }
 
 fn abort_hung(name: &DiskName, paths: &DiskPaths, seen: &hung::Seen) -> anyhow::Result<()> {
-    let who = format!("its driver, process {}, does not answer ({})", seen.pid, seen.doing);
+    let who = format!("its driver, process {}, does not answer them ({})", seen.pid, seen.doing);
     say_what_is_lost(name, &who);
     hung::end(paths, seen).with_context(|| format!("disk {name}"))
 }
