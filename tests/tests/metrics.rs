@@ -18,7 +18,8 @@ const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:0\"\n";
 
 #[test]
 fn the_page_lists_what_the_program_has() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/reference/metrics.md");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/reference/metrics.md");
     let text = fs::read_to_string(path).unwrap();
     let there = text.lines().skip_while(|line| *line != "<!-- metrics -->").skip(3);
     let there: Vec<&str> = there.take_while(|line| line.starts_with('|')).collect();

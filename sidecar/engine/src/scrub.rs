@@ -95,6 +95,8 @@ pub struct Scrubbed {
     pub newest: Option<CycleNo>,
     /// Segments that the last one mended.
     pub mended: u64,
+    /// Somebody else found damage: one is due now, also where none are made by themselves.
+    pub asked: bool,
 }
 
 impl Scrubbed {
@@ -121,23 +123,23 @@ impl Scrubbed {
             return;
         }
         record.newest = Some(newest);
-        if !found.damaged.is_empty() {
-            (record.ended_unix_ns, record.failed) = (None, None);
-        }
+        record.asked = !found.damaged.is_empty();
         record.save(state_dir);
     }
 
-    /// When the next one is due, nanoseconds since 1970. The first one is due at once.
+    /// When the next one is due, nanoseconds since 1970; none: never. The first one is due at once.
     #[must_use]
-    pub fn due(&self, every: Duration) -> u64 {
+    pub fn due(&self, every: Option<Duration>) -> Option<u64> {
         let after = |at: u64, long: Duration| {
             at.saturating_add(u64::try_from(long.as_nanos()).unwrap_or(u64::MAX))
         };
-        let due = match self.began_unix_ns {
-            Some(_) => 0,
-            None => self.ended_unix_ns.map_or(0, |ended| after(ended, every)),
+        let due = match (self.asked || self.began_unix_ns.is_some(), every) {
+            (true, _) => 0,
+            (false, Some(every)) => self.ended_unix_ns.map_or(0, |ended| after(ended, every)),
+            (false, None) => return None,
         };
-        self.failed.as_ref().map_or(due, |(at, _)| due.max(after(*at, AGAIN.min(every))))
+        let again = AGAIN.min(every.unwrap_or(AGAIN));
+        Some(self.failed.as_ref().map_or(due, |(at, _)| due.max(after(*at, again))))
     }
 }
 
@@ -355,13 +357,15 @@ mod tests {
 
     #[test]
     fn one_that_was_interrupted_goes_on_and_one_that_failed_waits() {
-        let week = Duration::from_secs(7 * 86_400);
-        assert_eq!(Scrubbed::default().due(week), 0);
+        let long = Duration::from_secs(7 * 86_400);
+        let week = Some(long);
+        assert_eq!((Scrubbed::default().due(week), Scrubbed::default().due(None)), (Some(0), None));
         let ended = Scrubbed { ended_unix_ns: Some(5), ..Scrubbed::default() };
-        assert_eq!(ended.due(week), 5 + week.as_nanos() as u64);
+        assert_eq!(ended.due(week), Some(5 + long.as_nanos() as u64));
+        assert_eq!(Scrubbed { asked: true, ..ended.clone() }.due(None), Some(0));
         let interrupted = Scrubbed { began_unix_ns: Some(9), ..ended.clone() };
-        assert_eq!(interrupted.due(week), 0);
+        assert_eq!(interrupted.due(week), Some(0));
         let failed = Scrubbed { failed: Some((10, "away".into())), ..interrupted };
-        assert_eq!(failed.due(week), 10 + AGAIN.as_nanos() as u64);
+        assert_eq!(failed.due(week), Some(10 + AGAIN.as_nanos() as u64));
     }
 }

@@ -225,12 +225,12 @@ impl Service<'_> {
     fn due_scrub(&self) -> Option<scrub::Due> {
         let names = self.roots.disks_with_socket();
         names.into_iter().filter(|name| self.schedule.has(name)).find_map(|name| {
-            let every = self.config.scrub_of(&name)?;
+            let every = self.config.scrub_of(&name);
             let (state, url) = (self.roots.disk(&name).state, self.config.vault_of(&name));
             // Behind a gateway the points are read where its store is.
             let here = !url.starts_with("https://");
             let scrubbed = Scrubbed::load(&state).unwrap_or_default();
-            if !here || scrubbed.due(every) > now_unix_ns() {
+            if !here || scrubbed.due(every).is_none_or(|due| due > now_unix_ns()) {
                 return None;
             }
             Some(scrub::Due {
