@@ -7,6 +7,8 @@
 //! - `behind`: gateways: their lives and the faults of the stores behind them
 //! - `faults`: servers that are killed, slow, or answer errors
 //! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
+//! - `at_rest`: damage that a scrub finds
+//! - `renewed`: credentials and conditional puts that change while we run
 //! - `resumed`: what a failed cycle has put is used again
 //! - `lines`: TLS and HTTP proxies
 //! - `locks`: object lock, and bringing back what a thief deleted
@@ -25,6 +27,8 @@ use backstay_tests::harness::{Disk, Host};
 
 #[path = "e2e_stores/answers.rs"]
 mod answers;
+#[path = "e2e_stores/at_rest.rs"]
+mod at_rest;
 #[path = "e2e_stores/bad_day.rs"]
 mod bad_day;
 #[path = "e2e_stores/behind.rs"]
@@ -41,6 +45,8 @@ mod lives;
 mod locks;
 #[path = "e2e_stores/refusals.rs"]
 mod refusals;
+#[path = "e2e_stores/renewed.rs"]
+mod renewed;
 #[path = "e2e_stores/resumed.rs"]
 mod resumed;
 
