@@ -6,7 +6,7 @@ use backstay_types::{CycleNo, Term};
 use backstay_vault::format::document::{DiskRecord, Document, NameRecord, Object, decode};
 use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::group::GroupPoint;
-use backstay_vault::format::hold::{HoldKind, HoldRecord};
+use backstay_vault::format::hold::{HeldRecord, HoldKind, HoldRecord};
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
 use backstay_vault::receive::{self, NotTaken, Rules, check_point};
@@ -115,6 +115,10 @@ impl Arriving<'_> {
                     Piece::Term(term) => self.term(disk, *term, &document(key, bytes)?),
                     Piece::Handover(term) => self.handover(disk, *term, &document(key, bytes)?),
                     Piece::Hold(..) => self.hold(&document(key, bytes)?),
+                    Piece::Held(..) => {
+                        let record: HeldRecord = document(key, bytes)?;
+                        self.recent(record.since_unix_ns)
+                    }
                     Piece::Drill(..) => document::<DrillRecord>(key, bytes).map(drop),
                     Piece::Ledger(_) => {
                         let next =

@@ -45,6 +45,8 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
             // A source begins its disk; taking one over is recovery's.
             Piece::Term(term) => role == Role::Recovery || (role == Role::Source && term.0 == 1),
             Piece::Hold(..) => true,
+            // A source holds nothing for longer than it compares.
+            Piece::Held(..) => role != Role::Source,
             Piece::Drill(..) => role == Role::Recovery,
             // The revision without merges, before a point lays over an old one.
             Piece::Ledger(_) => role == Role::Recovery,
@@ -82,6 +84,7 @@ mod tests {
             of(Piece::Point(CycleNo(1))),
             of(Piece::Ledger(1)),
             of(Piece::Hold(1, "h".parse().unwrap())),
+            of(Piece::Held(CycleNo(1), 1)),
             of(Piece::Drill(CycleNo(1), disk.0)),
         ]
     }
@@ -97,15 +100,15 @@ mod tests {
             };
             keys().iter().map(|key| mark(right(role, verb, key))).collect()
         };
-        //                                               VKBPNGRTthSPLHD
-        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyyiyyyy");
-        assert_eq!(mark(Role::Source, Verb::Put), "----yyyy-yyy-y-");
-        assert_eq!(mark(Role::Source, Verb::Delete), "---------------");
-        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Put), "---yyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Delete), "---y---------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Maintainer, Verb::Put), "---y---------y-");
-        assert_eq!(mark(Role::Maintainer, Verb::Delete), "---y---------y-");
+        //                                               VKBPNGRTthSPLHMD
+        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyyiyyyyy");
+        assert_eq!(mark(Role::Source, Verb::Put), "----yyyy-yyy-y--");
+        assert_eq!(mark(Role::Source, Verb::Delete), "----------------");
+        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Put), "---yyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Recovery, Verb::Delete), "---y---------y--");
+        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyyyy");
+        assert_eq!(mark(Role::Maintainer, Verb::Put), "---y---------yy-");
+        assert_eq!(mark(Role::Maintainer, Verb::Delete), "---y---------y--");
     }
 }

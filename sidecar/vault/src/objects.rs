@@ -342,7 +342,9 @@ impl Vault {
     pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
         const DAY: Duration = Duration::from_secs(86_400);
         let Some(folders) = &self.inner.folders else { return Ok(()) };
-        for folder in ["segments", "points", "ledger", "holds", "terms", "handovers", "drills"] {
+        for folder in
+            ["segments", "points", "ledger", "holds", "held", "terms", "handovers", "drills"]
+        {
             let folder = format!("disks/{disk}/{folder}");
             let swept = folders.sweep(&folder, DAY).map_err(|e| VaultError::of_io(&folder, e))?;
             if swept > 0 {

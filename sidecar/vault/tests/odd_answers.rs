@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::read::verify_points;
-use backstay_vault::retain::{Policy, maintain};
+use backstay_vault::retain::{Policy, Report, maintain};
 use backstay_vault::{HoldKind, Manifest, Vault, VaultError};
 use bytes::Bytes;
 use common::history::{hold, time};
@@ -269,7 +269,7 @@ impl Room {
         *self.odd.faults.lock().unwrap() = faults;
     }
 
-    fn prune(&self, keep: &str) -> Result<(), VaultError> {
+    fn prune(&self, keep: &str) -> Result<Report, VaultError> {
         let policy = Policy {
             keep: Some(keep.parse().unwrap()),
             thorough: true,
@@ -278,7 +278,7 @@ impl Room {
             zstd_level: 1,
         };
         let stop = AtomicBool::new(false);
-        maintain(&self.lab.vault, self.lab.disk, &policy, &time(1 << 50), &stop).map(drop)
+        maintain(&self.lab.vault, self.lab.disk, &policy, &time(1 << 50), &stop)
     }
 
     fn cycles(&self) -> Vec<u64> {
@@ -380,6 +380,36 @@ fn a_hold_or_ledger_that_one_list_lacks_holds() {
     let pin = hold("q", HoldKind::Pin, (4, 4), None);
     let refused = room.lab.vault.hold(room.lab.disk, &pin).unwrap_err();
     assert!(matches!(refused, VaultError::Unfit { .. }), "{refused}");
+}
+
+/// I12: a point is not deleted because no list shows what holds it.
+#[test]
+fn a_pin_that_no_list_shows_keeps_its_point() {
+    let room = Room::with_points(4);
+    let (vault, disk) = (&room.lab.vault, room.lab.disk);
+    room.pin(2);
+    let other = hold("q", HoldKind::Pin, (2, 2), None);
+    vault.hold(disk, &other).unwrap();
+    assert!(vault.release(disk, &other.name).unwrap(), "the other one still holds it");
+    for _ in 0..2 {
+        room.go_wrong(Faults { hidden: always("/holds/"), all_lists: true, ..Faults::default() });
+        let report = room.prune("last 1").unwrap();
+        let withheld = report.retired.withheld.expect("a contradiction");
+        assert_eq!(withheld.cause, "hold-not-listed");
+        assert!(withheld.reason.contains("unpin NAME p --force"), "{}", withheld.reason);
+        room.go_wrong(Faults::default());
+        assert_eq!(room.cycles(), [2, 4]);
+    }
+    room.is_whole();
+    // Let go of by name, wherever its hold is.
+    room.go_wrong(Faults { hidden: always("/holds/"), all_lists: true, ..Faults::default() });
+    assert!(vault.unmark_everywhere(disk, &"p".parse().unwrap()).unwrap());
+    room.prune("last 1").unwrap();
+    room.go_wrong(Faults::default());
+    assert_eq!(room.cycles(), [4]);
+    // Marks go with their point.
+    let keys = futures::executor::block_on(room.odd.store.list(None).try_collect::<Vec<_>>());
+    assert!(!keys.unwrap().iter().any(|meta| meta.location.as_ref().contains("/held/")));
 }
 
 #[test]

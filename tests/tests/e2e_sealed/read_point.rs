@@ -109,7 +109,7 @@ fn an_independent_reader_opens_it_in_every_way_and_sees_every_bit() {
             [kind, ..] => kind.to_owned(),
             [] => unreachable!(),
         };
-        let unread = ["proofs", "terms", "handovers", "drills"].contains(&kind.as_str());
+        let unread = ["proofs", "terms", "handovers", "held", "drills"].contains(&kind.as_str());
         let old = [("ledger", &ledger), ("keys", &keyring)]
             .iter()
             .any(|(of, newest)| kind == *of && newest.as_ref() != Some(object));

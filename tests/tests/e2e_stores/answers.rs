@@ -66,6 +66,15 @@ fn odd_answers_cost_nothing_and_are_told() {
             assert_eq!(failed.status.code(), Some(1), "{body}: {}", said(&failed));
         }
     }
+    // A list that is one, and shows no hold.
+    proxy.choose(|request| match request.lists("/holds") {
+        true => Fault::Say(200, "<ListBucketResult></ListBucketResult>"),
+        false => Fault::Pass,
+    });
+    let withheld = host.try_backstay(&["prune", "db", "--keep", "last 1"]);
+    assert_eq!(withheld.status.code(), Some(3), "{}", said(&withheld));
+    assert!(said(&withheld).contains("unpin NAME pin-1 --force"), "{}", said(&withheld));
+    assert!(disk.causes().contains(&"hold-not-listed".into()), "{:?}", disk.causes());
     proxy.choose(|_| Fault::Pass);
     host.backstay(&["prune", "db", "--keep", "last 1"]);
     let left: Vec<u64> = disk.points().iter().map(|point| point.cycle).collect();

@@ -115,6 +115,8 @@ ids! {
     // Upkeep, keys, drills, each in its file.
     /// The vault cannot be looked after.
     UPKEEP_FAILED = "upkeep-failed";
+    /// A recovery point is held, and no list of the vault shows the hold.
+    HOLD_NOT_LISTED = "hold-not-listed";
     /// The keys of the vault.
     KEYS = "keys";
     /// A drill failed or could not be made.

@@ -12,5 +12,13 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
             format!("cycles go on; mend what it says, then: backstay prune {}", facts.name);
         Cause::warning(ids::UPKEEP_FAILED, reason).advise(advice).since(failure.since_unix_ns)
     });
-    failed.into_iter().collect()
+    let unlisted = facts.record.withheld.as_ref();
+    let unlisted = unlisted.filter(|note| note.why.cause == ids::HOLD_NOT_LISTED.as_str());
+    let unlisted = unlisted.map(|note| {
+        let advice = "see backstay holds; if nobody needs the point, let go of the hold as it says";
+        Cause::warning(ids::HOLD_NOT_LISTED, note.why.reason.clone())
+            .advise(advice)
+            .since(note.since_unix_ns)
+    });
+    failed.into_iter().chain(unlisted).collect()
 }

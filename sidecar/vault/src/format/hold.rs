@@ -137,6 +137,39 @@ impl Object for HoldRecord {
     }
 }
 
+/// `disks/<id>/held/<cycle>-<number>`: from here on a hold needs the point of that cycle, or does not any more. Asked for by
+/// name before a point is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRecord {
+    /// The disk.
+    pub disk: DiskId,
+    /// The point's cycle.
+    pub cycle: CycleNo,
+    /// Its number among those of the point, from 1 without gaps.
+    pub number: u64,
+    /// The hold's name.
+    pub name: HoldName,
+    /// Whether it holds the point.
+    pub holds: bool,
+    /// Who put this. For people.
+    pub by: String,
+    /// When, nanoseconds since 1970.
+    pub since_unix_ns: u64,
+}
+
+impl Document for HeldRecord {
+    const FORMAT: &'static str = "backstay-held";
+}
+
+impl Object for HeldRecord {
+    fn differs(&self, key: &ObjectKey) -> Option<String> {
+        let same = *key == ObjectKey::Disk(self.disk, Piece::Held(self.cycle, self.number));
+        (!same).then(|| {
+            format!("note {} of what holds point {} of disk {}", self.number, self.cycle, self.disk)
+        })
+    }
+}
+
 impl HoldRecord {
     /// Whether it covers the point of a cycle.
     #[must_use]
@@ -168,6 +201,23 @@ mod tests {
         assert_eq!(decode::<HoldRecord>(&bytes).unwrap(), record);
         assert_eq!(String::from_utf8(bytes).unwrap(), include_str!("../../tests/golden/hold.json"));
         assert!(record.covers(CycleNo(17)) && !record.covers(CycleNo(18)));
+    }
+
+    #[test]
+    fn what_is_held_round_trip_and_golden() {
+        let record = HeldRecord {
+            disk: DiskId::from_bytes([7; 16]),
+            cycle: CycleNo(17),
+            number: 2,
+            name: "before-upgrade".parse().unwrap(),
+            holds: true,
+            by: "root on db-host".into(),
+            since_unix_ns: 1_700_000_000_000_000_000,
+        };
+        let bytes = encode(&record).unwrap();
+        assert_eq!(decode::<HeldRecord>(&bytes).unwrap(), record);
+        let golden = include_str!("../../tests/golden/held.json");
+        assert_eq!(String::from_utf8(bytes).unwrap(), golden);
     }
 
     #[test]

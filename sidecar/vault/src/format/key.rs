@@ -78,6 +78,8 @@ pub enum Piece {
     Ledger(u64),
     /// `holds/<version>-<name>`
     Hold(u64, HoldName),
+    /// `held/<cycle>-<number>`
+    Held(CycleNo, u64),
     /// `drills/<cycle>-<uuid>`
     Drill(CycleNo, Uuid),
 }
@@ -131,6 +133,10 @@ impl Piece {
                 let (version, name) = hold.split_once('-')?;
                 Self::Hold(number(version)?, name.parse().ok()?)
             }
+            ["held", held] => {
+                let (cycle, n) = held.split_once('-')?;
+                Self::Held(CycleNo(number(cycle)?), number(n)?)
+            }
             ["drills", drill] => {
                 let (cycle, drill) = drill.split_once('-')?;
                 Self::Drill(CycleNo(number(cycle)?), Uuid::parse_str(drill).ok()?)
@@ -173,6 +179,7 @@ impl fmt::Display for Piece {
             Self::Point(cycle) => write!(f, "points/{:020}", cycle.0),
             Self::Ledger(revision) => write!(f, "ledger/{revision:020}"),
             Self::Hold(version, name) => write!(f, "holds/{version:020}-{name}"),
+            Self::Held(cycle, number) => write!(f, "held/{:020}-{number:010}", cycle.0),
             Self::Drill(cycle, drill) => write!(f, "drills/{:020}-{drill}", cycle.0),
             Self::Segment(SegmentId { cycle, attempt, number, .. }) => {
                 write!(f, "segments/{:020}-{attempt:016x}-{number}", cycle.0)
@@ -201,8 +208,8 @@ pub enum Scope {
 }
 
 /// The folders of a disk.
-const FOLDERS: [&str; 7] =
-    ["terms", "handovers", "points", "segments", "ledger", "holds", "drills"];
+const FOLDERS: [&str; 8] =
+    ["terms", "handovers", "points", "segments", "ledger", "holds", "held", "drills"];
 
 impl Scope {
     /// What a prefix means; `None` if it is none.
@@ -262,6 +269,7 @@ mod tests {
             numbered("ledger"),
             format!("disks/{DISK}/segments/{:020}-00000000000000ff-0", 7),
             format!("disks/{DISK}/holds/{:020}-failover-term-2", 7),
+            format!("disks/{DISK}/held/{:020}-{:010}", 7, 1),
             format!("disks/{DISK}/drills/{:020}-{DISK}", 7),
         ] {
             let parsed = ObjectKey::parse(&key).unwrap_or_else(|| panic!("{key}"));

@@ -105,8 +105,13 @@ impl Vault {
                 }) => continue,
                 put => put?,
             }
+            // Before it is looked at: a maintainer that retires the point later finds this by its name.
+            self.mark(&record, disk, true)?;
             let points = self.covered_by(disk, &record, before.as_ref());
             if !points.as_ref().is_ok_and(|points| !points.is_empty()) {
+                if before.is_none() {
+                    self.mark(&record, disk, false)?;
+                }
                 self.let_go(&key_of(record.version))?;
                 self.settle(&key_of(record.version))?;
             }
@@ -123,6 +128,7 @@ impl Vault {
             }
             // Maintainers find it by a list.
             if before.is_none() && !self.is_listed(disk, record.version, &request.name)? {
+                self.mark(&record, disk, false)?;
                 self.let_go(&key_of(record.version))?;
                 let reason = "it does not list a hold that was put a moment ago: retention would not heed it";
                 return Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() });
@@ -155,6 +161,16 @@ impl Vault {
     /// If the vault cannot be written, or a gateway does not let us: a source deletes nothing.
     pub fn release(&self, disk: DiskId, name: &HoldName) -> Result<bool, VaultError> {
         let versions = self.versions_of(disk, name)?;
+        for &version in &versions {
+            // First this: killed in between, the hold is still there, to be released again.
+            match self.document::<HoldRecord>(&key(disk, version, name)) {
+                Ok(record) => self.mark(&record, disk, false)?,
+                Err(VaultError::NotFound { .. }) => {}
+                // What it holds is not known: its name is looked for beside each point.
+                Err(e) if e.is_damage() => drop(self.unmark_everywhere(disk, name)?),
+                Err(e) => return Err(e),
+            }
+        }
         for &version in &versions {
             self.delete(&key(disk, version, name))?;
         }
@@ -214,6 +230,9 @@ impl Vault {
         live: &[HoldRecord],
     ) -> Result<(), VaultError> {
         for hold in all.iter().filter(|hold| !live.contains(hold)) {
+            if !live.iter().any(|living| living.name == hold.name) {
+                self.mark(hold, disk, false)?;
+            }
             self.delete(&key(disk, hold.version, &hold.name))?;
         }
         Ok(())

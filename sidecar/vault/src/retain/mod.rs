@@ -3,6 +3,7 @@
 //! - [`keep`]: the rules people write, and what they mean
 //! - [`time`]: what a maintainer knows of time, and how long it has watched holds
 //! - [`hold`]: pins, and holds of whoever needs a point; [`held`]: such a hold, renewed while it lasts
+//! - `marks`: beside a held point, asked for by name before it is deleted
 //! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
 //! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
 //! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
@@ -18,6 +19,7 @@ pub mod held;
 pub mod hold;
 pub mod keep;
 mod ledger;
+mod marks;
 pub mod retire;
 pub mod tiers;
 pub mod time;
@@ -27,7 +29,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use backstay_types::{CycleNo, DiskId};
 
 use crate::error::VaultError;
-use crate::format::hold::HoldRecord;
 use crate::store::Vault;
 
 pub use collect::Collected;
@@ -37,7 +38,7 @@ pub use hold::HoldRequest;
 pub use keep::{Keep, KeepError};
 pub(crate) use ledger::{Decided, existing_points};
 
-pub use retire::{Retired, Verdict, Withheld};
+pub use retire::{HOLD_NOT_LISTED, Retired, Verdict, Withheld};
 pub use time::Time;
 
 /// Others that may maintain the same disk at the same time before we leave it to them.
@@ -86,11 +87,6 @@ impl Job<'_> {
     /// An error if we were told to stop.
     fn go_on(&self) -> Result<(), VaultError> {
         if self.stop.load(Ordering::Relaxed) { Err(VaultError::MaintenanceStopped) } else { Ok(()) }
-    }
-
-    /// Holds that count now.
-    fn live_holds(&self) -> Result<Vec<HoldRecord>, VaultError> {
-        Ok(self.time.live(self.disk, self.vault.hold_versions(self.disk)?, self.look))
     }
 }
 

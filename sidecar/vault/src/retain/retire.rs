@@ -4,16 +4,17 @@
 //! held is deleted. Whoever held a point before it was retired is in that list; whoever came later
 //! was told that it is gone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backstay_types::{CycleNo, PointId};
 
 use super::hold::covered;
 use super::keep::Candidate;
 use super::ledger::{Advanced, blank, settled_objects};
+use super::marks::Marks;
 use super::{Job, ROUNDS_MAX, groups};
 use crate::error::VaultError;
-use crate::format::hold::HoldRecord;
+use crate::format::hold::{HoldName, HoldRecord};
 use crate::format::ledger::{Fate, Ledger, LedgerPoint};
 use crate::store::point_key;
 
@@ -49,6 +50,9 @@ pub struct Withheld {
     pub reason: String,
 }
 
+/// The cause of a point that stays because of a hold that no list shows.
+pub const HOLD_NOT_LISTED: &str = "hold-not-listed";
+
 /// What becomes of a point.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Verdict {
@@ -82,7 +86,9 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
     // The ledger before everything else: what is put later must build on this one.
     let base = vault.ledger(disk)?;
     let objects = settled_objects(vault, disk, base.as_ref())?;
-    let holds = job.live_holds()?;
+    let holds = vault.hold_versions(disk)?;
+    let listed: BTreeSet<HoldName> = holds.iter().map(|hold| hold.name.clone()).collect();
+    let holds = job.time.live(disk, holds, job.look);
     let base = base.unwrap_or_else(|| blank(disk));
     let (mut points, mut nobodys) = (vec![], vec![]);
     for cycle in objects {
@@ -128,7 +134,29 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
     if withheld.is_some() {
         doomed.clear();
     }
+    for cycle in doomed.clone() {
+        job.go_on()?;
+        let marks = vault.marks(disk, cycle)?;
+        // A hold that has ended is listed until it is deleted.
+        if marks.holding.iter().any(|name| !listed.contains(name)) {
+            let why = unlisted(cycle, &marks);
+            tracing::warn!("disk {disk}: {}", why.reason);
+            withheld.get_or_insert(why);
+            doomed.remove(&cycle);
+        }
+    }
     Ok(Survey { base, points, nobodys, holds, doomed, parts, withheld })
+}
+
+/// What a point is kept for that something holds which no list shows.
+fn unlisted(cycle: CycleNo, marks: &Marks) -> Withheld {
+    let names: Vec<String> = marks.holding.iter().map(ToString::to_string).collect();
+    let names = names.join(", ");
+    let reason = format!(
+        "recovery point {cycle} is held by {names}, and no list of the vault shows that hold: the point stays. If nobody \
+         needs it: backstay unpin NAME {names} --force"
+    );
+    Withheld { cause: HOLD_NOT_LISTED.into(), reason }
 }
 
 /// Why no point is retired now, if the clocks contradict each other.
@@ -192,20 +220,35 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
             ..Retired::default()
         };
         // Only now: see the head of this file.
-        let holds = job.live_holds()?;
+        let all = job.vault.hold_versions(job.disk)?;
+        let holds = job.time.live(job.disk, all.clone(), job.look);
+        // What a hold that has ended has marked is free then.
+        job.vault.delete_ended_holds(job.disk, &all, &holds)?;
         let cycles: Vec<CycleNo> = retired.iter().map(|&(cycle, _)| cycle).collect();
-        let held = covered(&cycles, &holds);
+        let mut held = covered(&cycles, &holds);
+        let mut marks: BTreeMap<CycleNo, Marks> = BTreeMap::new();
+        for &cycle in cycles.iter().filter(|cycle| !held.contains(cycle)) {
+            job.go_on()?;
+            marks.insert(cycle, job.vault.marks(job.disk, cycle)?);
+        }
+        // I12: no list says that nothing holds these.
+        for (&cycle, marks) in marks.iter().filter(|(_, marks)| !marks.holding.is_empty()) {
+            let why = unlisted(cycle, marks);
+            tracing::warn!("disk {}: {}", job.disk, why.reason);
+            done.withheld.get_or_insert(why);
+            held.push(cycle);
+        }
         done.held_back = held.len() as u64;
         let going = cycles.iter().copied().filter(|cycle| !held.contains(cycle)).collect();
         groups::delete_naming(job.vault, &parts, &going)?;
         for cycle in cycles.into_iter().filter(|c| !held.contains(c)).chain(nobodys) {
             job.go_on()?;
             job.vault.delete(&point_key(job.disk, cycle))?;
+            if let Some(marks) = marks.get(&cycle) {
+                job.vault.delete_marks(job.disk, cycle, marks)?;
+            }
             done.deleted += 1;
         }
-        let all = job.vault.hold_versions(job.disk)?;
-        let live = job.time.live(job.disk, all.clone(), job.look);
-        job.vault.delete_ended_holds(job.disk, &all, &live)?;
         if done.deleted > 0 || job.policy.thorough {
             let there = points
                 .iter()

@@ -19,7 +19,7 @@ const BYTES_MAX: usize = 64 << 20;
 /// Folders of a disk that are numbered without gaps above what retention has deleted.
 const NUMBERED: [&str; 2] = ["points", "ledger"];
 /// Folders of a disk whose documents are named one by one.
-const NAMED: [&str; 4] = ["terms", "handovers", "holds", "drills"];
+const NAMED: [&str; 5] = ["terms", "handovers", "holds", "held", "drills"];
 
 /// What was there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

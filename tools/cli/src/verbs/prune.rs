@@ -9,7 +9,7 @@ use backstay_engine::throttle::Throttle;
 use backstay_engine::upkeep::policy;
 use backstay_host::clock::trusted;
 use backstay_types::DiskName;
-use backstay_vault::retain::{Keep, Report, Time, Verdict, maintain, preview};
+use backstay_vault::retain::{HOLD_NOT_LISTED, Keep, Report, Time, Verdict, maintain, preview};
 use clap::Args;
 
 use super::target::{InVault, size, time};
@@ -89,12 +89,15 @@ impl Prune {
             note_upkeep(state, None);
             note_retained(state, &report.retired);
         }
-        let withheld = report.retired.withheld.as_ref().map(|why| {
-            Refused(format!(
+        let withheld = report.retired.withheld.as_ref().map(|why| match &*why.cause {
+            HOLD_NOT_LISTED => {
+                Refused(format!("{}: {}. The other points are as the rules say", self.name, why.reason))
+            }
+            _ => Refused(format!(
                 "{}: {}. No recovery point was deleted, because rules about ages need a clock that is right. Set \
                  the clock (date -u shows it), or, if it is right, run backstay prune {} --accept-clock",
                 self.name, why.reason, self.name
-            ))
+            )),
         });
         let refused = || withheld.map_or(Ok(()), |refused| Err(refused.into()));
         if context.globals.json {

@@ -40,7 +40,10 @@ impl Unpin {
             holds => holds?,
         };
         let Some(hold) = holds.into_iter().find(|hold| hold.name == self.pin) else {
-            if self.force && vault.release(disk.disk, &self.pin)? {
+            let released = self.force
+                && (vault.release(disk.disk, &self.pin)?
+                    | vault.unmark_everywhere(disk.disk, &self.pin)?);
+            if released {
                 return Ok(());
             }
             bail!("disk {} has no pin {}; see backstay holds {}", self.name, self.pin, self.name);
