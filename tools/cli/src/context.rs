@@ -21,27 +21,28 @@ use zeroize::Zeroizing;
 
 /// Flags of every verb.
 #[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Global options")]
 pub struct Globals {
     /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Where state that lasts is kept [default: /var/lib/backstay]
+    /// Directory of the state that lasts [default: /var/lib/backstay]
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where sockets and bitmaps are, on tmpfs [default: /run/backstay or /dev/shm/backstay]
+    /// Directory of sockets and bitmaps, on tmpfs [default: /run/backstay or /dev/shm/backstay]
     #[arg(long, global = true, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
     /// Print JSON for programs instead of text for people
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say more (twice: everything)
+    /// Log more (twice: everything)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say nothing but errors
+    /// Print errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// How long to try a vault's object store again that does not answer [default: the configuration's, but at
-    /// most 30s for commands that only look or decide]
+    /// How long to retry when the object store does not answer [default: the configuration's; at most 30s for
+    /// commands that only look or decide]
     #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub vault_wait: Option<Duration>,
 }

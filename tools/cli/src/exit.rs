@@ -24,10 +24,23 @@ use backstay_vault::VaultError;
 /// Exit code of wrong usage.
 pub const USAGE: u8 = 2;
 
+/// The exit codes of every verb.
+pub const CODES: [(u8, &str); 5] = [
+    (0, "done"),
+    (1, "failed"),
+    (USAGE, "wrong usage"),
+    (3, "refused to stay safe (in use, would overwrite)"),
+    (4, "damaged data was found"),
+];
+
 /// The last part of `--help`.
-pub const HELP: &str = "\
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused to stay safe (in use, would overwrite); \
-4 damaged data was found. With --json what failed is one line of JSON on standard error.";
+pub fn help() -> String {
+    let codes = CODES.map(|(code, meaning)| format!("{code} {meaning}")).join("; ");
+    format!(
+        "Exit codes: {codes}. With --json a failure is one line of JSON on standard error.\n\n\
+         Documentation: man backstay, man backstay.toml, /usr/share/doc/backstay"
+    )
+}
 
 /// Something was not done because it would not have been safe.
 #[derive(Debug)]
@@ -91,7 +104,6 @@ pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
 
 /// Ends a command that was called wrongly, or that was asked for help.
 pub fn wrong_usage(error: &clap::Error) -> ExitCode {
-    const USAGE: u8 = 2;
     let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json");
     if json && error.use_stderr() {
         eprintln!("{}", as_json(error.to_string().trim(), USAGE));

@@ -1,12 +1,16 @@
 //! The `backstay` command: one file a verb, each thin over the crates that do the work.
 
 mod certificates;
+mod complete;
 mod context;
 mod drilling;
 mod exit;
 mod health;
+#[cfg(test)]
+mod help;
 mod helper;
 mod json;
+mod man;
 mod metering;
 mod programs;
 mod table;
@@ -15,14 +19,15 @@ mod waiting;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 use context::{Context, Globals};
 
 /// Disaster recovery for Linux disks: protect a disk, ship its changes in cycles to a vault, get
 /// any recovery point back byte for byte.
 #[derive(Parser)]
-#[command(name = "backstay", version, arg_required_else_help = true, after_help = exit::HELP)]
+#[command(name = "backstay", version, arg_required_else_help = true, after_help = exit::help())]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -111,6 +116,8 @@ fn main() -> ExitCode {
         return helper.run();
     }
     exit::leave_when_nobody_reads();
+    let offered = || complete::with_words(Cli::command());
+    CompleteEnv::with_factory(offered).var(complete::VARIABLE).completer("backstay").complete();
     // It may know keys and passphrases: no core, and nobody but root looks into its memory.
     let _ = nix::sys::prctl::set_dumpable(false);
     if let Some(path) = std::env::args_os().find(|argument| argument.to_str().is_none()) {
@@ -183,8 +190,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Group(verb) => verb.run(&context),
         Verb::Gateway(verb) => verb.run(&context),
         Verb::Pki(verb) => verb.run(&context),
-        Verb::Completions(verb) => verb.run::<Cli>(),
-        Verb::Man(verb) => verb.run::<Cli>(),
+        Verb::Completions(verb) => verb.run(),
+        Verb::Man(verb) => verb.run(Cli::command()),
         Verb::Doctor(verb) => verb.run(context.globals),
         Verb::Guardian(verb) => verb.run(),
     }

@@ -21,7 +21,8 @@ Examples:
   dev=$(backstay attach /srv/data.img --name data)
   mkfs.ext4 $dev && mount $dev /mnt
   umount /mnt && backstay detach data
-  backstay attach --disk data --point latest --name data-test --vault file:///mnt/backup/vault
+  backstay attach --disk data --point latest --name data-test \\
+      --vault file:///mnt/backup/vault
 
 If a driver serves the disk already, only the loop device is attached; if that is there, too, it is printed.")]
 pub struct Attach {

@@ -35,7 +35,7 @@ pub struct Cycle {
     /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// Have the running sidecar do it, before everything else that waits
+    /// Let the running sidecar do it, before all waiting work
     #[arg(long)]
     by_sidecar: bool,
 }

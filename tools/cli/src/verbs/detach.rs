@@ -22,13 +22,13 @@ use crate::programs::command;
 Example:
   umount /mnt && backstay detach data
 
-A device that is mounted (in any mount namespace), used as swap, part of another device, or open in a process is
-refused after --wait, with the names of its users; nothing is changed then. With --unmount what is mounted from it
+A device that is mounted (in any mount namespace), used as swap, part of another device, or open in a process is \
+refused after --wait, with the names of its users; nothing is changed then. With --unmount what is mounted from it \
 is unmounted first, as soon as nobody uses that.")]
 pub struct Detach {
     /// The disk's name
     name: DiskName,
-    /// Unmount what is on it first, as soon as nobody uses it
+    /// Unmount what is on the disk first, once nobody uses it
     #[arg(long)]
     unmount: bool,
     #[command(flatten)]

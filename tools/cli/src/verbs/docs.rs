@@ -2,26 +2,45 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory};
+use anyhow::Context as _;
+use clap::{Args, Command};
 use clap_complete::Shell;
+use clap_complete::env::Shells;
 
-/// Print completions for a shell
+use crate::complete::VARIABLE;
+use crate::man;
+
+/// Print the completion script of a shell
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  source <(backstay completions bash)
+  backstay completions fish >~/.config/fish/completions/backstay.fish
+
+The script asks backstay itself for the words: verbs, options, disks, points, groups and policies. \
+Packages install it for bash, zsh and fish.")]
 pub struct Completions {
     /// bash, zsh, fish, elvish or powershell
     shell: Shell,
 }
 
 impl Completions {
-    pub fn run<C: CommandFactory>(self) -> anyhow::Result<()> {
-        let mut script = vec![];
-        clap_complete::generate(self.shell, &mut C::command(), "backstay", &mut script);
-        print!("{}", String::from_utf8_lossy(&script));
+    pub fn run(self) -> anyhow::Result<()> {
+        let shell = self.shell.to_string();
+        let shells = Shells::builtins();
+        let writer = shells.completer(&shell).with_context(|| format!("{shell} is not known"))?;
+        writer.write_registration(
+            VARIABLE,
+            "backstay",
+            "backstay",
+            "backstay",
+            &mut std::io::stdout(),
+        )?;
         Ok(())
     }
 }
 
-/// Write man pages, one for each verb
+/// Write man pages: an overview, one for each verb, and backstay.toml(5)
 #[derive(Args)]
 pub struct Man {
     /// Where to write them
@@ -29,8 +48,8 @@ pub struct Man {
 }
 
 impl Man {
-    pub fn run<C: CommandFactory>(self) -> anyhow::Result<()> {
+    pub fn run(self, command: Command) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        Ok(clap_mangen::generate_to(C::command(), &self.dir)?)
+        Ok(man::write_all(command, &self.dir)?)
     }
 }

@@ -20,7 +20,7 @@ Examples:
   backstay doctor db              the host, and of the disks this one
   backstay --json doctor | jq '.[] | select(.verdict != \"ok\")'
 
-Nothing is changed; to a vault that is there, a small object is written, read back and deleted. Each finding
+Nothing is changed; to a vault that is there, a small object is written, read back and deleted. Each finding \
 says what to do. The exit code is 1 if anything FAILED; warnings do not count.")]
 pub struct Doctor {
     /// Only these disks

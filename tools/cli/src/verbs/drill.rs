@@ -29,21 +29,22 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay drill db                                      as the configuration says, or --check fsck
+  backstay drill db             as the configuration says, or --check fsck
   backstay drill db --vault file:///mnt/backup/vault --point 17 --check fsck
-  backstay drill db --command 'mount -o ro $BACKSTAY_DEVICE $BACKSTAY_WORK && ls $BACKSTAY_WORK/data;
-                               umount $BACKSTAY_WORK'
+  backstay drill db --command 'mount -o ro $BACKSTAY_DEVICE $BACKSTAY_WORK &&
+      ls $BACKSTAY_WORK/data; umount $BACKSTAY_WORK'
   backstay drill vm --boot --expect 'login:' --memory 1GiB
-  backstay drill vm --boot --kernel vmlinuz --append 'root=/dev/vda1 console=ttyS0' --expect ready
+  backstay drill vm --boot --kernel vmlinuz --expect ready \\
+      --append 'root=/dev/vda1 console=ttyS0'
 
-The point is mounted from the vault; what the check writes goes to an overlay that is thrown away. The
-verdict shows in backstay points, the last one also in backstay status. By itself: drill = { every = \"1d\",
+The point is mounted from the vault; what the check writes goes to an overlay that is thrown away. The \
+verdict shows in backstay points, the last one also in backstay status. By itself: drill = { every = \"1d\", \
 check = \"fsck\" } in the configuration. Ends with 1 if the point failed or could not be tried.")]
 pub struct Drill {
     /// The disk's name in the vault
     #[arg(required_unless_present = "due")]
     name: Option<DiskName>,
-    /// All drills that are due by the configuration, one after the other: for a timer
+    /// Run all drills that are due by the configuration, one after the other (for a timer)
     #[arg(long, exclusive = true)]
     due: bool,
     /// The vault's URL [default: the disk's, from the configuration]
@@ -52,16 +53,16 @@ pub struct Drill {
     /// Which point: a number, latest, or a time
     #[arg(long, default_value = "latest")]
     point: PointChoice,
-    /// How: fsck mounts and checks all file systems
+    /// Check: fsck mounts and checks all file systems
     #[arg(long, value_name = "fsck", value_parser = ["fsck"], conflicts_with_all = ["command", "boot"])]
     check: Option<String>,
-    /// A line for the shell that must end with 0; gets BACKSTAY_DISK, BACKSTAY_DEVICE, BACKSTAY_WORK
+    /// Check: a shell command that must exit with 0; it gets BACKSTAY_DISK, BACKSTAY_DEVICE and BACKSTAY_WORK
     #[arg(long, value_name = "LINE", conflicts_with = "boot")]
     command: Option<String>,
-    /// Start a machine from it in QEMU and wait for what its serial console says
+    /// Check: boot the point in QEMU and wait for a text on its serial console
     #[arg(long)]
     boot: bool,
-    /// What the console must say [default: login:]
+    /// The text to wait for [default: login:]
     #[arg(long, value_name = "TEXT", requires = "boot")]
     expect: Option<String>,
     /// The machine's memory [default: 512 MiB]

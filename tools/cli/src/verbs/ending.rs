@@ -31,8 +31,8 @@ pub struct Ending {
     /// How long to wait while somebody uses the disk
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     wait: Duration,
-    /// End the disk under its users: they get I/O errors, and what they have not synced is lost. Also ends a
-    /// driver that does not answer
+    /// Stop serving although the disk is in use: its users get I/O errors and lose what they have not synced.
+    /// Also stops a driver that does not answer
     #[arg(long)]
     pub force: bool,
 }

@@ -20,11 +20,11 @@ use crate::context::Context;
 #[command(after_help = "\
 Examples:
   backstay export db --point latest --to /srv/db.qcow2
-  backstay export db --point 17 --to /srv/db.raw --vault file:///mnt/backup/vault
+  backstay export db --point 17 --to /srv/db.raw --vault file:///mnt/vault
   backstay export db --point latest --to - | ssh other 'dd of=/dev/vg/db bs=1M'
 
-Needs nothing but the vault. Every block is checked before it is written. An image gets its name when
-it is whole; a pipe that ends early ends with a non-zero exit code, and what came through is the
+Needs nothing but the vault. Every block is checked before it is written. An image gets its name when \
+it is whole; a pipe that ends early ends with a non-zero exit code, and what came through is the \
 right beginning of the disk. qcow2 needs qemu-utils.")]
 pub struct Export {
     /// The disk's name

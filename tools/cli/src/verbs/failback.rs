@@ -27,14 +27,13 @@ use crate::exit::Refused;
 #[command(after_help = "\
 Examples:
   backstay failback db --to /srv/db.img --vault file:///mnt/vault
-  backstay failback db --to /srv/db.img --full       everything, no checksums compared
-  backstay failback db --to /dev/sdc --new-disk      not on the old backing
-  backstay failback db --to /srv/db.img --now        the other side is gone: to its newest point
+  backstay failback db --to /srv/db.img --full    fetch everything
+  backstay failback db --to /dev/sdc --new-disk   not on the old backing
+  backstay failback db --to /srv/db.img --now     the other side is gone
 
-What moves is the least that can be known: if the old disk's state is whole, what changed on either side; else
-what differs by checksums. Then it follows the vault. When the other side has run backstay failover
-handover, it becomes the disk again at exactly that point, is committed at once and replicates. Killed
-anywhere, it goes on when it is run again.")]
+Copies only what changed, if the old disk's state is whole; otherwise what differs by checksums. Then it follows \
+the vault. Once the other side has run backstay failover handover, it becomes the disk again at exactly that \
+point, commits at once and replicates. Run it again after a kill: it continues.")]
 pub struct Failback {
     /// The disk's name
     name: DiskName,
@@ -43,19 +42,19 @@ pub struct Failback {
     /// The file or block device that is to hold the disk
     #[arg(long, value_name = "BACKING")]
     to: PathBuf,
-    /// Download everything; compare nothing
+    /// Fetch everything; compare nothing
     #[arg(long)]
     full: bool,
-    /// It is another backing than the old one: nothing of the old state counts
+    /// BACKING is not the old one: ignore the old state
     #[arg(long)]
     new_disk: bool,
-    /// Overwrite what BACKING holds: it is compared by checksums, and what differs is fetched
+    /// Overwrite BACKING: it is compared by checksums, and what differs is fetched
     #[arg(long)]
     force: bool,
-    /// Do not wait for a handover: the other side is gone. What it wrote after its newest point is lost
+    /// Do not wait for a handover, because the other side is gone. What it wrote after its newest point is lost
     #[arg(long, conflicts_with = "once")]
     now: bool,
-    /// Bring it to the newest point, then end; run again to go on
+    /// Go to the newest point, then exit; run again to continue
     #[arg(long)]
     once: bool,
     /// How often to look for newer points and for the handover

@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::context::Context;
 
-/// Stand before a vault: sources ship to it over HTTPS, each to its own disks, and delete nothing
+/// Run a gateway before a vault: sources ship to it over HTTPS, each to its own disks, and delete nothing
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -33,10 +33,11 @@ On a source, in its configuration:
   client_cert = \"/etc/backstay/db-host.pem\"
   ca_file = \"/etc/backstay/ca.crt\"
 
-TLS 1.3 only; who has no certificate of the authority is not let in. Settings are those of [gateway] in the
-configuration; what is said here counts before them. Certificates and the list of revoked ones are
-read again when they change and on SIGHUP. Any number of gateways may stand before one vault; each
-has a cache folder of its own. Retention (keep) runs here, by this host's configuration. Stops on SIGTERM and SIGINT.")]
+TLS 1.3 only, with client certificates of the authority. Options override [gateway] in the configuration. \
+Certificates and the list of revoked ones are \
+read again when they change and on SIGHUP. Any number of gateways may stand before one vault; each \
+has a cache folder of its own. Retention (keep) runs here, by this host's configuration. Stops on SIGTERM and \
+SIGINT.")]
 pub struct GatewayVerb {
     /// Where to listen [default: 0.0.0.0:9443]
     #[arg(long, value_name = "ADDRESS")]

@@ -38,8 +38,8 @@ Examples:
   backstay group cycle shop
   backstay group cycle shop --count 10 --json
 
-The group is the section [group.shop] of the configuration. If it has other hosts, this one must be its
-coordinator; the others must be connected (backstay sidecar, or backstay group join). When no group
+The group is the section [group.shop] of the configuration. If it has other hosts, this one must be its \
+coordinator; the others must be connected (backstay sidecar, or backstay group join). When no group \
 point can be made, each disk of this host still gets a recovery point of its own, and the exit code is 1.")]
 pub struct Cycle {
     /// The group's name

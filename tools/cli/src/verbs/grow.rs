@@ -18,24 +18,24 @@ use crate::context::Context;
 use crate::exit::Refused;
 use crate::programs::command;
 
-/// Give a disk a larger size while it is used
+/// Make a disk larger while it is in use
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay grow db --size 20GiB              the backing is a file: it is extended, too
-  lvextend -L 20G /dev/vg/db && backstay grow db     a device: extend it first
+  backstay grow db --size 20GiB    a file: it is extended, too
+  lvextend -L 20G /dev/vg/db && backstay grow db   a device
   backstay grow db --size 20GiB && resize2fs /dev/loop0
 
-Loop devices attached to the disk follow by themselves; QEMU is told with block_resize, the file system
-on the disk with resize2fs or xfs_growfs. Recovery points made before keep their size. A disk never
+Loop devices attached to the disk follow by themselves; QEMU is told with block_resize, the file system \
+on the disk with resize2fs or xfs_growfs. Recovery points made before keep their size. A disk never \
 shrinks. It does not grow in the middle of a cycle: this waits for it.
 
-A disk that is not mounted grows when it is: backstay mount --grow, after its backing was extended.
+A disk that is not mounted grows when it is: backstay mount --grow, after its backing was extended. \
 Doing it here is better: the changed file then needs no resync.")]
 pub struct Grow {
     /// The disk's name
     name: DiskName,
-    /// The size it gets [default: what its backing has by now]
+    /// The new size [default: that of its backing]
     #[arg(long, value_name = "SIZE")]
     size: Option<ByteSize>,
 }
@@ -95,9 +95,12 @@ fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the kernel take over the served file's size. What it says when it is asked (`stat`) is the driver's word, and
-/// it does not believe that itself as long as requests are under way: reads behind the old end would then give nothing,
-/// which a loop device turns into an error. A size that is set it believes at once; the driver lets that be done if it
+/// Makes the kernel take over the served file's size. What it says when it is asked (`stat`) is the driver's
+/// word, and
+/// it does not believe that itself as long as requests are under way: reads behind the old end would then
+/// give nothing,
+/// which a loop device turns into an error. A size that is set it believes at once; the driver lets that be
+/// done if it
 /// is the one the disk has.
 fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
     let failed = || {

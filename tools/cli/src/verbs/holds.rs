@@ -14,8 +14,8 @@ Examples:
   backstay holds db
   backstay holds db --json
 
-Mounts, replicas, failovers, resyncs, restores and verifications hold their points by themselves and
-renew that; such a hold ends a while after its holder was killed.")]
+Mounts, replicas, failovers, resyncs, restores and verifications hold their points themselves. Such a hold ends \
+some time after its holder was killed.")]
 pub struct Holds {
     /// The disk's name
     name: DiskName,

@@ -18,9 +18,9 @@ Examples:
   backstay hooks db
   backstay --json hooks db | jq .quiet_after_ms
 
-Does what a cycle does around its cut, but makes no recovery point. The application waits for an
-instant. Fails if a point would not have been application-consistent; what would be undone after a
-cycle is undone. See docs/reference/hooks.md for the settings ([disk.NAME.hooks]).")]
+Does what a cycle does around its cut, but makes no recovery point. The application waits for a moment. Fails if \
+a point would not have been application-consistent. See docs/reference/hooks.md for the settings \
+([disk.NAME.hooks]).")]
 pub struct Hooks {
     /// The disk's name
     name: DiskName,

@@ -13,19 +13,19 @@ use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
 
-/// Fetch all of a mounted recovery point, so that its vault is not needed any more
+/// Fetch all of a mounted recovery point; after that its vault is not needed
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay hydrate db-test                    waits until all of it is here
+  backstay hydrate db-test             wait until all of it is here
   backstay hydrate db-test --background --limit 20MiB
-  backstay hydrate db-test --stop             not now; goes on where it was when asked again
+  backstay hydrate db-test --stop      stop; the next run goes on from there
 
-Reads by users of the disk come first. Interrupted, this command leaves hydration at work.")]
+Reads by users of the disk come first. If this command is interrupted, hydration goes on.")]
 pub struct Hydrate {
     /// The disk's name on this host
     name: DiskName,
-    /// No faster than this a second
+    /// Download limit, in bytes per second
     #[arg(long, value_name = "SIZE", conflicts_with = "stop")]
     limit: Option<ByteSize>,
     /// Do not wait for it

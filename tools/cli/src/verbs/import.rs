@@ -22,9 +22,10 @@ Examples:
   backstay import /dev/vg/db --name db
   backstay import guest.img --name guest --format raw
 
-The image must not be in use; it is only read. Holes and unallocated clusters are not read at all. The
-name must be free. Killed, it is simply run again. To go on protecting the image under that name:
-  backstay protect IMAGE --name NAME; backstay resync NAME --now --the-disk-is-right
+The image must not be in use; it is only read. The name must be free in the vault. Run it again after a kill. To \
+go on protecting the image under that name:
+  backstay protect IMAGE --name NAME
+  backstay resync NAME --now --the-disk-is-right
 which compares it with the imported point and ships what differs.")]
 pub struct Import {
     /// A raw or qcow2 image, or a block device

@@ -26,7 +26,7 @@ pub struct Jobs {
     /// Also older ones
     #[arg(long)]
     all: bool,
-    /// Show them again every two seconds, until interrupted
+    /// Repeat every two seconds, until interrupted
     #[arg(long)]
     watch: bool,
 }

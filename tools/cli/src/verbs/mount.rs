@@ -20,15 +20,16 @@ use crate::exit::Refused;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay mount /srv/vm.img --name vm1      serve vm.img; prints where
-  backstay mount --vault file:///mnt/backup/vault --disk db --point latest --name db-test
-  backstay mount --name db-test              serve it again, with what was written to it
-  qemu-system-x86_64 -drive file=$(backstay mount /srv/vm.img --name vm1),format=raw
+  backstay mount /srv/vm.img --name vm1   prints the file that it serves
+  backstay mount --vault file:///mnt/vault --disk db --name db-test
+  backstay mount --name db-test      serve that point again
+  file=$(backstay mount /srv/vm.img --name vm1)
+  qemu-system-x86_64 -drive file=$file,format=raw
   backstay mount /dev/sdb --name db --change-log-limit 20GiB
-  backstay mount /dev/vg/db --name db --grow     after lvextend
-  backstay mount --name db --foreground          as the service does: its backing is known
+  backstay mount /dev/vg/db --name db --grow   after lvextend
+  backstay mount --name db --foreground      as the service does
 
-The backing must not be used in any other way while it is served. A recovery point is there at once: its
+The backing must not be used in any other way while it is served. A recovery point is there at once: its \
 blocks come from the vault when they are read, and what is written stays on this host. To end that for good:
 backstay umount NAME --forget.")]
 pub struct Mount {
@@ -57,7 +58,7 @@ pub struct How {
     /// Where to mount it [default: mnt in the disk's runtime directory]
     #[arg(long, value_name = "DIR")]
     mount_point: Option<PathBuf>,
-    /// Most space for blocks preserved during a cycle [default: half the disk]
+    /// Space for blocks preserved during a cycle [default: half the disk]
     #[arg(long, value_name = "SIZE")]
     change_log_limit: Option<ByteSize>,
     /// Threads that serve requests
@@ -66,8 +67,8 @@ pub struct How {
     /// Let the disk grow if its backing is larger than it was
     #[arg(long)]
     grow: bool,
-    /// Compare the whole disk with its newest recovery point: something may have written to the backing while it
-    /// was not served, and not everything can be found out
+    /// Compare the whole disk with its newest recovery point, in case something wrote to the backing while it
+    /// was not served
     #[arg(long)]
     compare: bool,
     /// Refuse writes
@@ -111,10 +112,10 @@ pub struct Of {
     /// latest, or the one that is mounted under this name already]
     #[arg(long)]
     point: Option<PointChoice>,
-    /// Where to put what is written [default: with the disk's state]
+    /// File for what is written [default: with the disk's state]
     #[arg(long, value_name = "FILE")]
     overlay: Option<PathBuf>,
-    /// Most space for blocks that were fetched [default: 1GiB]
+    /// Space for fetched blocks [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     cache: Option<ByteSize>,
     /// How long a read waits for a vault that does not answer
@@ -123,7 +124,7 @@ pub struct Of {
     /// Fetch all of it in the background; after that the vault is not needed
     #[arg(long)]
     hydrate: bool,
-    /// No faster than this a second
+    /// Download limit, in bytes per second
     #[arg(long, value_name = "SIZE", requires = "hydrate")]
     hydrate_limit: Option<ByteSize>,
 }

@@ -12,7 +12,7 @@ use crate::context::Context;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay pin db latest --name before-upgrade --reason \"until the upgrade is proven\"
+  backstay pin db latest --name before-upgrade --reason \"new version\"
   backstay pin db 17
 
 See backstay holds for what is pinned, backstay unpin to let go.")]

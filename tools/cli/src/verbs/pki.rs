@@ -21,14 +21,14 @@ use crate::context::Context;
 #[command(after_help = "\
 Examples:
   backstay pki init /root/pki --name 'Backstay of example.org'
-  backstay pki issue /root/pki gw1 --server --host gateway.example --ip 10.0.0.1
+  backstay pki issue /root/pki gw1 --server --host gateway.example
   backstay pki issue /root/pki db-host --role source --disk db --disk wal
   backstay pki issue /root/pki dr-host --role recovery --disk '*'
   backstay pki revoke /root/pki db-host
 
-The directory is the authority: whoever reads ca.key in it, and knows its passphrase, can make any certificate. Keep
-it on a machine of its own, away from sources and gateways. The passphrase is asked for, or read from
---passphrase-file. Certificate and key of a holder are in one file,
+The directory is the authority: whoever reads ca.key in it, and knows its passphrase, can make any certificate. Keep \
+it on a machine of its own, away from sources and gateways. The passphrase is asked for, or read from \
+--passphrase-file. Certificate and key of a holder are in one file, \
 issued/NAME.pem; `client_cert` and `client_key` (or a gateway's) may both name it.")]
 pub struct Pki {
     #[command(subcommand)]
@@ -51,6 +51,9 @@ enum Verb {
         protection: Protection,
     },
     /// Make a certificate with its key
+    #[command(
+        override_usage = "backstay pki issue [OPTIONS] <--role|--server|--group> <DIR> <NAME>"
+    )]
     Issue(Issue),
     /// Make another certificate with a new key and the same rights
     Renew {

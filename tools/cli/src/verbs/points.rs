@@ -26,10 +26,10 @@ Exit code 4 if one of them is damaged; the others are listed all the same.")]
 pub struct Points {
     /// The disk's name
     name: DiskName,
-    /// Only the newest ones, so many
+    /// Only the newest N
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Only those cut since a time (2026-02-03T04:05:06Z), or not longer ago than this (6h)
+    /// Only those cut since a time (2026-02-03T04:05:06Z) or in the last while (6h)
     #[arg(long, value_name = "TIME", value_parser = past)]
     since: Option<SystemTime>,
     #[command(flatten)]

@@ -22,14 +22,14 @@ use crate::context::Context;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay protect /srv/db.img --name db --vault file:///mnt/backup/vault --policy gold
-  backstay protect /dev/sdb --name data --vault file:///mnt/backup/vault --attach
-  backstay protect /srv/db.img --name db --vault file:///mnt/backup/vault --check
+  backstay protect /srv/db.img --name db --policy gold
+  backstay protect /dev/sdb --name data --vault file:///mnt/vault --attach
+  backstay protect /srv/db.img --name db --vault file:///mnt/vault --check
 
-Everything it needs is looked at first; if something is missing, it is explained and nothing is
-changed. With a running sidecar the first copy is one of its jobs (backstay jobs); without one it runs
-here, in the foreground. The vault and the policy are remembered. A vault that is not there is made, which is said;
-one that this host knows and that is missing is not.")]
+Checks first what the disk needs; if something is missing, it says so and changes nothing. With a running \
+sidecar the first copy is one of its jobs (backstay jobs); without one it runs in the foreground. The vault and \
+the policy are remembered. A new vault is made if none is there, but never in place of a known one that is \
+missing.")]
 pub struct Protect {
     /// The file or block device that holds the disk
     backing: PathBuf,
@@ -42,7 +42,7 @@ pub struct Protect {
     /// The policy it follows, from the configuration
     #[arg(long)]
     policy: Option<String>,
-    /// Only look whether it can be protected
+    /// Only check whether it can be protected
     #[arg(long)]
     check: bool,
     /// Attach a loop device, too, and print it

@@ -23,12 +23,12 @@ Examples:
   backstay prune db --dry-run
   backstay prune db --keep \"all 2h, hourly 2d, daily 30d\" --dry-run
   backstay prune db
-  backstay prune db --no-merge         the vault is full: free what can be freed, quickly
-  backstay prune db --accept-clock     the clock of this host is right, although it jumped
+  backstay prune db --no-merge         the vault is full: free space quickly
+  backstay prune db --accept-clock     this host's clock jumped, and is right
 
-Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC).
-A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here
-or in the configuration (keep = ...), no point is deleted. The service does the same after cycles.
+Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC). \
+A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here \
+or in the configuration (keep = ...), no point is deleted. The service does the same after cycles. \
 It may be interrupted at any time.")]
 pub struct Prune {
     /// The disk's name
@@ -36,13 +36,13 @@ pub struct Prune {
     /// Which points stay [default: the disk's rules, from the configuration]
     #[arg(long, value_name = "RULES")]
     keep: Option<Keep>,
-    /// Only show what would be done
+    /// Show what would be done; change nothing
     #[arg(long)]
     dry_run: bool,
     /// Only delete; do not merge segments, which takes longer and needs space for a while
     #[arg(long)]
     no_merge: bool,
-    /// Trust the clock of this host, although it jumped or contradicts the recovery points
+    /// Trust this host's clock, although it jumped or contradicts the recovery points
     #[arg(long)]
     accept_clock: bool,
     #[command(flatten)]

@@ -24,10 +24,9 @@ Examples:
   backstay mount /fast/db.img --name db
   backstay move db --to /dev/vg/db --force --grow   take all of a larger device
 
-The disk must have been stopped cleanly. It is copied with its holes, made durable, read back and
-compared; only then does it change over, in one step. Until then, also if this is killed, the old
-backing is the disk's, and the new one cannot be mounted by mistake; run it again to finish. What was
-dirty stays dirty, nothing more; recovery points stay what they are. The old backing is left as it is.")]
+The disk must have been stopped cleanly. It is copied, read back and compared, then it changes over in one step. \
+Until then the old backing is the disk's; run it again after a kill. Nothing becomes dirty, and recovery points \
+stay as they are. The old backing is not changed.")]
 pub struct Move {
     /// The disk's name
     name: DiskName,

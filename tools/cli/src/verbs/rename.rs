@@ -19,10 +19,12 @@ use crate::exit::Refused;
 #[derive(Args)]
 #[command(after_help = "\
 Example:
-  backstay umount db && backstay rename db db-main && backstay mount /srv/db.img --name db-main
+  backstay umount db
+  backstay rename db db-main
+  backstay mount /srv/db.img --name db-main
 
-Its points stay, and are found under the new name; the old one says where the disk has gone to. If
-this is killed, run it again: one of the two names works until then. Settings in the configuration
+Its points stay, and are found under the new name; the old one says where the disk has gone to. If \
+this is killed, run it again: one of the two names works until then. Settings in the configuration \
 file ([disk.db]) are yours to rename.")]
 pub struct Rename {
     /// The disk's name

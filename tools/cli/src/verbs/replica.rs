@@ -40,28 +40,28 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 #[command(after_help = "\
 Examples:
   backstay replica db --vault file:///mnt/vault --to /srv/standby.img --follow
-  backstay replica db --follow                       go on after a stop or a kill
-  backstay replica db --once                         to the newest point, then end
+  backstay replica db --follow        go on after a stop or a kill
+  backstay replica db --once          go to the newest point, then end
   backstay replica db --status
-  backstay replica db --take-over                    stop, and serve it as disk db; prints where
-  backstay replica db --to /dev/sdb --seed compare --force    what is there saves the transfer
-  backstay replica db --to /srv/db.img --seed changes         the stopped disk of this host
+  backstay replica db --take-over     stop it, and serve it as disk db
+  backstay replica db --to /dev/sdb --seed compare --force
+  backstay replica db --to /srv/db.img --seed changes
 
-Every block is checked before it is written, and each point is applied from a log on this host: killed at
-any instant, the target is at a whole point or is finished without the vault. Runs in the foreground;
+Every block is checked before it is written. The target always equals one point, or becomes one by replaying a \
+local log. Runs in the foreground; \
 SIGTERM stops it at a whole point. docs/explanation/replica.md says what happens in each failure.")]
 pub struct ReplicaVerb {
     /// The disk's name
     name: DiskName,
     #[command(flatten)]
     vault: InVault,
-    /// What to keep it on: a file (made if missing), or a block device as large as the disk
+    /// The target: a file (made if missing), or a block device as large as the disk
     #[arg(long, value_name = "FILE|DEVICE")]
     to: Option<PathBuf>,
     /// Stay at the newest point until told to stop [default]
     #[arg(long, conflicts_with = "once")]
     follow: bool,
-    /// Go to the newest point and end
+    /// Go to the newest point, then exit
     #[arg(long)]
     once: bool,
     /// How often to look for a newer point
@@ -71,16 +71,16 @@ pub struct ReplicaVerb {
     /// (the backing of the stopped disk of this host)
     #[arg(long, value_enum, default_value_t = SeedFlag::Auto)]
     seed: SeedFlag,
-    /// Overwrite what is there; begin a replica anew
+    /// Overwrite the target and begin the replica again
     #[arg(long)]
     force: bool,
     /// Most space for the redo log; a larger difference needs the vault to be finished
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     log_limit: ByteSize,
-    /// Show how it is, and do nothing
+    /// Show its state, and change nothing
     #[arg(long, conflicts_with_all = ["to", "take_over"])]
     status: bool,
-    /// Stop it at a whole point and serve it as a protected disk
+    /// Stop at a whole point and serve it as a protected disk
     #[arg(long, conflicts_with = "to")]
     take_over: bool,
 }

@@ -18,11 +18,11 @@ use crate::context::Context;
 #[command(after_help = "\
 Examples:
   backstay restore db --point latest --to /srv/db.img
-  backstay restore db --point 17 --to /dev/sdb --force --vault file:///mnt/backup/vault
+  backstay restore db --point 17 --to /dev/sdb --force --vault s3://backups
 
-Needs nothing but the vault. Every block is checked before it is written. What exists is overwritten only with
---force; what is in use never is. A file is written beside its place (FILE.backstay-part) and gets its name when
-it is whole: until then an existing file stays as it was. Killed, the same command goes on; Ctrl-C removes what it
+Needs nothing but the vault. Every block is checked before it is written. What exists is overwritten only with \
+--force; what is in use never is. A file is written beside its place (FILE.backstay-part) and gets its name when \
+it is whole: until then an existing file stays as it was. Killed, the same command goes on; Ctrl-C removes what it \
 wrote. A device is marked until it is whole, so that nobody takes a part of a point for a disk.")]
 pub struct Restore {
     /// The disk's name

@@ -8,20 +8,20 @@ use clap::Args;
 
 use crate::context::Context;
 
-/// Go on with a disk whose health is critical: what was wrong is mended
+/// Continue with a disk that was stopped, after its cause was fixed
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay resume db
   backstay resume --all        every disk that waits for a person
 
-After a failure that only a person can mend (access denied, another disk of the name, a newer writer)
-the sidecar tries no more. See backstay status for what it was.")]
+After a failure that only a person can fix, the sidecar does not try again by itself. backstay status says what \
+failed.")]
 pub struct Resume {
     /// The disk's name
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     name: Option<DiskName>,
-    /// Every disk of this host that waits for a person
+    /// All stopped disks of this host
     #[arg(long)]
     all: bool,
 }

@@ -16,16 +16,16 @@ use crate::context::Context;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay resync db --now                   now, in the foreground
-  backstay resync db                         by the sidecar, in its resync window
-  backstay resync db --now --deep            read the vault's data too, rely on no checksum
+  backstay resync db --now           now, in the foreground
+  backstay resync db                 by the sidecar, in its resync window
+  backstay resync db --now --deep    read the vault's data, too
   backstay resync db --now --the-disk-is-right
 
-Checksums stand for chunks of 64 KiB (ship.chunk_size). Writes go on; what they change is shipped
+Checksums stand for chunks of 64 KiB (ship.chunk_size). Writes go on; what they change is shipped \
 too. A resync that was interrupted goes on where it was.
 
-If nothing proves that the disk is newer than the vault (it came back from a backup, its state was
-lost), Backstay ships nothing until --the-disk-is-right says so; the points that are in the vault
+If nothing proves that the disk is newer than the vault (it came back from a backup, its state was \
+lost), Backstay ships nothing until --the-disk-is-right says so; the points that are in the vault \
 stay there.")]
 pub struct Resync {
     /// The disk's name
@@ -39,8 +39,7 @@ pub struct Resync {
     /// Ship everything, compare nothing
     #[arg(long, conflicts_with = "deep")]
     full: bool,
-    /// What the disk holds shall follow the vault's newest point, although nothing proves that it
-    /// is newer
+    /// Ship what the disk holds on top of the vault's newest point, although nothing proves that the disk is newer
     #[arg(long)]
     the_disk_is_right: bool,
     /// The vault's URL [default: the disk's, from the configuration]

@@ -15,18 +15,19 @@ use super::vault::id;
 use crate::context::Context;
 use crate::exit::Refused;
 
-/// Ship a disk to another vault from now on
+/// Change the vault of a disk
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay set db --vault s3://backups/prod
-  backstay set db --vault file:///mnt/new/vault       the vault was moved: it is the same one, with its points
+  backstay set db --vault file:///mnt/new/vault   the same vault, moved
 
-The vault that a disk's points are in is remembered when the first one is made, and nothing else changes it: no
-setting, and no --vault. The points that are there stay there. In another vault the disk begins anew: the next cycle
+The vault that a disk's points are in is remembered when the first one is made, and nothing else changes it: no \
+setting, and no --vault. The points that are there stay there. In another vault the disk begins anew: the next cycle \
 ships all of it. The vault must exist: backstay vault init makes one.
 
-It is also said with this command that a disk is to begin again in a vault that lost its points, or that another vault
+It is also said with this command that a disk is to begin again in a vault that lost its points, or that another \
+vault \
 at the old URL is meant.")]
 pub struct Set {
     /// The disk's name

@@ -9,15 +9,15 @@ use crate::context::Context;
 use crate::drilling::drills;
 use crate::metering::meter;
 
-/// Run cycles for all disks served on this host, until told to stop
+/// Make recovery points of all disks served on this host, until stopped
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay sidecar --verbose
 
-Disks are found by themselves as they are mounted. The configuration is read again when its file
-changes and on SIGHUP; one that makes no sense is reported, and the old one holds. Stops on SIGTERM and SIGINT: a cycle that runs
-is given up, its sectors ship with the next.")]
+It finds disks as they are mounted. It reads the configuration again when the file changes and on SIGHUP; a file \
+with a mistake is reported, and the old settings stay. SIGTERM and SIGINT stop it: a running cycle is given up, \
+and its sectors ship with the next one.")]
 pub struct Sidecar {}
 
 impl Sidecar {

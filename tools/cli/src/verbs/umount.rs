@@ -11,7 +11,7 @@ use crate::context::Context;
 /// Stop serving a disk, cleanly
 #[derive(Args)]
 #[command(after_help = "\
-A disk that somebody uses (QEMU, a loop device, a file system, also in a container) is not stopped: this waits for
+A disk that somebody uses (QEMU, a loop device, a file system, also in a container) is not stopped: this waits for \
 --wait, then names the users and changes nothing. A loop device goes with backstay detach.")]
 pub struct Umount {
     /// The disk's name

@@ -9,7 +9,7 @@ use super::target::InVault;
 use crate::context::Context;
 use crate::exit::Refused;
 
-/// Let go of a pinned recovery point; the rules decide about it again
+/// Unpin a recovery point; the rules decide about it again
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -21,7 +21,7 @@ pub struct Unpin {
     name: DiskName,
     /// The pin's name, as backstay holds shows it
     pin: HoldName,
-    /// Even if it is not a pin but held by a mount, replica, failover, resync or read
+    /// Also end a hold of a mount, replica, failover, resync or read
     #[arg(long)]
     force: bool,
     #[command(flatten)]

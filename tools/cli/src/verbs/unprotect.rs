@@ -34,8 +34,8 @@ Examples:
   backstay unprotect db --keep-points
   backstay unprotect db --delete-points --yes
 
-The backing stays as it is. The disk's state on this host is removed; its recovery points stay in the
-vault, where they can be restored from, or are deleted, as told. Without either flag it asks.")]
+The backing stays as it is. The disk's state on this host is removed. Its recovery points stay in the vault or \
+are deleted. Without either option, it asks.")]
 pub struct Unprotect {
     /// The disk's name
     name: DiskName,
@@ -45,7 +45,7 @@ pub struct Unprotect {
     /// Delete its recovery points from the vault
     #[arg(long)]
     delete_points: bool,
-    /// Delete them although some are pinned, or somebody reads or uses them
+    /// Delete points although some are pinned or in use
     #[arg(long, requires = "delete_points")]
     even_if_held: bool,
     /// Do not ask
@@ -227,7 +227,8 @@ impl Unprotect {
     }
 }
 
-/// The disk in its vault, found by the identities that this host knows it by; none if it was never shipped. What has its
+/// The disk in its vault, found by the identities that this host knows it by; none if it was never shipped.
+/// What has its
 /// name alone is another's.
 fn find(
     context: &Context,

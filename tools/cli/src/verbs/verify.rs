@@ -21,12 +21,12 @@ use crate::exit::Damaged;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay verify db                  all recovery points; what they share is read once
+  backstay verify db                  all points; what they share is read once
   backstay verify db --point latest
 
-It goes on past what is damaged and says which points are whole and which are not. Damaged points are marked in the
-vault: backstay points shows them, and failover never chooses them by itself. Exit code 4 if a point is damaged, or
-missing although nobody retired it.")]
+It continues past damage and says which points are whole. Damaged points are marked in the vault: backstay points \
+shows them, and failover never chooses them by itself. Exit code 4 if a point is damaged, or missing although \
+retention did not delete it.")]
 pub struct Verify {
     /// The disk's name
     name: DiskName,

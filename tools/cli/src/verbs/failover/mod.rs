@@ -29,7 +29,8 @@ Try a recovery point, which touches nothing:
   backstay failover cleanup db
 
 Planned, nothing lost: on the source, then on the target:
-  backstay failover handover db --stop-command 'systemctl stop postgresql' --unmount
+  backstay failover handover db --unmount \\
+      --stop-command 'systemctl stop postgresql'
   backstay failover planned db --vault file:///mnt/vault --attach
   backstay failover commit db
 
@@ -62,18 +63,20 @@ enum What {
     Status(Status),
 }
 
-/// Bring a point up read-write on this host, replication untouched
+/// Bring up a point read-write on this host; replication goes on
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay failover test db --vault file:///mnt/vault
-  backstay failover test db --vault file:///mnt/vault --point 17 --as db.friday --attach
+  backstay failover test db --vault file:///mnt/vault --point 17 \\
+      --as db.friday --attach
   backstay failover test --group shop --vault file:///mnt/vault
-  backstay failover test db --vault file:///mnt/vault --run 'fsck.ext4 -fn $BACKSTAY_DEVICE'
+  backstay failover test db --vault file:///mnt/vault \\
+      --run 'fsck.ext4 -fn $BACKSTAY_DEVICE'
 
-A command given with --run has a network (a loopback and nothing else), mounts and process numbers of its own, so
-that a copy of a production machine cannot reach production. The vault gets a hold on the point and nothing else; what is written stays on this host, until backstay
-failover cleanup.")]
+A command given with --run has its own network (only a loopback), mounts and process numbers, so that a copy of \
+a production machine cannot reach production. The vault only gets a hold on the point; what is written stays on \
+this host until backstay failover cleanup.")]
 pub struct Test {
     /// The disk's name in the vault
     #[arg(required_unless_present = "group")]
@@ -89,8 +92,8 @@ pub struct Test {
     /// The name on this host [default: NAME.test]
     #[arg(long = "as", value_name = "NAME")]
     local: Option<DiskName>,
-    /// Run a command line on it, without the host's network; its exit code counts (BACKSTAY_DEVICE,
-    /// BACKSTAY_SERVED)
+    /// Run a command on it without the host's network, and exit with its code; it gets BACKSTAY_DEVICE and
+    /// BACKSTAY_SERVED
     #[arg(long, value_name = "COMMAND", conflicts_with = "group")]
     run: Option<String>,
     #[command(flatten)]
@@ -119,15 +122,15 @@ pub struct Cleanup {
 Examples:
   umount /mnt && backstay failover handover db
   backstay failover handover db --unmount
-  backstay failover handover db --unmount --stop-command 'systemctl stop postgresql' \\
+  backstay failover handover db --unmount \\
+      --stop-command 'systemctl stop postgresql' \\
       --start-command 'systemctl start postgresql'
   backstay failover handover --group shop
 
-A disk that is in use is refused, with who uses it; --stop-command and --unmount end that. While it is in use,
-what it has is shipped already, so that the last cycle is short. The running sidecar makes the cycles, before
-everything else that waits. Whatever fails before the disk is handed over, it is served again as it was.
-From then on this host does not serve it, until backstay failover cancel (the target has not committed yet) or
-backstay failback.")]
+A disk that is in use is refused, and its users are named; --stop-command and --unmount end them. Most is \
+shipped while the disk is still in use, so that the last cycle is short. If anything fails before the handover, \
+the disk is served again as it was. Afterwards this host does not serve it, until backstay failover cancel \
+(before the target commits) or backstay failback.")]
 pub struct Handover {
     /// The disk's name
     #[arg(required_unless_present = "group")]
@@ -139,14 +142,14 @@ pub struct Handover {
     stopping: source::Stopping,
 }
 
-/// Bring a disk up that was handed over, at its last point: nothing is lost
+/// Bring up a disk that was handed over, at its last point; nothing is lost
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay failover planned db --vault file:///mnt/vault --attach
   backstay failover planned --group shop --vault file:///mnt/vault
 
-Then look at it, and backstay failover commit db.")]
+Look at the disk, then run backstay failover commit db.")]
 pub struct Planned {
     /// The disk's name in the vault
     #[arg(required_unless_present = "group")]
@@ -161,16 +164,17 @@ pub struct Planned {
     up: Up,
 }
 
-/// Bring a disk up at any point; the source need not be there
+/// Bring up a disk at any point, without the source
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay failover unplanned db --vault file:///mnt/vault
-  backstay failover unplanned db --vault file:///mnt/vault --point 2026-02-03T04:05:06Z
-  backstay failover unplanned db --vault file:///mnt/vault --replica     the hot standby of this host
-  backstay failover unplanned --group shop --vault file:///mnt/vault     all its disks at its newest point
+  backstay failover unplanned db --vault file:///mnt/vault \\
+      --point 2026-02-03T04:05:06Z
+  backstay failover unplanned db --vault file:///mnt/vault --replica
+  backstay failover unplanned --group shop --vault file:///mnt/vault
 
-Then look at it, and backstay failover commit db: from that moment the old source is refused.")]
+Look at the disk, then run backstay failover commit db: from then on the old source is refused.")]
 pub struct Unplanned {
     /// The disk's name in the vault
     #[arg(required_unless_present = "group")]
@@ -193,7 +197,7 @@ pub struct Unplanned {
     up: Up,
 }
 
-/// Before the commit: another point instead; what was written to the first one is lost
+/// Switch to another point before the commit; what was written to the first one is lost
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -216,14 +220,14 @@ pub struct Change {
     attach: bool,
 }
 
-/// Before the commit: undo it, on the target or on the source
+/// Undo a failover before its commit, on the target or on the source
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay failover cancel db
   backstay failover cancel --group shop
 
-On a target, what was brought up is removed. On a source, the handover is withdrawn, if no target has
+On a target, what was brought up is removed. On a source, the handover is withdrawn, if no target has \
 committed, and the disk can be mounted again.")]
 pub struct Cancel {
     /// The disk's name on this host
@@ -234,14 +238,14 @@ pub struct Cancel {
     group: Option<GroupName>,
 }
 
-/// The point of no return: this host writes the disk from now on, and protects it
+/// Commit a failover: from now on this host writes the disk and protects it
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay failover commit db
   backstay failover commit --group shop
 
-Takes the next term: the old source is refused from then on, also when it comes back. The disk is protected
+Takes the next term: the old source is refused from then on, also when it comes back. The disk is protected \
 under its name, and its changes go to the same vault. The rest of it is fetched in the background.")]
 pub struct Commit {
     /// The disk's name on this host
@@ -271,7 +275,7 @@ pub struct Point {
     /// Which point: a number, latest, or a time
     #[arg(long = "point", id = "at", default_value = "latest", value_name = "POINT")]
     at: PointChoice,
-    /// Also a point of a history that was left at a failover
+    /// Allow a point of a history that a failover left behind
     #[arg(long)]
     left_history: bool,
 }

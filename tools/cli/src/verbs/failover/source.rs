@@ -30,13 +30,13 @@ use crate::exit::Refused;
 /// How what uses the disk is stopped.
 #[derive(Args)]
 pub struct Stopping {
-    /// Stop what uses the disk first, by this command line
+    /// Command that stops what uses the disk
     #[arg(long, value_name = "COMMAND")]
     stop_command: Option<String>,
-    /// Start it again if the handover fails, by this one
+    /// Command that starts it again if the handover fails
     #[arg(long, value_name = "COMMAND", requires = "stop_command")]
     start_command: Option<String>,
-    /// The longest that each of them may take
+    /// How long each of these commands may take
     #[arg(long, value_name = "DURATION", default_value = "5min")]
     command_timeout: humantime::Duration,
     /// Unmount the file systems that are mounted from the disk

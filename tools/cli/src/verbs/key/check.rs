@@ -23,16 +23,16 @@ use crate::verbs::target::time;
 Examples:
   backstay key check --vault s3://backups/prod
   backstay key check --stale 30d --json
-  BACKSTAY_KEY_FILE=/media/usb/vault.key backstay key check --vault s3://backups/prod
+  BACKSTAY_KEY_FILE=/media/usb/vault.key backstay key check
 
-Run it with every key you keep, where you keep it, a few times a year; a systemd timer can do it for those that are on
-hosts. It warns of slots that nobody has proved for long, and of a vault that only one key opens. Of each disk's newest
-point it reads the newest and the oldest segment, frame by frame; with --all, everything. Exit code 1 if no
+Run it a few times a year with every key you keep, where you keep it. A systemd timer can do it on hosts. It \
+warns of slots that were not proved for long, and of a vault that only one key opens. Of each disk's newest \
+point it reads the newest and the oldest segment, frame by frame; with --all, everything. Exit code 1 if no \
 key opens the vault or a point cannot be read.")]
 pub struct Check {
     #[command(flatten)]
     vault: OfVault,
-    /// Warn of slots that were not proved for so long
+    /// Warn of slots that were not proved for this long
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = humantime::parse_duration)]
     stale: Duration,
     /// Read the newest points whole

@@ -20,7 +20,7 @@ use super::vault::InPlace;
 use crate::context::Context;
 use secret::NewSecret;
 
-/// Encrypted vaults: make one, say who can open it, see that this still works
+/// Encrypted vaults: make one, manage its keys, check that they open it
 #[derive(Args)]
 pub struct Key {
     #[command(subcommand)]
@@ -39,17 +39,18 @@ enum What {
     Sign(writers::Sign),
 }
 
-/// Make a new vault whose store cannot read what is in it
+/// Make a new vault that its store cannot read
 #[derive(Args)]
+#[command(override_usage = "backstay key init [OPTIONS] <--key-file|--passphrase|--recipient>")]
 #[command(after_help = "\
 Examples:
-  backstay key init --vault s3://backups/prod --key-file /etc/backstay/vault.key
+  backstay key init --vault s3://backups --key-file /etc/backstay/vault.key
   backstay key init --vault file:///mnt/backup/vault --passphrase
   backstay key init --vault az://backups --recipient age1...
 
-A key file that is not there is made. What was printed belongs into [encryption] of the configuration. Keep a
-copy of the key where this host's end does not reach it: without one, nobody can read the vault, ever. A vault that
-is there and not encrypted cannot be encrypted later.")]
+A key file that is not there is made. Put the printed lines into [encryption] of the configuration. Keep a copy \
+of the key away from this host: without a key nobody can read the vault. An existing vault cannot be encrypted \
+later.")]
 struct Init {
     #[command(flatten)]
     vault: OfVault,
@@ -61,12 +62,13 @@ struct Init {
 
 /// Add a way to open the vault
 #[derive(Args)]
+#[command(override_usage = "backstay key add [OPTIONS] <--key-file|--passphrase|--recipient>")]
 #[command(after_help = "\
 Examples:
-  backstay key add --vault s3://backups/prod --passphrase --label 'safe in the office'
-  backstay key add --vault s3://backups/prod --recipient age1... --label 'recovery team'
+  backstay key add --vault s3://backups --passphrase --label 'office safe'
+  backstay key add --vault s3://backups --recipient age1... --label team
 
-Needs a way that opens the vault already: [encryption] in the configuration, BACKSTAY_KEY_FILE,
+Needs a way that opens the vault already: [encryption] in the configuration, BACKSTAY_KEY_FILE, \
 BACKSTAY_IDENTITY_FILE, BACKSTAY_PASSPHRASE, or a passphrase that is asked for.")]
 struct Add {
     #[command(flatten)]
@@ -81,13 +83,13 @@ struct Add {
 Examples:
   backstay key remove 2 --vault s3://backups/prod
   backstay key rotate --vault s3://backups/prod
-  backstay key remove --writer db1 --vault s3://backups/prod      a host that was stolen or broken into
+  backstay key remove --writer db1           a host that was broken into
 
-Who had that secret may have kept what it opened: what is there already stays readable to them, if they can reach the
-store. Rotate afterwards, so that what comes from now on is not.
+Whoever had that secret can still read what is in the store already. Run key rotate afterwards, so that they \
+cannot read what comes from now on.
 
-A writer: what its key signs from now on counts for nothing; what it shipped before is read as ever. Nothing is
-encrypted anew. Where there is a gateway, revoke its certificate first (backstay pki revoke).")]
+After --writer, what that key signs is refused; what it shipped before stays readable. Nothing is encrypted \
+again. Where there is a gateway, revoke its certificate first (backstay pki revoke).")]
 struct Remove {
     /// The slot, as backstay key list shows it
     #[arg(required_unless_present = "writer")]
@@ -112,28 +114,27 @@ struct List {
     vault: OfVault,
 }
 
-/// Seal with a new key from now on
+/// Encrypt with a new key from now on
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay key rotate --vault s3://backups/prod
 
-All slots stay, and old points stay readable. Running sidecars that can open the vault seal with the new key from
-their next cycle on; hosts with a writer's key do once they get a new one (backstay key grant).")]
+All slots stay, and old points stay readable. Running sidecars that can open the vault encrypt with the new key \
+from their next cycle on; hosts with a writer's key do once they get a new one (backstay key grant).")]
 struct Rotate {
     #[command(flatten)]
     vault: OfVault,
 }
 
-/// Make a key with which a host can write and not read
+/// Make a key for a host that may write and not read
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay key grant --vault s3://backups/prod --to db1.writer --label db1
 
-Copy the file to the host, by a way nobody listens to, and name it there: writer_file in
-[encryption]. Its points count; it reads no segments: no resync by comparing, no merging, no
-restore on that host.")]
+Copy the file to the host over a safe channel, and name it there as writer_file in [encryption]. That host can \
+ship and commit points. It cannot read segments: no comparing resync, no merging, no restore.")]
 struct Grant {
     #[command(flatten)]
     vault: OfVault,

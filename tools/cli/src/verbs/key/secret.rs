@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 pub struct NewSecret {
     #[command(flatten)]
     which: Which,
-    /// What people call it
+    /// A label for people
     #[arg(long, default_value = "")]
     label: String,
 }

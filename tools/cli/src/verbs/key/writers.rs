@@ -11,14 +11,14 @@ use super::super::target::time;
 use super::{OfVault, said};
 use crate::context::Context;
 
-/// Have terms, names and holds of a vault be signed that was made before they could be
+/// Sign the records of a vault that an older version made
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay key sign --vault s3://backups/prod
 
-Vaults are made like this. In one of before, what is there counts without a signature; what comes needs one. Versions of
-Backstay of before cannot open the vault afterwards: bring all hosts up to date first.")]
+Only vaults of older versions need this. What is in the vault counts without a signature; what comes from now on \
+needs one. Older versions cannot open the vault afterwards: upgrade all hosts first.")]
 pub struct Sign {
     #[command(flatten)]
     vault: OfVault,

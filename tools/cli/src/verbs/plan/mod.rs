@@ -24,9 +24,10 @@ use hands::{HostHands, failover_again};
 Examples:
   backstay plan check shop.toml
   backstay plan test shop.toml --dry-run
-  backstay plan test shop.toml --point group        then: backstay plan cleanup shop.toml
+  backstay plan test shop.toml --point group
+  backstay plan cleanup shop.toml
   backstay plan unplanned shop.toml --point 2026-02-03T04:05:06Z
-  backstay plan resume shop.toml                    after a kill, a failed step, or when a person is done
+  backstay plan resume shop.toml    after a kill or a failed step
   backstay plan commit shop.toml
   backstay plan report shop.toml --json
 
@@ -38,13 +39,21 @@ pub struct Plan {
 
 #[derive(Subcommand)]
 enum What {
+    /// Check a plan's file and what it needs on this host; change nothing
     Check(File),
+    /// Try a plan: test failovers of its disks, replication untouched
     Test(Go),
+    /// Run a plan whose disks were handed over; nothing is lost
     Planned(Go),
+    /// Run a plan without the sources
     Unplanned(Go),
+    /// Go on with the last run, after a kill, a failed step or a manual step
     Resume(Resume),
+    /// Take down what the last test run brought up
     Cleanup(File),
+    /// Commit the failovers of the last run
     Commit(File),
+    /// Print what the last run did, how long it took, and its RTO and RPO
     Report(File),
 }
 
@@ -69,7 +78,7 @@ pub struct Go {
     dry_run: bool,
 }
 
-/// Go on with the last run of a plan
+/// How a run goes on.
 #[derive(Args)]
 pub struct Resume {
     /// The plan

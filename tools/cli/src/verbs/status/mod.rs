@@ -29,18 +29,16 @@ Examples:
   backstay status --exit-code --quiet || alert
   backstay --json status db | jq .[0].health
 
-RPO is the age of the cut of the newest recovery point that is committed and verified, and its target; a
-replica's, that of the point it holds. Disks that are failed over, and replicas, are among them.
-
-With --exit-code: 0 all are well, 10 the worst is a warning, 20 the worst is critical; other codes as for all
-commands: then it could not be found out.")]
+RPO is the age of the newest verified recovery point; for a replica, of the point that it holds. With \
+--exit-code: 0 all disks are well, 10 the worst is a warning, 20 the worst is critical; any other code: it could \
+not be found out.")]
 pub struct Status {
     /// The disk's name [default: all disks of this host]
     name: Option<DiskName>,
-    /// Show it again every two seconds, until interrupted
+    /// Repeat every two seconds, until interrupted
     #[arg(long)]
     watch: bool,
-    /// Tell by the exit code how well the disks are, for monitoring
+    /// Exit with 10 for a warning and 20 for a critical disk, for monitoring
     #[arg(long, conflicts_with = "watch")]
     exit_code: bool,
 }

@@ -20,9 +20,9 @@ use crate::verbs::target::{size, time};
 Examples:
   backstay vault ls
   backstay vault ls --vault s3://backups/prod
-  backstay --json vault ls | jq '.[] | select(.newest.cut_unix_ns < 1700000000000000000)'
+  backstay --json vault ls | jq '.[] | select(.points == 0)'
 
-A disk whose documents cannot be read is listed with what is wrong. All verbs also take a disk's identity in the
+A disk whose documents cannot be read is listed with what is wrong. All verbs also take a disk's identity in the \
 place of its name.")]
 pub struct Ls {
     /// The vault's URL [default: the configuration's]
@@ -37,7 +37,7 @@ Examples:
   backstay vault forget old-db --vault s3://backups/prod
   backstay vault forget old-db --yes
 
-For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points
+For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points \
 ends it. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
 pub struct Forget {
     /// The disk's name, or its identity as backstay vault ls shows it

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::exit::Refused;
 use disks::{Forget, Ls};
 
-/// Make a vault, list its disks, say which one is meant, bring back what was deleted from it
+/// Make a vault, list its disks, accept another one, bring back what was deleted
 #[derive(Args)]
 pub struct VaultVerb {
     #[command(subcommand)]
@@ -43,7 +43,7 @@ Examples:
 Vaults are made by this command, by backstay key init (encrypted ones) and by backstay protect. Nothing else makes one:
 an empty directory may be a file system that is not mounted.
 
-A host remembers which vault it has met at a URL. If that vault is lost for good and a new one is to take its
+A host remembers which vault it has met at a URL. If that vault is lost for good and a new one is to take its \
 place, add --replace-missing.")]
 struct Init {
     /// The vault's URL [default: the configuration's]
@@ -56,7 +56,7 @@ struct Init {
 /// Of verbs that make vaults.
 #[derive(Args)]
 pub struct InPlace {
-    /// Make it although this host knows a vault there that is missing now
+    /// Make it although this host knows another vault at this URL, which is missing now
     #[arg(long)]
     replace_missing: bool,
 }
@@ -71,13 +71,13 @@ impl InPlace {
     }
 }
 
-/// Mean the vault that is at a URL now, instead of the one that this host knew there
+/// Accept the vault that is at a URL now, in place of the one that this host knew there
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay vault accept --vault file:///mnt/backup/vault
 
-A host remembers which vault it has met at a URL, and refuses another one there: its file system may not be mounted,
+A host remembers which vault it has met at a URL, and refuses another one there: its file system may not be mounted, \
 or somebody else's may be. Look first: backstay points NAME on a host that knows the vault, ls of the directory.
 
 The points of a disk stay where they are: to ship a disk to another vault, use backstay set NAME --vault URL.")]
@@ -91,11 +91,13 @@ struct Accept {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay vault undelete --vault s3://backups/prod --since 2026-11-21T03:00:00Z --check
+  backstay vault undelete --vault s3://backups --check \\
+      --since 2026-11-21T03:00:00Z
   backstay vault undelete --vault s3://backups/prod --since 6h
 
-For after somebody with the store's keys has deleted recovery points. What was there at that time is there again as it
-was; what is new since stays. Name a time shortly before it happened: what retention deleted since comes back, too,
+For after somebody with the store's keys has deleted recovery points. What was there at that time is there again \
+as it \
+was; what is new since stays. Name a time shortly before it happened: what retention deleted since comes back, too, \
 and goes with the next prune. Change the store's keys first. Then look: backstay verify NAME.
 
 Versions that a life-cycle rule of the bucket has removed are gone. See docs/reference/stores.md, Object lock.")]
