@@ -170,6 +170,7 @@ fn installed_in_a_clean_root_and_removed() {
     assert_eq!(version.trim(), concat!("backstay ", env!("CARGO_PKG_VERSION")));
     // A page for each verb, and for each of theirs.
     root.sh("man -w backstay; man -w backstay-mount; man -w backstay-doctor; man -w backstay-group-cycle");
+    root.sh("man -w 5 backstay.toml; man backstay | grep -q 'EXIT STATUS'; man backstay | grep -q 'SEE ALSO'");
     root.sh("man -w mount.backstay; man -w umount.backstay; man mount.backstay | grep -q fstab");
     root.sh("bash -n /usr/share/bash-completion/completions/backstay; test -s /usr/share/zsh/vendor-completions/_backstay");
     root.sh("test -s /usr/share/fish/vendor_completions.d/backstay.fish; sh -n /usr/lib/backstay/hooks/postgresql");

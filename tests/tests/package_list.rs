@@ -65,6 +65,9 @@ fn scripts_install_puts_all_of_it_in_place_and_takes_it_away() {
             }
         }
     }
+    for page in ["man1/backstay.1.gz", "man5/backstay.toml.5.gz", "man8/mount.backstay.8.gz"] {
+        assert!(root.join("usr/local/share/man").join(page).is_file(), "{page}");
+    }
     let timer = root.join("usr/local/lib/systemd/system/backstay-drill.timer");
     assert!(timer.is_file() && root.join("usr/local/lib/backstay/read_point.py").is_file());
     // Where the docs and the settings in them say it is.

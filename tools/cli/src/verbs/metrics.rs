@@ -17,7 +17,7 @@ Examples:
   backstay metrics
   backstay metrics --textfile /var/lib/prometheus/node-exporter/backstay.prom
 
-No sidecar is needed: what it would tell is found out here. A running one serves the same at
+No sidecar is needed: what it would tell is found out here. A running one serves the same at \
 http://127.0.0.1:9751/metrics, unless the configuration says otherwise. docs/reference/metrics.md lists them.")]
 pub struct Metrics {
     /// The format
