@@ -29,13 +29,9 @@ impl Completions {
         let shell = self.shell.to_string();
         let shells = Shells::builtins();
         let writer = shells.completer(&shell).with_context(|| format!("{shell} is not known"))?;
-        writer.write_registration(
-            VARIABLE,
-            "backstay",
-            "backstay",
-            "backstay",
-            &mut std::io::stdout(),
-        )?;
+        let mut script = vec![];
+        writer.write_registration(VARIABLE, "backstay", "backstay", "backstay", &mut script)?;
+        print!("{}", String::from_utf8_lossy(&script));
         Ok(())
     }
 }
