@@ -1,45 +1,122 @@
-//! docs/reference/failover-states.md says of every state what goes on from it, as the program does.
+//! docs/reference/failover-states.md says of every state what works in it and what goes on from it, as the program does.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use backstay_recovery::failover::record::STATES;
+use backstay_recovery::failover::rules::{Rule, Standing, VERBS, Verb, What, all, comes_to, rule};
 use backstay_recovery::failover::{Kind, State, way_on};
 
-/// Which states a failover of a kind comes through.
-fn states(kind: Kind) -> Vec<State> {
-    use State::*;
-    let of = |state: &State| match kind {
-        Kind::Test => matches!(state, Starting | Up | Removing),
-        Kind::Planned | Kind::Unplanned => {
-            matches!(state, Starting | Up | Removing | Committing | Committed)
-        }
-        Kind::Source => matches!(state, HandingOver | HandedOver | TakingBack | Removing),
-        Kind::Failback => matches!(state, Seeding | TakingOver | Committing | Committed),
-    };
-    STATES.into_iter().filter(of).collect()
+fn kind_word(kind: Kind) -> String {
+    serde_json::to_value(kind).unwrap().as_str().unwrap().into()
 }
 
-#[test]
-fn the_table_says_what_the_program_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .join("docs/reference/failover-states.md");
-    let text = fs::read_to_string(path).unwrap();
-    let there: Vec<&str> =
-        text.lines().skip_while(|line| *line != "<!-- states -->").skip(3).collect();
+/// Which states a failover of a kind comes through, for people: a failback ends as a committed disk.
+fn states(kind: Kind) -> Vec<State> {
+    STATES.into_iter().filter(|&state| comes_to(kind, state)).collect()
+}
+
+fn ways_on() -> Vec<String> {
     let name = "NAME".parse().unwrap();
     let kinds = [Kind::Test, Kind::Planned, Kind::Unplanned, Kind::Source, Kind::Failback];
-    let rows: Vec<String> = kinds
+    kinds
         .into_iter()
         .flat_map(|kind| states(kind).into_iter().map(move |state| (kind, state)))
         .map(|(kind, state)| {
-            let kind_word = serde_json::to_value(kind).unwrap();
-            let words = (kind_word.as_str().unwrap(), state.explain(), way_on(&name, kind, state));
-            format!("| {} | {} | {} |", words.0, words.1, words.2)
+            format!(
+                "| {} | {} | {} |",
+                kind_word(kind),
+                state.explain(),
+                way_on(&name, kind, state)
+            )
         })
-        .collect();
-    let there: Vec<&str> = there.into_iter().take_while(|line| line.starts_with('|')).collect();
-    assert_eq!(there, rows, "docs/reference/failover-states.md should have:\n{}", rows.join("\n"));
+        .collect()
+}
+
+fn state_word(Standing { what, at_work }: Standing) -> String {
+    let word = match what {
+        What::Nothing => return "nothing".into(),
+        What::Disk => "disk".into(),
+        What::Elsewhere => "disk that another host has taken over".into(),
+        What::Point => "mounted point".into(),
+        What::TakenOver => "replica that was taken over, not committed".into(),
+        What::Replica => {
+            return format!("replica, {}", if at_work { "kept by a process" } else { "not kept" });
+        }
+        What::Failover(kind, state) => {
+            let word = format!("{}: {}", kind_word(kind), state.explain());
+            let serves = matches!(state, State::Up | State::Committed);
+            if !serves {
+                return word;
+            }
+            word
+        }
+        What::Orphan(kind, state) => {
+            return format!("{}: {}; its disk is gone", kind_word(kind), state.explain());
+        }
+    };
+    format!("{word}, {}", if at_work { "served" } else { "not served" })
+}
+
+fn table() -> Vec<String> {
+    all()
+        .into_iter()
+        .map(|standing| {
+            let labels = |verbs: &[Verb]| {
+                let labels: Vec<_> =
+                    verbs.iter().map(|verb| verb.label().replace(' ', "\u{a0}")).collect();
+                labels.join(", ")
+            };
+            // These two work everywhere.
+            let verbs = VERBS.iter().filter(|verb| !matches!(verb, Verb::Test | Verb::Status));
+            let (mut works, mut instead): (Vec<Verb>, Vec<(Verb, Vec<Verb>)>) = (vec![], vec![]);
+            for &verb in verbs {
+                match rule(standing, verb) {
+                    Rule::Allowed => works.push(verb),
+                    Rule::Refused { instead: other } => {
+                        match instead.iter_mut().find(|(named, _)| *named == other) {
+                            Some((_, of)) => of.push(verb),
+                            None => instead.push((other, vec![verb])),
+                        }
+                    }
+                }
+            }
+            let instead: Vec<_> = instead
+                .iter()
+                .map(|(named, of)| format!("**{}**: {}", named.label(), labels(of)))
+                .collect();
+            format!("| {} | {} | {} |", state_word(standing), labels(&works), instead.join("; "))
+        })
+        .collect()
+}
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/reference/failover-states.md")
+}
+
+/// The rows of the table that follows a mark.
+fn check(mark: &str, rows: &[String]) {
+    let text = fs::read_to_string(path()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let mark_at = lines.iter().position(|line| *line == mark).expect(mark);
+    let begin = mark_at + 3;
+    let end = begin + lines[begin..].iter().take_while(|line| line.starts_with('|')).count();
+    if std::env::var_os("BACKSTAY_GOLDEN_WRITE").is_some() {
+        let rows = rows.iter().map(String::as_str);
+        let new: Vec<&str> = lines[..begin]
+            .iter()
+            .copied()
+            .chain(rows)
+            .chain(lines[end..].iter().copied())
+            .collect();
+        fs::write(path(), new.join("\n") + "\n").unwrap();
+        return;
+    }
+    assert_eq!(&lines[begin..end], rows, "BACKSTAY_GOLDEN_WRITE=1 writes docs/reference/failover-states.md");
+}
+
+#[test]
+fn the_tables_say_what_the_program_says() {
+    check("<!-- states -->", &ways_on());
+    check("<!-- rules -->", &table());
 }

@@ -11,6 +11,7 @@ use backstay_engine::reload::ConfigWatch;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_host::kill_point;
+use backstay_recovery::failover::rules::{self, Standing, Verb};
 use backstay_types::DiskName;
 use backstay_vault::seal::settings::Prompt;
 use clap::Args;
@@ -156,6 +157,11 @@ impl Context {
     pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
         ControlClient::connect(&self.roots.disk(name).control_socket())
             .with_context(|| format!("disk {name}"))
+    }
+
+    /// Asks whether a verb may be carried out in the state that a name is in, before anything is changed.
+    pub fn may(&self, name: &DiskName, verb: Verb) -> anyhow::Result<Standing> {
+        Ok(rules::check(&self.roots, name, verb)?)
     }
 
     /// Whether a progress bar should be drawn.

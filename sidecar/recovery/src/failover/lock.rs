@@ -70,6 +70,12 @@ impl NameLock {
     }
 }
 
+/// Whether the command that started this one is at work on a name, and has lent it its lock.
+#[must_use]
+pub fn is_lent(state_root: &Path, name: &DiskName) -> bool {
+    at_work(state_root, name).is_some_and(|(_, pid)| pid == nix::unistd::getppid().as_raw())
+}
+
 /// Which other command is at work on a name now, and as which process; none if none is.
 #[must_use]
 pub fn at_work(state_root: &Path, name: &DiskName) -> Option<(String, i32)> {

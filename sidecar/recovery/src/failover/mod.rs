@@ -3,6 +3,7 @@
 //!
 //! - [`record`]: what this host was doing, so that it can go on or be undone
 //! - [`lock`]: one command a name
+//! - [`rules`]: what each verb does in each state
 //! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
 //! - [`stopped`]: what a stopped disk proves about itself
 //!
@@ -10,6 +11,7 @@
 
 pub mod lock;
 pub mod record;
+pub mod rules;
 pub mod stopped;
 pub mod vault;
 
@@ -202,23 +204,6 @@ pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
             format!("backstay failover cancel {name} removes it")
         }
     }
-}
-
-/// Refuses to remove what a failover keeps on this host: before the commit that is its own business, after it
-/// the disk itself.
-///
-/// # Errors
-/// Why, and what to do instead.
-pub fn refuse_to_forget(state_root: &Path, name: &DiskName) -> Result<(), FailoverError> {
-    let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
-    let way_on = way_on(name, record.kind, record.state);
-    let reason = match record.state {
-        State::Committed => format!(
-            "it was failed over to this host, and what was written here is kept with its state: it is the disk. {way_on}"
-        ),
-        state => format!("it is {}: {way_on}", state.explain()),
-    };
-    Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
 /// The record that ends with a disk that leaves this host, its points kept; none if it was never failed over. Of a

@@ -298,6 +298,24 @@ impl FailoverRecord {
             let (name, state) = (self.name, self.state);
             return Err(FailoverError::Illegal { name, state, next: state });
         }
+        self.remove(state_root)
+    }
+
+    /// Whether the disk's state on this host is still that of before the failback.
+    #[must_use]
+    pub fn is_before_the_disk(&self) -> bool {
+        self.kind == Kind::Failback && self.state == State::Seeding
+    }
+
+    /// Removes the record, durably, whatever its state: nothing is left that it could tell of.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn give_up(self, state_root: &Path) -> Result<(), FailoverError> {
+        self.remove(state_root)
+    }
+
+    fn remove(self, state_root: &Path) -> Result<(), FailoverError> {
         super::step();
         let path = path(state_root, &self.name);
         let removed = match fs::remove_file(&path) {

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, MountedPoint};
 use backstay_types::DiskName;
 use clap::Args;
@@ -54,6 +55,9 @@ impl Attach {
 
     /// Has the disk served, by the driver that runs or by a new one in the background.
     pub fn serve(&self, context: &Context) -> anyhow::Result<Served> {
+        if let Some(name) = &self.name {
+            context.may(name, Verb::Attach)?;
+        }
         match backing_of(context, &self.backing, self.name.as_ref(), &self.of)? {
             Some(backing) => self.file(context, &backing),
             None => self.point(context),

@@ -13,6 +13,7 @@ use backstay_engine::requests::{Asked, ask};
 use backstay_engine::schedule::Work;
 use backstay_engine::service::is_running;
 use backstay_engine::throttle::Throttle;
+use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
 use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
@@ -42,6 +43,11 @@ pub struct Cycle {
 
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        // Whether another host has taken the disk over, the vault says.
+        let served_elsewhere = Standing { what: What::Elsewhere, at_work: true };
+        if Standing::look(&context.roots, &self.name)? != served_elsewhere {
+            context.may(&self.name, Verb::Cycle)?;
+        }
         if self.by_sidecar {
             drop(context.driver(&self.name)?);
             if !is_running(&context.roots) {
@@ -98,8 +104,12 @@ pub fn run_once(
     if !result.as_ref().is_err_and(|e| e.is_busy() || elsewhere) {
         record.note(&result, url, &paths.state);
     }
-    let report = result.with_context(|| {
-        format!("disk {name}: no recovery point was made; the guest is not affected")
+    let fenced = result.as_ref().is_err_and(backstay_engine::CycleError::is_fenced);
+    let elsewhere = Standing { what: What::Elsewhere, at_work: true };
+    let ways = refusal(elsewhere, name, Verb::Cycle).filter(|_| fenced);
+    let report = result.with_context(|| match ways {
+        Some(ways) => format!("no recovery point was made; the guest is not affected: {ways}"),
+        None => format!("disk {name}: no recovery point was made; the guest is not affected"),
     })?;
     if let Some(warning) = &report.warning {
         eprintln!("backstay: disk {name}: point {}: {warning}", report.cycle);

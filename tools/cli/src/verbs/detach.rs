@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use backstay_host::clock;
 use backstay_host::in_use::{self, Subject};
+use backstay_recovery::failover::rules::Verb;
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -43,6 +44,7 @@ const DETACHED_WITHIN: Duration = Duration::from_secs(5);
 impl Detach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
+        context.may(name, Verb::Detach)?;
         if self.how.force {
             let paths = context.roots.disk(name);
             let devices = loop_devices(&paths.mount_point().join("disk"))?;

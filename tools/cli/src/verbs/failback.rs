@@ -8,6 +8,7 @@ use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::schedule::Work;
 use backstay_host::atomic;
 use backstay_host::clock;
+use backstay_recovery::failover::rules::{self, Verb, What, refusal};
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped, vault, way_on,
 };
@@ -67,6 +68,10 @@ impl Failback {
         let root = &context.roots.state;
         let _lock = NameLock::take(root, &self.name, "failback")?;
         let before = FailoverRecord::load(root, &self.name)?;
+        // Of a disk of this host, the vault says whether another host has it now.
+        if rules::Standing::look(&context.roots, &self.name)?.what != What::Disk {
+            context.may(&self.name, Verb::Failback)?;
+        }
         self.refuse_another_target(context, before.as_ref())?;
         let record = match before {
             Some(record) if record.kind == Kind::Failback => match record.state {
@@ -87,14 +92,6 @@ impl Failback {
                 let begun = self.begin(context)?;
                 old.become_another(root, &begun)?;
                 begun
-            }
-            Some(record) if record.state != State::Committed => {
-                return Err(Refused(format!(
-                    "disk {} is {} on this host; commit or cancel that first. Nothing was changed",
-                    self.name,
-                    record.state.explain()
-                ))
-                .into());
             }
             _ => {
                 let begun = self.begin(context)?;
@@ -203,11 +200,10 @@ impl Failback {
         vault.check_readable()?;
         let term = vault.newest_term(disk.disk)?.context("the disk has no term in the vault")?;
         if self.is_ours(context)? {
-            return Err(Refused(format!(
-                "disk {name} is this host's: nobody has failed it over (term {}). Nothing was changed",
-                term.term
-            ))
-            .into());
+            let standing = rules::Standing { what: What::Disk, at_work: false };
+            let why =
+                refusal(standing, name, Verb::Failback).map_or_else(String::new, |e| e.to_string());
+            return Err(Refused(format!("{why} (term {} is this host's)", term.term)).into());
         }
         if let Some(status) = local::driver(context, name) {
             local::refuse_if_used(name, &status)?;

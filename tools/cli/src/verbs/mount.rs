@@ -7,7 +7,7 @@ use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, in_background, run};
 use backstay_host::own_dir::own_dir;
-use backstay_recovery::failover::refuse_to_serve;
+use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
@@ -246,7 +246,7 @@ pub fn options(
     how: &How,
 ) -> anyhow::Result<DriverOptions> {
     if !how.handing_over {
-        refuse_to_serve(&context.roots.state, name)?;
+        context.may(name, Verb::Mount)?;
     }
     let paths = context.roots.disk(name);
     let mount_point = match &how.mount_point {

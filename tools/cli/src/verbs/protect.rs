@@ -8,6 +8,7 @@ use backstay_engine::prerequisites::{Check, Verdict, check};
 use backstay_engine::protection::Protection;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::is_running;
+use backstay_recovery::failover::rules::Verb;
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
@@ -69,6 +70,9 @@ impl Protect {
         }
         let limit = self.how.change_log_limit().map(|limit| ByteLen(limit.as_u64()));
         let checks = check(roots, name, &backing, &vault, limit);
+        if !self.check {
+            context.may(name, Verb::Protect)?;
+        }
         let failed = checks.iter().filter(|c| c.verdict == Verdict::Failed).count();
         if self.check && context.globals.json {
             context.print_json(&checks)?;

@@ -11,6 +11,7 @@ use backstay_front::life::DriverOptions;
 use backstay_front::paths::DiskPaths;
 use backstay_host::clock;
 use backstay_recovery::failover::NameLock;
+use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::replica::status::{ReplicaStatus, of, runner};
 use backstay_recovery::replica::{
     Begin, Follow, Limits, PointRef, Replica, ReplicaError, ReplicaRecord, SeedChoice, Standing,
@@ -43,6 +44,7 @@ Examples:
   backstay replica db --follow        go on after a stop or a kill
   backstay replica db --once          go to the newest point, then end
   backstay replica db --status
+  backstay replica db --stop          stop the process that follows
   backstay replica db --take-over     stop it, and serve it as disk db
   backstay replica db --to /dev/sdb --seed compare --force
   backstay replica db --to /srv/db.img --seed changes
@@ -80,6 +82,9 @@ pub struct ReplicaVerb {
     /// Show its state, and change nothing
     #[arg(long, conflicts_with_all = ["to", "take_over"])]
     status: bool,
+    /// Stop the process that keeps it, at a whole point; the file stays, and --follow goes on
+    #[arg(long, conflicts_with_all = ["to", "take_over", "status", "once", "follow"])]
+    stop: bool,
     /// Stop at a whole point and serve it as a protected disk
     #[arg(long, conflicts_with = "to")]
     take_over: bool,
@@ -109,8 +114,17 @@ impl ReplicaVerb {
                 }
             };
         }
+        if self.stop {
+            context.may(&self.name, Verb::StopReplica)?;
+            return stop_runner(&paths);
+        }
         if self.take_over {
+            context.may(&self.name, Verb::TakeOver)?;
             return self.take_over(context, &paths);
+        }
+        // A stopped disk that another host has now becomes its replica.
+        if self.seed != SeedFlag::Changes {
+            context.may(&self.name, Verb::Replica)?;
         }
         let mut replica = self.open(context, &paths)?;
         let bar = Progress::new(context);

@@ -1,6 +1,6 @@
 //! `backstay umount`: stop serving a disk.
 
-use backstay_recovery::failover::refuse_to_forget;
+use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy;
 use backstay_types::DiskName;
 use clap::Args;
@@ -27,6 +27,8 @@ pub struct Umount {
 impl Umount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
+        let verb = if self.forget { Verb::Forget } else { Verb::Umount };
+        context.may(name, verb)?;
         let end = || match self.how.force {
             true => abort(context, name),
             false => stop(name, driver(context, name)?, self.how),
@@ -34,7 +36,6 @@ impl Umount {
         if !self.forget {
             return end();
         }
-        refuse_to_forget(&context.roots.state, name)?;
         let paths = context.roots.disk(name);
         if context.driver(name).is_ok()
             && lazy::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())

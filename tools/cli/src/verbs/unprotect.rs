@@ -11,11 +11,11 @@ use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::clock;
+use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
 use backstay_recovery::failover::{
-    FailoverRecord, NameLock, State, record_that_leaves, refuse_to_forget, step, stopped,
+    FailoverRecord, NameLock, State, record_that_leaves, step, stopped,
 };
-use backstay_recovery::lazy::{self, MountedPoint};
-use backstay_recovery::replica::status::runner;
+use backstay_recovery::lazy;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::Time;
 use backstay_vault::{Vault, VaultError};
@@ -61,35 +61,28 @@ impl Unprotect {
         let name = &self.name;
         let paths = context.roots.disk(name);
         let _lock = NameLock::take(&context.roots.state, name, "unprotect")?;
+        let verb = if self.delete_points { Verb::Delete } else { Verb::Unprotect };
+        // A state folder that holds no disk, as a mount that failed leaves one, is removed, too.
+        if Standing::look(&context.roots, name)?.what != What::Nothing || !paths.state.exists() {
+            context.may(name, verb)?;
+        }
         let failover = record_that_leaves(&context.roots.state, name)?;
         let kept_elsewhere =
             failover.as_ref().is_some_and(|record| record.state != State::Committed);
         if !paths.state.exists() && failover.is_none() {
             bail!("there is no disk {name} in {}", context.roots.state.display());
         }
-        if let Some(pid) = runner(&paths) {
-            let message = format!(
-                "process {pid} keeps a replica {name} on this host: stop it first (kill {pid}). Nothing was changed"
-            );
-            return Err(Refused(message).into());
-        }
         if failover.is_some() && (kept_elsewhere || !paths.state.exists()) {
             return self.leave(context, failover);
-        }
-        if MountedPoint::load(name, &paths)?.is_some() {
-            // What was written to it goes with its state: there is no other backing.
-            refuse_to_forget(&context.roots.state, name)?;
-            let message = format!(
-                "disk {name} is a mounted recovery point: backstay umount {name} --forget removes it, with \
-                 what was written to it. Nothing was changed"
-            );
-            return Err(Refused(message).into());
         }
         let delete = self.points_go(context)?;
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         // Found before anything is changed.
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
         let in_vault = if delete { find(context, url, name, status.as_ref())? } else { None };
+        if let Some((vault, disk)) = &in_vault {
+            refuse_elsewhere(context, name, vault, *disk)?;
+        }
         if let Some((vault, disk)) = in_vault.as_ref().filter(|_| !self.even_if_held) {
             let held: Vec<String> = Time::peek(&context.roots.state)
                 .live(*disk, vault.holds(*disk)?, true)
@@ -225,6 +218,25 @@ impl Unprotect {
             _ => Err(Refused("not confirmed; nothing was changed".into()).into()),
         }
     }
+}
+
+/// Another host's points are not deleted, also where this one has not found out yet that they are.
+fn refuse_elsewhere(
+    context: &Context,
+    name: &DiskName,
+    vault: &Vault,
+    disk: DiskId,
+) -> anyhow::Result<()> {
+    let ours = stopped::superblock(&context.roots.disk(name))
+        .map(|superblock| stopped::writer(superblock.disk));
+    let newest = vault.newest_term(disk)?;
+    if newest.is_none_or(|newest| Some(newest.writer) == ours) {
+        return Ok(());
+    }
+    let elsewhere = Standing { what: What::Elsewhere, at_work: false };
+    Err(refusal(elsewhere, name, Verb::Delete)
+        .context("whose points they are is not known")?
+        .into())
 }
 
 /// The disk in its vault, found by the identities that this host knows it by; none if it was never shipped.

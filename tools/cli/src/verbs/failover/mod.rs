@@ -1,6 +1,7 @@
 //! `backstay failover`: to another host, and what belongs to it. The states and what each kill leaves are in
 //! docs/explanation/failover.md.
 
+mod give_up;
 mod group;
 mod isolated;
 mod last;
@@ -12,13 +13,13 @@ mod take_back;
 pub mod target;
 
 use anyhow::{Context as _, bail};
+use backstay_recovery::failover::rules::{Verb, is_orphan};
 use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, State};
 use backstay_types::DiskName;
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
 
 use crate::context::Context;
-use crate::exit::Refused;
 use backstay_recovery::lazy::PointChoice;
 
 /// Fail a disk over to this host: try it, do it, undo it, commit it
@@ -312,9 +313,15 @@ fn locked(
     context: &Context,
     name: Option<DiskName>,
     doing: &str,
+    verb: Verb,
 ) -> anyhow::Result<(NameLock, FailoverRecord)> {
     let name = name.context("which disk?")?;
     let lock = NameLock::take(&context.roots.state, &name, doing)?;
+    // Another point that was begun goes on, whatever came of the first.
+    let record = FailoverRecord::load(&context.roots.state, &name)?;
+    if !(verb == Verb::Change && record.is_some_and(|record| record.next.is_some())) {
+        context.may(&name, verb)?;
+    }
     Ok((lock, local::record(context, &name)?))
 }
 
@@ -361,6 +368,9 @@ impl Cleanup {
             })
             .collect();
         if tests.is_empty() {
+            if let Some(name) = &self.name {
+                context.may(name, Verb::Cleanup)?;
+            }
             bail!(
                 "there is no test failover of that name on this host; see backstay failover status"
             );
@@ -402,11 +412,7 @@ impl Planned {
             let is_source = record
                 .is_none_or(|record| matches!(record.state, State::Committed | State::HandingOver));
             if is_source && local == source {
-                return Err(Refused(format!(
-                    "disk {source} is on this host, and cannot be failed over to its own name: use --as \
-                     NAME. Nothing was changed"
-                ))
-                .into());
+                context.may(&source, Verb::Planned)?;
             }
             if is_source {
                 source::handover(context, &[source], None, &source::Stopping::nothing())?;
@@ -460,7 +466,7 @@ impl Change {
             let which = (self.group_point.map(GroupPointNo), self.point.left_history);
             return group::change(context, group, which, self.attach);
         }
-        let (_lock, record) = locked(context, self.name, "failover change")?;
+        let (_lock, record) = locked(context, self.name, "failover change", Verb::Change)?;
         target::change(context, record, (self.point.at, self.point.left_history), self.attach)
     }
 }
@@ -470,8 +476,11 @@ impl Cancel {
         if let Some(group) = &self.group {
             return group::cancel(context, group);
         }
-        let (_lock, record) = locked(context, self.name, "failover cancel")?;
+        let (_lock, record) = locked(context, self.name, "failover cancel", Verb::Cancel)?;
         match record.kind {
+            _ if is_orphan(&record, &context.roots.disk(&record.name)) => {
+                give_up::give_up(context, record)
+            }
             Kind::Source => take_back::take_back(context, record),
             Kind::Failback if record.state == State::Seeding => {
                 let name = record.name.clone();
@@ -498,7 +507,7 @@ impl Commit {
         if let Some(group) = &self.group {
             return group::commit(context, group, &how);
         }
-        let (_lock, record) = locked(context, self.name, "failover commit")?;
+        let (_lock, record) = locked(context, self.name, "failover commit", Verb::Commit)?;
         target::commit(context, record, &how)
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::protection::Protection;
-use backstay_engine::record::Record;
 use backstay_engine::schedule::Work;
 use backstay_front::backing::record::BackingRecord;
+use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
 use backstay_recovery::failover::vault::{Withdrawn, hand_over, withdraw};
 use backstay_recovery::failover::{
     FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped,
@@ -245,6 +245,7 @@ impl Member {
     /// What is known before anything is changed.
     fn look(context: &Context, name: &DiskName, how: &Stopping) -> anyhow::Result<Self> {
         let root = &context.roots.state;
+        context.may(name, Verb::Handover)?;
         let (record, at, follows) = match FailoverRecord::load(root, name)? {
             Some(record) if record.kind == Kind::Source => match record.state {
                 State::HandedOver => (record, At::Done, None),
@@ -257,21 +258,13 @@ impl Member {
                     }
                     None => (record, At::Begun, None),
                 },
-                _ => {
-                    bail!(
-                        "disk {name} is being taken back: run backstay failover cancel {name} again"
-                    )
-                }
+                _ => bail!("disk {name} is {}", record.state.explain()),
             },
             Some(record) if record.state == State::Committed => {
                 (look(context, name)?, At::Looked, Some(record))
             }
             Some(record) => {
-                return Err(Refused(format!(
-                    "disk {name} is {} on this host; commit or cancel that first. Nothing was changed",
-                    record.state.explain()
-                ))
-                .into());
+                bail!("disk {name} is {} on this host", record.state.explain());
             }
             None => (look(context, name)?, At::Looked, None),
         };
@@ -402,23 +395,15 @@ fn look(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
         );
         return Err(Refused(message).into());
     };
-    let sidecar = Record::load(&paths.state);
-    if sidecar.failure.as_ref().is_some_and(|failure| failure.fenced) {
-        let message = format!(
-            "disk {name} was failed over already: {}. Nothing was changed",
-            sidecar.failure.map_or(String::new(), |failure| failure.message)
-        );
-        return Err(Refused(message).into());
-    }
     // A vault that is gone, or a disk that was failed over, is found out while the disk is still served.
     let url = context.config.vault_of(name).to_owned();
     let newest = Vault::open(&url)?.newest_term(base.vault_disk)?;
     let newest = newest.with_context(|| format!("disk {name} has no term in {url}"))?;
     if newest.writer != stopped::writer(superblock.disk) {
-        let message = format!(
-            "disk {name} was failed over already: term {} belongs to {}. Nothing was changed",
-            newest.term, newest.writer
-        );
+        let standing = Standing { what: What::Elsewhere, at_work: status.is_some() };
+        let why =
+            refusal(standing, name, Verb::Handover).map_or_else(String::new, |e| e.to_string());
+        let message = format!("{why} (term {} belongs to {})", newest.term, newest.writer);
         return Err(Refused(message).into());
     }
     Ok(FailoverRecord {

@@ -11,6 +11,7 @@ use backstay_engine::schedule::Work;
 use backstay_engine::service::is_running;
 use backstay_front::paths::DiskPaths;
 use backstay_host::own_dir::own_dir;
+use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::failover::vault::{self, Found};
 use backstay_recovery::failover::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
@@ -46,6 +47,17 @@ pub struct Order {
     pub replica: bool,
 }
 
+impl Order {
+    fn verb(&self) -> Verb {
+        match self.kind {
+            Kind::Test => Verb::TestAs,
+            Kind::Planned => Verb::Planned,
+            _ if self.replica => Verb::UnplannedReplica,
+            _ => Verb::Unplanned,
+        }
+    }
+}
+
 /// Which point.
 #[derive(Clone, Copy)]
 pub enum Which {
@@ -62,37 +74,39 @@ fn refused<T>(message: String) -> anyhow::Result<T> {
 /// Brings a point up, or goes on with that.
 pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
     let (root, local_name) = (&context.roots.state, &order.local);
+    let is_it =
+        |record: &FailoverRecord| record.kind == order.kind && record.disk_name == order.name;
     let record = match FailoverRecord::load(root, local_name)? {
-        Some(record) if record.kind == order.kind && record.disk_name == order.name => {
-            match record.state {
-                State::Up | State::Starting => record,
-                State::Removing if record.next.is_some() => {
-                    return go_on_changing(context, record, order.attach);
-                }
-                state => {
-                    return refused(format!(
-                        "disk {local_name} is {} on this host; see backstay failover status {local_name}",
-                        state.explain()
-                    ));
-                }
-            }
+        // Another point was asked for, and that was killed.
+        Some(record)
+            if is_it(&record) && record.state == State::Removing && record.next.is_some() =>
+        {
+            return go_on_changing(context, record, order.attach);
         }
         // A mounted point that was handed over, and taken: it is of no use any more.
         Some(record) if record.state == State::HandedOver && is_left(context, &record)? => {
             leave(context, record)?;
             begin(context, order)?
         }
-        Some(record) if record.state == State::Removing && record.kind == Kind::Source => {
-            leave(context, record)?;
-            begin(context, order)?
+        record => {
+            context.may(local_name, order.verb())?;
+            match record {
+                Some(record) if record.kind == Kind::Source => {
+                    leave(context, record)?;
+                    begin(context, order)?
+                }
+                Some(record) if is_it(&record) => record,
+                Some(record) => {
+                    return refused(format!(
+                        "disk {local_name} of this host is disk {} of the vault, {}: {}",
+                        record.disk_name,
+                        record.state.explain(),
+                        way_on(local_name, record.kind, record.state)
+                    ));
+                }
+                None => begin(context, order)?,
+            }
         }
-        Some(record) => {
-            return refused(format!(
-                "disk {local_name} of this host is in another failover ({}); see backstay failover status",
-                record.state.explain()
-            ));
-        }
-        None => begin(context, order)?,
     };
     start(context, record, order.replica, order.attach)
 }
@@ -332,7 +346,7 @@ pub fn change(
     }
     if record.backing.is_some() {
         return refused(format!(
-            "disk {} is a replica that was taken over: it has one point",
+            "disk {0} is a replica that was taken over: it has one point. backstay failover cancel {0} gives it up",
             record.name
         ));
     }
@@ -436,16 +450,7 @@ pub fn may_commit(
     how: &Committing<'_>,
 ) -> anyhow::Result<()> {
     let name = &record.name;
-    match (record.kind, record.state) {
-        (Kind::Test, _) => {
-            return refused(format!("disk {name} is a test: it is cleaned up, never committed"));
-        }
-        (_, State::Committed) => return refused(format!("disk {name} is committed already")),
-        (_, State::Up | State::Committing) => {}
-        (_, state) => {
-            return refused(format!("disk {name} is {}: it cannot be committed", state.explain()));
-        }
-    }
+    context.may(name, Verb::Commit)?;
     match how.policy.filter(|policy| !context.config.policy.contains_key(*policy)) {
         Some(policy) => refused(format!("there is no policy {policy:?} in the configuration")),
         None => Ok(()),

@@ -1,0 +1,613 @@
+//! What each verb does in each state: one function, [`rule`], which the verbs ask before they change anything.
+//! docs/reference/failover-states.md has it as a table, and a test compares the two.
+//!
+//! A refusal names the verb that is allowed there, so no message leads in circles.
+
+use backstay_engine::record::Record;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::{DiskPaths, Roots};
+use backstay_types::DiskName;
+
+use super::lock::is_lent;
+use super::record::STATES;
+use super::{FailoverError, FailoverRecord, Kind, State, way_on};
+use crate::replica::{self, ReplicaRecord, Standing as Held};
+
+/// What this host has under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum What {
+    /// Nothing.
+    Nothing,
+    /// A disk with a backing: protected, or only served.
+    Disk,
+    /// The same, and another host has taken it over.
+    Elsewhere,
+    /// A mounted recovery point that is nobody's disk.
+    Point,
+    /// A replica.
+    Replica,
+    /// A replica that was taken over and not committed: a disk whose writer is another host.
+    TakenOver,
+    /// What a failover is doing.
+    Failover(Kind, State),
+    /// A failover's record, and nothing that it could be about.
+    Orphan(Kind, State),
+}
+
+/// A name's state on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Standing {
+    /// What is there.
+    pub what: What,
+    /// Whether a driver serves it; of a replica, whether a process keeps it.
+    pub at_work: bool,
+}
+
+/// A command, as far as states matter to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// `failover test` under this very name.
+    TestAs,
+    /// `failover test` under a name of its own.
+    Test,
+    /// `failover planned`.
+    Planned,
+    /// `failover unplanned`.
+    Unplanned,
+    /// `failover unplanned --replica`.
+    UnplannedReplica,
+    /// `failover change`.
+    Change,
+    /// `failover commit`.
+    Commit,
+    /// `failover cancel`.
+    Cancel,
+    /// `failover cleanup`.
+    Cleanup,
+    /// `failover handover`.
+    Handover,
+    /// `failback`.
+    Failback,
+    /// `protect`.
+    Protect,
+    /// `unprotect --keep-points`.
+    Unprotect,
+    /// `unprotect --delete-points`.
+    Delete,
+    /// `replica`, to begin one or to go on.
+    Replica,
+    /// `replica --stop`.
+    StopReplica,
+    /// `replica --take-over`.
+    TakeOver,
+    /// `mount`.
+    Mount,
+    /// `umount`.
+    Umount,
+    /// `umount --forget`.
+    Forget,
+    /// `attach`.
+    Attach,
+    /// `detach`.
+    Detach,
+    /// `cycle`.
+    Cycle,
+    /// `failover status`.
+    Status,
+}
+
+/// All verbs, in the order of the table.
+pub const VERBS: [Verb; 24] = [
+    Verb::Test,
+    Verb::TestAs,
+    Verb::Planned,
+    Verb::Unplanned,
+    Verb::UnplannedReplica,
+    Verb::Change,
+    Verb::Commit,
+    Verb::Cancel,
+    Verb::Cleanup,
+    Verb::Handover,
+    Verb::Failback,
+    Verb::Protect,
+    Verb::Unprotect,
+    Verb::Delete,
+    Verb::Replica,
+    Verb::StopReplica,
+    Verb::TakeOver,
+    Verb::Mount,
+    Verb::Umount,
+    Verb::Forget,
+    Verb::Attach,
+    Verb::Detach,
+    Verb::Cycle,
+    Verb::Status,
+];
+
+/// What a verb does in a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// It works, unless something else is in its way.
+    Allowed,
+    /// It changes nothing, and names another verb that works there.
+    Refused {
+        /// That one.
+        instead: Verb,
+    },
+}
+
+impl Verb {
+    /// As it is typed. Words in capitals are the reader's to fill in.
+    #[must_use]
+    pub fn command(self, name: &str) -> String {
+        let words = match self {
+            Self::TestAs => "failover test DISK --as {}",
+            Self::Test => "failover test {}",
+            Self::Planned => "failover planned {}",
+            Self::Unplanned => "failover unplanned {}",
+            Self::UnplannedReplica => "failover unplanned {} --replica",
+            Self::Change => "failover change {}",
+            Self::Commit => "failover commit {}",
+            Self::Cancel => "failover cancel {}",
+            Self::Cleanup => "failover cleanup {}",
+            Self::Handover => "failover handover {}",
+            Self::Failback => "failback {} --to BACKING",
+            Self::Protect => "protect BACKING --name {}",
+            Self::Unprotect => "unprotect {} --keep-points",
+            Self::Delete => "unprotect {} --delete-points",
+            Self::Replica => "replica {} --to FILE",
+            Self::StopReplica => "replica {} --stop",
+            Self::TakeOver => "replica {} --take-over",
+            Self::Mount => "mount --name {}",
+            Self::Umount => "umount {}",
+            Self::Forget => "umount {} --forget",
+            Self::Attach => "attach --name {}",
+            Self::Detach => "detach {}",
+            Self::Cycle => "cycle {}",
+            Self::Status => "failover status",
+        };
+        format!("backstay {}", words.replace("{}", name))
+    }
+
+    /// In a word or two, for the table.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TestAs => "test --as NAME",
+            Self::Test => "test",
+            Self::Planned => "planned",
+            Self::Unplanned => "unplanned",
+            Self::UnplannedReplica => "unplanned --replica",
+            Self::Change => "change",
+            Self::Commit => "commit",
+            Self::Cancel => "cancel",
+            Self::Cleanup => "cleanup",
+            Self::Handover => "handover",
+            Self::Failback => "failback",
+            Self::Protect => "protect",
+            Self::Unprotect => "unprotect --keep-points",
+            Self::Delete => "unprotect --delete-points",
+            Self::Replica => "replica",
+            Self::StopReplica => "replica --stop",
+            Self::TakeOver => "replica --take-over",
+            Self::Mount => "mount",
+            Self::Umount => "umount",
+            Self::Forget => "umount --forget",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+            Self::Cycle => "cycle",
+            Self::Status => "status",
+        }
+    }
+
+    /// What it does, in a few words.
+    fn does(self) -> &'static str {
+        match self {
+            Self::TestAs | Self::Test => "tries a recovery point, under another name",
+            Self::Planned | Self::Unplanned => "brings a recovery point up on this host",
+            Self::UnplannedReplica => "makes it a disk that can be committed",
+            Self::Change => "brings another recovery point up",
+            Self::Commit => "makes it this host's",
+            Self::Cancel => "gives it up",
+            Self::Cleanup => "removes it",
+            Self::Handover => "gives it to another host",
+            Self::Failback => "brings it back",
+            Self::Protect => "protects a disk under this name",
+            Self::Unprotect => {
+                "removes it from this host, and keeps its backing and recovery points"
+            }
+            Self::Delete => "ends its protection and deletes its recovery points",
+            Self::Replica => "begins one",
+            Self::StopReplica => "stops the process that keeps it",
+            Self::TakeOver => "serves it",
+            Self::Mount | Self::Attach => "serves it",
+            Self::Umount | Self::Detach => "stops serving it",
+            Self::Forget => "removes it, with what was written to it",
+            Self::Cycle => "makes a recovery point",
+            Self::Status => "shows what is under way on this host",
+        }
+    }
+}
+
+impl What {
+    /// In words, as what "it" is.
+    #[must_use]
+    pub fn explain(self) -> String {
+        match self {
+            Self::Nothing => "not on this host, nor in a failover of it".into(),
+            Self::Disk => "a disk of this host".into(),
+            Self::Elsewhere => "a disk that was failed over to another host".into(),
+            Self::Point => "a mounted recovery point".into(),
+            Self::Replica => "a replica".into(),
+            Self::TakenOver => "a replica that was taken over".into(),
+            Self::Failover(Kind::Test, state) => format!("a test failover, {}", state.explain()),
+            Self::Failover(_, state) => state.explain().into(),
+            Self::Orphan(_, state) => {
+                format!(
+                    "gone from this host; only the record of its failover is left ({})",
+                    state.explain()
+                )
+            }
+        }
+    }
+}
+
+impl Standing {
+    /// How a name stands.
+    ///
+    /// # Errors
+    /// If a record cannot be read: then nobody knows.
+    pub fn look(roots: &Roots, name: &DiskName) -> Result<Self, FailoverError> {
+        let paths = roots.disk(name);
+        let served = ControlClient::connect(&paths.control_socket()).is_ok();
+        let is_point =
+            paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists();
+        let is_disk = paths.state.join("super").exists();
+        let what = match FailoverRecord::load(&roots.state, name)? {
+            Some(record) if is_orphan(&record, &paths) => What::Orphan(record.kind, record.state),
+            // A failover that is over has left a disk like any other; but what was written to a mounted point is with
+            // its state.
+            Some(record) if record.state == State::Committed && !is_point => disk(&paths),
+            Some(record) => What::Failover(record.kind, record.state),
+            None if is_point => What::Point,
+            None if is_disk && is_taken_over(&paths) => What::TakenOver,
+            None if is_disk => disk(&paths),
+            None if is_replica(&paths) => What::Replica,
+            None if served => What::Disk,
+            None => What::Nothing,
+        };
+        let at_work = match what {
+            What::Replica => replica::status::runner(&paths).is_some(),
+            _ => served,
+        };
+        Ok(Self { what, at_work })
+    }
+}
+
+/// As far as this host knows: a cycle has been told.
+fn disk(paths: &DiskPaths) -> What {
+    match Record::load(&paths.state).failure {
+        Some(failure) if failure.fenced => What::Elsewhere,
+        _ => What::Disk,
+    }
+}
+
+/// What cannot be read is for `replica` to say.
+fn is_replica(paths: &DiskPaths) -> bool {
+    !matches!(ReplicaRecord::load(&replica::folder(paths)), Ok(None))
+}
+
+/// It becomes a disk like any other with its first cycle, which needs a commit.
+fn is_taken_over(paths: &DiskPaths) -> bool {
+    let record = ReplicaRecord::load(&replica::folder(paths)).ok().flatten();
+    record.is_some_and(|record| matches!(record.standing, Held::TakenOver { .. }))
+        && Record::load(&paths.state).last.is_none()
+}
+
+/// Whether nothing is left that a record could be about: then it only keeps the name. A target that never came up is
+/// none: its own verbs remove it.
+#[must_use]
+pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
+    let held = ["super", "mounted", "mounted.unfinished"].map(|part| paths.state.join(part));
+    let empty = !held.iter().any(|part| part.exists()) && !is_replica(paths);
+    let unbacked = record.backing.as_ref().is_some_and(|backing| !backing.exists());
+    match (record.kind, record.state) {
+        (Kind::Failback, State::Committed) => empty,
+        // One that has not begun with its file makes it.
+        (Kind::Failback, State::Seeding) => unbacked && !empty,
+        (Kind::Failback, _) => empty || unbacked,
+        (Kind::Source, State::Removing) => false,
+        (Kind::Source, _) | (_, State::Committing | State::Committed) => empty,
+        _ => false,
+    }
+}
+
+/// What a verb does to a name in a state.
+#[must_use]
+pub fn rule(standing: Standing, verb: Verb) -> Rule {
+    use Verb::*;
+    if matches!(verb, Test | Status) {
+        return Rule::Allowed;
+    }
+    let (allowed, instead) = in_state(standing, verb);
+    match allowed {
+        true => Rule::Allowed,
+        false => Rule::Refused { instead },
+    }
+}
+
+/// Serving and not serving what can be served; none for other verbs.
+fn serving(at_work: bool, verb: Verb) -> Option<(bool, Verb)> {
+    match verb {
+        Verb::Mount => Some((!at_work, Verb::Umount)),
+        Verb::Attach => Some((true, Verb::Umount)),
+        Verb::Umount | Verb::Detach => Some((at_work, Verb::Mount)),
+        _ => None,
+    }
+}
+
+/// Whether a verb is allowed, and which one is if it is not.
+fn in_state(Standing { what, at_work }: Standing, verb: Verb) -> (bool, Verb) {
+    use Verb::*;
+    let is = |verbs: &[Verb]| verbs.contains(&verb);
+    if let (What::Disk | What::Elsewhere | What::Point | What::TakenOver, Some(serving)) =
+        (what, serving(at_work, verb))
+    {
+        return serving;
+    }
+    match what {
+        What::Nothing => {
+            let instead = match verb {
+                Change | Commit => Unplanned,
+                TakeOver | UnplannedReplica | StopReplica => Replica,
+                Handover | Cycle => Protect,
+                _ => Status,
+            };
+            (is(&[TestAs, Planned, Unplanned, Failback, Protect, Replica, Mount, Attach]), instead)
+        }
+        What::Disk => match verb {
+            Unprotect | Delete | Handover => (true, Status),
+            Cycle => (at_work, Mount),
+            Protect => (!at_work, Umount),
+            TestAs => (false, Test),
+            Forget => (false, Unprotect),
+            Planned | Unplanned | UnplannedReplica | Replica => (false, Handover),
+            _ => (false, Status),
+        },
+        What::Elsewhere => match verb {
+            Unprotect | Failback => (true, Status),
+            TestAs => (false, Test),
+            Forget | Delete => (false, Unprotect),
+            _ => (false, Failback),
+        },
+        What::Point => (verb == Forget, Forget),
+        What::Replica => match verb {
+            TakeOver | UnplannedReplica => (true, Status),
+            StopReplica => (at_work, Unprotect),
+            Unprotect | Replica | Failback => (!at_work, StopReplica),
+            TestAs => (false, Test),
+            Planned | Unplanned | Commit | Handover | Mount | Attach | Cycle | Protect => {
+                (false, UnplannedReplica)
+            }
+            _ if at_work => (false, StopReplica),
+            _ => (false, Unprotect),
+        },
+        What::TakenOver => match verb {
+            UnplannedReplica | Unprotect => (true, Status),
+            TakeOver => (!at_work, Umount),
+            TestAs => (false, Test),
+            Delete | Forget => (false, Unprotect),
+            _ => (false, UnplannedReplica),
+        },
+        What::Failover(kind, state) => in_failover((kind, state), at_work, verb),
+        What::Orphan(kind, state) => {
+            let more: &[Verb] = match (kind, state) {
+                (_, State::Committed) => &[Unprotect],
+                (_, State::HandedOver) => &[Unprotect, Failback],
+                _ => &[],
+            };
+            (verb == Cancel || is(more), Cancel)
+        }
+    }
+}
+
+fn in_failover((kind, state): (Kind, State), at_work: bool, verb: Verb) -> (bool, Verb) {
+    use Verb::*;
+    let is = |verbs: &[Verb]| verbs.contains(&verb);
+    let is_target = !matches!(kind, Kind::Source | Kind::Failback);
+    if is_target
+        && let (State::Up | State::Committed, Some(serving)) = (state, serving(at_work, verb))
+    {
+        return serving;
+    }
+    // Whatever it is on the way to, what is served can be stopped; but not while it is handed over.
+    if at_work && is(&[Umount, Detach]) && state != State::HandingOver {
+        return (true, Status);
+    }
+    let begun: &[Verb] = match kind {
+        Kind::Planned => &[Planned],
+        _ => &[Unplanned, UnplannedReplica],
+    };
+    match (kind, state) {
+        (Kind::Test, State::Starting) => (is(&[TestAs, Cleanup, Cancel]), Cleanup),
+        (Kind::Test, State::Up) => (is(&[TestAs, Change, Cleanup, Cancel]), Cleanup),
+        (Kind::Test, _) => (is(&[Cleanup, Cancel]), Cleanup),
+        (Kind::Source, State::HandingOver) => (is(&[Handover, Cancel]), Cancel),
+        (Kind::Source, State::HandedOver) => {
+            let instead = match verb {
+                Planned | Unplanned | UnplannedReplica | Replica => Failback,
+                Delete | Forget => Unprotect,
+                TestAs => Test,
+                _ => Cancel,
+            };
+            (is(&[Handover, Cancel, Failback, Unprotect]), instead)
+        }
+        (Kind::Source, State::Removing) => {
+            (is(&[Unprotect, Planned, Unplanned, TestAs]), Unprotect)
+        }
+        (Kind::Source, _) => (verb == Cancel, Cancel),
+        (Kind::Failback, State::Seeding) => {
+            let instead = match verb {
+                Unprotect | Delete | Forget | Replica | Protect => Cancel,
+                _ => Failback,
+            };
+            (is(&[Failback, Cancel]), instead)
+        }
+        (Kind::Failback, State::Committing) => (is(&[Failback, Commit]), Failback),
+        (Kind::Failback, _) => (verb == Failback, Failback),
+        (_, State::Starting) => (verb == Cancel || is(begun), Cancel),
+        (_, State::Up) => {
+            let instead = match verb {
+                Cycle | Protect | Handover => Commit,
+                _ => Cancel,
+            };
+            (is(&[Change, Commit, Cancel]) || is(begun), instead)
+        }
+        // Whether the term is taken already, the vault says: then it cannot be cancelled any more.
+        (_, State::Committing) => (is(&[Commit, Cancel]), Commit),
+        (_, State::Committed) => {
+            let instead = match verb {
+                TestAs => Test,
+                Change | Commit | Cleanup | StopReplica | TakeOver => Status,
+                Cycle => Mount,
+                _ => Handover,
+            };
+            (verb == Handover || (verb == Cycle && at_work), instead)
+        }
+        (_, State::Removing | State::TakingBack) => (verb == Cancel, Cancel),
+        _ => (verb == Cancel, Cancel),
+    }
+}
+
+/// Why a verb is refused in a state, and what leads on from there; none if it is not.
+#[must_use]
+pub fn refusal(standing: Standing, name: &DiskName, verb: Verb) -> Option<FailoverError> {
+    let Rule::Refused { instead } = rule(standing, verb) else { return None };
+    let command = instead.command(name.as_str());
+    let known = match standing.what {
+        What::Failover(kind, state) => Some(way_on(name, kind, state)),
+        What::Orphan(..) => Some(format!("{command} frees the name")),
+        _ => None,
+    };
+    let ways = match known.filter(|ways| ways.contains(&command)) {
+        Some(ways) => ways,
+        None => format!("{command} {}", instead.does()),
+    };
+    let at_work = match (standing.what, standing.at_work) {
+        (What::Replica, true) => ", and a process keeps it",
+        (What::Replica, false) => "",
+        (_, true) => ", and it is served",
+        (What::Disk | What::Elsewhere | What::Point | What::TakenOver, false) => {
+            ", and it is not served"
+        }
+        _ => "",
+    };
+    let reason = format!("it is {}{at_work}: {ways}", standing.what.explain());
+    Some(FailoverError::Refused { name: name.clone(), reason })
+}
+
+/// Asks before a verb changes anything. A command that was started by another one for the same name is that one's
+/// business.
+///
+/// # Errors
+/// A refusal that names what leads on; or a record cannot be read.
+pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<Standing, FailoverError> {
+    let standing = Standing::look(roots, name)?;
+    match refusal(standing, name, verb) {
+        Some(refusal) if !is_lent(&roots.state, name) => Err(refusal),
+        _ => Ok(standing),
+    }
+}
+
+/// All standings that there can be, for the table and for tests.
+#[must_use]
+pub fn all() -> Vec<Standing> {
+    let both = |what| [true, false].map(|at_work| Standing { what, at_work });
+    let mut all = vec![Standing { what: What::Nothing, at_work: false }];
+    for what in [What::Disk, What::Elsewhere, What::Point, What::Replica, What::TakenOver] {
+        all.extend(both(what));
+    }
+    for kind in [Kind::Test, Kind::Planned, Kind::Unplanned, Kind::Source, Kind::Failback] {
+        for state in STATES.into_iter().filter(|&state| comes_to(kind, state)) {
+            let what = What::Failover(kind, state);
+            match (kind, state) {
+                (Kind::Test | Kind::Planned | Kind::Unplanned, State::Up | State::Committed) => {
+                    all.extend(both(what));
+                }
+                _ => all.push(Standing { what, at_work: false }),
+            }
+        }
+    }
+    for (kind, state) in [
+        (Kind::Planned, State::Committing),
+        (Kind::Planned, State::Committed),
+        (Kind::Unplanned, State::Committing),
+        (Kind::Unplanned, State::Committed),
+        (Kind::Source, State::HandingOver),
+        (Kind::Source, State::HandedOver),
+        (Kind::Source, State::TakingBack),
+        (Kind::Failback, State::Seeding),
+        (Kind::Failback, State::TakingOver),
+        (Kind::Failback, State::Committing),
+    ] {
+        all.push(Standing { what: What::Orphan(kind, state), at_work: false });
+    }
+    all
+}
+
+/// Whether a failover of a kind comes through a state. What a failback has committed is a disk like any other.
+#[must_use]
+pub fn comes_to(kind: Kind, state: State) -> bool {
+    use State::*;
+    match kind {
+        Kind::Test => matches!(state, Starting | Up | Removing),
+        Kind::Planned | Kind::Unplanned => {
+            matches!(state, Starting | Up | Removing | Committing | Committed)
+        }
+        Kind::Source => matches!(state, HandingOver | HandedOver | TakingBack | Removing),
+        Kind::Failback => matches!(state, Seeding | TakingOver | Committing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_refusal_names_is_allowed_there() {
+        for standing in all() {
+            for verb in VERBS {
+                let Rule::Refused { instead } = rule(standing, verb) else { continue };
+                assert_eq!(
+                    rule(standing, instead),
+                    Rule::Allowed,
+                    "{standing:?} {verb:?} {instead:?}"
+                );
+                let name = "db".parse().unwrap();
+                let said = refusal(standing, &name, verb).unwrap().to_string();
+                assert!(said.contains(&instead.command("db")), "{standing:?} {verb:?}: {said}");
+            }
+        }
+    }
+
+    /// Every command that the way on from a state names is allowed in it.
+    #[test]
+    fn every_way_on_is_allowed() {
+        let name: DiskName = "db".parse().unwrap();
+        for standing in all() {
+            let What::Failover(kind, state) = standing.what else { continue };
+            let ways = way_on(&name, kind, state);
+            for verb in VERBS {
+                // Given up after it was handed over, as the sentence says.
+                let later = state == State::Committed && verb == Verb::Unprotect;
+                if ways.contains(&verb.command("db")) && !later {
+                    assert_eq!(
+                        rule(standing, verb),
+                        Rule::Allowed,
+                        "{standing:?} {verb:?}: {ways}"
+                    );
+                }
+            }
+        }
+    }
+}
