@@ -246,6 +246,8 @@ fn of_source(site: &Site, state: State) {
         State::Removing => {
             site.migrate();
             killed_in(a, state, &["unprotect", "db", "--keep-points"]);
+            // So that it can come here again.
+            site.b.backstay(&["failover", "handover", "db"]);
         }
         _ => {
             a.backstay(&["failover", "handover", "db"]);

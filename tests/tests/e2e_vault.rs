@@ -172,6 +172,45 @@ fn a_disks_points_stay_in_one_vault() {
     assert_eq!(disk.points().len(), 1);
 }
 
+/// A default that is changed does not move a disk that went to the one before, and that is said until somebody
+/// decides.
+#[test]
+fn a_changed_default_vault_is_said() {
+    const ID: &str = "vault-default-changed";
+    let host = Host::new("vault-default");
+    let disks =
+        [host.disk("moves", 4 * MIB), host.disk("stays", 4 * MIB), host.disk("own", 4 * MIB)];
+    let own = file(&host.path("own-vault"));
+    for disk in &disks[..2] {
+        let backing = disk.backing.to_string_lossy();
+        host.backstay(&["protect", &backing, "--name", &disk.name]);
+        assert!(!causes(disk).contains(&ID.to_owned()), "{:?}", causes(disk));
+    }
+    let backing = disks[2].backing.to_string_lossy();
+    host.backstay(&["protect", &backing, "--name", "own", "--vault", &own]);
+    let (before, after) = (host.vault(), file(&host.path("after")));
+    host.backstay(&["vault", "init", "--vault", &after]);
+    let text = format!("vault = {after:?}\nallow_local_vault = true\n");
+    fs::write(host.path("backstay.toml"), text).unwrap();
+    for disk in &disks[..2] {
+        disk.cycle();
+        assert!(causes(disk).contains(&ID.to_owned()), "{:?}", causes(disk));
+        let said = host.try_backstay(&["doctor", &disk.name]);
+        let said = backstay_tests::harness::command::said(&said);
+        let command = format!("backstay set {} --vault {after}", disk.name);
+        assert!(said.contains(&command) && said.contains(&before), "{said}");
+    }
+    assert!(!causes(&disks[2]).contains(&ID.to_owned()), "its vault was named");
+    host.backstay(&["set", "moves", "--vault", &after]);
+    host.backstay(&["set", "stays", "--vault", &before]);
+    for disk in &disks {
+        disk.cycle();
+        assert!(!causes(disk).contains(&ID.to_owned()), "{:?}", causes(disk));
+    }
+    assert_eq!(disks[0].status()["vault"], after.as_str());
+    assert_eq!(disks[1].status()["vault"], before.as_str());
+}
+
 /// A vault on the protected disk, directly or in an image on it.
 #[test]
 fn a_vault_on_the_disk_itself_is_refused() {

@@ -91,7 +91,10 @@ fn table() -> Vec<String> {
 }
 
 fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/reference/failover-states.md")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join("docs/reference/failover-states.md")
 }
 
 /// The rows of the table that follows a mark.
@@ -112,7 +115,11 @@ fn check(mark: &str, rows: &[String]) {
         fs::write(path(), new.join("\n") + "\n").unwrap();
         return;
     }
-    assert_eq!(&lines[begin..end], rows, "BACKSTAY_GOLDEN_WRITE=1 writes docs/reference/failover-states.md");
+    assert_eq!(
+        &lines[begin..end],
+        rows,
+        "BACKSTAY_GOLDEN_WRITE=1 writes docs/reference/failover-states.md"
+    );
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub struct Home {
     pub has_points: bool,
     /// Since when, nanoseconds since 1970.
     pub since_unix_ns: u64,
+    /// Whether it was the configuration's default vault then; unknown until somebody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was_default: Option<bool>,
 }
 
 /// Why a disk is not shipped to a vault.
@@ -93,7 +96,7 @@ impl Home {
         // Shipped before it was written down.
         let Some(record) = Record::read(state_dir)? else { return Ok(None) };
         let (Some(_), Some(url)) = (&record.last, record.vault) else { return Ok(None) };
-        Ok(Some(Self { url, vault: None, has_points: true, since_unix_ns: 0 }))
+        Ok(Some(Self { url, vault: None, has_points: true, since_unix_ns: 0, was_default: None }))
     }
 
     /// Writes it down, durably.
@@ -112,6 +115,7 @@ impl Home {
             vault: vault.id(),
             has_points: false,
             since_unix_ns: now_unix_ns(),
+            was_default: None,
         }
     }
 
@@ -183,6 +187,18 @@ pub fn remember(
         None => Home { has_points, ..Home::in_vault(vault) },
     };
     home.save(state_dir).map_err(|source| HomeError::Record { name: name.clone(), source })
+}
+
+/// Writes down whether a disk's home is the default vault, once: a default that is changed later does not move the
+/// disk, and that is to be said. Where it cannot be written, it is tried with the next cycle.
+pub fn note_default(state_dir: &Path, default: &str) {
+    let Ok(Some(home)) = record::load::<Home>(&file(state_dir)) else { return };
+    if home.was_default.is_none() {
+        let was_default = Some(same_url(&home.url, default));
+        if let Err(e) = (Home { was_default, ..home }).save(state_dir) {
+            tracing::warn!("{e}");
+        }
+    }
 }
 
 fn load(state_dir: &Path, name: &DiskName) -> Result<Option<Home>, HomeError> {

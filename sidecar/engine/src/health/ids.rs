@@ -73,6 +73,8 @@ ids! {
     OTHER_VAULT = "other-vault";
     /// A vault was set for the disk, and its points are in another one.
     VAULT_SETTING = "vault-setting-ignored";
+    /// The default vault was changed, and the disk's points are in the one before.
+    VAULT_DEFAULT_CHANGED = "vault-default-changed";
     /// Which vault the disk's points are in cannot be told.
     VAULT_UNKNOWN = "vault-unknown";
     /// The vault is on the physical disk that holds the backing.

@@ -11,6 +11,7 @@
 mod backing;
 mod clock;
 mod cycle;
+mod default_vault;
 mod drills;
 mod driver;
 pub(crate) mod host;
@@ -192,13 +193,14 @@ impl Facts<'_> {
 }
 
 /// The areas, the one whose cause is the headline among equals first.
-const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 11] = [
+const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 12] = [
     driver::causes,
     backing::causes,
     records::causes,
     cycle::causes,
     vault::causes,
     vault::scrubs,
+    default_vault::causes,
     clock::causes,
     upkeep::causes,
     keys::causes,

@@ -156,6 +156,7 @@ impl Cycle {
             }
         }
         let vault = self.vault_url().unwrap_or_else(|_| self.config.vault_of(name).to_owned());
+        home::note_default(&state, &self.config.vault);
         record.note(result, &vault, &state);
         match result {
             Ok(_) => {

@@ -301,12 +301,6 @@ impl FailoverRecord {
         self.remove(state_root)
     }
 
-    /// Whether the disk's state on this host is still that of before the failback.
-    #[must_use]
-    pub fn is_before_the_disk(&self) -> bool {
-        self.kind == Kind::Failback && self.state == State::Seeding
-    }
-
     /// Removes the record, durably, whatever its state: nothing is left that it could tell of.
     ///
     /// # Errors

@@ -314,7 +314,9 @@ pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
     match (record.kind, record.state) {
         (Kind::Failback, State::Committed) => empty,
         // One that has not begun with its file makes it.
-        (Kind::Failback, State::Seeding) => unbacked && !empty,
+        (Kind::Failback, State::Seeding) => {
+            unbacked && !held.iter().any(|part| part.exists()) && is_replica(paths)
+        }
         (Kind::Failback, _) => empty || unbacked,
         (Kind::Source, State::Removing) => false,
         (Kind::Source, _) | (_, State::Committing | State::Committed) => empty,

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context as _, bail};
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::cycle::{CycleJob, CycleReport, Stage, run};
-use backstay_engine::home::{Home, same_url};
+use backstay_engine::home::{self, Home, same_url};
 use backstay_engine::hooks::Hooks;
 use backstay_engine::jobs::JobBook;
 use backstay_engine::record::Record;
@@ -98,6 +98,7 @@ pub fn run_once(
     let result = result.map_err(|e| e.explained(url));
     bar.end();
     job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
+    home::note_default(&paths.state, &context.config.vault);
     // What was tried at another vault than the disk's own is no trouble of the disk's.
     let home = Home::load(&paths.state).ok().flatten();
     let elsewhere = home.is_some_and(|home| !same_url(&home.url, url));

@@ -101,6 +101,7 @@ impl Protect {
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
         home::remember(&state, name, &opened, false)?;
+        home::note_default(&state, &context.config.vault);
         let device = match self.attach {
             true => Some(device_of(context, name, &served, false)?.path),
             false => None,

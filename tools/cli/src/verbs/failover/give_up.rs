@@ -15,26 +15,16 @@ pub fn give_up(context: &Context, record: FailoverRecord) -> anyhow::Result<()> 
         local::stop(context, &name)?;
     }
     let backing = record.backing.clone();
-    // The state of the disk as it was before the failback says what its old backing holds.
-    let is_disk = paths.state.join("super").exists() && record.is_before_the_disk();
-    if !is_disk {
-        if paths.state.join("mounted.unfinished").exists() {
-            lazy::forget(&name, &paths)?;
-        }
-        local::remove_folder(&paths.runtime)?;
-        local::remove_folder(&paths.state)?;
+    if paths.state.join("mounted.unfinished").exists() {
+        lazy::forget(&name, &paths)?;
     }
+    local::remove_folder(&paths.runtime)?;
+    local::remove_folder(&paths.state)?;
     record.give_up(&context.roots.state)?;
     if !context.globals.quiet {
         let gone = backing.map_or_else(String::new, |backing| format!(" ({})", backing.display()));
-        let rest = match is_disk {
-            true => format!(
-                ". What this host knew of the disk before stays: backstay unprotect {name} --keep-points removes it"
-            ),
-            false => "; the name is free".into(),
-        };
         println!(
-            "{name}: given up, since nothing is left of it here{gone}; its recovery points were kept{rest}"
+            "{name}: given up, since its disk is gone from this host{gone}; the name is free, and the recovery points were kept"
         );
     }
     Ok(())
