@@ -130,7 +130,10 @@ fn a_test_failover_touches_nothing_and_leaves_nothing() {
     assert_ne!(hash(&served(b, "db.test")), was);
     // Nobody ships what was written, not even by hand.
     assert!(!b.try_backstay(&["cycle", "db.test"]).status.success());
-    refused(&b.try_backstay(&["failover", "commit", "db.test"]), "never committed");
+    refused(
+        &b.try_backstay(&["failover", "commit", "db.test"]),
+        "backstay failover cleanup db.test",
+    );
     assert_eq!(objects(&vault), before, "the vault was changed");
     assert!(holds(&vault) > 0, "the point is held");
     // A command that tries it has nobody to talk to, and what it mounts is its own.
@@ -223,9 +226,9 @@ fn a_planned_failover_loses_no_acknowledged_write() {
     drop(file);
     assert_eq!(hash(&served(&b, "db")), was);
     b.backstay(&["failover", "commit", "db"]);
-    refused(&b.try_backstay(&["failover", "commit", "db"]), "committed already");
-    refused(&b.try_backstay(&["failover", "change", "db", "--point", "1"]), "cannot be changed");
-    refused(&b.try_backstay(&["failover", "cancel", "db"]), "cannot be cancelled");
+    refused(&b.try_backstay(&["failover", "commit", "db"]), "it is committed");
+    refused(&b.try_backstay(&["failover", "change", "db", "--point", "1"]), "it is committed");
+    refused(&b.try_backstay(&["failover", "cancel", "db"]), "backstay failover handover db");
     refused(&a.try_backstay(&["failover", "cancel", "db"]), "was failed over");
     // What was written here is the disk now.
     refused(&b.try_backstay(&["umount", "db", "--forget"]), "it is the disk");
@@ -347,7 +350,7 @@ fn killed_at(host: &Host, step: u32, args: &[&str]) -> bool {
     assert_eq!(output.status.signal(), Some(9), "{args:?}, step {step}: {}", said(&output));
     let again = host.try_backstay(args);
     // It had done everything but to say so.
-    let done = said(&again).contains("committed already");
+    let done = said(&again).contains("it is committed");
     assert!(
         again.status.success() || done,
         "{args:?} after a kill at step {step}: {}",

@@ -377,7 +377,7 @@ fn what_would_not_be_safe_is_refused() {
     // A second one: the same name, another name, a driver.
     let mut follower = pair.follow(&[]);
     wait_for("running", || pair.status()["running"] == true);
-    refused(&pair.once(), "locked");
+    refused(&pair.once(), "backstay replica db --stop");
     pair.source.backstay(&["cycle", "db"]);
     let other = Host::new("replica-refuse-other");
     fs::write(other.path("backstay.toml"), format!("vault = \"{}\"\n", pair.source.vault()))
@@ -385,13 +385,16 @@ fn what_would_not_be_safe_is_refused() {
     let second = ["replica", "db", "--to", to, "--once", "--force"];
     refused(&other.try_backstay(&second), "in use");
     refused(&other.try_backstay(&["mount", to, "--name", "x"]), "in use");
-    refused(&pair.standby.try_backstay(&["mount", to, "--name", "db"]), "locked");
+    refused(&pair.standby.try_backstay(&["mount", to, "--name", "db"]), "--replica");
     must("kill", ["-9", &follower.id().to_string()]);
     follower.wait().unwrap();
     // The source's own host has a disk of that name.
     let here = pair.source.path("here.img");
     let here = here.to_str().unwrap();
-    refused(&pair.source.try_backstay(&["replica", "db", "--to", here, "--once"]), "locked");
+    refused(
+        &pair.source.try_backstay(&["replica", "db", "--to", here, "--once"]),
+        "failover handover db",
+    );
     // Somebody else wrote to it.
     noise(&target, 4096, 512, &mut pair.rng);
     refused(&pair.once(), "somebody else changed");

@@ -241,6 +241,10 @@ impl What {
             Self::Replica => "a replica".into(),
             Self::TakenOver => "a replica that was taken over".into(),
             Self::Failover(Kind::Test, state) => format!("a test failover, {}", state.explain()),
+            Self::Failover(_, State::Committed) => {
+                "committed, and what was written to it is kept with its state: it is the disk"
+                    .into()
+            }
             Self::Failover(_, state) => state.explain().into(),
             Self::Orphan(_, state) => {
                 format!(

@@ -44,8 +44,8 @@ pub struct Cycle {
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         // Whether another host has taken the disk over, the vault says.
-        let served_elsewhere = Standing { what: What::Elsewhere, at_work: true };
-        if Standing::look(&context.roots, &self.name)? != served_elsewhere {
+        let standing = Standing::look(&context.roots, &self.name)?;
+        if !(standing.at_work && matches!(standing.what, What::Elsewhere | What::TakenOver)) {
             context.may(&self.name, Verb::Cycle)?;
         }
         if self.by_sidecar {
@@ -106,8 +106,12 @@ pub fn run_once(
         record.note(&result, url, &paths.state);
     }
     let fenced = result.as_ref().is_err_and(backstay_engine::CycleError::is_fenced);
-    let elsewhere = Standing { what: What::Elsewhere, at_work: true };
-    let ways = refusal(elsewhere, name, Verb::Cycle).filter(|_| fenced);
+    let what = match Standing::look(&context.roots, name)?.what {
+        What::TakenOver => What::TakenOver,
+        _ => What::Elsewhere,
+    };
+    let standing = Standing { what, at_work: true };
+    let ways = refusal(standing, name, Verb::Cycle).filter(|_| fenced);
     let report = result.with_context(|| match ways {
         Some(ways) => format!("no recovery point was made; the guest is not affected: {ways}"),
         None => format!("disk {name}: no recovery point was made; the guest is not affected"),
