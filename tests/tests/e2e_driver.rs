@@ -18,11 +18,12 @@ fn open(path: &Path) -> File {
 }
 
 /// Random reads, writes, flushes, holes and zeroes of any alignment behave like bytes in memory.
-fn behaves_like_memory(engine: &str) {
+fn behaves_like_memory(engine: &str, size: u64) {
     let host = Host::new("memory");
-    let size = (3 << 20) + 100;
     let disk = host.disk("odd", size);
     let served = disk.mount(&["--engine", engine]);
+    // What was read to start it.
+    forget_cached(&disk.backing);
     let file = open(&served);
     let mut rng = Rng::with_seed(0xA11);
     let mut oracle = vec![0u8; size as usize];
@@ -53,18 +54,49 @@ fn behaves_like_memory(engine: &str) {
         }
     }
     drop(file);
+    if engine == "direct" {
+        assert_eq!(cached_pages(&disk.backing), 0, "something went through the page cache");
+    }
     host.backstay(&["umount", "odd"]);
     assert!(fs::read(&disk.backing).unwrap() == oracle, "the backing holds what was written");
 }
 
 #[test]
 fn any_alignment_buffered() {
-    behaves_like_memory("buffered");
+    behaves_like_memory("buffered", (3 << 20) + 100);
 }
 
 #[test]
 fn any_alignment_direct() {
-    behaves_like_memory("direct");
+    behaves_like_memory("direct", (3 << 20) + 512);
+}
+
+/// Past the page cache the last bytes of an odd size cannot be written.
+#[test]
+fn the_direct_engine_refuses_a_size_that_it_would_need_the_page_cache_for() {
+    let host = Host::new("direct-odd");
+    let disk = host.disk("odd", (1 << 20) + 100);
+    let backing = disk.backing.to_str().unwrap();
+    let output = host.try_backstay(&["mount", backing, "--name", "odd", "--engine", "direct"]);
+    assert!(!output.status.success(), "{}", said(&output));
+    for word in ["the engine direct needs a size", "--engine buffered"] {
+        assert!(said(&output).contains(word), "{}", said(&output));
+    }
+    disk.mount(&["--engine", "buffered"]);
+    host.backstay(&["umount", "odd"]);
+}
+
+fn forget_cached(path: &Path) {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    assert_eq!(cached_pages(path), 0);
+}
+
+fn cached_pages(path: &Path) -> u64 {
+    let pages = must("fincore", ["--noheadings", "--output", "PAGES", path.to_str().unwrap()]);
+    pages.trim().parse().unwrap()
 }
 
 #[test]

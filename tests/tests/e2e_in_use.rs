@@ -342,3 +342,69 @@ fn a_device_is_marked_until_it_is_whole() {
     other.mount(&[]);
     host.backstay(&["umount", "new"]);
 }
+
+/// A device that a replica or a move has filled by half says so itself, also when nothing else knows of it.
+#[test]
+fn what_a_replica_or_a_move_did_not_finish_is_marked() {
+    let _alone = alone();
+    let host = Host::new("half-written");
+    let disk = with_point(&host);
+    let target = host.path("target.img");
+    File::create(&target).unwrap().set_len(SIZE).unwrap();
+    must("mkfs.ext4", ["-q", &text(&target)]);
+    let device = must("losetup", ["--find", "--show", &text(&target)]).trim().to_owned();
+    let other = host.another("half-written-there");
+    // One segment is damaged: the replica fails in the middle.
+    let folder = fs::read_dir(host.path("vault/disks")).unwrap().next().unwrap().unwrap().path();
+    let segments = fs::read_dir(folder.join("segments")).unwrap();
+    let segment = segments
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| fs::metadata(path).unwrap().len());
+    let segment = segment.unwrap();
+    let whole = fs::read(&segment).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 3] ^= 1;
+    fs::set_permissions(&segment, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&segment, &damaged).unwrap();
+    let vault = host.vault();
+    let replica = ["replica", "db", "--vault", &vault, "--once"];
+    let begin = [&replica[..], &["--to", &device, "--force", "--seed", "full"]].concat();
+    let output = other.try_backstay(&begin);
+    assert!(!output.status.success(), "{}", said(&output));
+    println!("{}", said(&output));
+    let marked = |device: &str, words: &[&str]| {
+        for verb in ["mount", "attach"] {
+            refused(&host.try_backstay(&[verb, device, "--name", "new"]), words);
+        }
+        let blkid = said(&run("blkid", ["-p", device]));
+        assert!(!blkid.contains("ext4"), "{blkid}");
+    };
+    marked(&device, &["holds only a part of recovery point 1 of disk db", "backstay replica db"]);
+    // Finished, it is a disk like any other.
+    fs::write(&segment, &whole).unwrap();
+    other.backstay(&replica);
+    assert_eq!(hash(Path::new(&device)), hash(&disk.backing));
+    must("losetup", ["-d", &device]);
+
+    // A move to a device whose ground has no room for it.
+    let small = host.path("small");
+    fs::create_dir(&small).unwrap();
+    must("mount", ["-t", "tmpfs", "-o", "size=4m", "small", &text(&small)]);
+    let target = small.join("target.img");
+    File::create(&target).unwrap().set_len(SIZE).unwrap();
+    let device = must("losetup", ["--find", "--show", &text(&target)]).trim().to_owned();
+    let mut noise = vec![0; 8 << 20];
+    fastrand::Rng::with_seed(5).fill(&mut noise);
+    let served = disk.mount(&[]);
+    OpenOptions::new().write(true).open(served).unwrap().write_all_at(&noise, 8 << 20).unwrap();
+    host.backstay(&["umount", "db"]);
+    let output = host.try_backstay(&["move", "db", "--to", &device, "--force"]);
+    assert!(!output.status.success(), "{}", said(&output));
+    // Also where nobody knows of the move.
+    let words = ["holds only a part of disk db", "moving the disk there was not finished"];
+    refused(&other.try_backstay(&["mount", &device, "--name", "new"]), &words);
+    must("losetup", ["-d", &device]);
+    must("umount", [&small]);
+    disk.mount(&[]);
+    host.backstay(&["umount", "db"]);
+}

@@ -346,6 +346,7 @@ fn a_take_over_in_the_middle_finishes_the_point_without_the_vault() {
         "reserved",
         "applying",
         "resized",
+        "marked",
         "record written",
     ];
     let die = at(steps.len() - 1);

@@ -1,14 +1,19 @@
 //! What tracking promises when its own disk dies, after a reboot, and while a driver does not answer.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backstay_format::asked::Asked;
+use backstay_format::control::{self, ErrorCode, Request, Response};
+use backstay_host::clock;
 use backstay_tests::harness::command::{must, said};
-use backstay_tests::harness::host::{Disk, FsMount, Host, hash};
+use backstay_tests::harness::host::{Disk, FsMount, Host, hash, wait_gone};
 
 const MIB: u64 = 1 << 20;
 
@@ -170,6 +175,44 @@ fn a_driver_that_does_not_answer_is_told_and_holds_up_nobody() {
     assert_eq!(disk.driver_pid(), Some(pid));
     host.backstay(&["umount", "d"]);
     host.backstay(&["umount", "e"]);
+}
+
+/// What a driver comes to after its client's time is over is not done, although the client's connection is still
+/// there; what carries no deadline is.
+#[test]
+fn a_request_whose_time_is_over_is_not_carried_out() {
+    let host = Host::new("trackdeadline");
+    let disk = host.disk("d", 8 * MIB);
+    disk.mount(&[]);
+    assert_eq!(disk.status()["driver"]["takes_deadlines"], true);
+    let pid = disk.driver_pid().unwrap();
+    let socket = host.runtime.join("d/control.sock");
+    let ask = |deadline_boot_ns: Option<u64>| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        must("kill", ["-STOP", &pid.to_string()]);
+        let asked = Asked { request: Request::Stop, deadline_boot_ns };
+        stream.write_all(&control::encode(&asked).unwrap()).unwrap();
+        let over = || deadline_boot_ns.is_none_or(|at| clock::since_boot_ns() > at);
+        while !over() {
+            clock::sleep(Duration::from_millis(5));
+        }
+        must("kill", ["-CONT", &pid.to_string()]);
+        let mut header = [0; control::HEADER_BYTES];
+        stream.read_exact(&mut header).unwrap();
+        let (len, crc) = control::decode_header(&header).unwrap();
+        let mut body = vec![0; len];
+        stream.read_exact(&mut body).unwrap();
+        control::decode_body::<Response>(&body, crc).unwrap()
+    };
+    let soon = clock::since_boot_ns() + 200_000_000;
+    match ask(Some(soon)) {
+        Response::Error(e) => assert_eq!(e.code, ErrorCode::Expired, "{e:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(disk.driver_pid(), Some(pid));
+    // As clients of earlier versions ask.
+    assert_eq!(ask(None), Response::Done);
+    wait_gone(pid);
 }
 
 /// The state directory's file system is full and the driver dies: it comes up again, exactly.

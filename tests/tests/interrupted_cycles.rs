@@ -251,6 +251,7 @@ fn status(disk: &Disk) -> DriverStatus {
         warning: track.warning,
         backing_fault: None,
         hands_out_backing: true,
+        takes_deadlines: true,
         sector_bytes: None,
     }
 }

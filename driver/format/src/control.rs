@@ -184,6 +184,8 @@ pub enum ErrorCode {
     Failed,
     /// The request was not understood.
     Malformed,
+    /// The client had given up before its turn came; nothing was done.
+    Expired,
 }
 
 /// The answer to a cut: where the closed epoch is found.
@@ -281,6 +283,9 @@ pub struct DriverStatus {
     /// Whether the driver answers [`Request::OpenBacking`]; those of earlier versions do not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hands_out_backing: bool,
+    /// Whether the driver takes a deadline with each request ([`crate::asked`]); those of earlier versions do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_deadlines: bool,
     /// What the backing device must be addressed in, in bytes; none for a file and if not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector_bytes: Option<u32>,

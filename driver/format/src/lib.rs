@@ -12,6 +12,7 @@
 //! - [`control`]: the messages between sidecar and driver
 //! - [`unfinished`]: the mark of a block device that a restore has not finished
 
+pub mod asked;
 pub mod bitmap;
 pub mod control;
 pub mod error;

@@ -1,6 +1,6 @@
-//! The mark of a block device that holds only a part of a recovery point.
+//! The mark of a file or device that holds only a part of a disk.
 //!
-//! A restore writes it into the first bytes of the device before anything else, and replaces it by the
+//! A restore, a replica (also that of a failback) or a move writes it into the first bytes of the device before anything else, and replaces it by the
 //! true ones after everything else. So a device that bears it must not be used, on whatever host it is
 //! found; and one whose first bytes somebody has written since is somebody's new data.
 
@@ -23,9 +23,44 @@ const TEXT: &[u8] =
     b"\nThis device holds an unfinished restore of Backstay. Its content is not a disk. \
 Run the restore again, or overwrite the device.\n";
 
+/// Who was writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// A restore.
+    Restore,
+    /// A replica, or a failback, which brings one to the newest point.
+    Replica,
+    /// A move of a disk to another backing. The mark names no point.
+    Move,
+    /// A writer of a later version.
+    Other(u32),
+}
+
+impl Writer {
+    fn code(self) -> u32 {
+        match self {
+            Self::Restore => 0,
+            Self::Replica => 1,
+            Self::Move => 2,
+            Self::Other(code) => code,
+        }
+    }
+
+    fn of(code: u32) -> Self {
+        match code {
+            0 => Self::Restore,
+            1 => Self::Replica,
+            2 => Self::Move,
+            code => Self::Other(code),
+        }
+    }
+}
+
 /// Which recovery point was being written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnfinishedRestore {
+    /// By whom.
+    pub writer: Writer,
     /// The disk.
     pub disk: DiskId,
     /// Its name in the vault.
@@ -47,6 +82,7 @@ impl UnfinishedRestore {
         let mut out = [0u8; MARK_BYTES];
         out[..8].copy_from_slice(MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&self.writer.code().to_le_bytes());
         out[16..32].copy_from_slice(&self.disk.to_bytes());
         out[32..48].copy_from_slice(&self.point.to_bytes());
         out[48..56].copy_from_slice(&self.cycle.0.to_le_bytes());
@@ -80,6 +116,7 @@ impl UnfinishedRestore {
         let name =
             name.ok_or(FormatError::Bounds { what: WHAT, field: "name", value: len as u64 })?;
         Ok(Self {
+            writer: Writer::of(f.u32(12)),
             disk: DiskId::from_bytes(f.array(16)),
             name,
             cycle: CycleNo(f.u64(48)),

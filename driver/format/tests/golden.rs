@@ -20,7 +20,7 @@ use backstay_format::preserved::{PreservedHeader, RECORD_BYTES, Record};
 use backstay_format::superblock::{
     BackingId, Base, CleanStop, Geometry, Resync, SLOT_BYTES, Superblock,
 };
-use backstay_format::unfinished::UnfinishedRestore;
+use backstay_format::unfinished::{UnfinishedRestore, Writer};
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SectorRange};
 
 /// The golden file of this name; made of `bytes` first if asked for.
@@ -323,6 +323,7 @@ fn status() -> DriverStatus {
         warning: Some("in words".into()),
         backing_fault: None,
         hands_out_backing: false,
+        takes_deadlines: false,
         sector_bytes: None,
     }
 }
@@ -404,6 +405,7 @@ fn backing_responses() -> Vec<Response> {
     let status = DriverStatus {
         backing_fault: Some(fault),
         hands_out_backing: true,
+        takes_deadlines: true,
         sector_bytes: Some(4096),
         ..status()
     };
@@ -510,6 +512,7 @@ fn unknown_versions_are_refused_by_name() {
 #[test]
 fn the_mark_of_an_unfinished_restore() {
     let mark = UnfinishedRestore {
+        writer: Writer::Restore,
         disk: id(0x10),
         name: "db".parse().unwrap(),
         cycle: CycleNo(17),
@@ -520,5 +523,9 @@ fn the_mark_of_an_unfinished_restore() {
     let bytes = golden("unfinished-restore.bin", &mark.encode());
     assert_eq!(UnfinishedRestore::decode(&bytes).unwrap(), mark);
     every_bit_flip_is_seen(&bytes, UnfinishedRestore::decode);
+    for writer in [Writer::Replica, Writer::Move, Writer::Other(9)] {
+        let mark = UnfinishedRestore { writer, ..mark.clone() };
+        assert_eq!(UnfinishedRestore::decode(&mark.encode()).unwrap(), mark);
+    }
     assert!(UnfinishedRestore::is_mark(&bytes) && !UnfinishedRestore::is_mark(&[0; 512]));
 }

@@ -22,8 +22,12 @@ use super::open::{Own, size_of};
 use super::watch::{Watch, reopen};
 use super::{Seek, fingerprint, identity, mark};
 
+const PUNCH: FallocateFlags =
+    FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+const ZERO: FallocateFlags =
+    FallocateFlags::FALLOC_FL_ZERO_RANGE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
 /// Zeroes to write where the file system cannot punch or zero.
-static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+pub(super) static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A backing read and written through the page cache.
 pub struct Buffered {
@@ -64,20 +68,42 @@ impl Buffered {
         io::Error::from_raw_os_error(libc::EIO)
     }
 
+    /// Whether the file system could do it.
+    fn fallocate(
+        &self,
+        flags: FallocateFlags,
+        offset: ByteOffset,
+        len: ByteLen,
+    ) -> io::Result<bool> {
+        loop {
+            match fallocate(&*self.file, flags, offset.0 as i64, len.0 as i64) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                // Not supported there, or not at this alignment (devices want whole blocks).
+                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Gives whole pages back; whether the file system could.
+    pub(super) fn punch_pages(&self, offset: ByteOffset, len: ByteLen) -> io::Result<bool> {
+        self.fallocate(PUNCH, offset, len)
+    }
+
+    /// Zeroes whole pages; whether the file system could.
+    pub(super) fn zero_pages(&self, offset: ByteOffset, len: ByteLen) -> io::Result<bool> {
+        self.fallocate(ZERO, offset, len)
+    }
+
     fn fallocate_or_write(
         &self,
         flags: FallocateFlags,
         offset: ByteOffset,
         len: ByteLen,
     ) -> io::Result<()> {
-        loop {
-            match fallocate(&*self.file, flags, offset.0 as i64, len.0 as i64) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                // Not supported there, or not at this alignment (devices want whole blocks).
-                Err(Errno::EOPNOTSUPP | Errno::EINVAL) => break,
-                Err(e) => return Err(e.into()),
-            }
+        if self.fallocate(flags, offset, len)? {
+            return Ok(());
         }
         let (mut at, end) = (offset.0, offset.0 + len.0);
         while at < end {
@@ -154,13 +180,11 @@ impl Backing for Buffered {
     }
 
     fn punch(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.fallocate_or_write(flags, offset, len)
+        self.fallocate_or_write(PUNCH, offset, len)
     }
 
     fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
-        let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.fallocate_or_write(flags, offset, len)
+        self.fallocate_or_write(ZERO, offset, len)
     }
 
     /// After a failure the kernel takes pages it could not write for clean: they would be read as

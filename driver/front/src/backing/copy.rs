@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use backstay_format::unfinished::UnfinishedRestore;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{AnyBacking, Seek};
+use super::{AnyBacking, Seek, half_written};
 
 /// Bytes copied and checksummed as one.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -63,7 +64,8 @@ struct Piece {
 }
 
 /// Copies the first `size` bytes of one backing to another and reads them back. `is_empty`: the copy
-/// reads as zeroes everywhere, so holes need no writing. Returns the bytes of data copied.
+/// reads as zeroes everywhere, so holes need no writing. Until all else is right, the first block holds `mark`.
+/// Returns the bytes of data copied.
 ///
 /// # Errors
 /// If a side fails, or what was read back differs.
@@ -72,13 +74,18 @@ pub fn copy(
     to: (&AnyBacking, &Path),
     size: ByteLen,
     is_empty: bool,
+    mark: &UnfinishedRestore,
     progress: Progress<'_>,
 ) -> Result<u64, CopyError> {
     let (to, path) = to;
     let mut pieces = vec![];
     let mut buffer = vec![0; PIECE_BYTES as usize];
-    let mut copied = 0;
-    each_extent(from, size, |at, end, data| {
+    let first = half_written::first_block(size);
+    let mut block = vec![0; first as usize];
+    from.read_at(&mut block, ByteOffset(0)).map_err(failed("reading the backing", 0))?;
+    half_written::mark(to, mark, first).map_err(failed("marking the copy", 0))?;
+    let mut copied = first;
+    each_extent(from, (first, size.0), |at, end, data| {
         if !data {
             if !is_empty {
                 to.zero(ByteOffset(at), ByteLen(end - at))
@@ -100,18 +107,25 @@ pub fn copy(
     })?;
     to.sync().map_err(failed("making the copy durable", 0))?;
     forget_cached(path);
-    compare(to, size, &pieces, &mut buffer, progress)?;
-    Ok(copied)
+    compare(to, (first, size), &pieces, &mut buffer, progress)?;
+    half_written::finish(to, &block).map_err(failed("writing the first block of the copy", 0))?;
+    forget_cached(path);
+    let read = &mut buffer[..block.len()];
+    to.read_at(read, ByteOffset(0)).map_err(failed("reading the copy back", 0))?;
+    match *read == *block {
+        true => Ok(copied),
+        false => Err(CopyError::Differs { at: 0, end: first }),
+    }
 }
 
 fn compare(
     copy: &AnyBacking,
-    size: ByteLen,
+    (first, size): (u64, ByteLen),
     pieces: &[Piece],
     buffer: &mut [u8],
     progress: Progress<'_>,
 ) -> Result<(), CopyError> {
-    let mut at = 0;
+    let mut at = first;
     for piece in pieces {
         must_be_zero(copy, at, piece.at, buffer, progress, size)?;
         let read = &mut buffer[..piece.len as usize];
@@ -160,21 +174,21 @@ fn must_be_zero(
 /// Calls with every stretch of data or hole, in order.
 fn each_extent(
     of: &AnyBacking,
-    size: ByteLen,
+    (start, size): (u64, u64),
     mut each: impl FnMut(u64, u64, bool) -> Result<(), CopyError>,
 ) -> Result<(), CopyError> {
-    let mut at = 0;
-    while at < size.0 {
+    let mut at = start;
+    while at < size {
         let find = |from: u64, what| match of.seek(ByteOffset(from), what) {
-            Ok(found) => Ok(found.0.min(size.0)),
-            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(size.0),
+            Ok(found) => Ok(found.0.min(size)),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(size),
             Err(e) => Err(failed("looking for holes of the backing", from)(e)),
         };
         let data = find(at, Seek::Data)?;
         if data > at {
             each(at, data, false)?;
         }
-        if data < size.0 {
+        if data < size {
             let hole = find(data, Seek::Hole)?;
             each(data, hole, true)?;
             at = hole;
@@ -211,6 +225,18 @@ mod tests {
 
     const SIZE: u64 = (20 << 20) + 100;
 
+    fn mark() -> UnfinishedRestore {
+        UnfinishedRestore {
+            writer: backstay_format::unfinished::Writer::Move,
+            disk: backstay_types::DiskId::from_bytes([1; 16]),
+            name: "d".parse().unwrap(),
+            cycle: backstay_types::CycleNo(0),
+            point: backstay_types::PointId::from_bytes([0; 16]),
+            size: ByteLen(SIZE),
+            started_unix_ns: 1,
+        }
+    }
+
     fn source(dir: &Path) -> AnyBacking {
         let file = File::create(dir.join("from")).unwrap();
         file.set_len(SIZE).unwrap();
@@ -228,7 +254,8 @@ mod tests {
         let path = dir.path().join("to");
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         let to = open(&path, Engine::Buffered).unwrap();
-        let copied = copy(&from, (&to, &path), ByteLen(SIZE), true, &|_, _, _| ()).unwrap();
+        let copied =
+            copy(&from, (&to, &path), ByteLen(SIZE), true, &mark(), &|_, _, _| ()).unwrap();
         assert!(copied < 4 << 20, "{copied}");
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 5 << 20);
         let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
@@ -242,7 +269,7 @@ mod tests {
         let path = dir.path().join("to");
         std::fs::write(&path, vec![0xEE; SIZE as usize]).unwrap();
         let to = open(&path, Engine::Buffered).unwrap();
-        copy(&from, (&to, &path), ByteLen(SIZE), false, &|_, _, _| ()).unwrap();
+        copy(&from, (&to, &path), ByteLen(SIZE), false, &mark(), &|_, _, _| ()).unwrap();
         let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
         assert!(content("from") == content("to"));
     }
@@ -263,7 +290,8 @@ mod tests {
                     file.write_all_at(&[0x55], spoiled).unwrap();
                 }
             };
-            let error = copy(&from, (&to, &path), ByteLen(SIZE), true, &spoil).unwrap_err();
+            let error =
+                copy(&from, (&to, &path), ByteLen(SIZE), true, &mark(), &spoil).unwrap_err();
             assert!(
                 matches!(error, CopyError::Differs { at, end } if at <= spoiled && spoiled < end)
             );

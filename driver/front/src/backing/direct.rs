@@ -4,11 +4,10 @@
 //! write runs: POSIX promises that a write of a part of a block loses nothing of another write to
 //! the same block, and a read-modify-write alone would.
 //!
-//! Never buffered and direct writes at the same time: a page of the cache that is filled while a
-//! direct write runs may later be written back over it. What has to go through the cache (the
-//! tail of a disk of odd size, zeroes of a part of a page) runs alone and is flushed before the
-//! next direct write can begin. The kernel drops cached pages around each direct write, so the
-//! sidecar's buffered reads see what was answered.
+//! Nothing goes through the page cache: a page of it that is filled while a direct write runs may later be written
+//! back over it, and a driver that needs pages may wait for those who write to its disk. So a disk whose size is
+//! no multiple of what the file wants is refused, and zeroes for a part of a page are written as data. The
+//! kernel drops cached pages around each direct write, so the sidecar's buffered reads see what was answered.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +22,7 @@ use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES};
 
 use super::Seek;
-use super::buffered::Buffered;
+use super::buffered::{Buffered, ZEROES};
 use super::ring::{Ring, can_read, with_ring};
 
 /// What direct I/O is aligned to where whole sectors are not enough.
@@ -87,10 +86,41 @@ impl Direct {
         Ok(())
     }
 
-    /// Zeroing a part of a page, or by writing zeroes, goes through the cache and must not stay
-    /// there.
-    fn settle(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
-        if (offset.0 | len.0).is_multiple_of(PAGE_BYTES) { Ok(()) } else { self.buffered.sync() }
+    /// Makes a range read as zeroes: whole pages by `clear`, if the file system can, the rest as data. The caller
+    /// is alone.
+    fn clear(
+        &self,
+        offset: ByteOffset,
+        len: ByteLen,
+        clear: impl FnOnce(ByteOffset, ByteLen) -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let end = offset.0 + len.0;
+        let (first, last) = (offset.0.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
+        if first >= last || !clear(ByteOffset(first), ByteLen(last - first))? {
+            return self.write_zeroes(offset.0, end);
+        }
+        self.write_zeroes(offset.0, first)?;
+        self.write_zeroes(last, end)
+    }
+
+    fn write_zeroes(&self, mut at: u64, end: u64) -> io::Result<()> {
+        while at < end {
+            let len = (end - at).min(ZEROES.len() as u64);
+            self.with_ring(|ring| self.write_partly(ring, &ZEROES[..len as usize], at))?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Why a size cannot be read and written past the page cache, if it cannot.
+    pub(super) fn objection(&self, size: ByteLen) -> Option<String> {
+        (!size.0.is_multiple_of(self.align)).then(|| {
+            format!(
+                "the engine direct needs a size that is a multiple of {} bytes, {size} are none: use --engine \
+                 buffered, or extend the file",
+                self.align
+            )
+        })
     }
 }
 
@@ -106,7 +136,10 @@ impl Backing for Direct {
     fn grow(&self, to: ByteLen) -> io::Result<()> {
         // Alone: what a write does at the disk's end depends on where that is.
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        self.buffered.grow(to)
+        match self.objection(to) {
+            Some(objection) => Err(io::Error::new(io::ErrorKind::InvalidInput, objection)),
+            None => self.buffered.grow(to),
+        }
     }
 
     fn identity(&self) -> io::Result<Option<BackingId>> {
@@ -148,25 +181,17 @@ impl Backing for Direct {
             return self.with_ring(|ring| ring.write(data, offset.0));
         }
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        if end.next_multiple_of(self.align) > self.size().0 {
-            // The disk's end is not aligned: the last bytes cannot be written past the page
-            // cache. No direct write runs now, and the flush leaves no dirty page behind.
-            self.buffered.write_at(data, offset)?;
-            return self.buffered.sync();
-        }
         self.with_ring(|ring| self.write_partly(ring, data, offset.0))
     }
 
     fn punch(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        self.buffered.punch(offset, len)?;
-        self.settle(offset, len)
+        self.clear(offset, len, |at, n| self.buffered.punch_pages(at, n))
     }
 
     fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        self.buffered.zero(offset, len)?;
-        self.settle(offset, len)
+        self.clear(offset, len, |at, n| self.buffered.zero_pages(at, n))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod buffered;
 pub mod copy;
 mod direct;
 mod fingerprint;
+pub mod half_written;
 mod identity;
 mod mark;
 mod open;
@@ -24,7 +25,8 @@ use backstay_format::superblock::BackingId;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 
-pub use alone::{refuse_users, unfinished};
+pub use alone::refuse_users;
+pub use half_written::unfinished;
 pub use open::{Engine, OpenError, image_format, open, open_as};
 
 use buffered::Buffered;

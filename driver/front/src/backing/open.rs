@@ -187,7 +187,13 @@ pub fn open_as(path: &Path, engine: Engine, holder: &str) -> Result<AnyBacking, 
     let buffered = Buffered::new(own, watch, size, device);
     Ok(match direct {
         None => AnyBacking::Buffered(buffered),
-        Some(direct) => AnyBacking::Direct(Direct::new(buffered, direct)),
+        Some(direct) => {
+            let direct = Direct::new(buffered, direct);
+            if let Some(objection) = direct.objection(size) {
+                return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, objection)));
+            }
+            AnyBacking::Direct(direct)
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A process that is stopped, or whose backing hangs, must hold up nobody who only asks how it is. Who
 //! has waited in vain closes the connection; the driver does not begin anything for a client that has
-//! gone (see [`super::server`]), so what was given up is not carried out later.
+//! gone or whose time is over (see [`super::server`]), so what was given up is not carried out later.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backstay_format::asked::Asked;
 use backstay_format::control::{ControlError, DriverStatus, ErrorCode, Request, Response};
 use backstay_host::clock;
 use backstay_types::DiskName;
@@ -103,6 +104,8 @@ fn is_time(error: &FrameError) -> bool {
 pub struct ControlClient {
     stream: UnixStream,
     path: PathBuf,
+    /// Whether the driver has said that it takes deadlines.
+    deadlines: bool,
 }
 
 impl ControlClient {
@@ -115,7 +118,7 @@ impl ControlClient {
         let stream = UnixStream::connect(path).map_err(not_running)?;
         stream.set_read_timeout(Some(ANSWER_TIME_MAX)).map_err(not_running)?;
         stream.set_write_timeout(Some(LOOK_AFTER)).map_err(not_running)?;
-        Ok(Self { stream, path: path.into() })
+        Ok(Self { stream, path: path.into(), deadlines: false })
     }
 
     /// Asks, and gives the answer; a refusal is an error.
@@ -124,17 +127,26 @@ impl ControlClient {
     /// If the connection breaks or the driver refuses.
     pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
         let broken = |source| ClientError::Broken { path: self.path.clone(), source };
-        if let Err(e) = send(&mut self.stream, request) {
+        let waits = patience(request);
+        let deadline = clock::since_boot_ns().saturating_add(waits.as_nanos() as u64);
+        let deadline_boot_ns = self.deadlines.then_some(deadline);
+        let asked = Asked { request: request.clone(), deadline_boot_ns };
+        if let Err(e) = send(&mut self.stream, &asked) {
             return Err(if is_time(&e) { self.silent() } else { broken(e) });
         }
-        if !self.answers_within(patience(request)) {
+        if !self.answers_within(waits) {
             return Err(self.silent());
         }
         match receive(&mut self.stream) {
             Err(e) if is_time(&e) => Err(self.silent()),
             Err(e) => Err(broken(e)),
             Ok(Some(Response::Error(error))) => Err(ClientError::Refused(error)),
-            Ok(Some(answer)) => Ok(answer),
+            Ok(Some(answer)) => {
+                if let Response::Status(status) | Response::Leased { status } = &answer {
+                    self.deadlines = status.takes_deadlines;
+                }
+                Ok(answer)
+            }
             Ok(None) => Err(broken(FrameError::Io(io::ErrorKind::UnexpectedEof.into()))),
         }
     }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use backstay_format::asked::Asked;
 use backstay_format::control::{
     BackingFault, BackingFaultKind, ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX,
     Request, Response,
@@ -211,6 +212,7 @@ impl<E: Env, B: Backing> Server<E, B> {
             warning: track.warning,
             backing_fault,
             hands_out_backing: true,
+            takes_deadlines: true,
             sector_bytes: self.disk.backing().sector_bytes(),
         }
     }
@@ -234,7 +236,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
     fn serve(&mut self, mut stream: &UnixStream) {
         let mut hold: Option<Hold<'a, E>> = None;
         loop {
-            let received = receive::<Request>(&mut Holding {
+            let received = receive::<Asked>(&mut Holding {
                 stream,
                 hold: &mut hold,
                 thawed: &mut self.thawed,
@@ -249,7 +251,17 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 return;
             }
             let answer = match received {
-                Ok(Some(request)) => self.answer(request, &mut hold),
+                Ok(Some(asked)) if asked.is_over(clock::since_boot_ns()) => {
+                    tracing::warn!(
+                        "a request came too late, its client has given up: nothing was done for it"
+                    );
+                    drop(hold.take());
+                    refuse(
+                        ErrorCode::Expired,
+                        "its time was over before its turn came; nothing was done",
+                    )
+                }
+                Ok(Some(asked)) => self.answer(asked.request, &mut hold),
                 Ok(None) => return,
                 Err(FrameError::Io(_)) => return,
                 Err(FrameError::Format(e)) => {

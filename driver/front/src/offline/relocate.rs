@@ -9,8 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_format::unfinished::{UnfinishedRestore, Writer};
+use backstay_host::clock::now_unix_ns;
 use backstay_track::{Backing, Binding, FsEnv, Offline};
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, CycleNo, DiskName, PointId};
 
 use super::{OfflineError, io_error};
 use crate::backing::copy::{Progress, copy};
@@ -106,7 +108,17 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
         record.moved_from =
             record.moved_from.take().filter(|was| Some(was) != record.moving_to.as_ref());
         save(&record, paths)?;
-        let copied = copy(&source, (&to, &order.to), size, target.is_empty, progress)?;
+        let sb = disk.superblock();
+        let mark = UnfinishedRestore {
+            writer: Writer::Move,
+            disk: sb.disk,
+            name: name.clone(),
+            cycle: CycleNo(0),
+            point: PointId::from_bytes([0; 16]),
+            size,
+            started_unix_ns: now_unix_ns(),
+        };
+        let copied = copy(&source, (&to, &order.to), size, target.is_empty, &mark, progress)?;
         Ok((to, copied))
     });
     let (to, copied_bytes) = match copied {

@@ -110,6 +110,7 @@ mod tests {
             warning: None,
             backing_fault: None,
             hands_out_backing: true,
+            takes_deadlines: true,
             sector_bytes: None,
         }
     }

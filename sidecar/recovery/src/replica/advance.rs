@@ -3,12 +3,14 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
-use backstay_vault::read::Fetch;
+use backstay_format::unfinished::UnfinishedRestore;
+use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
+use backstay_vault::read::{Fetch, RestoreTarget as _};
 use backstay_vault::{Manifest, SectorSet, Vault, VaultError};
 
 use super::difference::{between, point_of};
 use super::error::{ReplicaError, on};
+use super::first_block::FirstBlock;
 use super::log::{LogHeader, LogWriter};
 use super::record::{LogRef, PointRef, Seed, Standing, new_file};
 use super::{Doing, Moved, Replica, Watch, set};
@@ -214,6 +216,13 @@ impl Replica {
         let writer = LogWriter::create(&self.dir, &name, &header, self.limits.log)
             .map_err(on("making", &path))?;
         self.limits.seam.step("log begun")?;
+        let begun = self.first_block_to(vault, to, &writer);
+        if let Err(e) = begun {
+            let over = writer.is_over();
+            drop(writer);
+            self.remove(&name);
+            return if over { Ok(None) } else { Err(e) };
+        }
         let mut fetch = Fetch::part(vault, to, sectors, 0)?;
         let progress = |done, all| (watch.progress)(Doing::Fetching, done, all);
         let fetched = fetch
@@ -234,6 +243,39 @@ impl Replica {
         }
         self.limits.seam.step("log written")?;
         writer.finish(&name).map(Some).map_err(on("syncing", &path))
+    }
+
+    /// The whole first block into a log, before what changes in it: while the log is applied, the mark of what is
+    /// half written stands in its place.
+    fn first_block_to(
+        &self,
+        vault: &Vault,
+        to: &Manifest,
+        log: &LogWriter,
+    ) -> Result<(), ReplicaError> {
+        let path = self.target.path();
+        let mut block = self.target.first_block(to.size).map_err(on("reading", path))?;
+        if UnfinishedRestore::is_mark(&block) {
+            block = FirstBlock::of(vault, to)?;
+        }
+        if block.is_empty() {
+            return Ok(());
+        }
+        log.write_at(&block, ByteOffset(0)).map_err(on("writing the redo log of", path))
+    }
+
+    /// The first block of a point to the target, which withholds it.
+    pub(super) fn fetch_first_block(
+        &self,
+        vault: &Vault,
+        to: &Manifest,
+    ) -> Result<(), ReplicaError> {
+        let block = FirstBlock::of(vault, to)?;
+        let path = self.target.path();
+        match block.is_empty() {
+            true => Ok(()),
+            false => self.target.write_at(&block, ByteOffset(0)).map_err(on("writing", path)),
+        }
     }
 
     /// Writes sectors straight from the vault: the target is no point until that is done.
@@ -280,6 +322,8 @@ impl Replica {
         let progress = |done, all| (watch.progress)(Doing::Applying, done, all);
         let (threads, stretch) = (self.limits.threads, self.limits.stretch_sectors);
         let begun = fetch.done();
+        self.mark(&to.into())?;
+        seam.step("marked")?;
         while fetch.step(&self.target, threads, stretch, &progress, watch.stop)? {
             seam.step("stretch written")?;
             self.target.sync().map_err(on("making durable", self.target.path()))?;
@@ -292,6 +336,9 @@ impl Replica {
         moved.written.0 += (fetch.done() - begun) * SECTOR_BYTES;
         fetch.finish()?;
         seam.step("written")?;
+        self.fetch_first_block(vault, to)?;
+        self.complete()?;
+        seam.step("completed")?;
         self.arrive(to.into())
     }
 

@@ -4,6 +4,9 @@ use std::io;
 use std::sync::atomic::AtomicBool;
 
 use backstay_format::FormatError;
+use backstay_format::unfinished::{UnfinishedRestore, Writer};
+use backstay_front::backing::half_written::first_block;
+use backstay_host::clock::now_unix_ns;
 use backstay_types::{ByteLen, ByteOffset};
 
 use super::error::{ReplicaError, io_error, on};
@@ -24,6 +27,24 @@ impl Replica {
         self.limits.seam.step("arrived")?;
         self.record.tidy(&self.dir);
         Ok(())
+    }
+
+    /// Marks the target: what it holds is no point until [`Target::complete`](super::Target::complete).
+    pub(super) fn mark(&self, point: &PointRef) -> Result<(), ReplicaError> {
+        let mark = UnfinishedRestore {
+            writer: Writer::Replica,
+            disk: self.record.disk,
+            name: self.record.name.clone(),
+            cycle: point.cycle,
+            point: point.point,
+            size: point.size_bytes,
+            started_unix_ns: now_unix_ns(),
+        };
+        self.target.mark(&mark).map_err(on("marking", self.target.path()))
+    }
+
+    pub(super) fn complete(&self) -> Result<(), ReplicaError> {
+        self.target.complete().map_err(on("writing the first block of", self.target.path()))
     }
 
     pub(super) fn resize(&self, size: ByteLen) -> Result<(), ReplicaError> {
@@ -49,7 +70,7 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         let seam = self.limits.seam.clone();
         if let Standing::Ready { from, to, log } = self.record.standing.clone() {
-            if let Err(e) = self.check(&log, &to).and_then(|()| self.reserve(&log, &to)) {
+            if let Err(e) = self.check(&log, &to).and_then(|_| self.reserve(&log, &to)) {
                 // Not a byte of the target was written; taking space may have changed its times.
                 if let Some(point) = from {
                     self.arrive(point)?;
@@ -63,24 +84,40 @@ impl Replica {
         let Standing::Applying { to, log, .. } = self.record.standing.clone() else {
             return Ok(());
         };
-        if let Err(e) = self.check(&log, &to) {
-            if matches!(e, ReplicaError::Log { .. }) {
-                // What it would have written is not known any more.
-                self.set(Standing::Seeding { to, how: Seed::Compare, seen: 0 })?;
-                self.record.tidy(&self.dir);
+        let has_first_block = match self.check(&log, &to) {
+            Ok(has) => has,
+            Err(e) => {
+                if matches!(e, ReplicaError::Log { .. }) {
+                    // What it would have written is not known any more.
+                    self.set(Standing::Seeding { to, how: Seed::Compare, seen: 0 })?;
+                    self.record.tidy(&self.dir);
+                }
+                return Err(e);
             }
-            return Err(e);
-        }
+        };
         self.resize(to.size_bytes)?;
         seam.step("resized")?;
-        moved.written.0 += self.apply(&log, &to, watch)?;
+        // One of an earlier version cannot put back what the mark stands in place of.
+        if has_first_block {
+            self.mark(&to)?;
+            seam.step("marked")?;
+        }
+        moved.written.0 += self.apply(&log, &to, has_first_block, watch)?;
         seam.step("written")?;
+        self.complete()?;
+        seam.step("completed")?;
         self.arrive(to)
     }
 
-    /// Checks all of a log.
-    fn check(&self, log: &LogRef, to: &PointRef) -> Result<(), ReplicaError> {
-        self.each_record(log, to, |_, _| Ok(()))
+    /// Checks all of a log; whether it has the whole first block in one record, as those have that are made now.
+    fn check(&self, log: &LogRef, to: &PointRef) -> Result<bool, ReplicaError> {
+        let first = first_block(to.size_bytes);
+        let mut has = false;
+        self.each_record(log, to, |record, _| {
+            has |= record.offset.0 == 0 && record.len.0 >= first;
+            Ok(())
+        })?;
+        Ok(has)
     }
 
     /// Takes the space on the target that the data in a log needs.
@@ -106,7 +143,13 @@ impl Replica {
     }
 
     /// Writes what a log says; the bytes written.
-    fn apply(&self, log: &LogRef, to: &PointRef, watch: Watch<'_>) -> Result<u64, ReplicaError> {
+    fn apply(
+        &self,
+        log: &LogRef,
+        to: &PointRef,
+        has_first_block: bool,
+        watch: Watch<'_>,
+    ) -> Result<u64, ReplicaError> {
         let (mut written, mut records, mut read) = (0, 0u64, 0);
         self.each_record(log, to, |record, data| {
             let done = match record.data {
@@ -114,7 +157,10 @@ impl Replica {
                 false => self.target.zero(record.offset, record.len),
             };
             done.map_err(on("writing", self.target.path()))?;
-            written += record.len.0;
+            // The first block as it was is no change.
+            if records > 0 || !has_first_block {
+                written += record.len.0;
+            }
             records += 1;
             read += data.len() as u64;
             (watch.progress)(Doing::Applying, read, log.bytes);

@@ -19,6 +19,7 @@
 //! - [`record`]: what lasts; [`log`], [`set`]: its files
 //! - [`difference`]: which sectors may differ between two points
 //! - [`target`]: what it is kept on
+//! - `first_block`: what is written last, in place of the mark of what is half written
 //! - `advance`: from point to point; `apply`: from the log to the target; `seed`: to the first point
 //! - [`mod@follow`]: staying at the newest; [`status`]: what people see
 
@@ -26,6 +27,7 @@ mod advance;
 mod apply;
 pub mod difference;
 mod error;
+mod first_block;
 pub mod follow;
 pub mod log;
 pub mod record;
@@ -213,7 +215,8 @@ impl Replica {
             } else {
                 size == point.size_bytes
             };
-            if !fits || mtime != *mtime_unix_ns {
+            let marked = target.is_marked().map_err(error::on("reading", target.path()))?;
+            if !fits || marked || mtime != *mtime_unix_ns {
                 return Err(ReplicaError::Refused {
                     name: record.name,
                     reason: format!(

@@ -192,9 +192,19 @@ impl Replica {
         }
         self.resize(point.size)?;
         self.limits.seam.step("resized")?;
+        let marked = self.target.is_marked().map_err(on("reading", self.target.path()))?;
+        if how == Seed::Full || marked {
+            self.mark(&point.into())?;
+            self.limits.seam.step("marked")?;
+        }
         match how {
             Seed::Full => self.fill(vault, point, seen, watch, moved)?,
             Seed::Compare => self.compare(vault, point, seen, watch, moved)?,
+        }
+        if self.target.withholds() {
+            self.fetch_first_block(vault, point)?;
+            self.complete()?;
+            self.limits.seam.step("completed")?;
         }
         self.arrive(point.into())
     }
@@ -244,6 +254,9 @@ impl Replica {
             let more = comparison.step(&side, threads, stretch)?;
             let differs = side.differs.into_inner().unwrap_or_else(PoisonError::into_inner);
             self.limits.seam.step("stretch compared")?;
+            if differs.count() > 0 {
+                self.mark(&point.into())?;
+            }
             let mut fetch = Fetch::part(vault, point, &differs, 0)?;
             fetch.step(&self.target, threads, u64::MAX, &|_, _| {}, watch.stop)?;
             fetch.finish()?;

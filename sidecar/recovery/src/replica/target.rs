@@ -4,9 +4,11 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use backstay_format::superblock::BackingId;
-use backstay_front::backing::{self, AnyBacking, Engine, Seek};
+use backstay_format::unfinished::UnfinishedRestore;
+use backstay_front::backing::{self, AnyBacking, Engine, Seek, half_written};
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, DiskName, SECTOR_BYTES, SectorRange};
 use backstay_vault::read::RestoreTarget;
@@ -55,6 +57,8 @@ pub struct Target {
     ground: Box<dyn Ground>,
     path: PathBuf,
     device: bool,
+    /// While the rest is no whole point: what the first block becomes; the mark stands in its place.
+    withheld: Mutex<Option<Vec<u8>>>,
 }
 
 impl Target {
@@ -77,13 +81,13 @@ impl Target {
         let ground = backing::open(path, Engine::Buffered)?;
         let device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
         let path = fs::canonicalize(path).map_err(on("looking at", path))?;
-        Ok(Self { ground: Box::new(ground), path, device })
+        Ok(Self { ground: Box::new(ground), path, device, withheld: Mutex::new(None) })
     }
 
     /// Any backing as a target, under a name for messages.
     #[must_use]
     pub fn of(ground: Box<dyn Ground>, path: PathBuf, device: bool) -> Self {
-        Self { ground, path, device }
+        Self { ground, path, device, withheld: Mutex::new(None) }
     }
 
     /// Which it is.
@@ -173,14 +177,73 @@ impl Target {
         self.ground.grow(to)
     }
 
+    /// Whether it carries the mark of what is half written.
+    pub fn is_marked(&self) -> io::Result<bool> {
+        half_written::is_marked(&*self.ground)
+    }
+
+    /// Marks it: from here on its first block is withheld, until [`Self::complete`].
+    pub fn mark(&self, mark: &UnfinishedRestore) -> io::Result<()> {
+        let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+        if withheld.is_none() {
+            let first = half_written::first_block(mark.size);
+            half_written::mark(&*self.ground, mark, first)?;
+            *withheld = Some(vec![0; first as usize]);
+        }
+        Ok(())
+    }
+
+    /// Whether its first block is withheld.
+    pub fn withholds(&self) -> bool {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// All is there: the first block as it was written since the mark takes its place, if there is a mark.
+    pub fn complete(&self) -> io::Result<()> {
+        let withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner).take();
+        withheld.map_or(Ok(()), |block| half_written::finish(&*self.ground, &block))
+    }
+
+    /// The first block, if this is larger than none.
+    pub fn first_block(&self, size: ByteLen) -> io::Result<Vec<u8>> {
+        let mut block = vec![0; half_written::first_block(size) as usize];
+        let there = self.ground.size().0.min(block.len() as u64) as usize;
+        self.ground.read_at(&mut block[..there], ByteOffset(0))?;
+        Ok(block)
+    }
+
+    /// How much of a range, from its start, is in the first block while that is withheld; `put` gets that part.
+    fn withhold(&self, offset: u64, len: u64, put: impl FnOnce(&mut [u8])) -> u64 {
+        if offset >= half_written::FIRST_BLOCK_BYTES {
+            return 0;
+        }
+        let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(block) = withheld.as_mut() else { return 0 };
+        let end = (offset + len).min(block.len() as u64);
+        if offset >= end {
+            return 0;
+        }
+        put(&mut block[offset as usize..end as usize]);
+        end - offset
+    }
+
     /// Writes data.
     pub fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()> {
-        self.ground.write_at(data, offset)
+        let copy = |block: &mut [u8]| block.copy_from_slice(&data[..block.len()]);
+        let done = self.withhold(offset.0, data.len() as u64, copy);
+        match &data[done as usize..] {
+            [] => Ok(()),
+            rest => self.ground.write_at(rest, ByteOffset(offset.0 + done)),
+        }
     }
 
     /// Makes a range read as zeroes and gives its space back.
     pub fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()> {
-        self.ground.punch(offset, len)
+        let done = self.withhold(offset.0, len.0, |block| block.fill(0));
+        match len.0 - done {
+            0 => Ok(()),
+            rest => self.ground.punch(ByteOffset(offset.0 + done), ByteLen(rest)),
+        }
     }
 
     /// Makes everything durable, of a file also the time it was written.

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use backstay_format::unfinished::UnfinishedRestore;
+use backstay_format::unfinished::{UnfinishedRestore, Writer};
 use backstay_host::clock::now_unix_ns;
 use backstay_host::in_use::{Look, Subject, users};
 use backstay_host::kill_point;
@@ -34,6 +34,7 @@ pub(super) fn restore(job: &Restore<'_>) -> Result<Restored, RestoreError> {
         move |source| RestoreError::from(GoalError::Io { what, source })
     };
     let mark = UnfinishedRestore {
+        writer: Writer::Restore,
         disk: job.point.disk,
         name: job.name.clone(),
         cycle: job.point.cycle,
