@@ -116,3 +116,41 @@ fn a_scrub_that_was_killed_goes_on() {
     drop(service);
     host.backstay(&["verify", "db"]);
 }
+
+/// All points go behind our back: that is told, nothing is shipped, and the way out that is named works.
+#[test]
+fn points_that_were_deleted_behind_our_back() {
+    let host = Host::new("vanished");
+    let settings = "interval = \"1s\"\nheartbeat = \"1s\"\nretry = [\"1s\"]\n";
+    write_config(&host, &format!("{settings}{SMALL}"));
+    let disk = host.disk("db", 24 * MIB);
+    noise(&disk.backing, 0, 8 * MIB, 1);
+    let served = disk.mount(&[]);
+    let service = Service::start(&host);
+    service.says("recovery point 2");
+    // Until none is made between two looks.
+    wait_for("no point", || {
+        let points = segments(&host)[0].parent().unwrap().with_file_name("points");
+        for point in fs::read_dir(&points).unwrap() {
+            let _ = fs::remove_file(point.unwrap().path());
+        }
+        disk.causes().contains(&"points-vanished".into())
+    });
+    assert_eq!(disk.status()["health"]["level"], "critical");
+    let shipped = segments(&host);
+    noise(&served, 9 * MIB, MIB, 2);
+    for _ in 0..2 {
+        let failed = host.try_backstay(&["cycle", "db"]);
+        assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+        assert!(said(&failed).contains("resync db --now --full"), "{}", said(&failed));
+    }
+    assert_eq!(segments(&host), shipped, "nothing is shipped");
+    host.backstay(&["resync", "db", "--now", "--full"]);
+    wait_for("health", || disk.causes().is_empty());
+    drop(service);
+    disk.cycle();
+    let points = disk.points();
+    assert!(points[0].cycle > 2, "no number is used twice: {points:?}");
+    let newest = points.last().unwrap().cycle;
+    assert_eq!(hash(&disk.restore(newest, "restored.img")), hash(&served));
+}
