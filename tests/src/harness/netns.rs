@@ -92,9 +92,10 @@ impl Cable {
             let table = cat.output().unwrap();
             assert!(table.status.success() || protocol.contains('/'), "{file}");
             for line in String::from_utf8_lossy(&table.stdout).lines().skip(1) {
-                let mut fields = line.split_whitespace().skip(2).map(str::to_owned);
-                let (remote, state) = (fields.next().unwrap(), fields.next().unwrap());
-                all.push(Socket { protocol, remote, listens: state == "0A" });
+                let mut fields = line.split_whitespace().skip(1).map(str::to_owned);
+                let mut next = || fields.next().unwrap();
+                let (local, remote, state) = (next(), next(), next());
+                all.push(Socket { protocol, local, remote, listens: state == "0A" });
             }
         }
         all
@@ -106,6 +107,8 @@ impl Cable {
 pub struct Socket {
     /// Of which table.
     pub protocol: &'static str,
+    /// This end, in hexadecimal.
+    pub local: String,
     /// The other end, in hexadecimal.
     pub remote: String,
     /// Whether it waits for connections.

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use backstay_types::{CycleNo, DiskId};
 
 use super::held::holder;
-use crate::error::VaultError;
+use crate::error::{Class, VaultError};
 use crate::format::hold::{HeldRecord, HoldKind, HoldName, HoldRecord};
 use crate::format::key::{ObjectKey, Piece};
 use crate::store::{Vault, now_unix_ns};
@@ -77,7 +77,11 @@ impl Vault {
         let Some(cycle) = marked(hold) else { return Ok(()) };
         match self.mark_point(disk, cycle, &hold.name, holds) {
             // A gateway of before there were marks, or a source, which deletes nothing and marks nothing either.
-            Err(e) if self.is_behind_gateway() && e.is_refused() => {
+            Err(e)
+                if self.is_behind_gateway()
+                    && e.class() != Class::Recoverable
+                    && !e.is_damage() =>
+            {
                 tracing::debug!("hold {}: {e}", hold.name);
                 Ok(())
             }
