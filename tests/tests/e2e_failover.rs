@@ -646,6 +646,46 @@ fn a_disk_that_lives_elsewhere_is_given_up_without_circles() {
     assert_eq!(hash(&served(b, "db")), was, "the points were kept");
 }
 
+/// While a failback runs, status says that, and how far it is; not that something is missing.
+#[test]
+fn status_says_that_a_failback_runs() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-runs", 16 * MIB, &mut rng);
+    let (a, b) = (&source.host, &target.host);
+    migrate(&source, &target);
+    let mut failback = a.start(&["failback", "db", "--to", source.backing.to_str().unwrap()]);
+    wait_for("the failback", || {
+        let status = source.status();
+        let reason = status["health"]["reason"].as_str().unwrap_or_default().to_owned();
+        let text = said(&a.try_backstay(&["status", "db"]));
+        assert!(!text.contains("not running"), "{text}");
+        assert!(!reason.contains("run backstay failback"), "{reason}");
+        reason.starts_with("failback runs, ") && text.contains("failback runs, ")
+    });
+    b.backstay(&["failover", "handover", "db"]);
+    assert!(failback.wait().unwrap().success());
+    assert!(!said(&a.try_backstay(&["status", "db"])).contains("failback runs"));
+}
+
+/// One whose new file is gone frees its name by the command that its messages name.
+#[test]
+fn a_failback_whose_file_is_gone_frees_its_name() {
+    let mut rng = Rng::with_seed(seed());
+    let (source, target) = pair("fo-file-gone", 16 * MIB, &mut rng);
+    let a = &source.host;
+    migrate(&source, &target);
+    let new = a.path("new.img");
+    let failback = ["failback", "db", "--to", new.to_str().unwrap(), "--once"];
+    a.backstay(&failback);
+    fs::remove_file(&new).unwrap();
+    let cancel = "backstay failover cancel db";
+    refused(&a.try_backstay(&failback), cancel);
+    refused(&a.try_backstay(&["unprotect", "db", "--keep-points"]), cancel);
+    a.backstay(&["failover", "cancel", "db"]);
+    nothing_is_left(a);
+    a.backstay(&failback);
+}
+
 #[test]
 fn a_failback_goes_on_with_the_backing_it_was_given_or_not_at_all() {
     let mut rng = Rng::with_seed(seed());

@@ -131,6 +131,42 @@ fn a_life_through_a_gateway() {
     assert_eq!(gateway.told("/readyz").0, 200);
 }
 
+/// Nobody deletes points through a gateway, whatever the certificate; on the host of the vault there is a verb that does.
+#[test]
+fn the_points_of_a_source_are_deleted_on_the_vaults_host() {
+    let site = Site::new("gateway-forget");
+    let gateway = site.gateway("gw", "");
+    let url = gateway.url();
+    site.configure(&site.source, &url, &site.pki.source("src", &["db"]), "");
+    let db = site.source.disk("db", 4 * MIB as u64);
+    db.mount(&[]);
+    write(&db, 0, MIB, 1);
+    db.cycle();
+    let before = db.status()["driver"]["pid"].clone();
+    let refused = site.source.try_backstay(&["unprotect", "db", "--delete-points", "--yes"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    for command in ["backstay unprotect db --keep-points", "backstay vault forget db --vault"] {
+        assert!(said(&refused).contains(command), "{}", said(&refused));
+    }
+    assert_eq!(db.status()["driver"]["pid"], before, "it is served as before");
+    db.cycle();
+    site.source.backstay(&["unprotect", "db", "--keep-points"]);
+    // Not through the gateway either, from anywhere.
+    let recovery = Host::new("gateway-forget-dr");
+    site.configure(&recovery, &url, &site.pki.recovery("dr", &["db"]), "");
+    let refused = recovery.try_backstay(&["vault", "forget", "db", "--yes"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    assert!(fs::read_dir(site.segments()).unwrap().next().is_some());
+    // What the message names.
+    let there = Host::new("gateway-forget-there");
+    there.without_vault();
+    let direct = format!("file://{}", site.vault.display());
+    there.backstay(&["vault", "forget", "db", "--vault", &direct, "--yes"]);
+    let left = there.json(&["vault", "ls", "--vault", &direct]);
+    assert_eq!(left, serde_json::json!([]));
+    drop(gateway);
+}
+
 /// Nothing is lost when a gateway is killed that has segments which nobody else has: the cycle fails at the other,
 /// its sectors ship with the next, and the first finishes what it had when it is back.
 #[test]

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use backstay_tests::harness::command::said;
+use backstay_tests::harness::command::{must, said};
 use backstay_tests::harness::host::hash;
 use backstay_tests::harness::service::{Service, wait_for, write_config};
 use backstay_tests::harness::{Disk, Host};
@@ -366,4 +366,57 @@ fn a_doctor_says_what_is_wrong_and_changes_nothing() {
     let (code, found) = look(&[]);
     let (verdict, why) = found("host", "configuration");
     assert!(code == Some(1) && verdict == "failed" && why.contains("intervall"), "{why}");
+}
+
+/// A cycle by hand beside a sidecar that cycles as fast as it can: each waits for the other or says who cycles, and
+/// neither takes what the other wrote down for its own.
+#[test]
+fn cycles_by_hand_beside_a_sidecar_take_turns() {
+    const BY_HAND: usize = 12;
+    let host = Host::new("turns");
+    write_config(&host, "interval = \"0s\"\n");
+    let disk = host.disk("d", 4 * MIB);
+    let served = disk.mount(&[]);
+    disk.cycle();
+    let log = host.path("sidecar.log");
+    let mut command = host.command();
+    command.args(["--verbose", "sidecar"]).stderr(fs::File::create(&log).unwrap());
+    let mut sidecar = command.spawn().unwrap();
+    ask_for_a_cycle(&host);
+    let mut made = 0;
+    std::thread::scope(|scope| {
+        let hands = [0, 1].map(|hand| {
+            let (host, served) = (&host, &served);
+            scope.spawn(move || {
+                let mut made = 0;
+                for n in 0..BY_HAND {
+                    noise(served, (hand as u64) << 20, 8192, (hand * BY_HAND + n) as u64);
+                    let output = host.try_backstay(&["cycle", "d"]);
+                    let said = said(&output);
+                    assert!(!said.contains("fault of Backstay"), "{said}");
+                    match output.status.code() {
+                        Some(0) => made += 1,
+                        Some(3) => assert!(said.contains("another cycle runs (process"), "{said}"),
+                        other => panic!("{other:?}: {said}"),
+                    }
+                }
+                made
+            })
+        });
+        for hand in hands {
+            made += hand.join().unwrap();
+        }
+    });
+    let by_sidecar = || fs::read_to_string(&log).unwrap().matches(": recovery point ").count();
+    let before = by_sidecar();
+    noise(&served, 2 << 20, 8192, 99);
+    wait_for("the sidecar's own", || by_sidecar() > before);
+    wait_for("rest", || disk.status()["state"] == "protected");
+    must("kill", ["-TERM", &sidecar.id().to_string()]);
+    sidecar.wait().unwrap();
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(!said.contains("cannot happen") && !said.contains("ERROR"), "{said}");
+    assert!(made > 0, "none by hand");
+    println!("{made} by hand, {} by the sidecar", by_sidecar());
+    host.backstay(&["verify", "d"]);
 }

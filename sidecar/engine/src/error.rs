@@ -17,6 +17,17 @@ pub enum CycleError {
     /// The driver does not answer or refused.
     #[error(transparent)]
     Driver(#[from] ClientError),
+    /// Another cycle of the disk runs.
+    #[error(
+        "disk {name}: another cycle runs ({by}). Nothing was changed; backstay status {name} shows it, and this command \
+         works when it has ended"
+    )]
+    Busy {
+        /// The disk.
+        name: DiskName,
+        /// Who runs it.
+        by: String,
+    },
     /// The vault failed or refused.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -169,7 +180,7 @@ impl CycleError {
     /// Whether somebody else is at it.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Driver(e) if e.is_busy())
+        matches!(self, Self::Busy { .. }) || matches!(self, Self::Driver(e) if e.is_busy())
     }
 
     pub(crate) fn source(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

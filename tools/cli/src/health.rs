@@ -2,6 +2,8 @@
 //! replica, certificates. `status` and `doctor` both ask here, so they cannot contradict each other.
 
 use backstay_engine::health::{Cause, Health, Level, ids};
+use backstay_engine::jobs::{JobBook, JobState};
+use backstay_engine::schedule::Work;
 use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
@@ -93,10 +95,14 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
     if let Some((record, why)) = away {
         // What is under way needs nobody to begin it again.
         let reason = match at_work(&roots.state, name) {
-            Some((doing, pid)) => format!(
-                "it is {}: backstay {doing} is at work on it (process {pid})",
-                record.state.explain()
-            ),
+            Some((doing, pid)) => {
+                let how_far =
+                    how_far(context, name).map_or_else(String::new, |far| format!(", {far}"));
+                format!(
+                    "{doing} runs{how_far} (process {pid}); the disk is {}",
+                    record.state.explain()
+                )
+            }
             None => why.to_string(),
         };
         disk.health = Health::of(vec![match record.state {
@@ -127,6 +133,18 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
     let mut shown = Shown { headline: String::new(), disk, mounted_point, failover, term, replica };
     shown.headline = headline(&shown);
     Ok(shown)
+}
+
+/// How far the newest job of a disk is that says so.
+fn how_far(context: &Context, name: &DiskName) -> Option<String> {
+    let jobs = JobBook::below(&context.roots.state).list();
+    let mut running =
+        jobs.into_iter().filter(|job| job.disk == *name && job.state == JobState::Running);
+    let job = running.find(|job| job.all_bytes > 0 || job.work == Work::Failback)?;
+    match job.all_bytes {
+        0 => Some(job.stage).filter(|stage| !stage.is_empty()),
+        all => Some(format!("{}: {} %", job.stage, job.done_bytes.saturating_mul(100) / all)),
+    }
 }
 
 /// What a disk is, in a word or two. It never sounds better than its health.

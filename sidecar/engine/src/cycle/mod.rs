@@ -17,6 +17,7 @@ mod kept;
 mod pass;
 mod quiesced;
 pub mod resync;
+pub mod turn;
 pub mod unchanged;
 
 use std::path::Path;

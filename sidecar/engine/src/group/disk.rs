@@ -15,6 +15,7 @@ use backstay_vault::{GroupMember, Vault};
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Config;
+use crate::cycle::turn::Turn;
 use crate::cycle::{AtOnce, Cutter, CycleJob, CycleReport, cutter, run_cut_by};
 use crate::error::CycleError;
 use crate::hooks::Hooks;
@@ -165,6 +166,7 @@ impl LocalDisk {
         shipping: &Shipping,
         cutter: &mut dyn Cutter,
     ) -> Result<CycleReport, CycleError> {
+        let _turn = Turn::take(&self.paths.state, &self.name, Duration::ZERO)?;
         let config = shipping.config.now();
         let hooks = Hooks::of(&config, &shipping.roots, &self.name);
         let result = Vault::open(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
@@ -231,7 +233,7 @@ impl Cutter for WithCrew<'_> {
     }
 }
 
-/// Shows that a cycle of the disk runs. The lease is ours, so no other one does.
+/// Shows that a cycle of the disk runs. The turn is ours, so no other one does.
 fn began(state: &Path) {
     let mut record = Record::load(state);
     // One that was killed in a cycle left the phase as it was.

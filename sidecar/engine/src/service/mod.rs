@@ -28,6 +28,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 use crate::care::{Care, DisksOf};
 use crate::config::Config;
 use crate::cycle::resync;
+use crate::cycle::turn::Turn;
 use crate::group::Current;
 use crate::group::service::{Groups, With};
 use crate::hooks;
@@ -99,6 +100,7 @@ pub fn serve(
         drivers: Drivers::default(),
         turn: 0,
         troubled: BTreeSet::new(),
+        undated: BTreeSet::new(),
         scrubs: Scrubs::default(),
         credentials: None,
     };
@@ -129,6 +131,7 @@ pub fn serve(
             },
             recv(stop) -> _ => break,
         }
+        service.date();
         service.start_all()?;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -179,6 +182,8 @@ struct Service<'a> {
     drivers: Drivers,
     /// Counts looks, so that each disk has its turn.
     turn: usize,
+    /// Disks whose next cycle is to be written down.
+    undated: BTreeSet<DiskName>,
     /// Disks of which something bad was said.
     troubled: BTreeSet<DiskName>,
     scrubs: Scrubs,
@@ -442,7 +447,10 @@ impl Service<'_> {
             // Most of those that wait waited at the last look already.
             if self.shown.get(name) != Some(&event) {
                 let state = roots.disk(name).state;
+                // While somebody runs a cycle by hand, that is what the disk does.
+                let Ok(_turn) = Turn::take(&state, name, Duration::ZERO) else { continue };
                 let mut record = Record::load(&state);
+                end_killed(&mut record);
                 record.happened(event);
                 record.show(&state);
                 self.shown.insert(name.clone(), event);
@@ -455,11 +463,13 @@ impl Service<'_> {
         self.asked.remove(&name);
         self.shown.remove(&name);
         let state = self.roots.disk(&name).state;
+        let Ok(turn) = Turn::take(&state, &name, Duration::ZERO) else {
+            // A person runs a cycle by hand, which may be all that is needed.
+            self.schedule.ended(&name, clock::since(self.clock), Outcome::Passed);
+            return Ok(());
+        };
         let mut record = Record::load(&state);
-        // One that was killed in a cycle left the phase as it was.
-        if record.phase.is_running() {
-            record.happened(Event::Ended { has_points: record.last.is_some() });
-        }
+        end_killed(&mut record);
         record.happened(Event::Queued(work));
         record.happened(Event::Began(work));
         record.show(&state);
@@ -472,6 +482,7 @@ impl Service<'_> {
             work,
             stop: Arc::clone(&self.stopping),
             ended: self.ended.clone(),
+            turn: Some(turn),
         };
         let thread = thread::Builder::new().name("cycle".into()).spawn(move || cycle.run())?;
         self.running.insert(name, thread);
@@ -493,13 +504,23 @@ impl Service<'_> {
             self.schedule.needs(&end.name, work, false);
             self.schedule.wake(&end.name, clock::since(self.clock));
         }
-        let state = self.roots.disk(&end.name).state;
-        let mut record = Record::load(&state);
-        record.next_unix_ns = self.schedule.due(&end.name).map(|due| {
-            let wait = due.saturating_sub(clock::since(self.clock));
-            now_unix_ns() + wait.as_nanos() as u64
+        self.undated.insert(end.name);
+    }
+
+    /// Writes down when disks are due next, of which nobody runs a cycle just now.
+    fn date(&mut self) {
+        let (schedule, roots, began) = (&self.schedule, self.roots, self.clock);
+        self.undated.retain(|name| {
+            let state = roots.disk(name).state;
+            let Ok(_turn) = Turn::take(&state, name, Duration::ZERO) else { return state.exists() };
+            let mut record = Record::load(&state);
+            record.next_unix_ns = schedule.due(name).map(|due| {
+                let wait = due.saturating_sub(clock::since(began));
+                now_unix_ns() + wait.as_nanos() as u64
+            });
+            record.show(&state);
+            false
         });
-        record.show(&state);
     }
 
     fn stop(self) {
@@ -512,6 +533,13 @@ impl Service<'_> {
                 tracing::error!("disk {name}: a cycle panicked");
             }
         }
+    }
+}
+
+/// One that was killed in a cycle left the phase as it was. The turn is ours, so none runs.
+fn end_killed(record: &mut Record) {
+    if record.phase.is_running() {
+        record.happened(Event::Ended { has_points: record.last.is_some() });
     }
 }
 

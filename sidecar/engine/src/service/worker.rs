@@ -14,6 +14,7 @@ use backstay_vault::Vault;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use crate::config::Config;
+use crate::cycle::turn::Turn;
 use crate::cycle::unchanged::{Unchanged, unchanged};
 use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
@@ -42,15 +43,18 @@ pub(super) struct Cycle {
     pub work: Work,
     pub stop: Arc<AtomicBool>,
     pub ended: Sender<Ended>,
+    /// No other cycle of the disk runs until this one is noted.
+    pub turn: Option<Turn>,
 }
 
 impl Cycle {
     /// Runs it and says how it ended. One that panics must not take its disk out of the schedule for
     /// ever; the driver folds back when the connection ends, so it is as safe as any other failure.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let result = catch_unwind(AssertUnwindSafe(|| self.cycle()))
             .unwrap_or(Err(CycleError::Broken("a thread panicked")));
         let outcome = self.note(result);
+        drop(self.turn.take());
         let _ = self.ended.send(Ended { name: self.name, outcome });
     }
 

@@ -1,13 +1,16 @@
 //! `backstay cycle`: one cycle, now.
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use backstay_engine::cycle::resync::Request;
+use backstay_engine::cycle::turn::Turn;
 use backstay_engine::cycle::{CycleJob, CycleReport, Stage, run};
 use backstay_engine::home::{self, Home, same_url};
 use backstay_engine::hooks::Hooks;
 use backstay_engine::jobs::JobBook;
+use backstay_engine::phase::Event;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::schedule::Work;
@@ -59,6 +62,9 @@ impl Cycle {
     }
 }
 
+/// How long to wait for the end of another cycle: with short intervals one runs often.
+const TURN_WAIT: Duration = Duration::from_secs(5);
+
 /// Runs one cycle in the foreground.
 pub fn run_once(
     context: &Context,
@@ -70,12 +76,23 @@ pub fn run_once(
     drop(context.driver(name)?);
     let paths = context.roots.disk(name);
     let bar = Progress::new(context);
+    let _turn = Turn::take(&paths.state, name, TURN_WAIT).with_context(|| {
+        format!("disk {name}: no recovery point was made; the guest is not affected")
+    })?;
     let mut record = Record::load(&paths.state);
     let work = match (Request::load(&paths.state), &record.last) {
         (Some(_), _) => Work::Resync,
         (None, None) => Work::Initial,
         (None, Some(_)) => Work::OnDemand,
     };
+    let ended = |record: &Record| Event::Ended { has_points: record.last.is_some() };
+    // One that was killed in a cycle left the phase as it was.
+    if record.phase.is_running() {
+        record.happened(ended(&record));
+    }
+    record.happened(Event::Queued(work));
+    record.happened(Event::Began(work));
+    record.show(&paths.state);
     let jobs = JobBook::below(&context.roots.state);
     let job = jobs.begin(name, work);
     let progress = |stage: Stage, done: u64, all: u64| {
@@ -100,6 +117,12 @@ pub fn run_once(
     job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
     home::note_default(&paths.state, &context.config.vault);
     // What was tried at another vault than the disk's own is no trouble of the disk's.
+    let mut record = Record::load(&paths.state);
+    record.happened(match &result {
+        Ok(_) => Event::Committed,
+        Err(_) => ended(&record),
+    });
+    record.show(&paths.state);
     let home = Home::load(&paths.state).ok().flatten();
     let elsewhere = home.is_some_and(|home| !same_url(&home.url, url));
     if !result.as_ref().is_err_and(|e| e.is_busy() || elsewhere) {

@@ -77,6 +77,9 @@ impl Unprotect {
         }
         let delete = self.points_go(context)?;
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
+        if delete && url.starts_with("https://") {
+            return Err(behind_gateway(name, url).into());
+        }
         // Found before anything is changed.
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
         let in_vault = if delete { find(context, url, name, status.as_ref())? } else { None };
@@ -218,6 +221,16 @@ impl Unprotect {
             _ => Err(Refused("not confirmed; nothing was changed".into()).into()),
         }
     }
+}
+
+/// Nobody deletes recovery points through a gateway: that is what it is for.
+pub fn behind_gateway(name: &DiskName, url: &str) -> Refused {
+    Refused(format!(
+        "disk {name}: its vault {url} is behind a gateway, through which nobody can delete recovery points. Nothing was \
+         changed. On its own host: backstay unprotect {name} --keep-points. Then, on a host that has the credentials of \
+         the store behind the gateway: backstay vault forget {name} --vault STORE, the URL that the gateway was given \
+         with --store"
+    ))
 }
 
 /// Another host's points are not deleted, also where this one has not found out yet that they are.

@@ -50,7 +50,9 @@ pub fn details(shown: &Shown, width: usize) -> String {
     let mut out = Lines { text: String::new(), width };
     disk(&mut out, shown);
     shown.failover.iter().for_each(|record| failover(&mut out, record));
-    shown.replica.iter().for_each(|of| replica(&mut out, of));
+    // A failback starts the process anew for each look: the disk's health says how far it is.
+    let of_failback = shown.failover.is_some();
+    shown.replica.iter().for_each(|of| replica(&mut out, of, of_failback));
     shown.mounted_point.iter().for_each(|of| point(&mut out, of));
     out.text
 }
@@ -85,8 +87,12 @@ fn failover(out: &mut Lines, record: &FailoverRecord) {
     );
 }
 
-fn replica(out: &mut Lines, replica: &ReplicaStatus) {
-    let running = if replica.running { "following" } else { "not running" };
+fn replica(out: &mut Lines, replica: &ReplicaStatus, of_failback: bool) {
+    let running = match (replica.running, of_failback) {
+        (true, _) => "following",
+        (false, true) => "of a failback",
+        (false, false) => "not running",
+    };
     say!(
         out,
         "replica",

@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::exit::Refused;
 use crate::table::{Cell, Column, lines};
 use crate::verbs::target::{size, time};
+use crate::verbs::unprotect::behind_gateway;
 
 /// List the disks of a vault: sizes, newest points, and the hosts that ship them
 #[derive(Args)]
@@ -38,7 +39,8 @@ Examples:
   backstay vault forget old-db --yes
 
 For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points \
-ends it. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
+ends it. The points of a source
+behind a gateway are deleted so, too, with the URL of the store that the gateway stands before. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
 pub struct Forget {
     /// The disk's name, or its identity as backstay vault ls shows it
     name: DiskName,
@@ -156,7 +158,11 @@ impl Ls {
 impl Forget {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
-        let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
+        let url = self.vault.as_deref().unwrap_or(&context.config.vault);
+        if url.starts_with("https://") {
+            return Err(behind_gateway(name, url).into());
+        }
+        let vault = Vault::open(url)?;
         let disk = vault.disk_named(name)?;
         let url = vault.url();
         if context.has_disk(name)? || context.has_disk(&disk.name)? {
