@@ -253,9 +253,13 @@ fn verify_goes_on_and_says_which_points_are_whole() {
     assert_eq!(listed.status.code(), Some(4));
     assert_eq!(points.as_array().unwrap().len(), 4);
     assert!(points[1]["damaged"].is_string() && points[2]["cycle"] == 3, "{points}");
-    let mount = host.try_backstay(&["mount", "--disk", "d", "--point", "2", "--name", "look"]);
-    assert_eq!(mount.status.code(), Some(4), "{}", said(&mount));
-    assert!(!host.path("state/look").exists() && !host.runtime.join("look").exists());
+    for verb in ["mount", "attach"] {
+        let mount = host.try_backstay(&[verb, "--disk", "d", "--point", "2", "--name", "look"]);
+        assert_eq!(mount.status.code(), Some(4), "{verb}: {}", said(&mount));
+        assert!(!host.path("state/look").exists() && !host.runtime.join("look").exists());
+        let devices = must("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"]);
+        assert!(!devices.contains(&*host.runtime.to_string_lossy()), "{devices}");
+    }
     // One that is gone although nobody retired it.
     fs::remove_file(&point).unwrap();
     assert_eq!(verify(), (Some(4), vec![1, 3, 4], vec![], vec![2]));

@@ -242,6 +242,43 @@ fn a_full_state_directory_does_not_stop_a_start() {
     host.backstay(&["umount", "d"]);
 }
 
+/// The file system of the runtime directory is full to the last block and the driver dies: it comes up again with
+/// what is known, or names the directory and says what to do; with room it comes up in any case.
+#[test]
+fn a_full_runtime_directory_does_not_stop_a_start() {
+    let host = Host::new("trackruntime");
+    fs::create_dir_all(&host.runtime).unwrap();
+    let room = FsMount::new_tmpfs(&host.runtime, "size=4m,mode=0700");
+    let (disk, served) = shipped(&host, 8 * MIB);
+    noise(&served, MIB, 4096, 2);
+    let fill = host.runtime.join("somebody-elses");
+    let file = File::create(&fill).unwrap();
+    for block in [MIB as usize, 4096, 512] {
+        let bytes = vec![7; block];
+        while std::io::Write::write_all(&mut &file, &bytes).is_ok() {}
+    }
+    drop(file);
+    // Also what is written now is in the next point.
+    noise(&served, 5 * MIB, 4096, 3);
+    disk.kill_driver();
+    must("umount", ["-l", served.parent().unwrap().to_str().unwrap()]);
+    let output = host.try_backstay(&["mount", disk.backing.to_str().unwrap(), "--name", "d"]);
+    println!("{}", said(&output));
+    if !output.status.success() {
+        let text = said(&output);
+        assert!(text.contains(host.runtime.to_str().unwrap()) && text.contains("room"), "{text}");
+    }
+    fs::remove_file(fill).unwrap();
+    let served = match output.status.success() {
+        true => served,
+        false => disk.mount(&[]),
+    };
+    disk.cycle();
+    check(&disk, &served);
+    host.backstay(&["umount", "d"]);
+    drop(room);
+}
+
 /// A driver without CAP_SYS_RESOURCE leaves a memory group with a limit, or does not start in it.
 #[test]
 fn a_driver_does_not_stay_in_a_limited_memory_group() {

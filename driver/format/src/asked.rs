@@ -63,8 +63,11 @@ mod tests {
         let text = serde_json::to_string(&timed).unwrap();
         assert_eq!(serde_json::from_str::<Asked>(&text).unwrap(), timed);
         assert!(timed.is_over(8) && !timed.is_over(7));
-        for bad in [r#"{"ask":"stop","more":1}"#, r#"{"ask":"stop","deadline_boot_ns":"x"}"#, "[]"]
-        {
+        for bad in [
+            r#"{"ask":"thaw","epoch":1,"more":1}"#,
+            r#"{"ask":"stop","deadline_boot_ns":"x"}"#,
+            "[]",
+        ] {
             assert!(serde_json::from_str::<Asked>(bad).is_err(), "{bad}");
         }
     }

@@ -338,6 +338,12 @@ impl FsMount {
         must("mount", ["-o", options, device, &at.to_string_lossy()]);
         Self { at }
     }
+
+    /// Mounts a tmpfs of its own over a folder.
+    pub fn new_tmpfs(at: &Path, options: &str) -> Self {
+        must("mount", ["-t", "tmpfs", "-o", options, "tmpfs", &at.to_string_lossy()]);
+        Self { at: at.into() }
+    }
 }
 
 impl Drop for FsMount {
