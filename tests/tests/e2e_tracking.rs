@@ -101,6 +101,36 @@ fn a_dead_state_directory_loses_nothing() {
     host.backstay(&["umount", "d"]);
 }
 
+/// A block device has no room for a witness: after the same, whatever the state directory says, all of it is
+/// compared.
+#[test]
+fn a_dead_state_directory_loses_nothing_of_a_block_device() {
+    let host = Host::new("trackdevice");
+    let state = state_on_its_own_disk(&host);
+    let disk = host.disk("d", 32 * MIB);
+    let device = must("losetup", ["--find", "--show", disk.backing.to_str().unwrap()]);
+    let mount = ["mount", device.trim(), "--name", "d"];
+    let served = PathBuf::from(host.backstay(&mount).trim());
+    noise(&served, 0, 3 * MIB as usize, 1);
+    disk.cycle();
+    noise(&served, 0, 4096, 2);
+    die(&state.at);
+    noise(&served, 20 * MIB, 4096, 3);
+    noise(&served, 4096, 4096, 4);
+    assert!(cause(&disk.status(), "not-tracked").is_some());
+    power_off(&disk, &served);
+    drop(state);
+    let _state =
+        FsMount::new(&host, host.path("state-disk.img").to_str().unwrap(), "state/d", "loop");
+    let served = PathBuf::from(host.backstay(&mount).trim());
+    let driver = disk.status()["driver"].clone();
+    assert!(!driver["resync"].is_null(), "{driver}");
+    disk.cycle();
+    assert_eq!(hash(&disk.restore(2, "two.img")), hash(&served));
+    host.backstay(&["umount", "d"]);
+    must("losetup", ["-d", device.trim()]);
+}
+
 /// After a reboot what is shipped is what changed, not the regions it lies in.
 #[test]
 fn a_reboot_ships_what_changed() {
