@@ -24,6 +24,8 @@ use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
 const EVERY: Duration = Duration::from_secs(60);
+/// The same where it failed: what was wrong may be mended.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Disks that may wait for theirs; one more is told at its next cycle.
 const WAITING_MAX: usize = 4096;
 
@@ -67,7 +69,8 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     }
     let Some(worker) = WORKER.get_or_init(start) else { return };
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.get(name).is_some_and(|at| clock::since(*at) < EVERY) {
+    let every = if Record::load(state).upkeep.is_some() { AGAIN } else { EVERY };
+    if last.get(name).is_some_and(|at| clock::since(*at) < every) {
         return;
     }
     let policy = policy(config, name, false);
@@ -103,6 +106,7 @@ fn work(jobs: &Receiver<Due>) {
                 Some(&disk) => disk,
                 None => *known.entry(key.clone()).or_insert(vault.disk_named(&key.1)?.disk),
             };
+            vault.check_name(&key.1, disk)?;
             let vault = match THROTTLE.get() {
                 Some(throttle) => vault.paced(Arc::<Throttle>::clone(throttle)),
                 None => vault,

@@ -96,6 +96,28 @@ impl Vault {
         }
     }
 
+    /// Whether a disk is found by the name that it was made under and goes by on its host.
+    ///
+    /// # Errors
+    /// If who looks for that name finds another disk, or none; or the vault cannot be read.
+    pub fn check_name(&self, name: &DiskName, disk: DiskId) -> Result<(), VaultError> {
+        if self.disk(disk)?.name != *name {
+            return Ok(());
+        }
+        match self.disk_named(name) {
+            Ok(found) if found.disk != disk => Err(VaultError::Inconsistent {
+                object: format!("names/{name}"),
+                reason: format!(
+                    "it leads to disk {}, and disk {disk} goes by that name here: whoever restores {name} elsewhere gets \
+                     another disk",
+                    found.disk
+                ),
+            }),
+            Ok(_) | Err(VaultError::Renamed { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The disk whose identity was given in the place of a name, as when the document of its name is lost.
     fn disk_by_identity(&self, name: &DiskName) -> Result<Option<DiskRecord>, VaultError> {
         let Ok(disk) = name.as_str().parse::<uuid::Uuid>() else { return Ok(None) };

@@ -9,9 +9,12 @@ use serde_json::Value;
 /// How long Prometheus waits for an answer, unless told otherwise.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Names and values of labels.
+type Labels = Vec<(String, String)>;
+
 /// All samples of a scrape.
 #[derive(Debug, Clone)]
-pub struct Metrics(Vec<(String, Vec<(String, String)>, f64)>);
+pub struct Metrics(Vec<(String, Labels, f64)>);
 
 /// Asks whoever listens there.
 ///
@@ -142,7 +145,7 @@ impl Metrics {
 }
 
 /// `name{key="value",…} number`
-fn sample(line: &str) -> (String, Vec<(String, String)>, f64) {
+fn sample(line: &str) -> (String, Labels, f64) {
     let (head, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
     let value = value.parse().unwrap_or_else(|_| panic!("{line}"));
     let Some((name, labels)) = head.split_once('{') else { return (head.into(), vec![], value) };

@@ -1,13 +1,14 @@
 //! Faults on the way to a gateway: certificates, names, the gateway itself, its store.
 
 use std::fs;
+use std::path::Path;
 
 use backstay_tests::harness::Host;
 use backstay_tests::harness::gateway::Gateway;
 use backstay_tests::harness::must;
 use backstay_tests::harness::pki::Pki;
 
-use super::lab::{Fault, Lab, Seen};
+use super::lab::{BASE, Fault, Lab, METRICS, Seen};
 
 const STORE: &str = "[store]\nretries = 0\ntimeout = \"1s\"\nretry_timeout = \"1s\"\n";
 
@@ -21,7 +22,7 @@ pub fn lab() -> Lab {
         Gateway::start(&pki, &host.path("gateway"), &format!("file://{}", store(&host)), "");
     host.ship_to(&gateway.url(), &[]);
     write(&host, &gateway.url(), &pki, "source");
-    let mut lab = Lab::new(host, "");
+    let mut lab = Lab::new(host, String::new());
     (lab.gateway, lab.pki) = (Some(gateway), Some(pki));
     lab
 }
@@ -31,12 +32,15 @@ fn store(host: &Host) -> String {
 }
 
 fn write(host: &Host, url: &str, pki: &Pki, who: &str) {
+    put(host, url, &pki.bundle(who), &pki.ca());
+}
+
+fn put(host: &Host, url: &str, cert: &Path, ca: &Path) {
     let text = format!(
-        "vault = \"{url}\"\ninterval = \"1h\"\n{STORE}client_cert = {:?}\nca_file = {:?}\n",
-        pki.bundle(who),
-        pki.ca()
+        "vault = \"{url}\"\n{BASE}{STORE}client_cert = {cert:?}\nca_file = {ca:?}\n{METRICS}"
     );
-    fs::write(host.path("backstay.toml"), text).unwrap();
+    fs::write(host.path("new.toml"), text).unwrap();
+    fs::rename(host.path("new.toml"), host.path("backstay.toml")).unwrap();
 }
 
 fn as_client(lab: &Lab, who: &str) {
@@ -44,15 +48,22 @@ fn as_client(lab: &Lab, who: &str) {
     write(&lab.host, &url, lab.pki.as_ref().unwrap(), who);
 }
 
+fn signal(lab: &Lab, signal: &str) {
+    must("kill", [signal, &lab.gateway.as_ref().unwrap().child.id().to_string()]);
+}
+
 fn mended(lab: &mut Lab) {
     as_client(lab, "source");
 }
 
+const FAILED: &[&str] = &["cycle-failed", "cycle-stopped", "vault-gone", "store-refused"];
+
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the gateway's store is away",
-        seen: Seen::Cycle,
-        says: &["cycle-failed", "cycle-stopped", "vault-gone", "store-refused"],
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &[],
         inject: |lab| fs::rename(store(&lab.host), lab.host.path("aside")).unwrap(),
         mend: |lab| {
             must("rm", ["-rf", &store(&lab.host)]);
@@ -61,14 +72,16 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the certificate is not there",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: FAILED,
         says: &["nobody.pem"],
         inject: |lab| as_client(lab, "nobody"),
         mend: mended,
     },
     Fault {
         name: "the certificate is for other disks",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: FAILED,
         says: &["certificate", "denied", "right"],
         inject: |lab| {
             lab.pki.as_ref().unwrap().client("stranger", "source", &["x"]);
@@ -78,23 +91,20 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the gateway is of another authority",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: FAILED,
         says: &["certificate"],
         inject: |lab| {
             let other = Pki::new(&lab.new_folder());
             let url = lab.gateway.as_ref().unwrap().url();
-            let text = format!(
-                "vault = \"{url}\"\ninterval = \"1h\"\n{STORE}client_cert = {:?}\nca_file = {:?}\n",
-                lab.pki.as_ref().unwrap().bundle("source"),
-                other.ca()
-            );
-            fs::write(lab.host.path("backstay.toml"), text).unwrap();
+            put(&lab.host, &url, &lab.pki.as_ref().unwrap().bundle("source"), &other.ca());
         },
         mend: mended,
     },
     Fault {
         name: "the certificate was revoked",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: FAILED,
         says: &["revoked", "certificate"],
         inject: |lab| {
             let pki = lab.pki.as_ref().unwrap();
@@ -107,13 +117,35 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the gateway does not run",
-        seen: Seen::Cycle,
-        says: &["cycle-failed"],
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &[],
         inject: |lab| {
             let gateway = lab.gateway.as_mut().unwrap();
             gateway.child.kill().unwrap();
             gateway.child.wait().unwrap();
         },
         mend: |lab| lab.gateway.as_mut().unwrap().crash_and_restart(),
+    },
+    Fault {
+        name: "the certificate is of another authority",
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &["certificate"],
+        inject: |lab| {
+            let other = Pki::new(&lab.new_folder());
+            let cert = other.client("source", "source", &["d", "e"]);
+            let url = lab.gateway.as_ref().unwrap().url();
+            put(&lab.host, &url, &cert, &lab.pki.as_ref().unwrap().ca());
+        },
+        mend: mended,
+    },
+    Fault {
+        name: "the gateway is stopped",
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &[],
+        inject: |lab| signal(lab, "-STOP"),
+        mend: |lab| signal(lab, "-CONT"),
     },
 ];

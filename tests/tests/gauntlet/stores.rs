@@ -1,13 +1,15 @@
 //! Odd answers of an object store, and none.
 
+use std::net::TcpListener;
+use std::time::Duration;
+
 use backstay_tests::harness::Host;
 use backstay_tests::harness::backend::{Backend, Role};
 use backstay_tests::harness::proxy::{Fault as Answer, Proxy};
 use backstay_tests::harness::store::{Kind, Store};
 
-use super::lab::{Fault, Lab, Seen};
+use super::lab::{BASE, Fault, Lab, METRICS, Seen};
 
-const SETTINGS: &str = "interval = \"1h\"\nretry = [\"1s\"]\n";
 const STORE: &str = "retries = 0\ntimeout = \"500ms\"\nretry_timeout = \"1s\"\n";
 
 /// A disk whose vault is in a store behind a proxy.
@@ -15,8 +17,13 @@ pub fn lab() -> Lab {
     let host = Host::new("gauntlet-store");
     let store = Store::start(Kind::Locking);
     let proxy = Proxy::start(store.port);
-    Backend::through(&store, &proxy).connect(&host, Role::Source, SETTINGS, STORE);
-    let mut lab = Lab::on_store(host);
+    Backend::through(&store, &proxy).connect(
+        &host,
+        Role::Source,
+        BASE,
+        &format!("{STORE}{METRICS}"),
+    );
+    let mut lab = Lab::new(host, String::new());
     lab.store = Some((store, proxy));
     lab
 }
@@ -29,11 +36,12 @@ fn passes(lab: &mut Lab) {
 
 /// A line whose fault is an answer to all requests of a method.
 macro_rules! answers {
-    ($name:literal, $method:literal, $answer:expr, $says:expr) => {
+    ($name:literal, $method:literal, $answer:expr, $cause:expr) => {
         Fault {
             name: $name,
-            seen: Seen::Cycle,
-            says: $says,
+            seen: Seen::Itself,
+            cause: $cause,
+            says: &[],
             inject: |lab| {
                 lab.store.as_ref().unwrap().1.choose(|request| {
                     match $method == "*" || request.method == $method {
@@ -64,4 +72,16 @@ pub const FAULTS: &[Fault] = &[
     answers!("a store says nothing", "*", Answer::Stall, FAILED),
     answers!("a store's answers break off", "GET", Answer::Half, FAILED),
     answers!("puts break off", "PUT", Answer::Tear, FAILED),
+    answers!("a store is slow", "GET", Answer::Trickle(Duration::from_secs(1)), FAILED),
+    Fault {
+        name: "nobody listens where the store is",
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &[],
+        inject: |lab| {
+            let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            lab.edit(&format!("endpoint = \"http://{nowhere}\"\n"));
+        },
+        mend: |lab| lab.edit(""),
+    },
 ];

@@ -8,9 +8,13 @@ use backstay_tests::harness::must;
 
 use super::lab::{Fault, Lab, Seen};
 
-fn back(lab: &mut Lab) {
-    lab.bring_back();
-}
+/// What was hurt is brought back after each row.
+fn back(_: &mut Lab) {}
+
+const GONE: &[&str] = &["vault-gone"];
+const OTHER: &[&str] = &["other-vault"];
+const BROKEN: &[&str] =
+    &["cycle-stopped", "cycle-failed", "vault-damaged", "points-vanished", "store-refused"];
 
 fn remount(lab: &Lab, how: &str) {
     must("mount", ["-o", &format!("remount,{how}"), lab.vault().to_str().unwrap()]);
@@ -24,31 +28,36 @@ fn new_vault(lab: &mut Lab) -> PathBuf {
 }
 
 /// Empties the vault's folder, as an unmounted file system leaves a mount point.
-fn empty(lab: &Lab) {
+fn empty(lab: &mut Lab) {
     for entry in fs::read_dir(lab.vault()).unwrap().flatten() {
-        must("rm", ["-rf", entry.path().to_str().unwrap()]);
+        lab.take_away(&entry.path());
     }
 }
 
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the vault's file system is not mounted",
-        seen: Seen::Cycle,
-        says: &["vault-gone"],
+        seen: Seen::Itself,
+        cause: GONE,
+        says: &[],
         inject: |lab| empty(lab),
         mend: back,
     },
     Fault {
         name: "vault.json is gone",
-        seen: Seen::Cycle,
-        says: &["vault-gone"],
-        inject: |lab| fs::remove_file(lab.vault().join("vault.json")).unwrap(),
+        seen: Seen::Itself,
+        cause: GONE,
+        says: &[],
+        inject: |lab| {
+            lab.hurt(&lab.vault().join("vault.json"), |path| fs::remove_file(path).unwrap())
+        },
         mend: back,
     },
     Fault {
         name: "another vault is there",
-        seen: Seen::Cycle,
-        says: &["other-vault"],
+        seen: Seen::Itself,
+        cause: OTHER,
+        says: &[],
         inject: |lab| {
             empty(lab);
             let all = format!("{}/.", new_vault(lab).display());
@@ -58,37 +67,51 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "vault.json is of another vault",
-        seen: Seen::Cycle,
-        says: &["other-vault"],
+        seen: Seen::Itself,
+        cause: OTHER,
+        says: &[],
         inject: |lab| {
-            fs::copy(new_vault(lab).join("vault.json"), lab.vault().join("vault.json")).unwrap();
+            let other = new_vault(lab).join("vault.json");
+            lab.hurt(&lab.vault().join("vault.json"), |path| {
+                fs::copy(other, path).map(drop).unwrap()
+            });
         },
         mend: back,
     },
     Fault {
         name: "vault.json is damaged",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["vault.json"],
-        inject: |lab| fs::write(lab.vault().join("vault.json"), b"{\"format\"").unwrap(),
+        inject: |lab| {
+            lab.hurt(&lab.vault().join("vault.json"), |path| {
+                fs::write(path, b"{\"format\"").unwrap()
+            });
+        },
         mend: back,
     },
     Fault {
         name: "vault.json is empty",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["vault.json"],
-        inject: |lab| fs::write(lab.vault().join("vault.json"), b"").unwrap(),
+        inject: |lab| {
+            lab.hurt(&lab.vault().join("vault.json"), |path| fs::write(path, b"").unwrap())
+        },
         mend: back,
     },
     Fault {
         name: "the vault is read-only",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["permission denied"],
         inject: |lab| remount(lab, "ro"),
         mend: |lab| remount(lab, "rw"),
     },
     Fault {
         name: "the vault is full",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["full", "No space", "space"],
         inject: |lab| {
             let filler = lab.vault().join("filler");
@@ -98,7 +121,8 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the folder of disks is a symbolic link",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["symbolic link"],
         inject: |lab| {
             let disks = lab.vault().join("disks");
@@ -106,28 +130,34 @@ pub const FAULTS: &[Fault] = &[
             fs::rename(&disks, &real).unwrap();
             symlink(&real, &disks).unwrap();
         },
-        mend: back,
+        mend: |lab| {
+            let disks = lab.vault().join("disks");
+            fs::remove_file(&disks).unwrap();
+            fs::rename(lab.vault().join("real"), disks).unwrap();
+        },
     },
     Fault {
         name: "the folder of disks is a file",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["no record"],
         inject: |lab| {
             let disks = lab.vault().join("disks");
-            must("rm", ["-rf", disks.to_str().unwrap()]);
+            lab.take_away(&disks);
             fs::write(disks, b"").unwrap();
         },
         mend: back,
     },
     Fault {
         name: "an older state of the vault was brought back",
-        seen: Seen::Cycle,
+        seen: Seen::Itself,
+        cause: BROKEN,
         says: &["point"],
         inject: |lab| {
-            lab.host.backstay(&["cycle", "d"]);
-            lab.keep_vault();
-            let newest = lab.newest("d", "points");
-            fs::remove_file(newest).unwrap();
+            // A backup of the vault, as it was two points ago.
+            for path in lab.objects("d", "points").iter().rev().take(2) {
+                lab.hurt(path, |path| fs::remove_file(path).unwrap());
+            }
         },
         mend: back,
     },

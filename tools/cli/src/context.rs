@@ -228,7 +228,8 @@ impl Context {
     /// If there is no such disk, or that cannot be seen.
     pub fn expect_disk(&self, name: &DiskName) -> anyhow::Result<()> {
         anyhow::ensure!(
-            self.has_disk(name)?,
+            // One that is served is there, whatever became of its state.
+            self.has_disk(name)? || self.roots.disk(name).control_socket().exists(),
             "there is no disk {name} on this host (looked in {}); see backstay status",
             self.roots.state.display()
         );

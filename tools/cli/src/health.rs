@@ -191,6 +191,12 @@ fn of_replica(replica: &ReplicaStatus) -> Option<Cause> {
         let advice = format!("go on: backstay replica {} --follow", replica.name);
         return Some(Cause::warning(ids::REPLICA_NOT_RUNNING, reason).advise(advice));
     }
+    if let Some(pid) = replica.stopped_pid {
+        let reason =
+            format!("the process that follows the vault was stopped by a signal: process {pid}");
+        let advice = format!("let it go on: kill -CONT {pid}");
+        return Some(Cause::warning(ids::REPLICA_SILENT, reason).advise(advice));
+    }
     let failure = shown?.failure.as_ref()?;
     let cause = match shown.is_some_and(|shown| shown.person_must_act) {
         true => Cause::critical(ids::REPLICA_STOPPED, failure)

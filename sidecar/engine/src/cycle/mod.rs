@@ -491,9 +491,34 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, Cycl
     let base = status.base.filter(|base| base.vault_disk == disk).map(|base| base.cycle);
     let (newest_term, newest) =
         at_once(|| vault.newest_term(disk), || newest_readable(vault, disk, base));
-    let (newest_term, (newest, known, damage)) = (newest_term?, newest?);
+    let (mut newest_term, (newest, known, damage)) = (newest_term?, newest?);
+    if let Some(point) = newest.as_ref().filter(|point| is_behind(newest_term.as_ref(), point)) {
+        // Another host may have taken the disk over between the two looks.
+        newest_term = vault.newest_term(disk)?;
+        if is_behind(newest_term.as_ref(), point) {
+            return Err(terms_lost(disk, point).into());
+        }
+    }
     let writer = writer_of(status);
     Ok(Some(Found { disk, adopted, writer, newest, known, damage, newest_term }))
+}
+
+/// Whether the terms of a vault end before the one in which a point was written.
+fn is_behind(newest: Option<&TermRecord>, point: &Manifest) -> bool {
+    newest.is_none_or(|term| term.term < point.term)
+}
+
+/// Who may write stands in the terms: without them nobody may.
+fn terms_lost(disk: DiskId, point: &Manifest) -> VaultError {
+    VaultError::Inconsistent {
+        object: format!("disks/{disk}/terms"),
+        reason: format!(
+            "recovery point {} was written in term {}, and that term is gone: who may write the disk cannot be told, so \
+             nothing was shipped. Bring the vault's terms back from a copy of it; where there is none, protect the disk \
+             under another name",
+            point.cycle, point.term
+        ),
+    }
 }
 
 type Newest = (Option<Manifest>, Option<CycleNo>, Option<VaultError>);

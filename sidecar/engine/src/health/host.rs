@@ -13,13 +13,52 @@ const STATE_LOW: u64 = 64 << 20;
 /// Below this nothing that lasts can be relied upon to fit.
 const STATE_FULL: u64 = 1 << 20;
 
+/// Below this a runtime directory has no room for bitmaps.
+const RUNTIME_FULL: u64 = 64 << 10;
+
 /// What to do about a sidecar that makes no points.
 pub(crate) const SIDECAR_ADVICE: &str =
     "start it: systemctl restart backstay-sidecar, or backstay sidecar";
 
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
-    let sidecar = facts.wants_points().then(|| of_sidecar(facts.sidecar)).flatten();
-    sidecar.into_iter().chain(of_state(&facts.roots.state)).collect()
+    let runtime = facts.driver.and_then(|_| of_runtime(&facts.roots.runtime));
+    let sidecar = match facts.sidecar {
+        // Its sign of life is written there.
+        Sidecar::Silent { stopped: false, .. } if runtime.is_some() => {
+            let reason =
+                "its sign of life cannot be written, because the runtime directory is full";
+            &Sidecar::Unknown { reason: reason.into() }
+        }
+        sidecar => sidecar,
+    };
+    let sidecar = facts.wants_points().then(|| of_sidecar(sidecar)).flatten();
+    let all = [runtime, sidecar, gone(facts), of_state(&facts.roots.state)];
+    all.into_iter().flatten().collect()
+}
+
+/// A driver that works beside a state directory that somebody took away.
+fn gone(facts: &Facts<'_>) -> Option<Cause> {
+    let state = &facts.paths.state;
+    if facts.driver.is_none() || state.join("super").exists() {
+        return None;
+    }
+    let reason = format!("the state directory of the disk is gone: {}", state.display());
+    Some(Cause::critical(ids::STATE_GONE, reason).advise(
+        "its users go on undisturbed; bring the directory back before the driver ends, or the whole disk is compared \
+         when it is mounted again",
+    ))
+}
+
+/// A runtime directory in which no bitmap of another epoch has room: no cycle can cut.
+fn of_runtime(dir: &Path) -> Option<Cause> {
+    let fs = statvfs(dir).ok()?;
+    let free = fs.blocks_available() * fs.fragment_size();
+    (free < RUNTIME_FULL).then(|| {
+        let at = dir.display();
+        let reason = format!("the runtime directory {at} is full: {} is free", size(free));
+        Cause::critical(ids::RUNTIME_FULL, reason)
+            .advise(format!("make room in the file system of {at} (it is in memory)"))
+    })
 }
 
 /// A sidecar that makes no points.

@@ -111,6 +111,10 @@ ids! {
     SIDECAR_UNKNOWN = "sidecar-unknown";
     /// The state directory is full or nearly so.
     STATE_FULL = "state-full";
+    /// The state directory of a disk that is served is gone.
+    STATE_GONE = "state-gone";
+    /// The runtime directory is full.
+    RUNTIME_FULL = "runtime-full";
     /// The state directory cannot be written.
     STATE_READ_ONLY = "state-read-only";
 
@@ -135,6 +139,8 @@ ids! {
     REPLICA_STOPPED = "replica-stopped";
     /// A replica's last step failed and is tried again.
     REPLICA_FAILED = "replica-failed";
+    /// A process follows the vault, and does nothing.
+    REPLICA_SILENT = "replica-silent";
     /// No process follows the vault.
     REPLICA_NOT_RUNNING = "replica-not-running";
     /// A certificate of this host ends soon or has ended.

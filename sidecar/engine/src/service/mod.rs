@@ -386,7 +386,14 @@ impl Service<'_> {
         self.turn += 1;
         let Some(name) = names.get(self.turn % names.len().max(1)) else { return };
         let paths = self.roots.disk(name);
-        let trouble = match self.driver(name) {
+        let status = self.driver(name);
+        // A resync that waits for its window may have been done by hand meanwhile.
+        if let Some(status) = status.as_ref().filter(|_| self.waits_for_resync(name)) {
+            let record = Record::load(&paths.state);
+            let (work, begun) = work_of(status, &record, self.roots, name);
+            self.schedule.needs(name, work, begun);
+        }
+        let trouble = match status {
             Some(status) => status
                 .untracked
                 .map(|untracked| format!("changes are not tracked: {}", untracked.error)),
@@ -400,6 +407,10 @@ impl Service<'_> {
             None if self.troubled.remove(name) => tracing::warn!("disk {name}: that is over"),
             None => {}
         }
+    }
+
+    fn waits_for_resync(&self, name: &DiskName) -> bool {
+        self.schedule.work(name) == Some(Work::Resync) && !self.running.contains_key(name)
     }
 
     /// What a disk's next cycle is for; `None` if its driver does not answer.

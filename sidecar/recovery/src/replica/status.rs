@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use backstay_front::paths::DiskPaths;
 use backstay_host::atomic::Durability;
 use backstay_host::clock;
+use backstay_host::doing;
 use backstay_host::record;
 use backstay_types::{CycleNo, DiskName};
 use backstay_vault::Manifest;
@@ -194,6 +195,8 @@ pub struct ReplicaStatus {
     pub needs_vault: bool,
     /// Whether a process follows the vault now.
     pub running: bool,
+    /// That process, if it was stopped by a signal.
+    pub stopped_pid: Option<i32>,
     /// What that shows, or the last one did.
     pub shown: Option<Shown>,
 }
@@ -210,6 +213,7 @@ pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
     let taken_over = matches!(record.standing, Standing::TakenOver { .. });
     Ok(Some(ReplicaStatus {
         running: !taken_over && is_locked(paths),
+        stopped_pid: runner(paths).filter(|pid| is_stopped(*pid)),
         explained: record.standing.explain(),
         at: whole.map(|point| point.cycle),
         rpo_ns: whole.map(|point| now_unix_ns().saturating_sub(point.cut_unix_ns)),
@@ -238,6 +242,10 @@ pub fn runner(paths: &DiskPaths) -> Option<i32> {
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let program = program.file_name()?.to_string_lossy().into_owned();
     program.starts_with("backstay").then_some(pid)
+}
+
+fn is_stopped(pid: i32) -> bool {
+    u32::try_from(pid).is_ok_and(|pid| doing::doing(pid) == doing::Doing::Stopped)
 }
 
 fn is_locked(paths: &DiskPaths) -> bool {

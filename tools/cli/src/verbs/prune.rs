@@ -70,6 +70,9 @@ impl Prune {
         policy.merge = merges;
         let rules = policy.keep.as_ref().map(ToString::to_string);
         let state = &context.roots.state;
+        // Where the disk is known, whoever asks how it is learns what is found here.
+        let of_disk = context.roots.disk(&self.name).state;
+        let notes = !self.dry_run && self.vault.vault.is_none() && of_disk.exists();
         let (report, verdicts) = match self.dry_run {
             true => {
                 let time = Time { accepted: self.accept_clock, ..Time::peek(state) };
@@ -81,13 +84,15 @@ impl Prune {
                     trusted::accept(state)?;
                 }
                 let time = Time { accepted: self.accept_clock, ..Time::look(state) };
-                (maintain(&vault, disk.disk, &policy, &time, &AtomicBool::new(false))?, None)
+                let done = maintain(&vault, disk.disk, &policy, &time, &AtomicBool::new(false));
+                if notes {
+                    note_upkeep(&of_disk, done.as_ref().err());
+                }
+                (done?, None)
             }
         };
-        if !self.dry_run && self.vault.vault.is_none() {
-            let state = &context.roots.disk(&self.name).state;
-            note_upkeep(state, None);
-            note_retained(state, &report.retired);
+        if notes {
+            note_retained(&of_disk, &report.retired);
         }
         let withheld = report.retired.withheld.as_ref().map(|why| match &*why.cause {
             HOLD_NOT_LISTED => {
