@@ -270,6 +270,22 @@ fn a_driver_that_hangs_is_named_and_ended_in_time() {
     host.backstay(&["umount", "db"]);
 }
 
+/// A file system that takes no writes; it goes on also when the test fails.
+struct Frozen(String);
+
+impl Frozen {
+    fn new(at: &Path) -> Self {
+        must("fsfreeze", ["-f", &text(at)]);
+        Self(text(at))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run("fsfreeze", ["-u", &self.0]);
+    }
+}
+
 /// The driver answers, its backing does not: that is said with the time and the process, and the disk can be ended
 /// all the same.
 #[test]
@@ -287,7 +303,7 @@ fn a_backing_that_hangs_is_named_and_its_users_get_away() {
     let driver = &status()["driver"];
     let (pid, served) = (driver["pid"].as_i64().unwrap(), driver["served"].as_str().unwrap());
     let pid = i32::try_from(pid).unwrap();
-    must("fsfreeze", ["-f", &text(&at)]);
+    let frozen = Frozen::new(&at);
     let mut writer = Command::new("dd")
         .args([
             "if=/dev/urandom",
@@ -324,7 +340,7 @@ fn a_backing_that_hangs_is_named_and_its_users_get_away() {
         assert!(clock::monotonic() < until, "its user still waits: {}", said(&output));
         clock::sleep(Duration::from_millis(20));
     }
-    must("fsfreeze", ["-u", &text(&at)]);
+    drop(frozen);
     wait_gone(pid);
     drop(ground);
 }
