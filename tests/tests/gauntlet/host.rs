@@ -327,19 +327,4 @@ pub const FAULTS: &[Fault] = &[
         },
         mend: |_| {},
     },
-    Fault {
-        name: "a blackout is on, and the newest point is old",
-        seen: Seen::Idle,
-        cause: &["point-late"],
-        says: &["old"],
-        inject: |lab| {
-            lab.configure("blackout = \"Monday;0:00;7d\"\n");
-            record(lab, |of| {
-                of["last"]["cut_unix_ns"] = (now() - 40 * DAY).into();
-                of["unchanged"] = Value::Null;
-            });
-            go_on(lab);
-        },
-        mend: plain,
-    },
 ];
