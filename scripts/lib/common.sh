@@ -14,6 +14,9 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
 # What is fetched from registries and made of it: a checkout that is built anew need not fetch it again.
 export BACKSTAY_CACHE="${BACKSTAY_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/backstay}"
 
+# scripts/setup lint puts it there.
+export PATH="$PATH:$BACKSTAY_CACHE/cargo-deny/bin"
+
 # Object stores that are installed from registries other than the system's.
 export STORES_CACHE="${STORES_CACHE:-$BACKSTAY_CACHE/stores}"
 

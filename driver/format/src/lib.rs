@@ -11,6 +11,14 @@
 //! - [`fingerprint`]: what tells whether a backing was written while nobody served it
 //! - [`control`]: the messages between sidecar and driver
 //! - [`unfinished`]: the mark of a block device that a restore has not finished
+//!
+//! ```
+//! use backstay_format::superblock::Geometry;
+//! use backstay_types::units::ByteLen;
+//!
+//! let disk = Geometry::of_size(ByteLen(1 << 30));
+//! assert_eq!((disk.sectors(), disk.regions()), (1 << 21, 256));
+//! ```
 
 pub mod asked;
 pub mod bitmap;

@@ -7,6 +7,17 @@
 //! - [`control`]: the socket: server in the driver, client for the sidecar and the command
 //! - [`life`]: start, hardening, signals, stop
 //! - [`offline`]: moving and renaming a disk that nobody serves
+//!
+//! Asking the driver of a disk how it is:
+//!
+//! ```no_run
+//! use backstay_front::control::ControlClient;
+//!
+//! let socket = std::path::Path::new("/run/backstay/db/control.sock");
+//! let status = ControlClient::connect(socket)?.status()?;
+//! println!("{} has {} bytes and is served as {}", status.name, status.size.0, status.served.display());
+//! # Ok::<(), backstay_front::control::ClientError>(())
+//! ```
 
 pub mod backing;
 pub mod control;

@@ -1,6 +1,6 @@
 //! Claims on bytes: no two drivers of this host stand on the same ones, by whatever way.
 //!
-//! For each [`Ground`] there is a lock file in a folder that all of the host's drivers share, whatever
+//! For each [`Ground`](crate::stack::Ground) there is a lock file in a folder that all of the host's drivers share, whatever
 //! state directory they use. A claim locks the bytes it reaches there: for itself alone if it knows which
 //! they are, together with others if it only knows that it reaches some. The locks end with the process.
 

@@ -16,6 +16,17 @@
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
 //! - [`stamp`]: whether a file is still the one that was read
+//!
+//! ```
+//! use backstay_host::atomic::{self, Durability};
+//!
+//! let file = std::env::temp_dir().join(format!("backstay-example-{}", std::process::id()));
+//! // Whoever reads it sees the old content or the new one, never a part.
+//! atomic::replace(&file, b"all of it", Durability::Durable)?;
+//! assert_eq!(std::fs::read(&file)?, b"all of it");
+//! std::fs::remove_file(&file)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 pub mod alarm;
 pub mod atomic;

@@ -6,7 +6,7 @@
 //! become the guest's (I4). All I/O goes through two seams, [`env::Env`] for its own state and
 //! [`Backing`] for the disk's bytes, so that tests can record, break and replay every step.
 //!
-//! Reading order: [`env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
+//! Reading order: [`mod@env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
 //! `disk` (the write path), `prepare` and `cut` (the life of a cycle), `hold` (cuts that are held for
 //! a group), `grow`, `recover` (after a stop of any kind), `rebind` (a disk that was moved to another
 //! backing), `witness` (when the state directory dies).

@@ -2,6 +2,17 @@
 //!
 //! - [`units`]: sectors, byte offsets, cycles, epochs, terms, and the identities of disks and points
 //! - [`name`]: names of disks, safe in paths and object keys
+//!
+//! ```
+//! use backstay_types::DiskName;
+//! use backstay_types::units::{ByteLen, SectorRange};
+//!
+//! let name: DiskName = "db-1".parse()?;
+//! assert_eq!(name.as_str(), "db-1");
+//! assert!("../etc".parse::<DiskName>().is_err());
+//! assert_eq!(SectorRange::whole(ByteLen(1 << 20)).sectors(), 2048);
+//! # Ok::<(), backstay_types::name::NameError>(())
+//! ```
 
 pub mod name;
 pub mod units;

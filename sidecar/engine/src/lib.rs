@@ -26,6 +26,15 @@
 //! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
 //! - [`seen`]: what this host has seen of encrypted vaults, so that an older state of one is noticed
 //! - [`upkeep`]: retention, merging and collection after cycles
+//!
+//! ```
+//! use backstay_engine::config::Config;
+//!
+//! let config: Config = toml::from_str("interval = '30s'\nkeep = 'all 2h, daily 30d'")?;
+//! assert_eq!(config.interval.as_secs(), 30);
+//! assert!(toml::from_str::<Config>("intervall = '30s'").is_err());
+//! # Ok::<(), toml::de::Error>(())
+//! ```
 
 pub mod care;
 pub mod config;

@@ -1,7 +1,7 @@
 //! The gateway between sources and a vault: HTTPS with client certificates, append-only to sources.
 //!
 //! - [`pki`]: certificates, and what they say of their holders
-//! - [`key`]: keys of objects as types; [`rights`]: who may do what with them; [`owners`]: whose disks are
+//! - [`rights`]: who may do what with which object; [`owners`]: whose disks are
 //! - [`arriving`]: what objects must be before they are put
 //! - [`spool`]: segments that have arrived and are on their way to the store
 //! - [`limits`]: how much each client may do; [`counters`]: what was done

@@ -7,6 +7,16 @@
 //! - [`drill`]: points that were tried
 //! - [`restore`]: points to files and block devices
 //! - [`image`]: points as raw and qcow2 images, and back
+//!
+//! Choosing a point as people name it:
+//!
+//! ```
+//! use backstay_recovery::lazy::PointChoice;
+//!
+//! assert!(matches!("latest".parse(), Ok(PointChoice::Latest)));
+//! assert!(matches!("17".parse(), Ok(PointChoice::Cycle(cycle)) if cycle.0 == 17));
+//! assert!(matches!("2026-02-03T04:05:06Z".parse(), Ok(PointChoice::Until(_))));
+//! ```
 
 pub mod drill;
 pub mod failover;

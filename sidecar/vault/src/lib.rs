@@ -1,6 +1,6 @@
 //! A vault: recovery points of many disks on an object store.
 //!
-//! - [`format`]: what the objects hold, byte by byte (docs/explanation/format-vault.md); no I/O
+//! - [`mod@format`]: what the objects hold, byte by byte (docs/explanation/format-vault.md); no I/O
 //! - [`sectors`]: sets of sectors, for what must move and what arrived
 //! - [`frame`]: runs of sectors, checksummed and compressed
 //! - [`store`]: a vault and the names of its objects; `disks`, `segments`: what it holds; `objects`: puts
@@ -18,6 +18,20 @@
 //! - [`receive`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
 //! - [`seal`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
+//!
+//! The points of a disk, from the vault alone:
+//!
+//! ```no_run
+//! use backstay_vault::Vault;
+//!
+//! let vault = Vault::open("file:///mnt/backup/vault")?;
+//! let disk = vault.disk_named(&"db".parse().expect("a name"))?;
+//! for cycle in vault.points(disk.disk)? {
+//!     let point = vault.manifest(disk.disk, cycle)?;
+//!     println!("{cycle}: {} bytes at {}", point.size.0, point.cut_unix_ns);
+//! }
+//! # Ok::<(), backstay_vault::VaultError>(())
+//! ```
 
 pub mod commit;
 pub mod damaged;

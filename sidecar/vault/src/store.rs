@@ -3,7 +3,7 @@
 //! The API blocks and can be called from any plain thread; a small runtime inside does the network's
 //! part. Every object but none is put only if it is absent: nothing is ever overwritten.
 //!
-//! What a local directory needs beyond that to be durable is in [`crate::local`].
+//! What a local directory needs beyond that to be durable is in `crate::local`.
 
 use std::io::ErrorKind;
 use std::path::Path as FsPath;

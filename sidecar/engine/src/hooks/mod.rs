@@ -11,7 +11,7 @@
 //! - [`guardian`]: the process, in one straight line
 //! - [`quiesce`]: the sidecar's side of it
 //! - `withheld`: what the programs we start are not told
-//! - [`mend`]: thaws what a guardian that was killed has left
+//! - [`mod@mend`]: thaws what a guardian that was killed has left
 
 pub mod command;
 pub mod freeze;

@@ -3,7 +3,7 @@
 //! - [`rate`]: bytes a second, as people write them
 //! - [`settings`]: the limit, and the timetable that overrides it
 //! - [`bucket`]: how much may go at an instant, as a pure function of time
-//! - [`line`]: threads that take turns at the bucket
+//! - [`mod@line`]: threads that take turns at the bucket
 //!
 //! How even the line is, and what of it a vault sees, is in `docs/reference/throttle.md`.
 

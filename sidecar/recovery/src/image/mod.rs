@@ -1,7 +1,7 @@
 //! Recovery points as raw and qcow2 images, and images as the first point of a disk.
 //!
-//! - [`export`]: a point to a file or, in order, to a pipe
-//! - [`import`]: an image or device becomes a disk of a vault, through the pipeline that ships disks
+//! - `export`: a point to a file or, in order, to a pipe
+//! - `import`: an image or device becomes a disk of a vault, through the pipeline that ships disks
 //! - `qemu`: `qemu-img` and `qemu-nbd`, which know qcow2
 //! - `nbd`: the few words of the NBD protocol that are spoken with `qemu-nbd`
 //!

@@ -1,15 +1,15 @@
 //! Keeping, merging and deleting: what a vault needs so that it does not grow for ever.
 //!
-//! - [`keep`]: the rules people write, and what they mean
-//! - [`time`]: what a maintainer knows of time, and how long it has watched holds
-//! - [`hold`]: pins, and holds of whoever needs a point; [`held`]: such a hold, renewed while it lasts
+//! - `keep`: the rules people write, and what they mean
+//! - `time`: what a maintainer knows of time, and how long it has watched holds
+//! - `hold`: pins, and holds of whoever needs a point; `held`: such a hold, renewed while it lasts
 //! - `marks`: beside a held point, asked for by name before it is deleted
-//! - [`ledger`]: the one small state that makes deleting safe; advanced a revision at a time
-//! - [`retire`]: points that no rule keeps go; `groups`: those that belong together, together
-//! - [`tiers`]: which segments to merge, as a pure function; [`compact`]: merging them
-//! - [`collect`]: segments that nothing names go
+//! - `ledger`: the one small state that makes deleting safe; advanced a revision at a time
+//! - `retire`: points that no rule keeps go; `groups`: those that belong together, together
+//! - `tiers`: which segments to merge, as a pure function; `compact`: merging them
+//! - `collect`: segments that nothing names go
 //!
-//! [`maintain`] does all of it, on any host, as often as one likes, and can be killed anywhere.
+//! `maintain` does all of it, on any host, as often as one likes, and can be killed anywhere.
 //! docs/explanation/format-vault.md says why no point ever loses what it needs.
 
 pub mod collect;

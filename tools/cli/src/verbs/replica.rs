@@ -60,7 +60,7 @@ pub struct ReplicaVerb {
     /// The target: a file (made if missing), or a block device as large as the disk
     #[arg(long, value_name = "FILE|DEVICE")]
     to: Option<PathBuf>,
-    /// Stay at the newest point until told to stop [default]
+    /// Stay at the newest point until told to stop (the default)
     #[arg(long, conflicts_with = "once")]
     follow: bool,
     /// Go to the newest point, then exit

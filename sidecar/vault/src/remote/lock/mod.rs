@@ -4,10 +4,10 @@
 //! signed again; the lock costs no request of its own. What is uploaded in parts is locked once more when it is whole:
 //! some stores forget what its beginning asked for.
 //!
-//! - [`Locker`]: adds the headers
-//! - [`bucket`]: requests that the library has not: what a bucket can, retention, versions
-//! - [`versions`]: a page of a list of versions
-//! - [`undelete`]: bringing back what was deleted
+//! - `Locker`: adds the headers
+//! - `bucket`: requests that the library has not: what a bucket can, retention, versions
+//! - `versions`: a page of a list of versions
+//! - `undelete`: bringing back what was deleted
 //!
 //! docs/decisions/0013-object-lock.md says what this is worth.
 
