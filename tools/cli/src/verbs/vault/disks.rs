@@ -39,7 +39,7 @@ Examples:
   backstay vault forget old-db --yes
 
 For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points \
-ends it. The points of a source
+ends it. The points of a source \
 behind a gateway are deleted so, too, with the URL of the store that the gateway stands before. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
 pub struct Forget {
     /// The disk's name, or its identity as backstay vault ls shows it
