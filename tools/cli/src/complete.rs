@@ -132,9 +132,8 @@ fn value(words: &[String], option: &str) -> Option<String> {
         word == option || word.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))
     })?;
     let joined = words[at][option.len()..].to_owned();
-    let mut rest = words[at + 1..].iter();
     let mut value = joined;
-    while let Some(word) = rest.next() {
+    for word in &words[at + 1..] {
         let joins = word == ":" || word == "=";
         if !value.is_empty() && !joins && !value.ends_with([':', '=']) {
             break;

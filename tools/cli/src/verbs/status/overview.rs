@@ -34,17 +34,84 @@ pub fn overview(all: &[Shown], width: usize) -> String {
     for (n, vault) in vaults.iter().enumerate() {
         out.push(format!("vault {}: {vault}", n + 1));
     }
-    for shown in all {
-        let (health, name) = (&shown.disk.health, &shown.disk.name);
-        for cause in health.causes.iter().filter(|cause| cause.level > Level::Ok) {
-            let text = format!("{name}: {}: {}", level(cause.level), cause.reason);
-            out.extend(wrapped(&text, "  ", width));
-            if let Some(advice) = &cause.advice {
-                out.extend(wrapped(&format!("  to do: {advice}"), "    ", width));
-            }
+    for told in troubles(all) {
+        out.extend(wrapped(&told.headline(), "  ", width));
+        if let Some(advice) = told.advice() {
+            out.extend(wrapped(&format!("  to do: {advice}"), "    ", width));
         }
     }
     out.join("\n") + "\n"
+}
+
+/// Most names that a line lists.
+const NAMES_MAX: usize = 4;
+
+/// What is wrong with one disk, or with several in the same words: a clock or a vault is not told thirty times.
+struct Trouble<'a> {
+    names: Vec<&'a str>,
+    level: Level,
+    reason: &'a str,
+    /// What to do, with `NAME` for the disk.
+    advice: Option<String>,
+}
+
+impl Trouble<'_> {
+    fn headline(&self) -> String {
+        let level = level(self.level);
+        let names = match &self.names[..] {
+            [name] => (*name).to_owned(),
+            names if names.len() <= NAMES_MAX => names.join(", "),
+            names => format!("{} disks ({}, …)", names.len(), names[..NAMES_MAX].join(", ")),
+        };
+        format!("{names}: {level}: {}", self.reason)
+    }
+
+    fn advice(&self) -> Option<String> {
+        let advice = self.advice.as_ref()?;
+        Some(match &self.names[..] {
+            [name] => with_name(advice, "NAME", name),
+            _ => advice.clone(),
+        })
+    }
+}
+
+fn troubles(all: &[Shown]) -> Vec<Trouble<'_>> {
+    let mut told: Vec<Trouble<'_>> = vec![];
+    for shown in all {
+        let name = shown.disk.name.as_str();
+        let causes = shown.disk.health.causes.iter().filter(|cause| cause.level > Level::Ok);
+        for cause in causes {
+            let advice = cause.advice.as_ref().map(|advice| of_any(advice, name));
+            let same = told.iter_mut().find(|known| {
+                known.level == cause.level && known.reason == cause.reason && known.advice == advice
+            });
+            match same {
+                Some(known) => known.names.push(name),
+                None => {
+                    told.push(Trouble {
+                        names: vec![name],
+                        level: cause.level,
+                        reason: &cause.reason,
+                        advice,
+                    });
+                }
+            }
+        }
+    }
+    told
+}
+
+/// The advice for any disk: the word `NAME` where it names this one.
+fn of_any(advice: &str, name: &str) -> String {
+    with_name(advice, name, "NAME")
+}
+
+fn with_name(text: &str, name: &str, other: &str) -> String {
+    let word = |word: &str| match word.trim_end_matches([',', ';', '.', ':', ')']) {
+        bare if bare == name => word.replacen(name, other, 1),
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn row(shown: &Shown, vaults: &[&str]) -> Vec<Cell> {
@@ -67,7 +134,7 @@ fn row(shown: &Shown, vaults: &[&str]) -> Vec<Cell> {
     let vault = vaults.iter().position(|url| *url == disk.vault);
     vec![
         disk.name.to_string().into(),
-        Cell { text: shown.headline.clone(), style: style(disk.health.level) },
+        Cell { text: state(shown), style: style(disk.health.level) },
         format!("{rpo}/{target}").into(),
         last.map_or_else(none, |last| last.cycle.to_string()).into(),
         proven
@@ -79,6 +146,14 @@ fn row(shown: &Shown, vaults: &[&str]) -> Vec<Cell> {
         next.unwrap_or_else(none).into(),
         vault.map_or_else(none, |n| (n + 1).to_string()).into(),
     ]
+}
+
+/// The state, with what the colour says: not everybody sees colours.
+fn state(shown: &Shown) -> String {
+    match shown.disk.health.level {
+        Level::Warning => format!("! {}", shown.headline),
+        Level::Ok | Level::Critical => shown.headline.clone(),
+    }
 }
 
 fn style(level: Level) -> Style {
@@ -102,6 +177,26 @@ fn short(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_several_disks_have_is_told_once() {
+        let advice = "if it is right: backstay prune a --accept-clock; see backstay points a.";
+        let any = of_any(advice, "a");
+        assert_eq!(
+            any,
+            "if it is right: backstay prune NAME --accept-clock; see backstay points NAME."
+        );
+        let trouble = |names: &[&'static str]| Trouble {
+            names: names.to_vec(),
+            level: Level::Warning,
+            reason: "the clock jumped",
+            advice: Some(any.clone()),
+        };
+        assert_eq!(trouble(&["a"]).advice().as_deref(), Some(advice));
+        assert_eq!(trouble(&["a", "b"]).advice(), Some(any.clone()));
+        let many = trouble(&["a", "b", "c", "d", "e"]).headline();
+        assert_eq!(many, "5 disks (a, b, c, d, …): WARNING: the clock jumped");
+    }
 
     #[test]
     fn durations_are_short() {
