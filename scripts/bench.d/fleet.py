@@ -270,7 +270,7 @@ def compare(work, options):
          f"{median(fresh) / 1024:.2f} and {max(fresh) / 1024:.2f} MiB"),
         ("driver: memory (PSS), median and most, after the run",
          f"{median(pss) / 1024:.2f} and {max(pss) / 1024:.2f} MiB"),
-        ("driver: tmpfs a disk (bitmaps)", f"{tmpfs / count:.0f} KiB"),
+        ("driver: tmpfs for each disk (bitmaps)", f"{tmpfs / count:.0f} KiB"),
         ("driver: threads", f"{fleet.processes[0].field('Threads', 'status')}"),
         ("all drivers, no sidecar, nothing written: processor", f"{alone:.2f} % of one"),
         ("all drivers, sidecar idle: processor", f"{drivers_idle:.2f} % of one"),

@@ -32,6 +32,10 @@ impl Completions {
         let mut script = vec![];
         writer.write_registration(VARIABLE, "backstay", "backstay", "backstay", &mut script)?;
         print!("{}", String::from_utf8_lossy(&script));
+        if self.shell == Shell::Zsh {
+            // Loaded by the first Tab, as a file of fpath is, it completes that one, too.
+            println!("[ \"$funcstack[1]\" != _backstay ] || _clap_dynamic_completer_backstay \"$@\"");
+        }
         Ok(())
     }
 }
