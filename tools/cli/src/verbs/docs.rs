@@ -34,7 +34,9 @@ impl Completions {
         print!("{}", String::from_utf8_lossy(&script));
         if self.shell == Shell::Zsh {
             // Loaded by the first Tab, as a file of fpath is, it completes that one, too.
-            println!("[ \"$funcstack[1]\" != _backstay ] || _clap_dynamic_completer_backstay \"$@\"");
+            println!(
+                "[ \"$funcstack[1]\" != _backstay ] || _clap_dynamic_completer_backstay \"$@\""
+            );
         }
         Ok(())
     }
