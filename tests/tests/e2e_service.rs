@@ -284,7 +284,8 @@ fn a_resync_waits_for_its_window_or_a_word() {
 #[test]
 fn the_limit_of_the_change_log_marks_the_disk() {
     let host = Host::new("limit");
-    let throttle = "[throttle]\nlimit = \"200kB/s\"\n[ship]\nsegment_size = \"1MiB\"\n";
+    // All of it takes more than two minutes: longer than anything is waited for here.
+    let throttle = "[throttle]\nlimit = \"100kB/s\"\n[ship]\nsegment_size = \"1MiB\"\n";
     write_config(&host, &format!("resync_window = \"{}\"\n{throttle}", closed_window()));
     let disk = host.disk("d", 32 * MIB);
     let served = disk.mount(&["--change-log-limit", "64KiB"]);
@@ -299,8 +300,9 @@ fn the_limit_of_the_change_log_marks_the_disk() {
         disk.status()["driver"]["lost_point_in_time"].is_string()
             || disk.status()["driver"]["open_cut"]["lost"].is_string()
     });
-    write_config(&host, &format!("resync_window = \"{}\"\n", closed_window()));
+    // Nothing more is shipped for a point in time that is lost.
     wait_for("the mark", || disk.status()["state"] == "resync-required");
+    write_config(&host, &format!("resync_window = \"{}\"\n", closed_window()));
     let health = disk.status()["health"].clone();
     assert!(health["reason"].as_str().unwrap().contains("limit"), "{health}");
     host.backstay(&["resync", "d", "--now"]);

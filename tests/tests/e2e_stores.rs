@@ -10,6 +10,7 @@
 //! - `at_rest`: damage that a scrub finds
 //! - `renewed`: credentials and conditional puts that change while we run
 //! - `resumed`: what a failed cycle has put is used again
+//! - `silent`: a store that takes connections and says nothing
 //! - `lines`: TLS and HTTP proxies
 //! - `locks`: object lock, and bringing back what a thief deleted
 //!
@@ -49,6 +50,8 @@ mod refusals;
 mod renewed;
 #[path = "e2e_stores/resumed.rs"]
 mod resumed;
+#[path = "e2e_stores/silent.rs"]
+mod silent;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 24 * MIB;

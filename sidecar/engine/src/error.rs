@@ -183,6 +183,14 @@ impl CycleError {
         matches!(self, Self::Busy { .. }) || matches!(self, Self::Driver(e) if e.is_busy())
     }
 
+    /// Whether it is neither the disk's trouble nor the vault's: the disk was unmounted, or we were told to stop, or
+    /// somebody else runs a cycle of it.
+    #[must_use]
+    pub fn is_nobodys_fault(&self) -> bool {
+        self.is_busy()
+            || matches!(self, Self::Stopped | Self::Driver(ClientError::NotRunning { .. }))
+    }
+
     pub(crate) fn source(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Source { what, source }

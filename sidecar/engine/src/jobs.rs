@@ -10,7 +10,9 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_host::atomic::{self, Durability};
@@ -18,8 +20,10 @@ use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::own_dir::own_dir;
 use backstay_host::record;
 use backstay_types::{CycleNo, DiskName};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use serde::{Deserialize, Serialize};
 
+use crate::error::CycleError;
 use crate::schedule::Work;
 
 /// Ended jobs that are kept.
@@ -201,6 +205,7 @@ impl JobBook {
         JobHandle {
             book: self.clone(),
             began: clock::monotonic(),
+            moves: AtomicU64::new(0),
             state: Mutex::new(Watched { job, written: None }),
         }
     }
@@ -243,6 +248,8 @@ impl JobBook {
 pub struct JobHandle {
     book: JobBook,
     began: Instant,
+    /// Times that it was told how far it is.
+    moves: AtomicU64,
     state: Mutex<Watched>,
 }
 
@@ -253,8 +260,39 @@ struct Watched {
 }
 
 impl JobHandle {
+    /// How often it was told how far it is: work that moves tells it again and again.
+    #[must_use]
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Does what the job is for; it is shown as soon as that has taken long, although it says nothing (it waits for a
+    /// hook, a silent vault, its turn at the throttle).
+    pub fn shown_if_long<T>(&self, work: impl FnOnce() -> T) -> T {
+        thread::scope(|scope| {
+            let (ended, wait) = bounded::<()>(0);
+            let watch = thread::Builder::new().name("job".into());
+            let _ = watch.spawn_scoped(scope, move || {
+                if wait.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+                    self.show();
+                }
+            });
+            let result = work();
+            drop(ended);
+            result
+        })
+    }
+
+    /// Notes that a cycle ended without a point. What is nobody's fault is no job that failed, unless it was shown.
+    pub fn failed(self, why: &CycleError) {
+        if !why.is_nobodys_fault() || self.state().written.is_some() {
+            self.end(Err(why.to_string()));
+        }
+    }
+
     /// Notes how far it is.
     pub fn progress(&self, stage: &str, done_bytes: u64, all_bytes: u64) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         let job = &mut state.job;
         let now = now_unix_ns();

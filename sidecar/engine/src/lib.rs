@@ -61,6 +61,7 @@ pub mod schedule;
 pub mod scrub;
 pub mod seen;
 pub mod service;
+mod silent;
 pub mod source;
 pub mod status;
 pub mod store;

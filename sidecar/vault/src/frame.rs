@@ -4,7 +4,7 @@
 //! the checksum of each run of the rest (I6: before compression), and compresses it into one frame.
 //! A [`SegmentBuilder`] strings frames together without copying them again.
 
-use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
+use backstay_types::{ByteLen, CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange};
 use bytes::Bytes;
 use object_store::PutPayload;
 
@@ -370,6 +370,18 @@ impl SegmentBuilder {
 }
 
 impl SealedSegment {
+    /// Bytes of the disk that it stands for.
+    #[must_use]
+    pub fn covers(&self) -> ByteLen {
+        ByteLen(self.index.extents.iter().map(|extent| extent.range.bytes().0).sum())
+    }
+
+    /// About how many bytes its object has.
+    #[must_use]
+    pub fn about(&self) -> ByteLen {
+        ByteLen(self.frames.iter().map(|frame| frame.len() as u64).sum())
+    }
+
     /// Its object: as it is, or sealed.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::pass::Scope;
 use super::resync::{Progress, Stretch, forget_progress};
 use super::{Run, Stage};
 use crate::error::CycleError;
-use crate::pipeline::{Feed, ship, ship_noting};
+use crate::pipeline::{Beside, Feed, ship, ship_beside};
 use crate::source::extents::{self, Run as DiskRun};
 
 /// Sectors after which what was done is written down (8 GiB).
@@ -128,7 +128,9 @@ impl Run<'_> {
         let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
         let threads = self.job.ship.compress_threads();
         let (to, report) = (self.shipment(), self.job.progress);
-        let shipped = ship_noting(to, &self.noting(), |feed| {
+        let noting = self.noting();
+        let beside = Beside { put: &noting, ..Beside::default() };
+        let shipped = ship_beside(to, beside, |feed| {
             let side = Side {
                 file: &file,
                 size,
@@ -142,6 +144,7 @@ impl Run<'_> {
             while comparison.step(&side, threads, u64::MAX)? {}
             Ok(())
         });
+        drop(noting);
         self.put.extend_from_slice(&shipped.segments);
         shipped.result?;
         comparison.finish()?;

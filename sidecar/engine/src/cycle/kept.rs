@@ -25,7 +25,7 @@ use super::compare::{Side, data_of};
 use super::pass::Scope;
 use super::{Run, Stage, is_loss};
 use crate::error::CycleError;
-use crate::pipeline::ship_noting;
+use crate::pipeline::{Beside, ship_beside};
 
 const FILE: &str = "kept-segments";
 /// Kept segments that hold more than this many times what they stand for are not worth it.
@@ -217,8 +217,10 @@ impl Run<'_> {
         let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
         let threads = self.job.ship.compress_threads();
         let (stage, report) = (Stage::Fuzzy, self.job.progress);
-        let mut work = self.work(stage, left.count() * 512)?;
-        let shipped = ship_noting(self.shipment(), &self.noting(), |feed| {
+        let mut work = self.work()?;
+        let noting = self.noting();
+        let beside = Beside { put: &noting, ..Beside::default() };
+        let shipped = ship_beside(self.shipment(), beside, |feed| {
             let side = Side {
                 file: &file,
                 size,
@@ -232,6 +234,7 @@ impl Run<'_> {
             while comparison.step(&side, threads, u64::MAX)? {}
             work.dirty(&left, feed, None)
         });
+        drop(noting);
         self.put.extend_from_slice(&shipped.segments);
         shipped.result?;
         let mut must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -14,6 +14,7 @@ mod compare;
 pub(crate) mod cutter;
 mod flow;
 mod kept;
+mod lost;
 mod pass;
 mod quiesced;
 pub mod resync;

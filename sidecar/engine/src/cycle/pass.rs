@@ -6,7 +6,7 @@
 //! the seal. Where it is clear the content is that of the cut, and the shipped bit is set.
 
 use std::fs::File;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use backstay_format::control::{CutMode, CutReply, Request, Response};
 use backstay_front::control::ClientError;
@@ -15,9 +15,10 @@ use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::frame::Chunk;
 use backstay_vault::{Pass, SectorSet, SegmentRef};
 
+use super::lost::until_lost;
 use super::{Run, Stage};
 use crate::error::CycleError;
-use crate::pipeline::{Feed, Shipment, ship_noting};
+use crate::pipeline::{Beside, Feed, Shipment, ship_beside};
 use crate::source::bits::SharedBitmap;
 use crate::source::extents::{self, Run as DiskRun};
 use crate::source::preserved::{LogError, for_each_record};
@@ -64,11 +65,15 @@ impl<'a> Run<'a> {
     ) -> Result<Pass, CycleError> {
         let must_move = self.scope(cut, scope)?;
         let shared = self.shared(cut, SectorRange::whole(self.source.size))?;
-        let mut work = self.work(stage, must_move.count() * 512)?;
+        let mut work = self.work()?;
         let (to, driver) = (self.shipment(), &mut self.driver);
         let kept = self.kept.as_ref();
         let noting = |segment: &SegmentRef| kept.iter().for_each(|kept| kept.note(segment));
-        let shipped = ship_noting(to, &noting, |feed| {
+        let went = counted(self.job.progress, stage, must_move.count() * 512);
+        // Nothing that is shipped for a point in time that is lost is of any use.
+        let watch = shared.as_ref().map(|_| until_lost(self.job.socket, cut.epoch));
+        let beside = Beside { put: &noting, went: &went, watch };
+        let shipped = ship_beside(to, beside, |feed| {
             match (scope, &shared) {
                 (Scope::Whole, None) => work.whole_disk(&self.source, feed)?,
                 (Scope::Dirty, None) => work.dirty(&must_move, feed, None)?,
@@ -102,13 +107,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The reading end of a pass over so many bytes.
-    pub(super) fn work(&self, stage: Stage, all: u64) -> Result<Work<'a>, CycleError> {
+    /// The reading end of a pass.
+    pub(super) fn work(&self) -> Result<Work, CycleError> {
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
         let reader =
             Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
-        let progress = self.job.progress;
-        Ok(Work { reader, arrived: SectorSet::new(), done: 0, all, stage, progress })
+        Ok(Work { reader, arrived: SectorSet::new() })
     }
 
     /// Where the next segments go.
@@ -175,6 +179,18 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Tells how far a stage over so many bytes is, from its beginning on. What counts is what has gone to the vault: how long the
+/// rest takes follows from that, and not from what was read ahead.
+pub(super) fn counted<'a>(
+    progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
+    stage: Stage,
+    all: u64,
+) -> impl Fn(u64) + Sync + 'a {
+    let done = AtomicU64::new(0);
+    progress(stage, 0, all);
+    move |bytes| progress(stage, done.fetch_add(bytes, Ordering::Relaxed) + bytes, all)
+}
+
 /// Ends copy-before-write; where the preserved log ends.
 fn seal(
     driver: &mut backstay_front::control::ControlClient,
@@ -191,22 +207,13 @@ fn seal(
 const HOLE_SECTORS_MIN: u64 = 2048;
 
 /// The reading end of a pass.
-pub(super) struct Work<'a> {
+pub(super) struct Work {
     reader: Reader,
     /// Sectors that went into the pipeline.
     arrived: SectorSet,
-    done: u64,
-    all: u64,
-    stage: Stage,
-    progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
 }
 
-impl Work<'_> {
-    fn count(&mut self, range: SectorRange) {
-        self.done += range.bytes().0;
-        (self.progress)(self.stage, self.done, self.all);
-    }
-
+impl Work {
     /// Every sector, holes without reading them.
     fn whole_disk(&mut self, source: &Source, feed: &Feed<'_>) -> Result<(), CycleError> {
         let runs = extents::runs(&source.file, source.size)
@@ -215,7 +222,6 @@ impl Work<'_> {
             match run {
                 DiskRun::Hole(range) => {
                     feed.zero(range)?;
-                    self.count(range);
                 }
                 DiskRun::Data(range) => {
                     for piece in range.split_at_multiples(FRAME_SECTORS_MAX) {
@@ -277,7 +283,6 @@ impl Work<'_> {
                 self.arrived.insert(part);
             }
             feed.zero(part)?;
-            self.count(part);
         }
         Ok(())
     }
@@ -302,12 +307,11 @@ impl Work<'_> {
             None => chunk.runs.extend(batch.wanted.iter().map(|want| want.range)),
             Some(shared) => keep_unpreserved(&mut chunk, &batch.wanted, &shared.preserved),
         }
-        for run in chunk.runs.clone() {
-            if let Some(shared) = shared {
+        if let Some(shared) = shared {
+            for &run in &chunk.runs {
                 shared.shipped.set(run);
                 self.arrived.insert(run);
             }
-            self.count(run);
         }
         feed.send(chunk)
     }
@@ -334,7 +338,6 @@ impl Work<'_> {
                     }
                     chunk.push(run, bytes);
                     self.arrived.insert(run);
-                    self.count(run);
                 }
             }
             Ok::<(), CycleError>(())

@@ -19,9 +19,11 @@ use crate::cycle::turn::Turn;
 use crate::cycle::{AtOnce, Cutter, CycleJob, CycleReport, cutter, run_cut_by};
 use crate::error::CycleError;
 use crate::hooks::Hooks;
+use crate::jobs::JobBook;
 use crate::phase::Event;
 use crate::record::Record;
 use crate::schedule::Work;
+use crate::silent;
 use crate::throttle::Throttle;
 use crate::upkeep;
 use crate::windows::{self, Until, may_begin};
@@ -105,7 +107,9 @@ impl LocalDisk {
     pub fn bring_in_step(&self, shipping: &Shipping) -> Result<bool, CycleError> {
         let behind = !self.in_step()?;
         if behind {
-            self.cycle(shipping, &mut AtOnce)?;
+            let whole = ControlClient::connect(&self.paths.control_socket())?.status()?;
+            let work = if whole.base.is_none() { Work::Initial } else { Work::Resync };
+            self.cycle(shipping, work, &mut AtOnce)?;
         }
         Ok(behind)
     }
@@ -119,7 +123,7 @@ impl LocalDisk {
             let state = &self.paths.state;
             let mut cutter = WithCrew { seat: seat.clone(), state, disk: None, alone: false };
             // The crew waits for its answer: a panic must not be silence.
-            let cycle = AssertUnwindSafe(|| self.cycle(&shipping, &mut cutter));
+            let cycle = AssertUnwindSafe(|| self.cycle(&shipping, Work::Delta, &mut cutter));
             let result = catch_unwind(cycle)
                 .unwrap_or_else(|_| Err(CycleError::Broken("a thread panicked")));
             self.tell(&shipping, &result);
@@ -164,12 +168,15 @@ impl LocalDisk {
     pub(super) fn cycle(
         &self,
         shipping: &Shipping,
+        work: Work,
         cutter: &mut dyn Cutter,
     ) -> Result<CycleReport, CycleError> {
         let _turn = Turn::take(&self.paths.state, &self.name, Duration::ZERO)?;
         let config = shipping.config.now();
         let hooks = Hooks::of(&config, &shipping.roots, &self.name);
-        let result = Vault::open(&shipping.vault).map_err(CycleError::from).and_then(|vault| {
+        let listed = JobBook::below(&shipping.roots.state).begin(&self.name, work);
+        let mut ship = || {
+            let vault = Vault::open(&shipping.vault)?;
             let job = CycleJob {
                 socket: &self.paths.control_socket(),
                 state: &self.paths.state,
@@ -178,11 +185,18 @@ impl LocalDisk {
                 ship: &config.ship,
                 throttle: &shipping.throttle,
                 hooks: hooks.as_ref(),
-                progress: &|_, _, _| (),
+                progress: &|stage, done, all| listed.progress(stage.name(), done, all),
                 stop: &shipping.stop,
             };
             run_cut_by(&job, cutter)
+        };
+        let result = silent::watched(&shipping.vault, &self.paths.state, &listed, || {
+            listed.shown_if_long(&mut ship)
         });
+        match &result {
+            Ok(report) => drop(listed.end(Ok(report.cycle))),
+            Err(e) => listed.failed(e),
+        }
         // Its phase was written down meanwhile.
         let mut record = Record::load(&self.paths.state);
         if record.phase.is_running() && !result.as_ref().is_err_and(CycleError::is_busy) {
@@ -193,9 +207,7 @@ impl LocalDisk {
             record.show(&self.paths.state);
         }
         match &result {
-            // Neither is the disk's trouble: it was unmounted, is busy, or we were told to stop.
-            Err(CycleError::Stopped | CycleError::Driver(ClientError::NotRunning { .. })) => {}
-            Err(e) if e.is_busy() => {}
+            Err(e) if e.is_nobodys_fault() => {}
             _ => record.note(&result, &shipping.vault, &self.paths.state),
         }
         result

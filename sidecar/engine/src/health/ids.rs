@@ -82,6 +82,8 @@ ids! {
     /// The vault is on this host.
     VAULT_THIS_HOST = "vault-on-this-host";
 
+    /// The vault has not answered for some time, while something waits for it.
+    VAULT_SILENT = "vault-silent";
     /// The store refuses what is asked of it.
     STORE_REFUSED = "store-refused";
     /// The recovery points that were made are not there any more.

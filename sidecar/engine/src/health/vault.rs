@@ -4,6 +4,7 @@ use super::{Cause, Facts, ids};
 use crate::home::Home;
 use crate::record::WrongVault;
 use crate::scrub::Scrubbed;
+use crate::silent::Silent;
 use crate::vault_place;
 
 /// What scrubs found that nobody has mended.
@@ -37,7 +38,7 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
 }
 
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
-    let all = [wrong(facts), unknown(facts), ignored(facts), place(facts)];
+    let all = [wrong(facts), silent(facts), unknown(facts), ignored(facts), place(facts)];
     all.into_iter().flatten().collect()
 }
 
@@ -55,6 +56,17 @@ fn wrong(facts: &Facts<'_>) -> Option<Cause> {
     );
     let cause = Cause::critical(id, &failure.message).advise(advice).since(failure.since_unix_ns);
     Some(cause.retried(facts.record.next_unix_ns))
+}
+
+/// A cycle waits for it, and goes on as soon as it answers.
+fn silent(facts: &Facts<'_>) -> Option<Cause> {
+    let Silent { url, since_unix_ns, why, .. } = Silent::load(&facts.paths.state)?;
+    let silent_for = facts.now_unix_ns.saturating_sub(since_unix_ns) / 1_000_000_000;
+    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+    let reason = format!("vault {url} has not answered for {silent_for} s{why}");
+    let advice =
+        "the cycle goes on as soon as it answers; look at the store, and at the network between";
+    Some(Cause::warning(ids::VAULT_SILENT, reason).advise(advice).since(since_unix_ns))
 }
 
 fn unknown(facts: &Facts<'_>) -> Option<Cause> {

@@ -13,6 +13,7 @@
 //! An error anywhere is kept (the first one counts), every stage goes on taking what it is sent and
 //! throws it away, and so all threads end, in order, without anyone waiting for a reader that left.
 
+mod beside;
 mod feed;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,13 +23,16 @@ use std::thread;
 use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SealedSegment, SegmentBuilder};
 use backstay_vault::{SegmentRef, Vault, VaultError};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::config::Ship;
 use crate::error::CycleError;
 use crate::throttle::Throttle;
 
+pub use beside::{Beside, Watch};
 pub use feed::Feed;
+
+use beside::{Counted, LOOK_EVERY};
 
 /// Extents after which a segment is ended whatever its size, so that its index stays small.
 const SEGMENT_EXTENTS_MAX: usize = 1 << 20;
@@ -95,13 +99,13 @@ pub fn ship(
     to: Shipment<'_>,
     read: impl FnOnce(&mut Feed<'_>) -> Result<(), CycleError>,
 ) -> Shipped {
-    ship_noting(to, &|_| {}, read)
+    ship_beside(to, Beside::default(), read)
 }
 
-/// The same; each segment is told to `put` as soon as it is put and proven, by the threads that upload.
-pub fn ship_noting(
+/// The same, with somebody who looks on.
+pub fn ship_beside(
     to: Shipment<'_>,
-    put: &(dyn Fn(&SegmentRef) + Sync),
+    beside: Beside<'_>,
     read: impl FnOnce(&mut Feed<'_>) -> Result<(), CycleError>,
 ) -> Shipped {
     let threads = to.ship.compress_threads();
@@ -112,6 +116,8 @@ pub fn ship_noting(
     let (empty, spare) = bounded::<Chunk>(threads * 3 + 2);
     let (parts, assembly) = bounded::<Part>(threads * 2);
     let (done, uploads) = bounded::<SealedSegment>(1);
+    let (at_work, all_ended) = bounded::<()>(0);
+    let Beside { put, went, watch } = beside;
     for _ in 0..threads * 3 + 2 {
         let _ = empty.try_send(Chunk::default());
     }
@@ -123,11 +129,18 @@ pub fn ship_noting(
         }
         scope.spawn(|| assemble(to, assembly, done, &trouble));
         for _ in 0..to.ship.upload_parallel.clamp(1, 16) {
-            let uploads = uploads.clone();
+            let (uploads, at_work) = (uploads.clone(), at_work.clone());
             let (trouble, segments) = (&trouble, &segments);
-            scope.spawn(move || upload((to, put), &uploads, segments, trouble));
+            scope.spawn(move || {
+                upload(to, (put, went), &uploads, segments, trouble);
+                drop(at_work);
+            });
         }
-        drop((chunks, empty, uploads));
+        drop((chunks, empty, uploads, at_work));
+        if let Some(watch) = watch {
+            let trouble = &trouble;
+            scope.spawn(move || look_on(watch, &all_ended, trouble));
+        }
         let mut feed = Feed::new(full, spare, parts, &trouble);
         if let Err(e) = read(&mut feed) {
             trouble.report(e);
@@ -199,8 +212,18 @@ fn assemble(
     }
 }
 
+/// Looks again and again, until the uploads have ended or there is nothing more to ship for.
+fn look_on(mut watch: Watch<'_>, all_ended: &Receiver<()>, trouble: &Trouble<'_>) {
+    while all_ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        if let Some(error) = watch() {
+            return trouble.report(error);
+        }
+    }
+}
+
 fn upload(
-    (to, noting): (Shipment<'_>, &(dyn Fn(&SegmentRef) + Sync)),
+    to: Shipment<'_>,
+    (put, went): (&(dyn Fn(&SegmentRef) + Sync), &(dyn Fn(u64) + Sync)),
     uploads: &Receiver<SealedSegment>,
     segments: &Mutex<Vec<SegmentRef>>,
     trouble: &Trouble<'_>,
@@ -210,10 +233,13 @@ fn upload(
         if trouble.is_over() {
             continue;
         }
-        match to.vault.put_segment_paced(segment, &to.throttle.pace(&go_on)) {
-            Ok(put) => {
-                noting(&put);
-                segments.lock().unwrap_or_else(PoisonError::into_inner).push(put);
+        let pace = to.throttle.pace(&go_on);
+        let pace = Counted::new(&pace, &segment, went);
+        match to.vault.put_segment_paced(segment, &pace) {
+            Ok(segment) => {
+                pace.all_went();
+                put(&segment);
+                segments.lock().unwrap_or_else(PoisonError::into_inner).push(segment);
             }
             // Why is in the trouble already.
             Err(VaultError::Stopped { .. }) => {}
@@ -306,6 +332,48 @@ mod tests {
         let segments = dir.path().join("disks/03030303-0303-0303-0303-030303030303/segments");
         let left = std::fs::read_dir(segments).map_or(0, Iterator::count);
         assert_eq!(left, 0, "nothing half-written stays");
+    }
+
+    /// Who looks on ends what is of no use any more, also while an upload waits at the throttle.
+    #[test]
+    fn who_looks_on_can_end_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
+        let stop = AtomicBool::new(false);
+        let limit = crate::throttle::Rate::bytes_per_second(1);
+        let throttle = Throttle::new(
+            crate::throttle::ThrottleSettings { limit, ..Default::default() },
+            crate::windows::Zone::default(),
+        );
+        let mut to = shipment(&vault, &ship_settings, &stop);
+        to.throttle = &throttle;
+        let watch: Watch<'_> = Box::new(|| Some(CycleError::Lost("the limit".into())));
+        let beside = Beside { watch: Some(watch), ..Beside::default() };
+        let shipped = ship_beside(to, beside, |feed| feed_noise(feed, 10_000));
+        assert!(matches!(shipped.result, Err(CycleError::Lost(_))), "{:?}", shipped.result);
+    }
+
+    /// What is told to have gone is what went, not what was read ahead.
+    #[test]
+    fn bytes_count_as_they_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
+        let stop = AtomicBool::new(false);
+        let (told, times) = (Mutex::new(0), Mutex::new(0));
+        let went = |bytes| {
+            *told.lock().unwrap() += bytes;
+            *times.lock().unwrap() += 1;
+        };
+        let beside = Beside { went: &went, ..Beside::default() };
+        let shipped = ship_beside(shipment(&vault, &ship_settings, &stop), beside, |feed| {
+            feed.zero(SectorRange::new(1 << 20, 1 << 21))?;
+            feed_noise(feed, 40)
+        });
+        shipped.result.unwrap();
+        assert_eq!(told.into_inner().unwrap(), (40 * 512 + (1 << 20)) * 512);
+        assert!(times.into_inner().unwrap() >= 5);
     }
 
     #[test]

@@ -3,15 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread;
 use std::time::Duration;
 
-use backstay_front::control::ClientError;
 use backstay_front::paths::Roots;
 use backstay_host::clock::now_unix_ns;
 use backstay_types::DiskName;
 use backstay_vault::Vault;
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::Sender;
 
 use crate::config::Config;
 use crate::cycle::turn::Turn;
@@ -20,10 +18,11 @@ use crate::cycle::{CycleJob, CycleReport, run};
 use crate::error::CycleError;
 use crate::home::{self, Home, HomeError};
 use crate::hooks::Hooks;
-use crate::jobs::{JobBook, LONG};
+use crate::jobs::{JobBook, JobHandle};
 use crate::phase::Event;
 use crate::record::Record;
 use crate::schedule::{Outcome, Work};
+use crate::silent;
 use crate::throttle::Throttle;
 use crate::upkeep;
 
@@ -59,15 +58,25 @@ impl Cycle {
     }
 
     fn cycle(&self) -> Result<Done, CycleError> {
+        // A cycle that cannot even begin has failed, and is listed with the others.
+        let job = self.jobs.begin(&self.name, self.work);
+        let result = self.vault_url().map_err(CycleError::from).and_then(|url| {
+            let state = self.roots.disk(&self.name).state;
+            silent::watched(&url, &state, &job, || job.shown_if_long(|| self.cycle_to(&url, &job)))
+        });
+        match &result {
+            Ok(Done::Point(report)) => drop(job.end(Ok(report.cycle))),
+            Ok(Done::Unchanged(_)) => drop(job.end_at(Ok(None))),
+            Err(e) => job.failed(e),
+        }
+        result
+    }
+
+    fn cycle_to(&self, url: &str, job: &JobHandle) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
-        let url = self.vault_url()?;
-        let opened = Vault::open(&url);
-        let opened = opened.and_then(|vault| vault.probe_once().map(|()| vault));
-        let vault = opened.inspect_err(|e| {
-            // A cycle that cannot even begin has failed, and is listed with the others.
-            self.jobs.begin(&self.name, self.work).end(Err(e.to_string()));
-        })?;
+        let vault = Vault::open(url)?;
+        vault.probe_once()?;
         if self.work == Work::Delta
             && !self.heart_beats(&record)
             && let Some(proven) = unchanged(&paths.control_socket(), &vault)?
@@ -75,7 +84,6 @@ impl Cycle {
             home::check(&paths.state, &self.name, &vault, true)?;
             return Ok(Done::Unchanged(proven));
         }
-        let job = self.jobs.begin(&self.name, self.work);
         let hooks = Hooks::of(&self.config, &self.roots, &self.name);
         let cycle = CycleJob {
             socket: &paths.control_socket(),
@@ -88,26 +96,7 @@ impl Cycle {
             progress: &|stage, done, all| job.progress(stage.name(), done, all),
             stop: &self.stop,
         };
-        // A delta that waits (for a hook, a silent vault, its turn at the throttle) is seen, too.
-        let result = thread::scope(|scope| {
-            let (ended, wait) = bounded::<()>(0);
-            let watch = thread::Builder::new().name("job".into());
-            let job = &job;
-            let _ = watch.spawn_scoped(scope, move || {
-                if wait.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
-                    job.show();
-                }
-            });
-            let result = run(&cycle);
-            drop(ended);
-            result
-        });
-        let result = result.map_err(|e| e.explained(&url));
-        match &result {
-            Ok(report) => drop(job.end(Ok(report.cycle))),
-            Err(e) => drop(job.end(Err(e.to_string()))),
-        }
-        result.map(Done::Point)
+        run(&cycle).map(Done::Point).map_err(|e| e.explained(url))
     }
 
     /// Whether the disk gets a point now though nobody wrote to it.
@@ -136,7 +125,7 @@ impl Cycle {
         match result {
             // Neither is the disk's trouble: it was unmounted, or we were told to stop, or a person
             // runs a cycle by hand.
-            Err(e) if is_nobodys_fault(e) => {
+            Err(e) if e.is_nobodys_fault() => {
                 record.happened(ended);
                 record.show(&state);
                 return Outcome::Passed;
@@ -196,9 +185,4 @@ enum Done {
     Point(CycleReport),
     /// The disk is still as its newest point shows it.
     Unchanged(Unchanged),
-}
-
-fn is_nobodys_fault(error: &CycleError) -> bool {
-    error.is_busy()
-        || matches!(error, CycleError::Stopped | CycleError::Driver(ClientError::NotRunning { .. }))
 }

@@ -30,4 +30,4 @@ mod variables;
 pub use gateway::Role;
 #[doc(hidden)]
 pub use gateway::keys_of_page;
-pub use settings::{StoreSettings, configure};
+pub use settings::{StoreSettings, answers_within, configure};
