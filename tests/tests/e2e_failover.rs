@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -86,8 +87,8 @@ fn served(host: &Host, name: &str) -> PathBuf {
     host.runtime.join(name).join("mnt/disk")
 }
 
-/// Every object of a vault and what is in it, but for holds.
-fn objects(vault: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// Every object of a vault and a hash of what is in it, but for holds and their marks.
+fn objects(vault: &Path) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut folders = vec![vault.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -95,8 +96,10 @@ fn objects(vault: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if !path.parent().unwrap().ends_with("holds") {
-                found.insert(path.clone(), fs::read(path).unwrap());
+            } else if !["holds", "held"].iter().any(|of| path.parent().unwrap().ends_with(of)) {
+                let mut hasher = DefaultHasher::new();
+                fs::read(&path).unwrap().hash(&mut hasher);
+                found.insert(path, hasher.finish());
             }
         }
     }
