@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::host::hash;
-use backstay_tests::harness::{Disk, Host};
+use backstay_tests::harness::{Disk, Host, must};
 
 const SIZE: u64 = 8 << 20;
 
@@ -45,6 +45,42 @@ fn check(disk: &Disk, hashes: &[String]) {
         fs::remove_file(image).unwrap();
     }
     disk.host.backstay(&["verify", &disk.name]);
+}
+
+/// A full vault becomes less full before anything is put; what does not fit is said in bytes, with a way on.
+#[test]
+fn prune_of_a_full_vault_frees_what_it_can_and_says_what_the_rest_needs() {
+    let host = Host::new("retain-full");
+    let at = host.path("vault");
+    fs::create_dir_all(&at).unwrap();
+    let at = at.to_str().unwrap();
+    must("mount", ["-t", "tmpfs", "-o", "size=64m", "full", at]);
+    let (disk, hashes) = with_points(&host, 12);
+    // Nobody else leaves it a byte, and what points that go alone need is less than merging needs.
+    let filler = host.path("vault").join("filler");
+    let full = std::process::Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k", "status=none", &format!("of={}", filler.display())])
+        .output()
+        .unwrap();
+    assert!(said(&full).contains("No space left"), "{}", said(&full));
+    let pruned = host.try_backstay(&["prune", "db", "--keep", "last 11"]);
+    println!("{}", said(&pruned));
+    assert_eq!(pruned.status.code(), Some(1), "{}", said(&pruned));
+    let text = said(&pruned);
+    for word in
+        ["no room to merge", "bytes are needed", "are free", "1 recovery points", "--no-merge"]
+    {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert_eq!(cycles(&disk), (2..=12).collect::<Vec<u64>>());
+    // Which works.
+    host.backstay(&["prune", "db", "--no-merge", "--keep", "last 2"]);
+    assert_eq!(cycles(&disk), [11, 12]);
+    fs::remove_file(&filler).unwrap();
+    host.backstay(&["prune", "db", "--keep", "last 2"]);
+    check(&disk, &hashes);
+    host.backstay(&["umount", "db"]);
+    must("umount", [at]);
 }
 
 #[test]

@@ -118,14 +118,23 @@ pub enum VaultError {
     },
     /// Segments cannot be merged: the merged ones are put before the old ones may go.
     #[error(
-        "vault {url}: there is no room to merge segments: up to {bytes} bytes are needed while that is done. What \
-         nothing needs any more was deleted before; give the vault that much room, or keep fewer points"
+        "vault {url}: there is no room to merge segments: up to {bytes} bytes are needed while that is done, {}. What \
+         nothing needs any more was deleted before ({points} recovery points, {freed} bytes of segments). Give the \
+         vault that much room, or keep fewer points: backstay prune NAME --no-merge --keep RULES; nothing is lost, and \
+         cycles go on as far as there is room",
+        free.map_or_else(|| "how many are free is not known".into(), |free| format!("{free} are free"))
     )]
     NoRoomToMerge {
         /// The vault.
         url: String,
         /// The room that is needed at most.
         bytes: ByteLen,
+        /// The room that there is, if that can be told.
+        free: Option<ByteLen>,
+        /// Points that were deleted before.
+        points: u64,
+        /// Bytes of segments that were deleted before.
+        freed: ByteLen,
     },
     /// The store does not let us.
     #[error("vault: {object}: permission denied: {why}")]

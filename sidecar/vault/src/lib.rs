@@ -51,6 +51,7 @@ mod prove;
 pub mod read;
 pub mod receive;
 pub mod remote;
+mod reserve;
 pub mod retain;
 pub mod seal;
 pub mod sectors;

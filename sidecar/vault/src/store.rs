@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, RwLock};
 
 pub(crate) use backstay_host::clock::now_unix_ns;
-use backstay_types::{CycleNo, DiskId, Term};
+use backstay_types::{ByteLen, CycleNo, DiskId, Term};
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
@@ -194,6 +194,7 @@ impl Vault {
         if let Err(e) = known::accept(self.url(), record.vault) {
             tracing::warn!("{e}");
         }
+        self.keep_reserve();
         self.take_record(record)
     }
 
@@ -375,6 +376,12 @@ impl Vault {
     #[must_use]
     pub fn local_dir(&self) -> Option<&FsPath> {
         self.inner.folders.as_ref().map(Folders::root)
+    }
+
+    /// The room that is left where it is; none if that cannot be told, as of a store.
+    pub(crate) fn free(&self) -> Option<ByteLen> {
+        let fs = nix::sys::statvfs::statvfs(self.local_dir()?).ok()?;
+        Some(ByteLen(fs.blocks_available().saturating_mul(fs.fragment_size())))
     }
 
     /// The bucket it is in, if it is one of S3.

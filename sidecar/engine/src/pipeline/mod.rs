@@ -132,7 +132,7 @@ pub fn ship_beside(
             let (uploads, at_work) = (uploads.clone(), at_work.clone());
             let (trouble, segments) = (&trouble, &segments);
             scope.spawn(move || {
-                upload(to, (put, went), &uploads, segments, trouble);
+                upload(to, put, went, &uploads, segments, trouble);
                 drop(at_work);
             });
         }
@@ -223,7 +223,8 @@ fn look_on(mut watch: Watch<'_>, all_ended: &Receiver<()>, trouble: &Trouble<'_>
 
 fn upload(
     to: Shipment<'_>,
-    (put, went): (&(dyn Fn(&SegmentRef) + Sync), &(dyn Fn(u64) + Sync)),
+    put: &(dyn Fn(&SegmentRef) + Sync),
+    went: &(dyn Fn(u64) + Sync),
     uploads: &Receiver<SealedSegment>,
     segments: &Mutex<Vec<SegmentRef>>,
     trouble: &Trouble<'_>,

@@ -117,6 +117,9 @@ pub(super) fn compact(job: &Job<'_>) -> Result<Merged, VaultError> {
                 VaultError::Full { .. } => VaultError::NoRoomToMerge {
                     url: job.vault.url().into(),
                     bytes: ByteLen(old.iter().map(|entry| entry.object.0).sum()),
+                    free: job.vault.free(),
+                    points: 0,
+                    freed: ByteLen(0),
                 },
                 e => e,
             });

@@ -206,6 +206,9 @@ impl Vault {
             // Space comes back through the ledger, so it must have some: that of the revision before
             // the one that holds, which nobody reads any more.
             self.delete_revisions_before(disk, revision - 1)?;
+            put = self.put(&key, bytes.clone().into());
+        }
+        if matches!(put, Err(VaultError::Full { .. })) && self.give_up_reserve() {
             put = self.put(&key, bytes.into());
         }
         if let Err(failed) = put {

@@ -26,7 +26,7 @@ pub mod time;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backstay_types::{CycleNo, DiskId};
+use backstay_types::{ByteLen, CycleNo, DiskId};
 
 use crate::error::VaultError;
 use crate::store::Vault;
@@ -112,9 +112,26 @@ pub fn maintain(
         true => collect::collect(&job)?,
         false => Collected::default(),
     };
-    let merged =
-        if policy.merge && merges(vault) { compact::compact(&job)? } else { Merged::default() };
+    vault.keep_reserve();
+    let merged = match policy.merge && merges(vault) {
+        true => compact::compact(&job).map_err(|e| after(e, &retired, &collected))?,
+        false => Merged::default(),
+    };
     Ok(Report { retired, merged, collected })
+}
+
+/// Why segments were not merged, with what was deleted before that.
+fn after(why: VaultError, retired: &Retired, collected: &Collected) -> VaultError {
+    match why {
+        VaultError::NoRoomToMerge { url, bytes, free, .. } => VaultError::NoRoomToMerge {
+            url,
+            bytes,
+            free,
+            points: retired.deleted,
+            freed: ByteLen(collected.deleted_bytes),
+        },
+        why => why,
+    }
 }
 
 /// Whether segments can be merged here: a host that can only write does not read them.

@@ -87,6 +87,8 @@ impl Lab {
     pub fn objects(&self) -> Vec<PathBuf> {
         let mut found = vec![];
         walk(self.dir.path(), &mut found);
+        // What is no object yet, and the reserve.
+        found.retain(|path| !path.to_string_lossy().contains('#'));
         found.sort();
         found
     }
