@@ -57,6 +57,8 @@ fn objects(dir: &Path) -> Vec<PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() { found.extend(objects(&path)) } else { found.push(path) }
     }
+    // What is no object yet, and the reserve.
+    found.retain(|path| !path.to_string_lossy().contains('#'));
     found
 }
 

@@ -386,7 +386,7 @@ fn names_that_lead_elsewhere_are_refused_before_anything_is_made() {
         let mut left = below(&host.path(made));
         // Which vault was met is remembered.
         left.retain(|path| !path.to_string_lossy().contains("/.vaults"));
-        left.retain(|path| !path.ends_with("vault.json"));
+        left.retain(|path| !path.ends_with("vault.json") && !path.ends_with("reserve#1"));
         assert!(left.len() <= 1, "{left:?}");
     }
 }
@@ -502,7 +502,9 @@ fn secret_lines(file: &Path) -> Vec<String> {
 
 /// All objects of a vault in a folder, by key.
 fn objects(vault: &Path) -> BTreeMap<String, Vec<u8>> {
-    let files = below(vault).into_iter().filter(|path| path.is_file());
+    // Without what is no object yet, and the reserve.
+    let is_object = |path: &PathBuf| path.is_file() && !path.to_string_lossy().contains('#');
+    let files = below(vault).into_iter().filter(is_object);
     let key = |path: &Path| path.strip_prefix(vault).unwrap().to_str().unwrap().to_owned();
     files.map(|path| (key(&path), fs::read(&path).unwrap())).collect()
 }
