@@ -11,10 +11,12 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backstay_recovery::failover::{FailoverRecord, Kind, State};
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::host::{Disk, hash, wait_gone};
 use backstay_tests::harness::seed::seed;
 use backstay_tests::harness::{FsMount, Host, must};
+use backstay_types::Term;
 use fastrand::Rng;
 use serde_json::Value;
 
@@ -242,6 +244,22 @@ fn what_is_written_stays_and_is_tracked() {
     let known = vault.disk_named(&"db".parse().unwrap()).unwrap();
     let local = status["driver"]["disk"].as_str().unwrap();
     vault.claim_term(known.disk, &format!("source {local}")).unwrap();
+    // As a committed failover leaves it.
+    let record = FailoverRecord {
+        name: "new".parse().unwrap(),
+        kind: Kind::Unplanned,
+        state: State::Committed,
+        vault: site.vault.clone(),
+        disk: known.disk,
+        disk_name: "db".parse().unwrap(),
+        point: None,
+        after: Term(1),
+        backing: None,
+        next: None,
+        group: None,
+        since_unix_ns: 1,
+    };
+    record.begin(&site.other.path("state")).unwrap();
     fs::write(site.other.path("backstay.toml"), format!("vault = \"{}\"\n", site.vault)).unwrap();
     disk.cycle();
     let newest = site.source.points().last().unwrap().cycle;
@@ -251,6 +269,7 @@ fn what_is_written_stays_and_is_tracked() {
     assert!(moved.abs_diff(dirty) <= 512, "{moved} bytes moved of {dirty}");
     assert_eq!(hash(&site.source.restore(newest, "shipped")), hash(&disk.served()));
     // Nothing of it stays.
+    record.end(&site.other.path("state")).unwrap();
     site.other.backstay(&["umount", "new", "--forget"]);
     assert!(
         !site.other.path("state").join("new").exists() && !site.other.runtime.join("new").exists()

@@ -209,6 +209,14 @@ fn a_driver_that_does_not_answer_is_told_and_holds_up_nobody() {
 
 /// What a driver comes to after its client's time is over is not done, although the client's connection is still
 /// there; what carries no deadline is.
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
+        .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+}
+
 #[test]
 fn a_request_whose_time_is_over_is_not_carried_out() {
     let host = Host::new("trackdeadline");
@@ -220,6 +228,10 @@ fn a_request_whose_time_is_over_is_not_carried_out() {
     let ask = |deadline_boot_ns: Option<u64>| {
         let mut stream = UnixStream::connect(&socket).unwrap();
         must("kill", ["-STOP", &pid.to_string()]);
+        // One of its threads takes the signal; until then the others go on.
+        while !is_stopped(pid) {
+            clock::sleep(Duration::from_millis(5));
+        }
         let asked = Asked { request: Request::Stop, deadline_boot_ns };
         stream.write_all(&control::encode(&asked).unwrap()).unwrap();
         let over = || deadline_boot_ns.is_none_or(|at| clock::since_boot_ns() > at);

@@ -102,6 +102,35 @@ pub fn own_dir(path: &Path) -> Result<(), OwnDirError> {
     }
 }
 
+/// Removes a folder of ours and all in it; one that is not there is removed already. Its name is free at once: another
+/// process that still writes there finds no folder, and can neither keep it from being removed nor leave files behind. What a
+/// kill left of an earlier removal beside it goes, too.
+///
+/// # Errors
+/// If it cannot be renamed or removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut removing = std::ffi::OsString::from(REMOVING);
+    removing.push(name);
+    let aside = above.join(removing);
+    let absent_is_fine = |done: io::Result<()>| match done {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    };
+    absent_is_fine(fs::remove_dir_all(&aside))?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a folder is renamed to be removed, not to be published"
+    )]
+    absent_is_fine(fs::rename(path, &aside))?;
+    absent_is_fine(fs::remove_dir_all(&aside))
+}
+
+/// What the name of a folder begins with that is being removed. No disk's name begins so.
+const REMOVING: &str = ".removing-";
+
 /// Checks that an existing folder is ours alone.
 ///
 /// # Errors

@@ -114,7 +114,6 @@ fn all_that_recovery_does_with_the_keys_of_its_roles() {
 
     // None of this is the source's, and it is told before anything is touched.
     let nowhere = source.path("nowhere").to_string_lossy().into_owned();
-    cannot_read(source, &["replica", "db", "--to", &nowhere, "--once"]);
     cannot_read(source, &["export", "db", "--point", "latest", "--to", &nowhere]);
     cannot_read(source, &["verify", "db"]);
     cannot_read(source, &["failover", "unplanned", "db", "--as", "again"]);

@@ -14,7 +14,7 @@ use backstay_front::life::lock_disk;
 use backstay_front::paths::DiskPaths;
 use backstay_host::atomic::{self, Durability, sync_folder_of};
 use backstay_host::kill_point;
-use backstay_host::own_dir::own_dir;
+use backstay_host::own_dir::{self, own_dir};
 use backstay_host::record;
 use backstay_types::{DiskId, DiskName, PointId};
 use backstay_vault::retain::Held;
@@ -242,14 +242,14 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
     }
     step();
     // The folder last: as long as it is there, this can be finished.
-    absent_is_fine(fs::remove_dir_all(&paths.runtime)).map_err(LazyError::io(&paths.runtime))?;
+    own_dir::remove(&paths.runtime).map_err(LazyError::io(&paths.runtime))?;
     let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
         absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
     }
     for dir in [&unfinished, &folder(paths), &paths.state] {
         step();
-        absent_is_fine(fs::remove_dir_all(dir)).map_err(LazyError::io(dir))?;
+        own_dir::remove(dir).map_err(LazyError::io(dir))?;
     }
     drop(lock);
     Ok(())

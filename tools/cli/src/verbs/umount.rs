@@ -1,6 +1,6 @@
 //! `backstay umount`: stop serving a disk.
 
-use backstay_recovery::failover::rules::Verb;
+use backstay_recovery::failover::rules::{Standing, Verb, What};
 use backstay_recovery::lazy;
 use backstay_types::DiskName;
 use clap::Args;
@@ -28,7 +28,14 @@ impl Umount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
         let verb = if self.forget { Verb::Forget } else { Verb::Umount };
-        context.may(name, verb)?;
+        let paths = context.roots.disk(name);
+        // What a kill left of a point that is forgotten already is removed, too.
+        let is_left = self.forget
+            && paths.state.exists()
+            && Standing::look(&context.roots, name)?.what == What::Nothing;
+        if !is_left {
+            context.may(name, verb)?;
+        }
         let end = || match self.how.force {
             true => abort(context, name),
             false => stop(name, driver(context, name)?, self.how),
@@ -36,7 +43,6 @@ impl Umount {
         if !self.forget {
             return end();
         }
-        let paths = context.roots.disk(name);
         if context.driver(name).is_ok()
             && lazy::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())
         {

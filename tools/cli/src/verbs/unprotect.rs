@@ -1,16 +1,18 @@
 //! `backstay unprotect`: end a disk's protection.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use backstay_engine::cycle::turn::Turn;
 use backstay_engine::home;
 use backstay_engine::phase::Event;
 use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
-use backstay_host::clock;
+use backstay_host::{clock, own_dir};
 use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
 use backstay_recovery::failover::{
     FailoverRecord, NameLock, State, record_that_leaves, step, stopped,
@@ -126,6 +128,8 @@ impl Unprotect {
         protection.ending = true;
         protection.save(&paths.state).with_context(|| format!("disk {name}"))?;
         ask(&context.roots.state, &Asked::Look(name.clone()))?;
+        // No cycle begins any more; one that runs ends first, and what came of it is written down.
+        let turn = take_turn(&paths.state, name)?;
         if status.is_some() {
             let mut driver = context.driver(name)?;
             // The lease is free when the cycle that runs has ended; then none can begin.
@@ -144,9 +148,9 @@ impl Unprotect {
         if let Some((vault, disk)) = in_vault {
             vault.remove_disk(disk)?;
         }
-        std::fs::remove_dir_all(&paths.state)
-            .with_context(|| format!("removing {}", paths.state.display()))?;
-        let _ = std::fs::remove_dir_all(&paths.runtime);
+        local::remove_folder(&paths.state)?;
+        drop(turn);
+        let _ = own_dir::remove(&paths.runtime);
         if let Some(record) = failover {
             record.end(&context.roots.state)?;
         }
@@ -221,6 +225,24 @@ impl Unprotect {
             _ => Err(Refused("not confirmed; nothing was changed".into()).into()),
         }
     }
+}
+
+/// Waits for the cycle that runs, however long, and says so.
+fn take_turn(state: &Path, name: &DiskName) -> anyhow::Result<Option<Turn>> {
+    /// A wait that is longer is told.
+    const QUIET: Duration = Duration::from_secs(2);
+    const LONG: Duration = Duration::from_secs(3600);
+    if !state.exists() {
+        return Ok(None);
+    }
+    let turn = match Turn::take(state, name, QUIET) {
+        Err(e) if e.is_busy() => {
+            tracing::warn!("disk {name}: waiting for the end of the cycle that runs");
+            Turn::take(state, name, LONG)
+        }
+        turn => turn,
+    };
+    turn.map(Some).with_context(|| format!("disk {name}: it is still protected"))
 }
 
 /// Nobody deletes recovery points through a gateway: that is what it is for.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, bail};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::clock;
-use backstay_host::in_use;
+use backstay_host::{in_use, own_dir};
 use backstay_recovery::failover::FailoverRecord;
 use backstay_types::DiskName;
 
@@ -105,10 +105,5 @@ pub fn print_place(context: &Context, name: &DiskName, attach: bool) -> anyhow::
 
 /// Removes a folder if it is there.
 pub fn remove_folder(path: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("removing {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    own_dir::remove(path).with_context(|| format!("removing {}", path.display()))
 }

@@ -108,7 +108,9 @@ pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
             }
         }
     };
-    start(context, record, order.replica, order.attach)
+    // One that was begun goes on as it was begun.
+    let from_replica = record.point.is_none();
+    start(context, record, from_replica, order.attach)
 }
 
 /// Whether a mounted point that was handed over has been taken by another host. A backing is worth keeping
