@@ -150,7 +150,7 @@ pub const FAMILIES: &[Family] = &[
         |of| disks::gauge(of, |status| status.change_log.map(|log| log.1.0 as f64))),
     family!(Gauge "driver_up" "" ["disk"], "Whether the driver answers.", disks::driver_up),
     family!(Gauge "driver_start_timestamp" "seconds" ["disk"],
-        "When the driver started, as a Unix time; its counters begin anew then.", disks::driver_started),
+        "When the driver started, as a Unix time; its counters begin at zero then.", disks::driver_started),
     family!(Counter "driver_written" "bytes" ["disk"], "Written by the users of a disk since its driver started.",
         |of| disks::counter(of, |driver| driver.written_bytes)),
     family!(Counter "driver_read" "bytes" ["disk"], "Read by the users of a disk since its driver started.",
