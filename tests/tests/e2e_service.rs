@@ -234,13 +234,22 @@ fn critical_waits_for_a_person() {
     assert!(health["next_retry_unix_ns"].is_null(), "{health}");
     let failed = jobs(&host).len();
     // Mended; but nobody said so: nothing is tried.
-    fs::write(&record, whole).unwrap();
+    fs::write(&record, &whole).unwrap();
     noise(&served, 0, 4096, 5);
     assert_eq!(disk.status()["health"]["level"], "critical");
     assert_eq!(jobs(&host).len(), failed);
     host.backstay(&["resume", "d"]);
     wait_for("a point", || points(&disk) >= 2);
     wait_for("health", || disk.status()["health"]["level"] == "ok");
+    // A cycle by hand ends the stop as well: the sidecar goes on.
+    fs::write(&record, b"{").unwrap();
+    noise(&served, 0, 4096, 6);
+    wait_for("critical again", || disk.status()["health"]["level"] == "critical");
+    fs::write(&record, &whole).unwrap();
+    host.backstay(&["cycle", "d"]);
+    let by_hand = points(&disk);
+    noise(&served, 0, 4096, 7);
+    wait_for("a point of the sidecar", || points(&disk) > by_hand);
     drop(service);
 }
 

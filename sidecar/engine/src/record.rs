@@ -352,6 +352,12 @@ impl Record {
         Some(seen.map_or(last.cut_unix_ns, |seen| seen.at_unix_ns.max(last.cut_unix_ns)))
     }
 
+    /// Whether nothing is tried until a person says so.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.failure.as_ref().is_some_and(Failure::is_final)
+    }
+
     /// Forgets failures: a person says that what was wrong is mended.
     pub fn resume(&mut self) {
         (self.failures, self.failure) = (0, None);
@@ -372,6 +378,13 @@ impl Record {
                 let now = now_unix_ns();
                 self.totals.count_failed(e.class());
                 self.failures += 1;
+                if e.class() != Class::PersonMustAct
+                    && let Some(stopped) = self.failure.as_mut().filter(|first| first.is_final())
+                {
+                    // What failed now says nothing about what a person has to mend.
+                    stopped.at_unix_ns = now;
+                    return self.keep(dir);
+                }
                 self.failure = Some(Failure {
                     message: e.to_string(),
                     person_must_act: e.class() != Class::Recoverable,
@@ -387,6 +400,10 @@ impl Record {
                 });
             }
         }
+        self.keep(dir);
+    }
+
+    fn keep(&self, dir: &Path) {
         if self.unreadable.is_none()
             && let Err(e) = self.save(dir)
         {
@@ -489,5 +506,26 @@ mod tests {
         assert!(note_keys(dir.path(), &[Worry::Unproved { since_unix_ns: 1 }]));
         assert!(note_keys(dir.path(), &[]), "that it ended is news");
         assert_eq!(Record::load(dir.path()).keys, None);
+    }
+
+    /// What stopped a disk stays until it is mended, whatever else a person tries meanwhile.
+    #[test]
+    fn a_passing_failure_does_not_end_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = || CycleError::Vault(backstay_vault::VaultError::Full { object: "x".into() });
+        let stop = CycleError::Vault(backstay_vault::VaultError::Inconsistent {
+            object: "vault.json".into(),
+            reason: "it is damaged".into(),
+        });
+        assert_eq!((stop.class(), full().class()), (Class::PersonMustAct, Class::Recoverable));
+        let mut record = Record::default();
+        record.note(&Err(full()), "v", dir.path());
+        assert!(!record.is_stopped());
+        record.note(&Err(stop), "v", dir.path());
+        let said = record.failure.clone().unwrap().message;
+        record.note(&Err(full()), "v", dir.path());
+        assert!(record.is_stopped());
+        assert_eq!(record.failure.unwrap().message, said);
+        assert!(Record::load(dir.path()).is_stopped());
     }
 }

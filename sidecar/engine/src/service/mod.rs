@@ -47,6 +47,8 @@ pub use alive::is_running;
 use ask::Drivers;
 use worker::{Cycle, Ended};
 
+/// How soon a disk goes on whose stop ended. Not at once: where its record cannot be written, it would never rest.
+const GOES_ON_AFTER: Duration = Duration::from_secs(2);
 /// How often new disks are looked for and the schedule is read.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -393,6 +395,13 @@ impl Service<'_> {
             let (work, begun) = work_of(status, &record, self.roots, name);
             self.schedule.needs(name, work, begun);
         }
+        // A person ended what stopped it: by a cycle or resync by hand, or because what was wrong is gone.
+        if status.is_some() && self.is_stopped(name) && !Record::load(&paths.state).is_stopped() {
+            if let Some((work, begun)) = self.find_work(name) {
+                self.schedule.needs(name, work, begun);
+            }
+            self.schedule.wake(name, clock::since(self.clock) + GOES_ON_AFTER);
+        }
         let trouble = match status {
             Some(status) => status
                 .untracked
@@ -407,6 +416,11 @@ impl Service<'_> {
             None if self.troubled.remove(name) => tracing::warn!("disk {name}: that is over"),
             None => {}
         }
+    }
+
+    /// Whether nothing is tried until a person acts, as far as the schedule knows.
+    fn is_stopped(&self, name: &DiskName) -> bool {
+        self.schedule.due(name).is_none() && !self.running.contains_key(name)
     }
 
     fn waits_for_resync(&self, name: &DiskName) -> bool {
