@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,22 @@ pub enum Output<'a> {
     Us,
     /// To the end of a file, which what it leaves behind may go on writing to.
     To(&'a mut File),
+}
+
+/// Where an administrator's programs are. They are not on everyone's path: not on cron's, nor on that of
+/// what mount(8) calls.
+const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// A program of the system, also if its folder is not on the path.
+#[must_use]
+pub fn program(name: &str) -> Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    let elsewhere = || SBIN.iter().map(|dir| Path::new(dir).join(name)).find(|p| p.is_file());
+    match elsewhere() {
+        Some(found) if !on_path => Command::new(found),
+        _ => Command::new(name),
+    }
 }
 
 /// A line for the shell.

@@ -12,6 +12,8 @@
 //! - [`child`]: commands with a time limit
 //! - [`mod@doing`]: what another process is doing
 //! - [`kill_point`]: where tests kill a process
+//! - [`mounts`]: the table of mounts
+//! - [`loop_device`]: loop devices
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
@@ -37,6 +39,8 @@ pub mod doing;
 pub mod in_use;
 pub mod kill_point;
 pub mod lock;
+pub mod loop_device;
+pub mod mounts;
 pub mod own_dir;
 pub mod record;
 pub mod stack;

@@ -10,23 +10,17 @@
 //! - a device-mapper or md device is itself, and *some* bytes of each device below it: which ones only
 //!   its table says.
 
-use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
+
+use crate::loop_device::LoopDevice;
+use crate::mounts::{self, Mount};
 
 /// More layers than anybody stacks.
 const LAYERS_MAX: usize = 64;
-/// How long the file system of a loop device's file may take to say which file it is: a FUSE file system
-/// whose process hangs never does.
-const LOOP_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// A thing that holds bytes on this host, under whatever name it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,172 +195,14 @@ fn unreadable(path: &Path) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a number", path.display()))
 }
 
-/// A loop device that has a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoopDevice {
-    /// The device.
-    pub device: PathBuf,
-    /// Its file, as the kernel writes it: seen from another mount namespace it may lead elsewhere.
-    pub file: PathBuf,
-    /// Which file that is.
-    pub ground: Ground,
-    /// The first byte of the file.
-    pub offset: u64,
-    /// How many bytes of it; 0: up to its end.
-    pub size_limit: u64,
-    /// The mount point, if its file is one that a driver of Backstay serves.
-    pub served_at: Option<PathBuf>,
-}
-
-impl LoopDevice {
-    /// A loop device by its name (`loop0`); none if it has no file.
-    ///
-    /// # Errors
-    /// If it cannot be examined, or the file system of its file does not answer in time.
-    pub fn named(name: &std::ffi::OsStr) -> io::Result<Option<Self>> {
-        let path = Path::new("/sys/block").join(name).join("loop/backing_file");
-        let mut file = match fs::read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        if file.last() == Some(&b'\n') {
-            file.pop();
-        }
-        let device = Path::new("/dev").join(name);
-        let Some(info) = loop_info(&device)? else { return Ok(None) };
-        Ok(Some(Self {
-            device,
-            file: PathBuf::from(OsString::from_vec(file)),
-            ground: Ground::File { dev: info.lo_device, ino: info.lo_inode },
-            offset: info.lo_offset,
-            size_limit: info.lo_sizelimit,
-            served_at: served_at(info.lo_device)?,
-        }))
-    }
-
-    /// All of this host that have a file. One whose file system does not answer is left out: it is not
-    /// on any file whose file system does.
-    ///
-    /// # Errors
-    /// If they cannot be listed.
-    pub fn all() -> io::Result<Vec<Self>> {
-        let mut found = vec![];
-        for entry in fs::read_dir("/sys/block")? {
-            let name = entry?.file_name();
-            if !name.as_encoded_bytes().starts_with(b"loop") {
-                continue;
-            }
-            match Self::named(&name) {
-                Ok(device) => found.extend(device),
-                Err(e) => tracing::debug!("/dev/{}: {e}", name.to_string_lossy()),
-            }
-        }
-        Ok(found)
-    }
-
-    /// The bytes of the file that it gives: the first, and the one after the last.
-    #[must_use]
-    pub fn range(&self) -> (u64, u64) {
-        let end = match self.size_limit {
-            0 => u64::MAX,
-            limit => self.offset.saturating_add(limit),
-        };
-        (self.offset, end)
-    }
-}
-
-/// Linux's `struct loop_info64` (linux/loop.h).
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct LoopInfo {
-    lo_device: u64,
-    lo_inode: u64,
-    lo_rdevice: u64,
-    lo_offset: u64,
-    lo_sizelimit: u64,
-    lo_number: u32,
-    lo_encrypt_type: u32,
-    lo_encrypt_key_size: u32,
-    lo_flags: u32,
-    lo_file_name: [u8; 64],
-    lo_crypt_name: [u8; 64],
-    lo_encrypt_key: [u8; 32],
-    lo_init: [u64; 2],
-}
-
-/// From linux/loop.h.
-const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
-
-/// What the kernel knows of a loop device; none if it has no file by now. Asked by another thread, since
-/// the file's own file system answers in the end.
-fn loop_info(device: &Path) -> io::Result<Option<LoopInfo>> {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device);
-    let file = match opened {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => return Ok(None),
-        opened => opened?,
-    };
-    let (answer, answered) = mpsc::channel();
-    let asking = thread::Builder::new().name("loop-status".into()).spawn(move || {
-        // SAFETY: all-zero bytes are a valid loop_info64: it is numbers only.
-        let mut info: LoopInfo = unsafe { std::mem::zeroed() };
-        // SAFETY: the pointer is to a loop_info64 of ours, as large as the kernel's.
-        let done = unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) };
-        let result = if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info) };
-        // Whoever asked may not wait any more.
-        let _ = answer.send(result);
-    })?;
-    match answered.recv_timeout(LOOP_ANSWERS_WITHIN) {
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the file system of its file does not answer",
-        )),
-        Ok(result) => {
-            let _ = asking.join();
-            match result {
-                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                result => result.map(Some),
-            }
-        }
-    }
-}
-
-/// Where a file system is mounted, if a driver of Backstay serves it (`fuse.backstay`).
-fn served_at(dev: u64) -> io::Result<Option<PathBuf>> {
+/// Where a file system is mounted, if a driver of Backstay serves it.
+pub(crate) fn served_at(dev: u64) -> io::Result<Option<PathBuf>> {
     // Real file systems have a major number; what has none may be FUSE.
     if libc::major(dev) != 0 {
         return Ok(None);
     }
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(find_served(&table, dev))
-}
-
-fn find_served(table: &[u8], dev: u64) -> Option<PathBuf> {
-    let number = format!("{}:{}", libc::major(dev), libc::minor(dev));
-    table.split(|&byte| byte == b'\n').find_map(|line| {
-        // 36 35 98:0 /root /mount/point options - type source options
-        let mut fields = line.split(|&byte| byte == b' ');
-        (fields.nth(2)? == number.as_bytes()).then_some(())?;
-        let at = fields.nth(1)?;
-        fields.find(|field| *field == b"-")?;
-        (fields.next()? == b"fuse.backstay")
-            .then(|| PathBuf::from(OsString::from_vec(unescape(at))))
-    })
-}
-
-/// A field of a table of mounts as it is: the kernel writes blanks, tabs, line ends and backslashes as three
-/// octal digits.
-#[must_use]
-pub fn unescape(field: &[u8]) -> Vec<u8> {
-    let (mut out, mut rest) = (Vec::with_capacity(field.len()), field);
-    while let Some((&first, after)) = rest.split_first() {
-        let code = (first == b'\\').then(|| after.get(..3)).flatten();
-        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => (out.push(byte), rest = &after[3..]),
-            None => (out.push(first), rest = after),
-        };
-    }
-    out
+    let found = mounts::read()?.into_iter().find(|mount| mount.device == dev.into());
+    Ok(found.filter(Mount::is_driver).map(|mount| mount.at))
 }
 
 #[cfg(test)]
@@ -402,17 +238,5 @@ mod tests {
         assert_eq!(a.len(), 1);
         assert!(a[0].overlaps(&b[0]));
         assert_eq!(a[0].served_at, None);
-    }
-
-    #[test]
-    fn served_file_systems_are_known_by_their_kind() {
-        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
-            31 30 0:51 / /run/back\\040stay/mnt rw - fuse.backstay backstay rw\n\
-            32 30 0:52 / /mnt/s rw - fuse.sshfs x rw\nrubbish\n";
-        let at = |minor| find_served(table, libc::makedev(0, minor));
-        assert_eq!(at(51), Some(PathBuf::from("/run/back stay/mnt")));
-        assert_eq!(at(52), None);
-        assert_eq!(at(53), None);
-        assert_eq!(std::mem::size_of::<LoopInfo>(), 232, "as in linux/loop.h");
     }
 }

@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use backstay_host::mounts;
 use backstay_host::stack::{self, Ground, Layer};
 use backstay_vault::known;
 
@@ -138,16 +138,17 @@ fn file_system(dev: u64, depth: usize, stands: &mut Stands) -> io::Result<()> {
         return device(dev, depth, stands);
     }
     // One without a device number of its own: the table of mounts knows what it is made of.
-    let Some((kind, source, at)) = mounted(dev)? else { return Ok(()) };
-    if kind == "fuse.backstay" {
+    let Some(mount) = mounts::read()?.into_iter().find(|mount| mount.device == dev.into()) else {
+        return Ok(());
+    };
+    if mount.is_driver() {
         stands.here = true;
-        stands.served.push(at);
+        stands.served.push(mount.at);
         return Ok(());
     }
-    stands.here |= !REMOTE.contains(&kind.as_str());
-    let source = Path::new(&source);
-    if source.starts_with("/dev")
-        && let Ok(meta) = fs::metadata(source)
+    stands.here |= !REMOTE.contains(&mount.kind.as_str());
+    if mount.source.starts_with("/dev")
+        && let Ok(meta) = fs::metadata(&mount.source)
     {
         return device(meta.rdev(), depth, stands);
     }
@@ -168,22 +169,6 @@ fn add(layers: &[Layer], depth: usize, stands: &mut Stands) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Type, source and mount point of a file system.
-fn mounted(dev: u64) -> io::Result<Option<(String, String, PathBuf)>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let number = format!("{}:{}", libc::major(dev), libc::minor(dev));
-    Ok(table.split(|&byte| byte == b'\n').find_map(|line| {
-        // 36 35 98:0 /root /mount/point options - type source options
-        let mut fields = line.split(|&byte| byte == b' ');
-        (fields.nth(2)? == number.as_bytes()).then_some(())?;
-        let at = stack::unescape(fields.nth(1)?);
-        fields.find(|field| *field == b"-")?;
-        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-        let (kind, source) = (text(fields.next()?), text(fields.next()?));
-        Some((kind, source, PathBuf::from(std::ffi::OsStr::from_bytes(&at))))
-    }))
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ mod helper;
 mod json;
 mod man;
 mod metering;
-mod programs;
 mod table;
 mod verbs;
 mod waiting;

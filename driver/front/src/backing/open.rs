@@ -11,7 +11,8 @@ use std::str::FromStr;
 use backstay_host::claim::{ClaimError, Claims, claim};
 use backstay_host::in_use::InUse;
 use backstay_host::lock::{self, HOLDER_GONE_WAIT};
-use backstay_host::stack::{self, Ground, Layer, LoopDevice};
+use backstay_host::loop_device::LoopDevice;
+use backstay_host::stack::{self, Ground, Layer};
 use backstay_types::ByteLen;
 use nix::fcntl::{Flock, FlockArg};
 

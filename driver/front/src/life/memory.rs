@@ -8,6 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use backstay_host::mounts::{self, Mount};
+
 /// A limit above this is none (cgroup v1 says so with the largest number of pages).
 const NO_LIMIT_BYTES: u64 = 1 << 60;
 
@@ -27,8 +29,8 @@ struct Group {
 /// # Errors
 /// In words, if there is a limit and it cannot be left.
 pub(super) fn leave_limited_group() -> Result<(), String> {
-    let read = |name: &str| fs::read_to_string(name).unwrap_or_default();
-    for group in groups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo")) {
+    let of_us = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    for group in groups(&of_us, &mounts::read().unwrap_or_default()) {
         let Some((dir, limit)) = limit_of(&group) else { continue };
         let why = format!(
             "the driver is in a memory group with a limit of {limit} bytes ({}) and lacks CAP_SYS_RESOURCE: \
@@ -53,7 +55,7 @@ pub(super) fn leave_limited_group() -> Result<(), String> {
 }
 
 /// The memory groups that a process is in, of both versions.
-fn groups(cgroup: &str, mountinfo: &str) -> Vec<Group> {
+fn groups(cgroup: &str, mounts: &[Mount]) -> Vec<Group> {
     let mut found = vec![];
     for line in cgroup.lines() {
         // 4:memory:/a/b in version 1, 0::/a/b in version 2
@@ -70,22 +72,17 @@ fn groups(cgroup: &str, mountinfo: &str) -> Vec<Group> {
             }
             _ => continue,
         };
-        let mounted = mountinfo.lines().find_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut after = after.split(' ');
-            let is_it = after.next() == Some(kind)
-                && (kind == "cgroup2"
-                    || after
-                        .nth(1)
-                        .is_some_and(|options| options.split(',').any(|o| o == "memory")));
-            let mut before = before.split(' ').skip(3);
-            let (within, at) = (before.next()?, before.next()?);
-            is_it.then(|| (within.to_owned(), PathBuf::from(at)))
-        });
-        let Some((within, root)) = mounted else { continue };
+        let of_memory = |mount: &&Mount| mount.of_file_system.split(',').any(|o| o == "memory");
+        let mut of_kind = mounts.iter().filter(|mount| mount.kind == kind);
+        let mount = match kind {
+            "cgroup2" => of_kind.next(),
+            _ => of_kind.find(of_memory),
+        };
+        let Some(mount) = mount else { continue };
         // In a container a part of the hierarchy is mounted.
-        let path = path.strip_prefix(within.trim_end_matches('/')).unwrap_or(path);
-        let dir = root.join(path.trim_start_matches('/'));
+        let path = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(path));
+        let root = mount.at.clone();
+        let dir = root.join(path.strip_prefix("/").unwrap_or(path));
         found.push(Group { root, dir, limits });
     }
     found
@@ -107,6 +104,7 @@ fn read_limit(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_host::mounts::parse;
 
     #[test]
     fn limits_of_both_versions_are_found() {
@@ -128,19 +126,19 @@ mod tests {
             v1.display(),
             v2.display()
         );
-        let found = groups("4:memory:/a\n1:cpu:/z\n0::/s.slice/x\n", &mountinfo);
+        let found = groups("4:memory:/a\n1:cpu:/z\n0::/s.slice/x\n", &parse(mountinfo.as_bytes()));
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(limit_of(&found[0]), None, "no limit is a very large one");
         assert_eq!(limit_of(&found[1]), Some((v2.join("s.slice"), 100_663_296)));
         write(v1.join("a/memory.limit_in_bytes"), "100663296\n");
         assert_eq!(limit_of(&found[0]), Some((v1.join("a"), 100_663_296)));
-        assert_eq!(groups("garbage\n0::/\n", ""), []);
+        assert_eq!(groups("garbage\n0::/\n", &[]), []);
     }
 
     #[test]
     fn of_a_container_a_part_is_mounted() {
-        let mountinfo = "32 22 0:28 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        let found = groups("0::/docker/1/app\n", mountinfo);
+        let mountinfo = b"32 22 0:28 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let found = groups("0::/docker/1/app\n", &parse(mountinfo));
         assert_eq!(found[0].dir, Path::new("/sys/fs/cgroup/app"));
     }
 }

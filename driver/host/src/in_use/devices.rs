@@ -1,15 +1,15 @@
 //! What lies on top of what: loop devices, partitions, device mapper, md, and swap.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{Namespaces, plain};
+use super::namespaces::Namespaces;
 use super::subject::{DeviceNo, FileId, Item, Stat, Subject};
 use super::user::{User, UserKind};
+use crate::loop_device::loop_info;
+use crate::mounts::unescape;
 
 /// How a thing relates to what was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +166,7 @@ pub(super) fn swaps(stack: &Stack) -> Vec<User> {
     let mut found = vec![];
     for line in table.split(|&byte| byte == b'\n').skip(1) {
         let Some(path) = line.split(|&byte| byte == b' ' || byte == b'\t').next() else { continue };
-        let path = plain(path);
+        let path = unescape(path);
         let Ok(stat) = Stat::at(&path) else { continue };
         let used = stack.nodes.iter().any(|node| match node.item {
             Item::Device(device) => stat.kind == libc::S_IFBLK && stat.special == device,
@@ -302,10 +302,10 @@ fn backing(name: &str, path: &Path, subject: &Subject, namespaces: &Namespaces) 
     {
         return None;
     }
-    let status = loop_status(name);
+    let status = loop_info(&in_dev(name)).ok().flatten();
     let (special, stat) = match &status {
         Some(status) => {
-            (DeviceNo::from(status.rdevice), (DeviceNo::from(status.device), status.inode))
+            (DeviceNo::from(status.lo_rdevice), (DeviceNo::from(status.lo_device), status.lo_inode))
         }
         None => {
             let stat = Stat::at(path).ok()?;
@@ -332,57 +332,6 @@ fn backing(name: &str, path: &Path, subject: &Subject, namespaces: &Namespaces) 
         _ => Some(Item::File(FileId { stat, kernel: stat })),
     }
 }
-
-/// What the kernel says of a loop device's file; it knows it also when its name is gone or in another
-/// namespace.
-struct LoopStatus {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-}
-
-/// `struct loop_info64` of linux/loop.h, as far as it is read.
-#[repr(C)]
-struct LoopInfo {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    rest: [u64; 26],
-}
-
-nix::ioctl_read_bad!(loop_get_status64, 0x4C05, LoopInfo);
-nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4C04, LoopInfo);
-
-/// Where `lo_flags` is among the words after the numbers, and the flag that has a device detached when it is
-/// closed: what `losetup --detach` leaves on one that is in use.
-const FLAGS_AT: usize = 3;
-const LO_FLAGS_AUTOCLEAR: u64 = 4 << 32;
-
-/// Takes back that a loop device is detached when its last user closes it.
-///
-/// # Errors
-/// If it is not attached, or the kernel refuses.
-pub fn keep_attached(device: &Path) -> io::Result<()> {
-    let device = File::open(device)?;
-    let mut info = LoopInfo { device: 0, inode: 0, rdevice: 0, rest: [0; 26] };
-    // SAFETY: the buffer has the size of the kernel's struct (232 bytes) and outlives both calls.
-    unsafe {
-        loop_get_status64(device.as_raw_fd(), &raw mut info)?;
-        info.rest[FLAGS_AT] &= !LO_FLAGS_AUTOCLEAR;
-        loop_set_status64(device.as_raw_fd(), &raw const info)?;
-    }
-    Ok(())
-}
-
-fn loop_status(name: &str) -> Option<LoopStatus> {
-    let device = File::open(in_dev(name)).ok()?;
-    let mut info = LoopInfo { device: 0, inode: 0, rdevice: 0, rest: [0; 26] };
-    // SAFETY: the buffer has the size of the kernel's struct (232 bytes) and outlives the call.
-    unsafe { loop_get_status64(device.as_raw_fd(), &raw mut info) }.ok()?;
-    Some(LoopStatus { device: info.device, inode: info.inode, rdevice: info.rdevice })
-}
-
-const _: () = assert!(size_of::<LoopInfo>() == 232);
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@
 //! FUSE or network file system of somebody else is looked at, because a hanging server would hang us.
 //!
 //! - `subject`: what is asked about, by identity
-//! - `mounts`: the tables of mounts of all namespaces
+//! - `namespaces`: the tables of mounts of all namespaces
 //! - `devices`: loop devices, partitions and stacked devices: what lies on top of what
 //! - `processes`: who has it open or locked
 //! - `patience`: who is about to be gone
@@ -18,7 +18,7 @@
 //! - `user`: what is answered, in words
 
 mod devices;
-mod mounts;
+mod namespaces;
 mod patience;
 mod probe;
 mod processes;
@@ -29,13 +29,14 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
-pub use devices::keep_attached;
-pub use mounts::{Mount, Namespace, Namespaces};
+pub use crate::mounts::Mount;
+pub use namespaces::{Namespace, Namespaces};
 pub use patience::lasting_users;
 pub use subject::{DeviceNo, Subject};
 pub use user::{InUse, User, UserKind, list};
 
 use devices::{Scope, Stack};
+use namespaces::source_device;
 use subject::Item;
 
 /// Whom to count.
@@ -136,7 +137,7 @@ fn mounted(stack: &Stack, namespaces: &Namespaces) -> Vec<User> {
         let Item::Device(device) = node.item else { continue };
         for namespace in namespaces.all() {
             let of =
-                |mount: &&Mount| mount.device == device || mount.source_device() == Some(device);
+                |mount: &&Mount| mount.device == device || source_device(mount) == Some(device);
             let Some(mount) = namespace.mounts.iter().find(of) else { continue };
             found.push(User {
                 kind: UserKind::Mounted { device: node.label.clone(), at: mount.at.clone() },

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::devices::Stack;
-use super::mounts::Namespace;
+use super::namespaces::Namespace;
 use super::subject::{Item, Subject};
 use super::user::{User, UserKind};
 

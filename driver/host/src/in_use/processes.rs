@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Look;
 use super::devices::{Node, Scope, Stack};
-use super::mounts::{Namespaces, command_of, namespace_of, pids};
+use super::namespaces::{Namespaces, command_of, namespace_of, pids};
 use super::subject::{DeviceNo, Item, Stat};
 use super::user::{User, UserKind};
 

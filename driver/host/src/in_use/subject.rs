@@ -1,6 +1,5 @@
 //! What is asked about, told by identity and not by name.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,36 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::Namespaces;
-
-/// The number of a device: of a block device, or the one of a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceNo {
-    /// Its kind.
-    pub major: u32,
-    /// Which of its kind.
-    pub minor: u32,
-}
-
-impl fmt::Display for DeviceNo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl std::str::FromStr for DeviceNo {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (major, minor) = text.trim().split_once(':').ok_or(())?;
-        Ok(Self { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
-    }
-}
-
-impl From<u64> for DeviceNo {
-    fn from(dev: u64) -> Self {
-        Self { major: libc::major(dev), minor: libc::minor(dev) }
-    }
-}
+use super::namespaces::Namespaces;
+use crate::mounts::DRIVER_FS;
+pub use crate::mounts::DeviceNo;
 
 /// A file, by the numbers that different interfaces know it by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,9 +38,6 @@ pub struct Subject {
     path: PathBuf,
     item: Item,
 }
-
-/// The file system of a driver.
-const DRIVER_FS: &str = "fuse.backstay";
 
 impl Subject {
     /// The file or device at a path; symbolic links are followed. One that a driver serves is told by its

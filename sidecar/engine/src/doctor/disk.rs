@@ -7,7 +7,8 @@ use backstay_format::control::DriverStatus;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::control::{ControlClient, Silence};
 use backstay_front::paths::Roots;
-use backstay_host::stack::{Ground, LoopDevice};
+use backstay_host::loop_device::LoopDevice;
+use backstay_host::stack::Ground;
 use backstay_types::{ByteLen, DiskName};
 
 use super::system::System;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use backstay_host::mounts;
 use nix::errno::Errno;
 
 use ioctl::{fi_freeze, fi_thaw};
@@ -62,14 +63,16 @@ impl Frozen {
     pub fn check(mount: &Path, avoid: &[PathBuf]) -> Result<File, FreezeError> {
         let failed = |source| FreezeError::Io { mount: mount.into(), source };
         let path = mount.canonicalize().map_err(failed)?;
-        let table = MountTable::read().map_err(failed)?;
-        let Some(this) = table.mounted_at(&path) else {
+        let table = mounts::read().map_err(failed)?;
+        let Some(this) = mounts::at(&table, &path) else {
             return Err(FreezeError::NotAMountPoint(mount.into()));
         };
         for holds in avoid {
             // What is not there yet will be made in the folder that is.
             let there = holds.ancestors().find_map(|path| path.canonicalize().ok());
-            let same = there.is_some_and(|path| table.file_system_of(&path) == Some(this));
+            // Subvolumes of one btrfs have numbers of their own (stat(2)) and freeze together; here they are the same.
+            let there = there.and_then(|path| mounts::of(&table, &path));
+            let same = there.is_some_and(|there| there.device == this.device);
             if same {
                 let (mount, holds) = (mount.into(), holds.clone());
                 return Err(FreezeError::InTheWay { mount, holds });
@@ -133,87 +136,9 @@ pub fn thaw(root: &File) -> io::Result<bool> {
     }
 }
 
-/// What is mounted where, and which file system each is. Subvolumes of one btrfs have different
-/// device numbers of their own and freeze together; here they are the same.
-struct MountTable {
-    mounts: Vec<(PathBuf, FsNumber)>,
-}
-
-/// The device number of a file system.
-type FsNumber = (u32, u32);
-
-impl MountTable {
-    fn read() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
-    }
-
-    fn parse(text: &str) -> Self {
-        let mount = |line: &str| {
-            let mut fields = line.split(' ').skip(2);
-            let (major, minor) = fields.next()?.split_once(':')?;
-            let at = unescape(fields.nth(1)?);
-            Some((at, (major.parse().ok()?, minor.parse().ok()?)))
-        };
-        Self { mounts: text.lines().filter_map(mount).collect() }
-    }
-
-    /// The file system mounted at a path: the one on top.
-    fn mounted_at(&self, path: &Path) -> Option<FsNumber> {
-        self.mounts.iter().rfind(|(at, _)| at == path).map(|(_, fs)| *fs)
-    }
-
-    /// The file system that a path lies on.
-    fn file_system_of(&self, path: &Path) -> Option<FsNumber> {
-        path.ancestors().find_map(|path| self.mounted_at(path))
-    }
-}
-
-/// Blanks and the like stand as three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let mut out = vec![];
-    let mut rest = field.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = after.get(..3).and_then(|digits| {
-            let digits = str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 8).ok()
-        });
-        match (byte, code) {
-            (b'\\', Some(code)) => {
-                out.push(code);
-                rest = &after[3..];
-            }
-            _ => {
-                out.push(byte);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn which_file_system_a_path_lies_on() {
-        let table = MountTable::parse(
-            "21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n\
-             30 21 0:25 /@data /srv rw shared:1 - btrfs /dev/sdb rw\n\
-             31 21 0:25 /@logs /var/log rw shared:2 - btrfs /dev/sdb rw\n\
-             32 30 7:0 / /srv/a\\040b rw - ext4 /dev/loop0 rw\n\
-             33 32 7:9 / /srv/a\\040b rw - xfs /dev/loop9 rw\n\
-             not a mount\n",
-        );
-        let of = |path: &str| table.file_system_of(Path::new(path));
-        assert_eq!(of("/etc/passwd"), Some((8, 1)));
-        assert_eq!(of("/srv/x"), of("/var/log/x"), "subvolumes are one file system");
-        assert_eq!(of("/srv/a b/c"), Some((7, 9)), "what is mounted over another");
-        assert_eq!(table.mounted_at(Path::new("/srv/x")), None);
-        assert_eq!(table.mounted_at(Path::new("/srv")), Some((0, 25)));
-    }
 
     #[test]
     fn a_folder_that_is_not_a_mount_point_is_refused() {
@@ -231,12 +156,5 @@ mod tests {
         let error = Frozen::check(Path::new("/proc"), &avoid).unwrap_err();
         assert!(matches!(error, FreezeError::InTheWay { .. }), "{error}");
         Frozen::check(Path::new("/proc"), &["/dev/null".into()]).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_a_table(text in "[0-9:/ \\\\a\n]{0,80}") {
-            let _ = MountTable::parse(&text);
-        }
     }
 }

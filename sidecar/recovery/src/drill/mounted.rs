@@ -15,8 +15,8 @@ use backstay_front::control::ControlClient;
 use backstay_front::life::lock_disk;
 use backstay_front::paths::Roots;
 use backstay_host::clock::{self, now_unix_ns};
-use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
+use backstay_host::{lock, loop_device, mounts};
 use backstay_types::{ByteLen, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
@@ -172,8 +172,8 @@ impl<'a> Place<'a> {
         for at in mounts_below(&self.work).map_err(io)? {
             tool("umount", &[&at.to_string_lossy()], DOWN_MAX, &never).map_err(io)?;
         }
-        for device in loops_below(&paths.runtime)? {
-            tool("losetup", &["-d", &device], DOWN_MAX, &never).map_err(io)?;
+        for device in loop_device::below(&paths.runtime).map_err(io)? {
+            loop_device::detach(&device).map_err(io)?;
         }
         for _ in 0..STARTING_TRIES {
             if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
@@ -227,24 +227,6 @@ fn io_of(path: &Path, e: &io::Error) -> DrillError {
 
 /// What is mounted below a folder, the last first.
 fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let targets = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
-    Ok(targets.map(unescaped).filter(|target| target.starts_with(dir)).collect())
-}
-
-/// A path as the kernel writes it: white space and backslashes in octal.
-fn unescaped(text: &str) -> PathBuf {
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    escapes.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to)).into()
-}
-
-/// Loop devices on files below a folder.
-fn loops_below(dir: &Path) -> Result<Vec<String>, DrillError> {
-    let args = ["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"];
-    let list = tool("losetup", &args, DOWN_MAX, &|| false).map_err(DrillError::Io)?;
-    let below = |line: &str| {
-        let (device, file) = line.split_once(' ')?;
-        Path::new(file.trim()).starts_with(dir).then(|| device.to_owned())
-    };
-    Ok(list.lines().filter_map(below).collect())
+    let all = mounts::read()?.into_iter().rev().map(|mount| mount.at);
+    Ok(all.filter(|at| at.starts_with(dir)).collect())
 }

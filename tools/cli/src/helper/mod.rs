@@ -3,7 +3,6 @@
 
 mod mount;
 mod options;
-pub mod table;
 mod umount;
 
 use std::path::Path;

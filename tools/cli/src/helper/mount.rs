@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_front::control::ControlClient;
+use backstay_host::child::program;
+use backstay_host::{loop_device, mounts};
 use backstay_types::DiskName;
 use clap::Parser;
 
 use super::options::{self, Options};
-use super::{STARTED_BY_MOUNT, code, table};
+use super::{STARTED_BY_MOUNT, code};
 use crate::context::Context;
-use crate::programs::command;
 use crate::verbs::attach::device_of;
-use crate::verbs::detach::let_go;
 use crate::verbs::ending::{Ending, stop};
 
 /// Mount the file system on a protected disk; mount -t backstay calls it
@@ -81,7 +81,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     let device = device_of(context, name, &served.file, options.attach.is_read_only())?;
     undo.attached = device.is_new.then(|| device.path.clone());
     let device = device.path;
-    let there = table::at(&table::read()?, dir).is_some_and(|e| e.source == Path::new(&device));
+    let there = mounts::at(&mounts::read()?, dir).is_some_and(|e| e.source == Path::new(&device));
     if there {
         // `mount -a` cannot know: it compares fstab's first column with the device.
         if args.verbose {
@@ -95,7 +95,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     // to helpers, so it is not known what fstab says).
     let mut with = options.rest.clone();
     with.extend(["helper=backstay".to_owned(), "_netdev".to_owned()]);
-    let mut command = command("mount");
+    let mut command = program("mount");
     command.args(["-t", &options.fs, "-o", &with.join(",")]);
     command.args(args.flags()).arg(&device).arg(dir);
     let mounted = command.status().context("mount could not be started (package mount)")?;
@@ -109,7 +109,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     }
     // From here on the file system has the device, and it goes with it, whoever unmounts.
     if let Some(device) = undo.attached.take() {
-        let_go(&device)?;
+        loop_device::detach(Path::new(&device))?;
     }
     if served.started {
         let pid = context.driver(name)?.status()?.pid;
@@ -122,11 +122,11 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
 
 /// Changes the mount that is there.
 fn remount(args: &Args, options: &Options, dir: &Path) -> anyhow::Result<u8> {
-    let table = table::read()?;
+    let table = mounts::read()?;
     let entry =
-        table::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
+        mounts::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
     let with = [&["remount".to_owned()], &options.rest[..]].concat().join(",");
-    let mut command = command("mount");
+    let mut command = program("mount");
     command.args(["-i", "-o", &with]).args(args.flags()).arg(&entry.source).arg(dir);
     let done = command.status().context("mount could not be started (package mount)")?;
     Ok(done.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED))
@@ -158,9 +158,9 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         let name = self.name;
         if let Some(device) = &self.attached
-            && let Err(e) = let_go(device)
+            && let Err(e) = loop_device::detach(Path::new(device))
         {
-            eprintln!("mount.backstay: {e:#}");
+            eprintln!("mount.backstay: {e}");
         }
         if self.started {
             let driver: anyhow::Result<ControlClient> = self.context.driver(name);

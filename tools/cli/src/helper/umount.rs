@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
+use backstay_host::child::program;
+use backstay_host::{loop_device, mounts};
 use backstay_types::DiskName;
 use clap::Parser;
 
-use super::{STARTED_BY_MOUNT, code, table};
+use super::{STARTED_BY_MOUNT, code};
 use crate::context::Globals;
-use crate::programs::command;
 use crate::verbs::ending::{Ending, stop};
 
 /// Unmount the file system on a protected disk; umount calls it
@@ -54,19 +55,19 @@ struct Behind {
 pub fn run(args: Args) -> anyhow::Result<u8> {
     Globals::default().start_logging(false);
     let what = args.what.canonicalize().unwrap_or(args.what.clone());
-    let mounts = table::read()?;
-    let entry = table::at(&mounts, &what)
-        .or_else(|| mounts.iter().rev().find(|entry| entry.source == what))
+    let table = mounts::read()?;
+    let entry = mounts::at(&table, &what)
+        .or_else(|| table.iter().rev().find(|entry| entry.source == what))
         .with_context(|| format!("{} is not mounted", what.display()))?;
     let behind = behind(&entry.source);
 
-    let mut command = command("umount");
-    command.arg("-i").args(args.flags()).arg(&entry.target);
+    let mut command = program("umount");
+    command.arg("-i").args(args.flags()).arg(&entry.at);
     let gone = command.status().context("umount could not be started (package mount)")?;
     if !gone.success() {
         return Ok(gone.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED));
     }
-    let elsewhere = table::read()?.iter().any(|other| other.number == entry.number);
+    let elsewhere = mounts::read()?.iter().any(|other| other.device == entry.device);
     if let Some(behind) = behind
         && !elsewhere
     {
@@ -97,7 +98,7 @@ fn end(behind: Behind) -> anyhow::Result<()> {
 
 /// Finds the driver that serves what a loop device is attached to.
 fn behind(device: &Path) -> Option<Behind> {
-    let file = table::loop_file(device)?;
+    let file = loop_device::file_of(device)?;
     // Usually RUNTIME/NAME/mnt/disk; a disk that is served elsewhere is looked for.
     let beside = file.parent().and_then(Path::parent).map(|dir| dir.join("control.sock"));
     let roots = Roots::new(None, None);

@@ -1,10 +1,11 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use backstay_host::loop_device;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, MountedPoint};
 use backstay_types::DiskName;
@@ -13,7 +14,6 @@ use clap::Args;
 use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};
 use crate::context::Context;
 use crate::exit::Refused;
-use crate::programs::command;
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
 #[derive(Args)]
@@ -152,7 +152,7 @@ pub fn device_of(
         .with_context(|| format!("{}", path.display()))?
         .with_context(|| format!("disk {name}: another command is attaching it; try again"))?;
     if let Some(device) = loop_devices(served)?.into_iter().next() {
-        if is_read_only(&device) && !read_only {
+        if loop_device::is_read_only(Path::new(&device)) && !read_only {
             return Err(Refused(format!(
                 "disk {name} is attached to {device} already, read-only; detach it first (losetup -d \
                  {device}). Nothing was changed"
@@ -162,62 +162,12 @@ pub fn device_of(
         return Ok(Device { path: device, is_new: false });
     }
     let sector_bytes = context.driver(name)?.status()?.sector_bytes;
-    let output = command("losetup")
-        .args(["--find", "--show"])
-        .args(loop_options(served, read_only, sector_bytes))
-        .arg(served)
-        .output()
-        .context("losetup could not be started (package mount)")?;
-    if !output.status.success() {
-        bail!(
-            "losetup {}: {}; the disk stays mounted",
-            served.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let path = loop_device::attach(served, None, read_only, sector_bytes)
+        .map_err(|e| anyhow!("losetup {}: {e}; the disk stays mounted", served.display()))?;
     Ok(Device { path, is_new: true })
-}
-
-/// How a loop device is attached to a served disk: past the page cache, since the guest's page cache is
-/// enough; with its partitions; and with the sectors that its backing device has, or that its partition table
-/// counts in.
-pub fn loop_options(served: &Path, read_only: bool, sector_bytes: Option<u32>) -> Vec<String> {
-    let mut options = vec!["--direct-io=on".to_owned(), "--partscan".to_owned()];
-    if read_only {
-        options.push("--read-only".into());
-    }
-    let sector_bytes = sector_bytes.or_else(|| sectors_of_table(served)).unwrap_or(512);
-    if sector_bytes != 512 {
-        options.push(format!("--sector-size={sector_bytes}"));
-    }
-    options
-}
-
-/// The sectors that a disk's GPT counts in: its header is in the second one.
-fn sectors_of_table(served: &Path) -> Option<u32> {
-    let file = File::open(served).ok()?;
-    let mut magic = [0; 8];
-    [512, 4096].into_iter().find(|&bytes| {
-        file.read_exact_at(&mut magic, u64::from(bytes)).is_ok() && &magic == b"EFI PART"
-    })
-}
-
-fn is_read_only(device: &str) -> bool {
-    let name = device.strip_prefix("/dev/").unwrap_or(device);
-    fs::read_to_string(format!("/sys/block/{name}/ro")).is_ok_and(|flag| flag.trim() == "1")
 }
 
 /// The loop devices attached to a served disk.
 pub fn loop_devices(served: &Path) -> anyhow::Result<Vec<String>> {
-    let output = command("losetup")
-        .args(["--noheadings", "--raw", "--output", "NAME,BACK-FILE"])
-        .output()
-        .context("losetup could not be started (package mount)")?;
-    let list = String::from_utf8_lossy(&output.stdout).into_owned();
-    let attached = |line: &str| {
-        let (device, file) = line.split_once(' ')?;
-        (Path::new(file) == served).then(|| device.to_owned())
-    };
-    Ok(list.lines().filter_map(attached).collect())
+    loop_device::on_served(served).context("looking for loop devices")
 }

@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
+use backstay_host::child::program;
 use backstay_host::clock;
 use backstay_host::in_use::{self, Subject};
+use backstay_host::loop_device;
+use backstay_host::mounts::{self, Mount};
 use backstay_recovery::failover::rules::Verb;
 use backstay_types::DiskName;
 use clap::Args;
@@ -14,8 +17,6 @@ use super::attach::loop_devices;
 use super::ending::{self, Devices, Ending};
 use crate::context::Context;
 use crate::exit::Refused;
-use crate::helper::table::{self, Entry};
-use crate::programs::command;
 
 /// Detach a disk's loop devices and stop serving it
 #[derive(Args)]
@@ -50,7 +51,7 @@ impl Detach {
             let devices = loop_devices(&paths.mount_point().join("disk"))?;
             ending::abort(context, name)?;
             // Those that are still open go when they are closed: there is no disk behind them any more.
-            devices.iter().try_for_each(|device| losetup_detach(device))?;
+            devices.iter().try_for_each(|device| loop_device::detach(Path::new(device)))?;
             return Ok(());
         }
         let mut driver = ending::driver(context, name)?;
@@ -63,7 +64,7 @@ impl Detach {
             let message = format!(
                 "disk {name}: {} is mounted on {}; unmount it first. Nothing was changed",
                 entry.source.display(),
-                entry.target.display()
+                entry.at.display()
             );
             return Err(Refused(message).into());
         }
@@ -80,8 +81,8 @@ fn unmount(name: &DiskName, devices: &[String], how: Ending) -> anyhow::Result<(
     let until = clock::monotonic() + how.wait();
     let mut said = false;
     while let Some(entry) = mounted(devices)?.pop() {
-        let done = command("umount")
-            .arg(&entry.target)
+        let done = program("umount")
+            .arg(&entry.at)
             .output()
             .context("umount could not be started (package mount)")?;
         if done.status.success() {
@@ -91,14 +92,14 @@ fn unmount(name: &DiskName, devices: &[String], how: Ending) -> anyhow::Result<(
         if clock::monotonic() > until {
             let message = format!(
                 "disk {name} is in use: {} cannot be unmounted: {}. Nothing else was changed",
-                entry.target.display(),
+                entry.at.display(),
                 by.unwrap_or_else(|| String::from_utf8_lossy(&done.stderr).trim().to_owned())
             );
             return Err(Refused(message).into());
         }
         if !std::mem::replace(&mut said, true) {
             let by = by.map_or_else(String::new, |by| format!(": {by}"));
-            let at = entry.target.display();
+            let at = entry.at.display();
             tracing::warn!("disk {name}: waiting until {at} can be unmounted{by}");
         }
         clock::sleep(LOOK_AGAIN);
@@ -107,24 +108,24 @@ fn unmount(name: &DiskName, devices: &[String], how: Ending) -> anyhow::Result<(
 }
 
 /// Who is at work in a mounted file system, in words.
-pub fn users_of(entry: &Entry) -> Option<String> {
-    let users = in_use::inside(entry.number.parse().ok()?).unwrap_or_default();
+pub fn users_of(entry: &Mount) -> Option<String> {
+    let users = in_use::inside(entry.device).unwrap_or_default();
     (!users.is_empty()).then(|| in_use::list(&users))
 }
 
 /// Detaches a device that nobody used a moment ago. If somebody has come meanwhile, it stays attached: the
 /// kernel would otherwise detach it later, when that one closes it.
 pub fn detach_free(name: &DiskName, device: &str) -> anyhow::Result<()> {
-    losetup_detach(device)?;
+    loop_device::detach(Path::new(device))?;
     let until: Instant = clock::monotonic() + DETACHED_WITHIN;
-    while table::loop_file(Path::new(device)).is_some() {
+    while loop_device::file_of(Path::new(device)).is_some() {
         if clock::monotonic() > until {
             let users = Subject::at(Path::new(device))
                 .and_then(|of| {
                     in_use::users(&of, &in_use::Look { readers: true, ..Default::default() })
                 })
                 .unwrap_or_default();
-            in_use::keep_attached(Path::new(device))
+            loop_device::keep_attached(Path::new(device))
                 .with_context(|| format!("disk {name}: keeping {device} attached"))?;
             return Err(ending::refused(name, &users).into());
         }
@@ -134,34 +135,12 @@ pub fn detach_free(name: &DiskName, device: &str) -> anyhow::Result<()> {
 }
 
 /// What is mounted from these devices or their partitions, the newest last.
-pub fn mounted(devices: &[String]) -> anyhow::Result<Vec<Entry>> {
+pub fn mounted(devices: &[String]) -> anyhow::Result<Vec<Mount>> {
     let is_of = |source: &Path, device: &str| {
         let rest = source.to_str().and_then(|source| source.strip_prefix(device));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
     };
-    let mut table = table::read().context("reading the table of mounts")?;
+    let mut table = mounts::read().context("reading the table of mounts")?;
     table.retain(|entry| devices.iter().any(|device| is_of(&entry.source, device)));
     Ok(table)
-}
-
-/// Detaches a loop device; one that is mounted is detached by the kernel when it is unmounted.
-pub fn let_go(device: &str) -> anyhow::Result<()> {
-    losetup_detach(device)
-}
-
-fn losetup_detach(device: &str) -> anyhow::Result<()> {
-    let attached = || table::loop_file(Path::new(device)).is_some();
-    // Whoever unmounts at this instant may be quicker.
-    if !attached() {
-        return Ok(());
-    }
-    let detached = command("losetup")
-        .args(["--detach", device])
-        .output()
-        .context("losetup could not be started (package mount)")?;
-    let said = String::from_utf8_lossy(&detached.stderr).into_owned();
-    if !detached.status.success() && attached() {
-        bail!("{}", said.trim());
-    }
-    Ok(())
 }

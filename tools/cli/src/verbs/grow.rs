@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use backstay_format::control::{Request, Response};
 use backstay_front::control::{ClientError, ControlClient};
+use backstay_host::loop_device;
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
@@ -16,7 +17,6 @@ use super::mount::refuse_mounted_point;
 use super::target::size;
 use crate::context::Context;
 use crate::exit::Refused;
-use crate::programs::command;
 
 /// Make a disk larger while it is in use
 #[derive(Args)]
@@ -120,17 +120,10 @@ fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
 }
 
 fn tell_loop_device(device: &str) -> anyhow::Result<()> {
-    let told = command("losetup")
-        .args(["--set-capacity", device])
-        .output()
-        .context("losetup could not be started (package mount)")?;
-    if told.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&told.stderr);
-    Err(Refused(format!(
-        "the disk has grown, but {device} was not told: {}; run losetup --set-capacity {device}",
-        said.trim()
-    ))
-    .into())
+    loop_device::follow_size(Path::new(device)).map_err(|e| {
+        let message = format!(
+            "the disk has grown, but {device} was not told: {e}; run losetup --set-capacity {device}"
+        );
+        Refused(message).into()
+    })
 }

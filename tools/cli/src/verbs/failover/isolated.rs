@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, bail};
 use backstay_engine::hooks::withhold;
+use backstay_host::child::program;
 use backstay_types::DiskName;
 
 use super::super::attach::loop_devices;
 use super::local;
 use crate::context::Context;
-use crate::programs::command;
 
 /// A network, mounts, process numbers and shared memory of its own; all that it started ends with it.
 const APART: [&str; 7] =
@@ -21,7 +21,7 @@ pub fn run(context: &Context, name: &DiskName, line: &str) -> anyhow::Result<()>
     let status =
         local::driver(context, name).with_context(|| format!("disk {name} is not served"))?;
     let device = loop_devices(&status.served)?.into_iter().next().unwrap_or_default();
-    let ended = withhold(&mut command("unshare"))
+    let ended = withhold(&mut program("unshare"))
         .args(APART)
         .args(["/bin/sh", "-c", INSIDE, line])
         .env("BACKSTAY_DISK", name.as_str())

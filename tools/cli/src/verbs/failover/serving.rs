@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use backstay_format::control::DriverStatus;
+use backstay_host::child::program;
+use backstay_host::loop_device;
+use backstay_host::mounts::{self, Mount};
 use backstay_types::DiskName;
 
-use super::super::attach::{loop_devices, loop_options};
+use super::super::attach::loop_devices;
 use super::super::detach::{mounted, users_of};
 use super::{local, source};
 use crate::context::Context;
 use crate::exit::Refused;
-use crate::helper::table::{self, Entry};
-use crate::programs::command;
 
 /// How a disk was served.
 pub struct Serving {
@@ -24,7 +25,7 @@ pub struct Serving {
     /// The service that its driver is the process of.
     unit: Option<String>,
     devices: Vec<Device>,
-    mounts: Vec<Entry>,
+    mounts: Vec<Mount>,
 }
 
 struct Device {
@@ -37,11 +38,7 @@ impl Serving {
     pub fn look(context: &Context, name: &DiskName, status: &DriverStatus) -> anyhow::Result<Self> {
         let paths = loop_devices(&status.served)?;
         let mounts = mounted(&paths)?;
-        let read_only = |path: &str| {
-            let device = path.strip_prefix("/dev/").unwrap_or(path);
-            let flag = std::fs::read_to_string(format!("/sys/block/{device}/ro"));
-            flag.is_ok_and(|flag| flag.trim() == "1")
-        };
+        let read_only = |path: &str| loop_device::is_read_only(Path::new(path));
         let devices = paths.into_iter();
         let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", status.pid));
         Ok(Self {
@@ -59,14 +56,14 @@ impl Serving {
     pub fn unmount(&self) -> anyhow::Result<()> {
         let devices: Vec<String> = self.devices.iter().map(|device| device.path.clone()).collect();
         for entry in mounted(&devices)?.into_iter().rev() {
-            let done = command("umount").arg(&entry.target).output();
+            let done = program("umount").arg(&entry.at).output();
             let done = done.context("umount could not be started (package mount)")?;
             if done.status.success() {
                 continue;
             }
             let by = users_of(&entry)
                 .unwrap_or_else(|| String::from_utf8_lossy(&done.stderr).trim().to_owned());
-            let (name, at) = (&self.name, entry.target.display());
+            let (name, at) = (&self.name, entry.at.display());
             return Err(
                 Refused(format!("disk {name} is in use: {at} cannot be unmounted: {by}")).into()
             );
@@ -80,29 +77,29 @@ impl Serving {
             self.serve(context)?;
         }
         for device in &self.devices {
-            if table::loop_file(Path::new(&device.path)).is_none() {
-                let mut attach = command("losetup");
+            let path = Path::new(&device.path);
+            if loop_device::file_of(path).is_none() {
                 let status = local::driver(context, &self.name);
                 let sector_bytes = status.and_then(|status| status.sector_bytes);
-                attach.args(loop_options(&self.served, device.read_only, sector_bytes));
-                said(attach.arg(&device.path).arg(&self.served), "losetup")?;
+                loop_device::attach(&self.served, Some(path), device.read_only, sector_bytes)
+                    .map_err(|e| anyhow!("losetup {}: {e}", device.path))?;
             }
         }
-        let table = table::read().context("reading the table of mounts")?;
+        let table = mounts::read().context("reading the table of mounts")?;
         for entry in &self.mounts {
-            if table::at(&table, &entry.target).is_some_and(|now| now.source == entry.source) {
+            if mounts::at(&table, &entry.at).is_some_and(|now| now.source == entry.source) {
                 continue;
             }
-            let mut mount = command("mount");
+            let mut mount = program("mount");
             mount.args(["-t", &entry.kind, "-o", &entry.options]);
-            said(mount.arg(&entry.source).arg(&entry.target), "mount")?;
+            said(mount.arg(&entry.source).arg(&entry.at), "mount")?;
         }
         Ok(())
     }
 
     fn serve(&self, context: &Context) -> anyhow::Result<()> {
         if let Some(unit) = &self.unit {
-            return said(command("systemctl").args(["start", unit]), "systemctl");
+            return said(program("systemctl").args(["start", unit]), "systemctl");
         }
         let at = self.served.parent().map_or_else(PathBuf::new, Path::to_path_buf);
         let (at, engine) = (at.display().to_string(), engine_flag(&self.engine));
@@ -123,10 +120,10 @@ fn engine_flag(engine: &str) -> &str {
     }
 }
 
-fn said(command: &mut std::process::Command, program: &str) -> anyhow::Result<()> {
-    let done = command.output().with_context(|| format!("{program} could not be started"))?;
+fn said(command: &mut std::process::Command, what: &str) -> anyhow::Result<()> {
+    let done = command.output().with_context(|| format!("{what} could not be started"))?;
     if !done.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&done.stderr).trim());
+        bail!("{what}: {}", String::from_utf8_lossy(&done.stderr).trim());
     }
     Ok(())
 }
