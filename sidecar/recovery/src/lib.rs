@@ -3,6 +3,7 @@
 //! - [`lazy`]: a point served as a protected disk at once; its blocks come when they are read
 //! - [`replica`]: a file or device that follows the vault, always a whole point or on the way to one
 //! - [`failover`]: to another host and back: states, terms, handover, commit
+//! - [`host`]: the disks of this host, how they are served and by whom used
 //! - [`plan`]: many disks and scripts in order
 //! - [`drill`]: points that were tried
 //! - [`restore`]: points to files and block devices
@@ -20,6 +21,7 @@
 
 pub mod drill;
 pub mod failover;
+pub mod host;
 pub mod image;
 pub mod lazy;
 pub mod plan;

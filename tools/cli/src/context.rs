@@ -10,8 +10,8 @@ use backstay_engine::config::Config;
 use backstay_engine::reload::ConfigWatch;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
-use backstay_host::kill_point;
 use backstay_recovery::failover::rules::{self, Standing, Verb};
+use backstay_recovery::host::{self, LocalHost, Program};
 use backstay_types::DiskName;
 use backstay_vault::seal::settings::Prompt;
 use clap::Args;
@@ -19,6 +19,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use zeroize::Zeroizing;
+
+use crate::verbs::progress::Shown;
 
 /// Flags of every verb.
 #[derive(Args, Clone, Default)]
@@ -169,19 +171,23 @@ impl Context {
         !self.globals.quiet && !self.globals.json && std::io::stderr().is_terminal()
     }
 
-    /// This command once more, with the same configuration and places.
-    pub fn again(&self) -> anyhow::Result<std::process::Command> {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        command.args(
-            self.globals.config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]),
-        );
-        command.arg("--state-dir").arg(&self.roots.state);
-        command.arg("--runtime-dir").arg(&self.roots.runtime);
-        // Tests kill the command they run, not what it runs.
-        if kill_point::told(backstay_recovery::failover::STEPS).is_some() {
-            command.env_remove(kill_point::DIE_AT);
+    /// This host, for work on its disks; a person who waits sees how far it is.
+    pub fn host(&self) -> LocalHost<'_> {
+        LocalHost {
+            roots: &self.roots,
+            config: &self.config,
+            program: self.program(),
+            told: Box::new(Shown::new(self)),
         }
-        Ok(command)
+    }
+
+    /// This program, with the same configuration.
+    pub fn program(&self) -> Program {
+        let flag = |file: &PathBuf| ["--config".into(), file.into()];
+        Program {
+            path: std::env::current_exe().unwrap_or_else(|_| "backstay".into()),
+            flags: self.globals.config.iter().flat_map(flag).collect(),
+        }
     }
 
     /// Prints a value as JSON.
@@ -238,14 +244,6 @@ impl Context {
 
     /// All disks of this host: those that have state, and those that are served.
     pub fn disks(&self) -> Vec<DiskName> {
-        let state = std::fs::read_dir(&self.roots.state).into_iter().flatten().flatten();
-        let mut names: Vec<DiskName> = state
-            .filter(|entry| entry.path().join("super").exists())
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .chain(self.roots.disks_with_socket())
-            .collect();
-        names.sort();
-        names.dedup();
-        names
+        host::disks(&self.roots)
     }
 }

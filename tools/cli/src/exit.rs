@@ -14,6 +14,7 @@ use backstay_host::own_dir::OwnDirError;
 use backstay_host::record::RecordError;
 use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
+use backstay_recovery::host::HostError;
 use backstay_recovery::image::ImageError;
 use backstay_recovery::lazy::LazyError;
 use backstay_recovery::plan::RunError;
@@ -172,6 +173,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<PkiError>().is_some_and(PkiError::is_refusal)
             || e.downcast_ref::<DrillError>().is_some_and(DrillError::is_refusal)
             || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_refusal)
+            || e.downcast_ref::<HostError>().is_some_and(HostError::is_refusal)
     });
     let damaged = any(&|e| {
         e.is::<Damaged>()
@@ -182,6 +184,8 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
+            || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_damage)
+            || e.downcast_ref::<HostError>().is_some_and(HostError::is_damage)
             || e.downcast_ref::<RestoreError>().is_some_and(RestoreError::is_damage)
     });
     match (refused, damaged) {

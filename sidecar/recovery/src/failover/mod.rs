@@ -7,12 +7,24 @@
 //! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
 //! - [`stopped`]: what a stopped disk proves about itself
 //!
-//! The command composes these with what serves and ships disks.
+//! - [`executor`]: what is done to the host, behind one seam
+//! - [`target`]: bringing up, changing, removing, committing
+//! - [`source`]: handing over; [`take_back`]: withdrawing that
+//! - [`back`]: an old source takes its disk back
+//! - [`group`]: disks of a group as a whole
+//! - [`give_up`]: freeing a name whose disk is gone
 
+pub mod back;
+pub mod executor;
+pub mod give_up;
+pub mod group;
 pub mod lock;
 pub mod record;
 pub mod rules;
+pub mod source;
 pub mod stopped;
+pub mod take_back;
+pub mod target;
 pub mod vault;
 
 use std::io;
@@ -22,8 +34,21 @@ use backstay_host::kill_point;
 use backstay_types::{CycleNo, DiskName, Term};
 use backstay_vault::{Class, VaultError};
 
+use crate::host::HostError;
+use crate::lazy::LazyError;
+
+pub use executor::{Executor, Place};
 pub use lock::NameLock;
 pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
+
+/// What a failover's step answers.
+pub type Result<T, E = FailoverError> = std::result::Result<T, E>;
+
+/// Ends a function with a failure that a person must look at.
+macro_rules! failed {
+    ($($said:tt)*) => { return Err($crate::host::HostError::Failed(format!($($said)*)).into()) };
+}
+pub(crate) use failed;
 
 /// Why a failover did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +146,23 @@ pub enum FailoverError {
         /// Whose it is.
         writer: String,
     },
+    /// Nothing is wrong, but it would not be safe.
+    #[error("{0}")]
+    NotSafe(String),
+    /// Something on this host was not done.
+    #[error("{0}")]
+    Host(#[from] HostError),
+    /// A mounted point was not brought up or removed.
+    #[error("{0}")]
+    Lazy(#[from] LazyError),
+    /// It failed while something was being done.
+    #[error("{doing}: {source}")]
+    At {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        source: Box<FailoverError>,
+    },
     /// The disk did not become quiet.
     #[error("disk {name}: {reason}; run the handover again, or cancel it")]
     NotStopped {
@@ -135,7 +177,32 @@ impl FailoverError {
     /// Whether nothing is wrong but it would not be safe.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Vault(_) | Self::State { .. } | Self::NotStopped { .. })
+        match self {
+            Self::Vault(e) => e.is_refusal(),
+            Self::Host(e) => e.is_refusal(),
+            Self::Lazy(e) => e.is_refusal(),
+            Self::At { source, .. } => source.is_refusal(),
+            Self::State { .. } | Self::NotStopped { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// Whether damaged data was found.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Vault(e) => e.is_damage(),
+            Self::Host(e) => e.is_damage(),
+            Self::Lazy(e) => e.is_damage(),
+            Self::At { source, .. } => source.is_damage(),
+            _ => false,
+        }
+    }
+
+    /// The same, and what was being done.
+    #[must_use]
+    pub fn while_doing(self, doing: String) -> Self {
+        Self::At { doing, source: Box::new(self) }
     }
 
     /// What to do about it.
@@ -143,6 +210,7 @@ impl FailoverError {
     pub fn class(&self) -> Class {
         match self {
             Self::Vault(e) => e.class(),
+            Self::At { source, .. } => source.class(),
             _ => Class::PersonMustAct,
         }
     }
@@ -152,7 +220,7 @@ impl FailoverError {
 ///
 /// # Errors
 /// Why, and what to do instead.
-pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<(), FailoverError> {
+pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<()> {
     let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(()) };
     let reason = match record.state {
         State::HandingOver | State::HandedOver | State::TakingBack => format!(
@@ -211,10 +279,7 @@ pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
 ///
 /// # Errors
 /// If something is under way that must be ended first, and by which command.
-pub fn record_that_leaves(
-    state_root: &Path,
-    name: &DiskName,
-) -> Result<Option<FailoverRecord>, FailoverError> {
+pub fn record_that_leaves(state_root: &Path, name: &DiskName) -> Result<Option<FailoverRecord>> {
     let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(None) };
     match (record.kind, record.state) {
         (Kind::Test, _) => {}

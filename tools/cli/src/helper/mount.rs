@@ -6,14 +6,14 @@ use anyhow::{Context as _, bail};
 use backstay_front::control::ControlClient;
 use backstay_host::child::program;
 use backstay_host::{loop_device, mounts};
+use backstay_recovery::host::Ending;
+use backstay_recovery::host::ending::stop;
 use backstay_types::DiskName;
 use clap::Parser;
 
 use super::options::{self, Options};
 use super::{STARTED_BY_MOUNT, code};
 use crate::context::Context;
-use crate::verbs::attach::device_of;
-use crate::verbs::ending::{Ending, stop};
 
 /// Mount the file system on a protected disk; mount -t backstay calls it
 #[derive(Parser)]
@@ -78,7 +78,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
     let served = options.attach.serve(context)?;
     let name = &served.name;
     let mut undo = Undo { context, name, attached: None, started: served.started };
-    let device = device_of(context, name, &served.file, options.attach.is_read_only())?;
+    let device = context.host().device_of(name, &served.file, options.attach.is_read_only())?;
     undo.attached = device.is_new.then(|| device.path.clone());
     let device = device.path;
     let there = mounts::at(&mounts::read()?, dir).is_some_and(|e| e.source == Path::new(&device));
@@ -164,7 +164,7 @@ impl Drop for Undo<'_> {
         }
         if self.started {
             let driver: anyhow::Result<ControlClient> = self.context.driver(name);
-            if let Err(e) = driver.and_then(|driver| stop(name, driver, Ending::default())) {
+            if let Err(e) = driver.and_then(|driver| Ok(stop(name, driver, Ending::default())?)) {
                 eprintln!("mount.backstay: {e:#}; its driver is still running");
             }
         }

@@ -7,12 +7,13 @@ use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_host::child::program;
 use backstay_host::{loop_device, mounts};
+use backstay_recovery::host::Ending;
+use backstay_recovery::host::ending::stop;
 use backstay_types::DiskName;
 use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code};
 use crate::context::Globals;
-use crate::verbs::ending::{Ending, stop};
 
 /// Unmount the file system on a protected disk; umount calls it
 #[derive(Parser)]
@@ -89,7 +90,7 @@ fn end(behind: Behind) -> anyhow::Result<()> {
     if let Err(e) = stop(&name, driver, Ending::default()) {
         std::fs::write(&mark, format!("{pid}\n")).with_context(|| format!("{}", mark.display()))?;
         eprintln!(
-            "umount.backstay: disk {name} is unmounted, but its driver goes on: {e:#}. End it with backstay \
+            "umount.backstay: disk {name} is unmounted, but its driver goes on: {e}. End it with backstay \
              umount {name}"
         );
     }

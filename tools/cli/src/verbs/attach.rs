@@ -1,11 +1,8 @@
 //! `backstay attach`: mount a disk and attach a loop device to it.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
-use backstay_host::loop_device;
+use anyhow::bail;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, MountedPoint};
 use backstay_types::DiskName;
@@ -43,7 +40,7 @@ pub struct Attach {
 impl Attach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let Served { name, file: served, .. } = self.serve(context)?;
-        let device = device_of(context, &name, &served, self.how.is_read_only())?.path;
+        let device = context.host().device_of(&name, &served, self.how.is_read_only())?.path;
         if context.globals.json {
             return context.print_json(
                 &serde_json::json!({ "name": name, "device": device, "served": served }),
@@ -123,51 +120,4 @@ pub struct Served {
     pub file: PathBuf,
     /// Whether its driver was started for this.
     pub started: bool,
-}
-
-/// A loop device over a served disk.
-pub struct Device {
-    /// The device.
-    pub path: String,
-    /// Whether it was attached just now.
-    pub is_new: bool,
-}
-
-/// How long one that attaches waits for another that does the same.
-const ATTACHED_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// The loop device over a served disk: the one it has, or a new one. Never a second: two devices are two page
-/// caches that know nothing of each other, and a file system mounted on both is destroyed.
-pub fn device_of(
-    context: &Context,
-    name: &DiskName,
-    served: &Path,
-    read_only: bool,
-) -> anyhow::Result<Device> {
-    let path = context.roots.disk(name).runtime.join("attach.lock");
-    let mut options = File::options();
-    let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let lock = lock.and_then(|lock| backstay_host::lock::exclusive(lock, ATTACHED_WITHIN));
-    let _lock = lock
-        .with_context(|| format!("{}", path.display()))?
-        .with_context(|| format!("disk {name}: another command is attaching it; try again"))?;
-    if let Some(device) = loop_devices(served)?.into_iter().next() {
-        if loop_device::is_read_only(Path::new(&device)) && !read_only {
-            return Err(Refused(format!(
-                "disk {name} is attached to {device} already, read-only; detach it first (losetup -d \
-                 {device}). Nothing was changed"
-            ))
-            .into());
-        }
-        return Ok(Device { path: device, is_new: false });
-    }
-    let sector_bytes = context.driver(name)?.status()?.sector_bytes;
-    let path = loop_device::attach(served, None, read_only, sector_bytes)
-        .map_err(|e| anyhow!("losetup {}: {e}; the disk stays mounted", served.display()))?;
-    Ok(Device { path, is_new: true })
-}
-
-/// The loop devices attached to a served disk.
-pub fn loop_devices(served: &Path) -> anyhow::Result<Vec<String>> {
-    loop_device::on_served(served).context("looking for loop devices")
 }

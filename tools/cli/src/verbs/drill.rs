@@ -218,7 +218,8 @@ fn all_due(context: &Context) -> anyhow::Result<()> {
     let mut tried = BTreeSet::new();
     let mut failed = vec![];
     while let Some(name) = next(&context.config, &context.roots, |name| tried.contains(name)) {
-        let status = context.again()?.args(["--quiet", "drill", name.as_str()]).status();
+        let mut again = context.program().command(&context.roots);
+        let status = again.args(["--quiet", "drill", name.as_str()]).status();
         if !status.context("running backstay drill")?.success() {
             failed.push(name.to_string());
         }

@@ -8,11 +8,11 @@ use anyhow::{Context as _, bail};
 use backstay_format::control::{Request, Response};
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::loop_device;
+use backstay_recovery::host::devices::loop_devices;
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::attach::loop_devices;
 use super::mount::refuse_mounted_point;
 use super::target::size;
 use crate::context::Context;

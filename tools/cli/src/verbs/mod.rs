@@ -26,7 +26,7 @@ pub mod pin;
 pub mod pki;
 pub mod plan;
 pub mod points;
-mod progress;
+pub mod progress;
 pub mod protect;
 pub mod prune;
 pub mod relocate;

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, in_background, run};
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
+use backstay_recovery::replica::Replica;
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
@@ -80,6 +81,9 @@ pub struct How {
     /// Serve a disk that is being handed over, for its last cycle
     #[arg(long, hide = true)]
     handing_over: bool,
+    /// The backing is the target of a replica that was taken over
+    #[arg(long, hide = true)]
+    taken_over: bool,
 }
 
 impl How {
@@ -246,9 +250,14 @@ pub fn options(
     how: &How,
 ) -> anyhow::Result<DriverOptions> {
     if !how.handing_over {
-        context.may(name, Verb::Mount)?;
+        let verb = if how.taken_over { Verb::TakeOver } else { Verb::Mount };
+        context.may(name, verb)?;
     }
     let paths = context.roots.disk(name);
+    let taken = match how.taken_over {
+        true => Some(Replica::taken_over(&paths)?.context("no replica of it was taken over")?),
+        false => None,
+    };
     let mount_point = match &how.mount_point {
         Some(dir) => std::path::absolute(dir)?,
         None => paths.mount_point(),
@@ -266,8 +275,8 @@ pub fn options(
         tracking: !how.no_tracking,
         grow: how.grow,
         compare: how.compare,
-        base: None,
-        base_size: None,
+        base: taken.as_ref().map(|taken| taken.base),
+        base_size: taken.map(|taken| taken.point.size_bytes),
         read_only: how.read_only,
         event_loops: how.event_loops.into(),
     })

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use backstay_recovery::host::Told;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::context::Context;
@@ -39,5 +40,37 @@ impl Progress {
 
     pub fn end(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Shows what the library tells.
+pub struct Shown {
+    bar: Progress,
+    quiet: bool,
+}
+
+impl Shown {
+    pub fn new(context: &Context) -> Self {
+        Self { bar: Progress::new(context), quiet: context.globals.quiet }
+    }
+}
+
+impl Told for Shown {
+    fn note(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    fn warn(&self, line: &str) {
+        eprintln!("backstay: {line}");
+    }
+
+    fn progress(&self, what: &'static str, done: u64, all: u64) {
+        self.bar.show(what, done, all);
+    }
+
+    fn progress_ends(&self) {
+        self.bar.end();
     }
 }

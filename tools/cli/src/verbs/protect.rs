@@ -13,8 +13,9 @@ use backstay_types::{ByteLen, DiskName};
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
-use super::attach::device_of;
-use super::cycle::{line, run_once};
+use backstay_recovery::host::cycle::run_once;
+
+use super::cycle::line;
 use super::mount::{How, options, start};
 use super::vault::id;
 use crate::context::Context;
@@ -103,7 +104,7 @@ impl Protect {
         home::remember(&state, name, &opened, false)?;
         home::note_default(&state, &context.config.vault);
         let device = match self.attach {
-            true => Some(device_of(context, name, &served, false)?.path),
+            true => Some(context.host().device_of(name, &served, false)?.path),
             false => None,
         };
         let by_sidecar = is_running(roots);
@@ -124,7 +125,7 @@ impl Protect {
         if !context.globals.quiet {
             eprintln!("{name}: no sidecar is running: the first copy is made here; then start one");
         }
-        let report = run_once(context, name, Some(&vault))?;
+        let report = run_once(&context.host(), name, Some(&vault))?;
         // Standard output has the device or file alone.
         if !context.globals.quiet {
             eprintln!("{}", line(name, &report));

@@ -1,34 +1,24 @@
 //! `backstay replica`: a raw file or device that is kept at the newest point.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use backstay_engine::jobs::JobBook;
 use backstay_engine::schedule::Work;
-use backstay_front::life::DriverOptions;
-use backstay_front::paths::DiskPaths;
 use backstay_host::clock;
 use backstay_recovery::failover::NameLock;
 use backstay_recovery::failover::rules::Verb;
-use backstay_recovery::replica::status::{ReplicaStatus, of, runner};
-use backstay_recovery::replica::{
-    Begin, Follow, Limits, PointRef, Replica, ReplicaError, ReplicaRecord, SeedChoice, Standing,
-    folder, follow, newest,
-};
+use backstay_recovery::host::replica::{ReplicaOrder, Seed, arrived_at, open_replica, stop_runner};
+use backstay_recovery::replica::status::{ReplicaStatus, of};
+use backstay_recovery::replica::{Follow, Limits, PointRef, Replica, Standing, follow};
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::progress::Progress;
 use super::target::{InVault, size, time};
 use crate::context::Context;
-
-/// How long a running replica may take to stop when it is taken over: it finishes what it applies.
-const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a replica does that is at the newest point.
 const FOLLOWING: &str = "following";
@@ -116,17 +106,17 @@ impl ReplicaVerb {
         }
         if self.stop {
             context.may(&self.name, Verb::StopReplica)?;
-            return stop_runner(&paths);
+            return Ok(stop_runner(&paths)?);
         }
         if self.take_over {
             context.may(&self.name, Verb::TakeOver)?;
-            return self.take_over(context, &paths);
+            return self.take_over(context);
         }
         // A stopped disk that another host has now becomes its replica.
         if self.seed != SeedFlag::Changes {
             context.may(&self.name, Verb::Replica)?;
         }
-        let mut replica = self.open(context, &paths)?;
+        let mut replica = self.open(context)?;
         let bar = Progress::new(context);
         let jobs = JobBook::below(&context.roots.state);
         let job = match self.once {
@@ -156,13 +146,7 @@ impl ReplicaVerb {
                     "written_bytes": moved.written, "fetched_bytes": moved.fetched,
                 }));
             } else if self.once && !context.globals.quiet {
-                println!(
-                    "{}: at point {} ({} written, {} fetched)",
-                    self.name,
-                    point.cycle,
-                    size(moved.written.0),
-                    size(moved.fetched.0)
-                );
+                println!("{}", arrived_at(&self.name, point, moved));
             }
         };
         let followed = follow(
@@ -189,78 +173,31 @@ impl ReplicaVerb {
     }
 
     /// The replica, begun if it was not.
-    fn open(&self, context: &Context, paths: &DiskPaths) -> anyhow::Result<Replica> {
-        let record = ReplicaRecord::load(&folder(paths));
-        // A stopped disk becomes a replica, also where its host had one before.
-        let from_disk = self.seed == SeedFlag::Changes && paths.state.join("super").exists();
-        let begun = matches!(&record, Ok(Some(_))) && !from_disk;
-        if let (Some(to), Ok(Some(record)), false) = (&self.to, &record, self.force)
-            && begun
-            && std::fs::canonicalize(to).or_else(|_| std::path::absolute(to))? != record.target.path
-        {
-            bail!(ReplicaError::Refused {
-                name: self.name.clone(),
-                reason: format!(
-                    "it is kept on {}; use --force to begin anew",
-                    record.target.path.display()
-                ),
-            });
+    fn open(&self, context: &Context) -> anyhow::Result<Replica> {
+        if self.to.is_some() {
+            self.vault.note(context, &self.name);
         }
-        let anew = self.force && self.to.is_some();
-        if begun && !anew {
-            return Ok(Replica::open(paths, &self.name, self.limits())?);
-        }
-        let _lock = NameLock::take(&context.roots.state, &self.name, "replica")?;
-        let Some(to) = &self.to else {
-            record?;
-            bail!(ReplicaError::None { name: self.name.clone(), dir: folder(paths) });
+        let seed = match self.seed {
+            SeedFlag::Auto => Seed::Auto,
+            SeedFlag::Compare => Seed::Compare,
+            SeedFlag::Full => Seed::Full,
+            SeedFlag::Changes => Seed::Changes,
         };
-        let (vault, disk) = self.vault.find(context, &self.name)?;
-        vault.check_readable()?;
-        let point = newest(&vault, disk.disk)?;
-        let point = point.ok_or_else(|| ReplicaError::NoPoint(self.name.clone()))?;
-        let begin = Begin {
-            paths,
-            name: &self.name,
-            disk: disk.disk,
-            to,
+        let order = ReplicaOrder {
+            to: self.to.as_deref(),
+            vault: self.vault.url(context, &self.name),
+            seed,
             force: self.force,
             limits: self.limits(),
+            lock: true,
         };
-        let seed = match self.seed {
-            SeedFlag::Changes => return Ok(Replica::from_stopped_disk(&vault, &point, begin)?),
-            SeedFlag::Auto => SeedChoice::Auto,
-            SeedFlag::Compare => SeedChoice::Compare,
-            SeedFlag::Full => SeedChoice::Full,
-        };
-        Ok(Replica::create(&vault, &point, seed, begin)?)
+        Ok(open_replica(&context.roots, &self.name, &order)?)
     }
 
-    fn take_over(&self, context: &Context, paths: &DiskPaths) -> anyhow::Result<()> {
+    fn take_over(&self, context: &Context) -> anyhow::Result<()> {
         let started = clock::monotonic();
         let _lock = NameLock::take(&context.roots.state, &self.name, "replica --take-over")?;
-        let taken = match Replica::taken_over(paths)? {
-            Some(taken) => taken,
-            None => {
-                stop_runner(paths)?;
-                Replica::open(paths, &self.name, self.limits())?.take_over()?
-            }
-        };
-        let served = super::mount::start(DriverOptions {
-            read_only: false,
-            name: self.name.clone(),
-            backing: taken.target.clone(),
-            paths: paths.clone(),
-            mount_point: paths.mount_point(),
-            engine: backstay_front::backing::Engine::default(),
-            change_log_limit: None,
-            tracking: true,
-            grow: false,
-            compare: false,
-            base: Some(taken.base),
-            base_size: Some(taken.point.size_bytes),
-            event_loops: 2,
-        })?;
+        let (taken, served) = context.host().take_over_replica(&self.name)?;
         let took = clock::since(started);
         if context.globals.json {
             return context.print_json(&serde_json::json!({
@@ -280,24 +217,6 @@ impl ReplicaVerb {
         }
         Ok(())
     }
-}
-
-/// Tells a running replica to stop, and waits until it has.
-fn stop_runner(paths: &DiskPaths) -> anyhow::Result<()> {
-    let Some(pid) = runner(paths) else { return Ok(()) };
-    let pid = Pid::from_raw(pid);
-    kill(pid, Signal::SIGTERM).with_context(|| format!("stopping the replica (process {pid})"))?;
-    // A pidfd would tell at once, but the process may be gone before it is opened; the lock is what
-    // counts, and it is looked for every 20 ms.
-    let until = clock::monotonic() + STOPS_WITHIN;
-    let (_keep, never) = mpsc::channel::<()>();
-    while runner(paths) == Some(pid.as_raw()) {
-        if clock::monotonic() > until {
-            bail!("the replica (process {pid}) does not stop; look at what its target waits for");
-        }
-        let _ = never.recv_timeout(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 fn print(status: &ReplicaStatus) {

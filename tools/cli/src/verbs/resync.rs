@@ -8,7 +8,9 @@ use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::Args;
 
-use super::cycle::{run_once, say};
+use backstay_recovery::host::cycle::run_once;
+
+use super::cycle::say;
 use super::target::time;
 use crate::context::Context;
 
@@ -76,7 +78,7 @@ impl Resync {
         };
         request.save(&paths.state).with_context(|| format!("disk {}", self.name))?;
         if self.now {
-            let report = run_once(context, &self.name, self.vault.as_deref())?;
+            let report = run_once(&context.host(), &self.name, self.vault.as_deref())?;
             return say(context, &self.name, &report);
         }
         ask(&context.roots.state, &Asked::Look(self.name.clone()))?;

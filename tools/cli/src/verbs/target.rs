@@ -22,9 +22,19 @@ pub struct InVault {
 }
 
 impl InVault {
+    /// The vault's URL.
+    pub fn url<'a>(&'a self, context: &'a Context, name: &DiskName) -> &'a str {
+        self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name))
+    }
+
+    /// Says what a person must know of the disk in the vault; what cannot be seen fails later.
+    pub fn note(&self, context: &Context, name: &DiskName) {
+        let _ = self.find(context, name);
+    }
+
     /// Opens the vault and finds the disk. The disk's driver need not run: the name is enough.
     pub fn find(&self, context: &Context, name: &DiskName) -> anyhow::Result<(Vault, DiskRecord)> {
-        let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
+        let url = self.url(context, name);
         let vault = Vault::open(url)?;
         let disk = vault.disk_named(name)?;
         if let Some(here) = another(context, name, &disk) {

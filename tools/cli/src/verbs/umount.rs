@@ -1,11 +1,12 @@
 //! `backstay umount`: stop serving a disk.
 
 use backstay_recovery::failover::rules::{Standing, Verb, What};
+use backstay_recovery::host::ending::stop;
 use backstay_recovery::lazy;
 use backstay_types::DiskName;
 use clap::Args;
 
-use super::ending::{Ending, abort, driver, stop};
+use super::ending::Ending;
 use crate::context::Context;
 
 /// Stop serving a disk, cleanly
@@ -36,12 +37,13 @@ impl Umount {
         if !is_left {
             context.may(name, verb)?;
         }
+        let host = context.host();
         let end = || match self.how.force {
-            true => abort(context, name),
-            false => stop(name, driver(context, name)?, self.how),
+            true => host.abort(name),
+            false => stop(name, host.driver_to_end(name)?, self.how.how()),
         };
         if !self.forget {
-            return end();
+            return Ok(end()?);
         }
         if context.driver(name).is_ok()
             && lazy::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())

@@ -23,11 +23,11 @@ use backstay_vault::retain::Time;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
-use super::attach::loop_devices;
-use super::ending::{Ending, stop};
-use super::failover::local;
 use crate::context::Context;
 use crate::exit::Refused;
+use backstay_recovery::host::devices::loop_devices;
+use backstay_recovery::host::ending::stop;
+use backstay_recovery::host::{Ending, remove_folder};
 
 /// End a disk's protection after the cycle that runs; keep or delete its recovery points
 #[derive(Args)]
@@ -148,7 +148,7 @@ impl Unprotect {
         if let Some((vault, disk)) = in_vault {
             vault.remove_disk(disk)?;
         }
-        local::remove_folder(&paths.state)?;
+        remove_folder(&paths.state)?;
         drop(turn);
         let _ = own_dir::remove(&paths.runtime);
         if let Some(record) = failover {
@@ -174,9 +174,10 @@ impl Unprotect {
             return Err(Refused(message).into());
         }
         if let Some(mut record) = record {
-            if let Some(status) = local::driver(context, name) {
-                local::refuse_if_used(name, &status)?;
-                local::stop(context, name)?;
+            let host = context.host();
+            if let Some(status) = host.status(name) {
+                host.refuse_if_used(name, &status)?;
+                host.stop(name)?;
             }
             if record.state == State::HandedOver {
                 record.enter(root, State::Removing)?;
@@ -188,8 +189,8 @@ impl Unprotect {
                 lazy::forget(name, &paths)?;
             }
             step();
-            local::remove_folder(&paths.runtime)?;
-            local::remove_folder(&paths.state)?;
+            remove_folder(&paths.runtime)?;
+            remove_folder(&paths.state)?;
             record.end(root)?;
         }
         if !context.globals.quiet {

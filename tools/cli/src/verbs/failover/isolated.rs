@@ -3,11 +3,7 @@
 use anyhow::{Context as _, bail};
 use backstay_engine::hooks::withhold;
 use backstay_host::child::program;
-use backstay_types::DiskName;
-
-use super::super::attach::loop_devices;
-use super::local;
-use crate::context::Context;
+use backstay_recovery::failover::Place;
 
 /// A network, mounts, process numbers and shared memory of its own; all that it started ends with it.
 const APART: [&str; 7] =
@@ -17,16 +13,14 @@ const APART: [&str; 7] =
 const INSIDE: &str = "ip link set lo up && exec /bin/sh -c \"$0\"";
 
 /// Runs a command line apart from the host's network; it must succeed. The disk has a loop device.
-pub fn run(context: &Context, name: &DiskName, line: &str) -> anyhow::Result<()> {
-    let status =
-        local::driver(context, name).with_context(|| format!("disk {name} is not served"))?;
-    let device = loop_devices(&status.served)?.into_iter().next().unwrap_or_default();
+pub fn run(place: &Place, line: &str) -> anyhow::Result<()> {
+    let name = &place.name;
     let ended = withhold(&mut program("unshare"))
         .args(APART)
         .args(["/bin/sh", "-c", INSIDE, line])
         .env("BACKSTAY_DISK", name.as_str())
-        .env("BACKSTAY_DEVICE", device)
-        .env("BACKSTAY_SERVED", &status.served)
+        .env("BACKSTAY_DEVICE", place.device.as_deref().unwrap_or_default())
+        .env("BACKSTAY_SERVED", &place.served)
         .status()
         .context("unshare could not be started (package util-linux)")?;
     if !ended.success() {

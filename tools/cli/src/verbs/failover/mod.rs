@@ -1,26 +1,27 @@
 //! `backstay failover`: to another host, and what belongs to it. The states and what each kill leaves are in
 //! docs/explanation/failover.md.
 
-mod give_up;
-mod group;
 mod isolated;
-mod last;
-pub mod local;
-mod serving;
-pub mod source;
 mod status;
-mod take_back;
-pub mod target;
+
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use backstay_engine::cycle::CycleReport;
 use backstay_recovery::failover::rules::{Verb, is_orphan};
-use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, State};
+use backstay_recovery::failover::source::{self, Stopping};
+use backstay_recovery::failover::target::{self, Committing, Order, Which};
+use backstay_recovery::failover::{
+    FailoverRecord, Kind, NameLock, Place, State, give_up, group, take_back,
+};
+use backstay_recovery::lazy::PointChoice;
 use backstay_types::DiskName;
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
 
+use super::cycle::line;
+use super::target::time;
 use crate::context::Context;
-use backstay_recovery::lazy::PointChoice;
 
 /// Fail a disk over to this host: try it, do it, undo it, commit it
 #[derive(Args)]
@@ -140,7 +141,7 @@ pub struct Handover {
     #[arg(long, conflicts_with = "name")]
     group: Option<GroupName>,
     #[command(flatten)]
-    stopping: source::Stopping,
+    stopping: Stop,
 }
 
 /// Bring up a disk that was handed over, at its last point; nothing is lost
@@ -270,6 +271,23 @@ pub struct Status {
     name: Option<DiskName>,
 }
 
+/// How what uses the disk is stopped.
+#[derive(Args)]
+struct Stop {
+    /// Command that stops what uses the disk
+    #[arg(long, value_name = "COMMAND")]
+    stop_command: Option<String>,
+    /// Command that starts it again if the handover fails
+    #[arg(long, value_name = "COMMAND", requires = "stop_command")]
+    start_command: Option<String>,
+    /// How long each of these commands may take
+    #[arg(long, value_name = "DURATION", default_value = "5min", value_parser = humantime::parse_duration)]
+    command_timeout: Duration,
+    /// Unmount the file systems that are mounted from the disk
+    #[arg(long)]
+    unmount: bool,
+}
+
 /// Which point.
 #[derive(Args)]
 pub struct Point {
@@ -290,6 +308,13 @@ pub struct Up {
     /// Attach a loop device, too, and print it
     #[arg(long)]
     attach: bool,
+}
+
+impl Up {
+    /// The vault, and whether a device is wanted.
+    fn of(&self) -> (Option<&str>, bool) {
+        (self.vault.as_deref(), self.attach)
+    }
 }
 
 impl Failover {
@@ -322,14 +347,38 @@ fn locked(
     if !(verb == Verb::Change && record.is_some_and(|record| record.next.is_some())) {
         context.may(&name, verb)?;
     }
-    Ok((lock, local::record(context, &name)?))
+    Ok((lock, status::record(context, &name)?))
+}
+
+/// Prints where a disk is served.
+pub fn print_place(context: &Context, place: &Place) -> anyhow::Result<()> {
+    if context.globals.json {
+        return context.print_json(place);
+    }
+    let served = || place.served.display().to_string();
+    println!("{}", place.device.clone().unwrap_or_else(served));
+    Ok(())
+}
+
+fn print_places(context: &Context, places: &[Place]) -> anyhow::Result<()> {
+    places.iter().try_for_each(|place| print_place(context, place))
+}
+
+/// Says how the first cycle here went.
+pub fn say_cycle(context: &Context, name: &DiskName, report: Option<&CycleReport>) {
+    if let (Some(report), false) = (report, context.globals.quiet) {
+        eprintln!("{}", line(name, report));
+    }
 }
 
 impl Test {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        let host = context.host();
         if let Some(group) = &self.group {
             let number = self.group_point.map(GroupPointNo);
-            return group::bring_up(context, (Kind::Test, group), (number, true), &self.up);
+            let up = self.up.of();
+            let places = group::bring_up(&host, (Kind::Test, group), (number, true), up)?;
+            return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
         let local = match self.local {
@@ -337,20 +386,21 @@ impl Test {
             None => format!("{name}.test").parse().context("use --as")?,
         };
         let _lock = NameLock::take(&context.roots.state, &local, "failover test")?;
-        target::bring_up(
-            context,
-            &target::Order {
+        let place = target::bring_up(
+            &host,
+            &Order {
                 kind: Kind::Test,
                 name,
                 local: local.clone(),
-                which: target::Which::Choice(self.point.at, self.point.left_history),
+                which: Which::Choice(self.point.at, self.point.left_history),
                 vault: self.up.vault,
                 attach: self.up.attach || self.run.is_some(),
                 group: None,
                 replica: false,
             },
         )?;
-        self.run.map_or(Ok(()), |line| isolated::run(context, &local, &line))
+        print_place(context, &place)?;
+        self.run.map_or(Ok(()), |line| isolated::run(&place, &line))
     }
 }
 
@@ -378,7 +428,7 @@ impl Cleanup {
         for test in tests {
             let _lock = NameLock::take(root, &test.name, "failover cleanup")?;
             if let Some(test) = FailoverRecord::load(root, &test.name)? {
-                target::remove(context, test)?;
+                target::remove(&context.host(), test)?;
             }
         }
         Ok(())
@@ -387,127 +437,152 @@ impl Cleanup {
 
 impl Handover {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        match &self.group {
-            Some(group) => group::handover(context, group, &self.stopping),
-            None => {
-                let name = self.name.context("which disk?")?;
-                source::handover(context, &[name], None, &self.stopping)
-            }
+        let host = context.host();
+        let Stop { stop_command, start_command, command_timeout, unmount } = self.stopping;
+        let how = Stopping { stop_command, start_command, command_timeout, unmount };
+        let records = match &self.group {
+            Some(group) => group::handover(&host, group, &how)?,
+            None => source::handover(&host, &[self.name.context("which disk?")?], None, &how)?,
+        };
+        say_handed_over(context, &records)
+    }
+}
+
+fn say_handed_over(context: &Context, records: &[FailoverRecord]) -> anyhow::Result<()> {
+    for record in records {
+        if context.globals.json {
+            context.print_json(record)?;
+        } else if !context.globals.quiet {
+            let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
+            eprintln!(
+                "{}: handed over at recovery point {point} ({}). On the target: backstay failover planned {} \
+                 --vault {}",
+                record.name,
+                time(record.since_unix_ns),
+                record.disk_name,
+                record.vault
+            );
         }
     }
+    Ok(())
 }
 
 impl Planned {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        let host = context.host();
         if let Some(group) = &self.group {
-            return group::bring_up(context, (Kind::Planned, group), (None, false), &self.up);
+            let places =
+                group::bring_up(&host, (Kind::Planned, group), (None, false), self.up.of())?;
+            return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
-        // Of a source on this same host, both halves are done here.
-        let here = local::disk_of(context, &name);
         let local = self.local.clone().unwrap_or_else(|| name.clone());
-        if let Some(source) = here.filter(|source| *source == name) {
-            let record = FailoverRecord::load(&context.roots.state, &source)?;
-            // It may also be what an earlier failover left, or this one, begun.
-            let is_source = record
-                .is_none_or(|record| matches!(record.state, State::Committed | State::HandingOver));
-            if is_source && local == source {
-                context.may(&source, Verb::Planned)?;
-            }
-            if is_source {
-                source::handover(context, &[source], None, &source::Stopping::nothing())?;
-            }
-        }
+        // Of a source on this same host, both halves are done here.
+        let handed_over = target::hand_over_here(&host, &name, &local)?;
+        say_handed_over(context, &handed_over)?;
         let _lock = NameLock::take(&context.roots.state, &local, "failover planned")?;
-        target::bring_up(
-            context,
-            &target::Order {
+        let place = target::bring_up(
+            &host,
+            &Order {
                 kind: Kind::Planned,
                 name,
                 local,
-                which: target::Which::HandedOver,
+                which: Which::HandedOver,
                 vault: self.up.vault,
                 attach: self.up.attach,
                 group: None,
                 replica: false,
             },
-        )
+        )?;
+        print_place(context, &place)
     }
 }
 
 impl Unplanned {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        let host = context.host();
         if let Some(group) = &self.group {
             let which = (self.group_point.map(GroupPointNo), self.point.left_history);
-            return group::bring_up(context, (Kind::Unplanned, group), which, &self.up);
+            let up = self.up.of();
+            let places = group::bring_up(&host, (Kind::Unplanned, group), which, up)?;
+            return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
         let local = self.local.unwrap_or_else(|| name.clone());
         let _lock = NameLock::take(&context.roots.state, &local, "failover unplanned")?;
-        target::bring_up(
-            context,
-            &target::Order {
+        let place = target::bring_up(
+            &host,
+            &Order {
                 kind: Kind::Unplanned,
                 name,
                 local,
-                which: target::Which::Choice(self.point.at, self.point.left_history),
+                which: Which::Choice(self.point.at, self.point.left_history),
                 vault: self.up.vault,
                 attach: self.up.attach,
                 group: None,
                 replica: self.replica,
             },
-        )
+        )?;
+        print_place(context, &place)
     }
 }
 
 impl Change {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        let host = context.host();
         if let Some(group) = &self.group {
             let which = (self.group_point.map(GroupPointNo), self.point.left_history);
-            return group::change(context, group, which, self.attach);
+            let places = group::change(&host, group, which, self.attach)?;
+            return print_places(context, &places);
         }
         let (_lock, record) = locked(context, self.name, "failover change", Verb::Change)?;
-        target::change(context, record, (self.point.at, self.point.left_history), self.attach)
+        let to = (self.point.at, self.point.left_history);
+        print_place(context, &target::change(&host, record, to, self.attach)?)
     }
 }
 
 impl Cancel {
     fn run(self, context: &Context) -> anyhow::Result<()> {
+        let host = context.host();
         if let Some(group) = &self.group {
-            return group::cancel(context, group);
+            return Ok(group::cancel(&host, group)?);
         }
         let (_lock, record) = locked(context, self.name, "failover cancel", Verb::Cancel)?;
+        let name = record.name.clone();
         match record.kind {
-            _ if is_orphan(&record, &context.roots.disk(&record.name)) => {
-                give_up::give_up(context, record)
+            _ if is_orphan(&record, &context.roots.disk(&name)) => {
+                give_up::give_up(&host, record)?;
             }
-            Kind::Source => take_back::take_back(context, record),
+            Kind::Source => take_back::take_back(&host, record)?,
             Kind::Failback if record.state == State::Seeding => {
-                let name = record.name.clone();
                 record.end(&context.roots.state)?;
                 println!(
                     "{name}: no longer brought back; its replica stays (backstay replica {name})"
                 );
-                Ok(())
             }
             _ => {
-                let name = record.name.clone();
-                if target::remove(context, record)? {
-                    println!("{name}: cancelled; nothing is left of it here");
-                }
-                Ok(())
+                target::remove(&host, record)?;
+                println!("{name}: cancelled; nothing is left of it here");
             }
         }
+        Ok(())
     }
 }
 
 impl Commit {
     fn run(self, context: &Context) -> anyhow::Result<()> {
-        let how = target::Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
+        let host = context.host();
+        let how = Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
         if let Some(group) = &self.group {
-            return group::commit(context, group, &how);
+            for (name, report) in group::commit(&host, group, &how)? {
+                say_cycle(context, &name, report.as_ref());
+            }
+            return Ok(());
         }
         let (_lock, record) = locked(context, self.name, "failover commit", Verb::Commit)?;
-        target::commit(context, record, &how)
+        let name = record.name.clone();
+        let report = target::commit(&host, record, &how)?;
+        say_cycle(context, &name, report.as_ref());
+        Ok(())
     }
 }

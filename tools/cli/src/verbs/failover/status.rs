@@ -1,16 +1,16 @@
 //! `backstay failover status`.
 
+use anyhow::Context as _;
 use backstay_recovery::failover::FailoverRecord;
 use backstay_types::DiskName;
 
 use super::super::target::{time, word};
-use super::local;
 use crate::context::Context;
 
 /// Shows the failovers of this host.
 pub fn show(context: &Context, name: Option<&DiskName>) -> anyhow::Result<()> {
     let mut records = match name {
-        Some(name) => vec![local::record(context, name)?],
+        Some(name) => vec![record(context, name)?],
         None => FailoverRecord::all(&context.roots.state)?,
     };
     records.sort_by(|a, b| a.name.cmp(&b.name));
@@ -31,4 +31,11 @@ pub fn show(context: &Context, name: Option<&DiskName>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The failover of a name.
+pub fn record(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
+    FailoverRecord::load(&context.roots.state, name)?.with_context(|| {
+        format!("there is no failover of disk {name} on this host; see backstay failover status")
+    })
 }

@@ -251,7 +251,7 @@ pub fn failover_again(
     folder: &RunFolder,
     args: &[&str],
 ) -> anyhow::Result<String> {
-    let again = context.again()?;
+    let again = context.program().command(&context.roots);
     let mut command = Command::new("flock");
     command.args(["--shared", "--close"]).arg(folder.helpers_path());
     command.arg(again.get_program()).args(again.get_args());

@@ -2,30 +2,29 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use backstay_engine::cycle::CycleReport;
 use backstay_engine::jobs::JobBook;
 use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
-use backstay_engine::requests::{Asked, ask};
+use backstay_engine::requests::Asked;
 use backstay_engine::schedule::Work;
-use backstay_engine::service::is_running;
+use backstay_format::control::DriverStatus;
 use backstay_front::paths::DiskPaths;
 use backstay_host::own_dir::own_dir;
-use backstay_recovery::failover::rules::Verb;
-use backstay_recovery::failover::vault::{self, Found};
-use backstay_recovery::failover::{
-    FailoverError, FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns, step, stopped,
-    way_on,
-};
-use backstay_recovery::lazy::{self, Hydration, MountedPoint, PointChoice};
-use backstay_recovery::replica;
-use backstay_types::DiskName;
+use backstay_types::{DiskId, DiskName};
 use backstay_vault::{TermRecord, Vault};
 
-use super::super::cycle::{line, run_once};
-use super::local;
-use crate::context::Context;
-use crate::exit::Refused;
+use super::executor::{Executor, Place, may, place};
+use super::rules::Verb;
+use super::vault::{self, Found};
+use super::{
+    FailoverError, FailoverRecord, Kind, OfGroup, PointRef, Result, State, failed, now_unix_ns,
+    source, stopped, way_on,
+};
+use crate::host::serve::{From, How};
+use crate::host::{Doing, HostError, disks, remove_folder};
+use crate::lazy::{self, Hydration, MountedPoint, PointChoice};
+use crate::replica;
 
 /// What is to be brought up.
 pub struct Order {
@@ -67,13 +66,13 @@ pub enum Which {
     Choice(PointChoice, bool),
 }
 
-fn refused<T>(message: String) -> anyhow::Result<T> {
-    Err(Refused(format!("{message}. Nothing was changed")).into())
+fn refused<T>(message: String) -> Result<T> {
+    Err(FailoverError::NotSafe(format!("{message}. Nothing was changed")))
 }
 
 /// Brings a point up, or goes on with that.
-pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
-    let (root, local_name) = (&context.roots.state, &order.local);
+pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<Place> {
+    let (root, local_name) = (&host.roots().state, &order.local);
     let is_it =
         |record: &FailoverRecord| record.kind == order.kind && record.disk_name == order.name;
     let record = match FailoverRecord::load(root, local_name)? {
@@ -81,19 +80,19 @@ pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
         Some(record)
             if is_it(&record) && record.state == State::Removing && record.next.is_some() =>
         {
-            return go_on_changing(context, record, order.attach);
+            return go_on_changing(host, record, order.attach);
         }
         // A mounted point that was handed over, and taken: it is of no use any more.
-        Some(record) if record.state == State::HandedOver && is_left(context, &record)? => {
-            leave(context, record)?;
-            begin(context, order)?
+        Some(record) if record.state == State::HandedOver && is_left(host, &record)? => {
+            leave(host, record)?;
+            begin(host, order)?
         }
         record => {
-            context.may(local_name, order.verb())?;
+            may(host, local_name, order.verb())?;
             match record {
                 Some(record) if record.kind == Kind::Source => {
-                    leave(context, record)?;
-                    begin(context, order)?
+                    leave(host, record)?;
+                    begin(host, order)?
                 }
                 Some(record) if is_it(&record) => record,
                 Some(record) => {
@@ -104,53 +103,76 @@ pub fn bring_up(context: &Context, order: &Order) -> anyhow::Result<()> {
                         way_on(local_name, record.kind, record.state)
                     ));
                 }
-                None => begin(context, order)?,
+                None => begin(host, order)?,
             }
         }
     };
-    // One that was begun goes on as it was begun.
-    let from_replica = record.point.is_none();
-    start(context, record, from_replica, order.attach)
+    start(host, record, order.replica, order.attach)
+}
+
+/// Hands a disk over whose source is this very host, before it comes up here under a name; what was handed over.
+///
+/// # Errors
+/// If it cannot be.
+pub fn hand_over_here(
+    host: &dyn Executor,
+    name: &DiskName,
+    local: &DiskName,
+) -> Result<Vec<FailoverRecord>> {
+    if !disks(host.roots()).contains(name) {
+        return Ok(vec![]);
+    }
+    let record = FailoverRecord::load(&host.roots().state, name)?;
+    // It may also be what an earlier failover left, or this one, begun.
+    let is_source =
+        record.is_none_or(|record| matches!(record.state, State::Committed | State::HandingOver));
+    if !is_source {
+        return Ok(vec![]);
+    }
+    if local == name {
+        may(host, name, Verb::Planned)?;
+    }
+    source::handover(host, std::slice::from_ref(name), None, &source::Stopping::default())
 }
 
 /// Whether a mounted point that was handed over has been taken by another host. A backing is worth keeping
 /// then, for a failback; a mounted point is not.
-fn is_left(context: &Context, record: &FailoverRecord) -> anyhow::Result<bool> {
-    if !context.roots.disk(&record.name).state.join("mounted").exists() {
+fn is_left(host: &dyn Executor, record: &FailoverRecord) -> Result<bool> {
+    if !host.roots().disk(&record.name).state.join("mounted").exists() {
         return Ok(false);
     }
     let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
     Ok(newest.is_some_and(|newest| newest.term > record.after))
 }
 
-fn leave(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
-    record.enter(&context.roots.state, State::Removing)?;
-    take_away(context, &record)?;
-    Ok(record.end(&context.roots.state)?)
+fn leave(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
+    record.enter(&host.roots().state, State::Removing)?;
+    take_away(host, &record)?;
+    record.end(&host.roots().state)
 }
 
-fn begin(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
-    let record = look(context, order)?;
-    record.begin(&context.roots.state)?;
+fn begin(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
+    let record = look(host, order)?;
+    record.begin(&host.roots().state)?;
     Ok(record)
 }
 
 /// Looks at everything; what is to be written down.
-pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> {
+pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     let local_name = &order.local;
-    let paths = context.roots.disk(local_name);
+    let paths = host.roots().disk(local_name);
     if !order.replica && stopped::superblock(&paths).is_some() {
         return refused(format!(
             "this host has a disk {local_name} already: use --as NAME; or, if it is the old source, backstay \
              failback"
         ));
     }
-    let url = order.vault.clone().unwrap_or_else(|| context.config.vault_of(&order.name).into());
+    let url = order.vault.clone().unwrap_or_else(|| host.config().vault_of(&order.name).into());
     let vault = Vault::open(&url)?;
     vault.check_readable()?;
     let disk = vault.disk_named(&order.name)?.disk;
     if order.kind != Kind::Test {
-        refuse_if_here(context, local_name, &order.name, disk)?;
+        refuse_if_here(host, local_name, &order.name, disk)?;
     }
     let Found { term, point, .. } = match order.which {
         Which::HandedOver => vault::handed_over(&vault, &order.name, disk)?,
@@ -167,9 +189,9 @@ pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> 
     if order.kind == Kind::Unplanned
         && let Some(handover) = vault.handover(disk)?
         && handover.point == point.point
-        && !context.globals.quiet
     {
-        eprintln!("{}: it was handed over at this point: nothing is lost", order.name);
+        host.told()
+            .note(&format!("{}: it was handed over at this point: nothing is lost", order.name));
     }
     Ok(FailoverRecord {
         name: local_name.clone(),
@@ -189,19 +211,19 @@ pub fn look(context: &Context, order: &Order) -> anyhow::Result<FailoverRecord> 
 
 /// A disk that this very host serves from its source is failed over by its handover alone.
 fn refuse_if_here(
-    context: &Context,
+    host: &dyn Executor,
     local_name: &DiskName,
     name: &DiskName,
-    disk: backstay_types::DiskId,
-) -> anyhow::Result<()> {
-    for here in context.disks() {
-        let Some(superblock) = stopped::superblock(&context.roots.disk(&here)) else { continue };
+    disk: DiskId,
+) -> Result<()> {
+    for here in disks(host.roots()) {
+        let Some(superblock) = stopped::superblock(&host.roots().disk(&here)) else { continue };
         let is_it =
             superblock.disk == disk || superblock.base.is_some_and(|base| base.vault_disk == disk);
         if !is_it || here == *local_name {
             continue;
         }
-        let record = FailoverRecord::load(&context.roots.state, &here)?;
+        let record = FailoverRecord::load(&host.roots().state, &here)?;
         let is_over = record
             .as_ref()
             .is_some_and(|record| record.kind == Kind::Test || record.state == State::HandedOver);
@@ -217,13 +239,13 @@ fn refuse_if_here(
 
 /// Serves what a record says; `Starting` or `Up` already.
 fn start(
-    context: &Context,
+    host: &dyn Executor,
     mut record: FailoverRecord,
     from_replica: bool,
     attach: bool,
-) -> anyhow::Result<()> {
+) -> Result<Place> {
     let name = record.name.clone();
-    let jobs = JobBook::below(&context.roots.state);
+    let jobs = JobBook::below(&host.roots().state);
     let work = match record.kind {
         Kind::Test => Work::TestFailover,
         Kind::Planned => Work::PlannedFailover,
@@ -231,36 +253,34 @@ fn start(
     };
     let job = jobs.begin(&name, work);
     job.progress("bringing up", 0, 0);
-    let served = start_serving(context, &mut record, from_replica);
+    let served = start_serving(host, &mut record, from_replica);
     let point = record.point.map(|point| point.cycle);
-    job.end_at(served.as_ref().map(|()| point).map_err(|e| format!("{e:#}")));
+    job.end_at(served.as_ref().map(|()| point).map_err(ToString::to_string));
     served?;
-    if !context.globals.quiet {
-        let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
-        let next = match record.kind {
-            Kind::Test => format!("backstay failover cleanup {name} removes it"),
-            _ => format!("nothing is committed: backstay failover commit, change or cancel {name}"),
-        };
-        eprintln!("{name}: recovery point {point} of disk {} is up; {next}", record.disk_name);
-    }
-    local::print_place(context, &name, attach)
+    let point = record.point.map_or("-".into(), |point| point.cycle.to_string());
+    let next = match record.kind {
+        Kind::Test => format!("backstay failover cleanup {name} removes it"),
+        _ => format!("nothing is committed: backstay failover commit, change or cancel {name}"),
+    };
+    let disk = &record.disk_name;
+    host.told().note(&format!("{name}: recovery point {point} of disk {disk} is up; {next}"));
+    place(host, &name, attach)
 }
 
 fn start_serving(
-    context: &Context,
+    host: &dyn Executor,
     record: &mut FailoverRecord,
     from_replica: bool,
-) -> anyhow::Result<()> {
-    let (root, name) = (&context.roots.state, record.name.clone());
+) -> Result<()> {
+    let (root, name) = (&host.roots().state, record.name.clone());
     if record.state == State::Starting {
-        not_replicated(&context.roots.disk(&name), record)?;
+        not_replicated(&host.roots().disk(&name), record)?;
     }
-    step();
-    if local::driver(context, &name).is_none() {
-        serve(context, record, from_replica)?;
+    host.step();
+    if host.status(&name).is_none() {
+        serve(host, record, from_replica)?;
     }
-    let status =
-        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
+    let status = host.status(&name).doing(|| format!("disk {name} is not served"))?;
     if record.state == State::Starting {
         if record.point.is_none() {
             let (point, backing) = of_replica(record, &status)?;
@@ -272,72 +292,54 @@ fn start_serving(
 }
 
 /// Before a driver serves it: no sidecar of this host may take it for a disk to ship.
-pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> anyhow::Result<()> {
-    own_dir(&paths.state)?;
+pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> Result<()> {
+    own_dir(&paths.state).map_err(HostError::from)?;
     let protection = Protection {
         backing: record.backing.clone().unwrap_or_default(),
         vault: record.vault.clone(),
         policy: None,
         ending: true,
     };
-    protection.save(&paths.state).with_context(|| format!("disk {}", record.name))
+    Ok(protection.save(&paths.state).doing(|| format!("disk {}", record.name))?)
 }
 
-fn serve(context: &Context, record: &FailoverRecord, from_replica: bool) -> anyhow::Result<()> {
-    let name = record.name.as_str();
+fn serve(host: &dyn Executor, record: &FailoverRecord, from_replica: bool) -> Result<()> {
+    let name = &record.name;
     if from_replica || record.backing.is_some() {
-        local::again(context, &["--quiet", "replica", name, "--take-over"])?;
-        return Ok(());
+        return Ok(host.serve_replica(name)?);
     }
-    let point = record.point.context("which point was not written down")?.cycle.to_string();
-    local::again(
-        context,
-        &[
-            "--quiet",
-            "mount",
-            "--vault",
-            &record.vault,
-            "--disk",
-            record.disk_name.as_str(),
-            "--point",
-            &point,
-            "--name",
-            name,
-        ],
-    )?;
-    Ok(())
+    let cycle = record.point.doing(|| "which point was not written down".into())?.cycle;
+    let from = From::Point { vault: &record.vault, disk: &record.disk_name, cycle };
+    Ok(host.serve(name, from, &How::default())?)
 }
 
 /// The point that a replica was taken over at.
-fn of_replica(
-    record: &FailoverRecord,
-    status: &backstay_format::control::DriverStatus,
-) -> anyhow::Result<(PointRef, PathBuf)> {
-    let base = status.base.filter(|base| base.vault_disk == record.disk).with_context(|| {
+fn of_replica(record: &FailoverRecord, status: &DriverStatus) -> Result<(PointRef, PathBuf)> {
+    let base = status.base.filter(|base| base.vault_disk == record.disk).doing(|| {
         format!("disk {} of this host is not disk {} of the vault", record.name, record.disk_name)
     })?;
     let vault = Vault::open(&record.vault)?;
     let point = vault.manifest(record.disk, base.cycle)?;
     if point.point != base.point {
-        bail!("disk {}: recovery point {} is another one by now", record.name, base.cycle);
+        failed!("disk {}: recovery point {} is another one by now", record.name, base.cycle);
     }
     Ok((PointRef::from(&point), status.backing.clone()))
 }
 
 /// Another point instead.
 pub fn change(
-    context: &Context,
+    host: &dyn Executor,
     mut record: FailoverRecord,
     to: (PointChoice, bool),
     attach: bool,
-) -> anyhow::Result<()> {
-    let root = &context.roots.state;
+) -> Result<Place> {
+    let root = &host.roots().state;
     match record.state {
         State::Up => {}
         State::Removing if record.next.is_some() => {
-            return go_on_changing(context, record, attach);
+            return go_on_changing(host, record, attach);
         }
-        State::Starting if record.next.is_some() => return start(context, record, false, attach),
+        State::Starting if record.next.is_some() => return start(host, record, false, attach),
         state => {
             return refused(format!(
                 "disk {} is {}: it cannot be changed to another point",
@@ -369,32 +371,30 @@ pub fn change(
                 name: record.name,
                 term: term.term,
                 writer: term.writer,
-            }
-            .into());
+            });
         }
         record.next = Some(PointRef::from(&found.point));
     }
-    if let Some(status) = local::driver(context, &record.name) {
-        local::refuse_if_used(&record.name, &status)?;
+    if let Some(status) = host.status(&record.name) {
+        host.refuse_if_used(&record.name, &status)?;
     }
     record.enter(root, State::Removing)?;
-    go_on_changing(context, record, attach)
+    go_on_changing(host, record, attach)
 }
 
-fn go_on_changing(
-    context: &Context,
-    mut record: FailoverRecord,
-    attach: bool,
-) -> anyhow::Result<()> {
-    take_away(context, &record)?;
+fn go_on_changing(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Result<Place> {
+    take_away(host, &record)?;
     record.point = record.next;
-    record.enter(&context.roots.state, State::Starting)?;
-    start(context, record, false, attach)
+    record.enter(&host.roots().state, State::Starting)?;
+    start(host, record, false, attach)
 }
 
-/// Removes what was brought up; false if that is not so.
-pub fn remove(context: &Context, mut record: FailoverRecord) -> anyhow::Result<bool> {
-    let root = &context.roots.state;
+/// Removes what was brought up.
+///
+/// # Errors
+/// If it is committed, or somebody uses it.
+pub fn remove(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
+    let root = &host.roots().state;
     if record.state == State::Committing {
         // It may have been killed right after it took the term.
         let taken = vault::is_taken(&Vault::open(&record.vault)?, &record)?;
@@ -414,27 +414,26 @@ pub fn remove(context: &Context, mut record: FailoverRecord) -> anyhow::Result<b
             way_on(&record.name, record.kind, record.state)
         ));
     }
-    if let Some(status) = local::driver(context, &record.name) {
-        local::refuse_if_used(&record.name, &status)?;
+    if let Some(status) = host.status(&record.name) {
+        host.refuse_if_used(&record.name, &status)?;
     }
     record.next = None;
     record.enter(root, State::Removing)?;
-    take_away(context, &record)?;
-    record.end(root)?;
-    Ok(true)
+    take_away(host, &record)?;
+    record.end(root)
 }
 
 /// Takes away mount, devices, state and hold; what was written to it is gone then.
-fn take_away(context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
-    let (name, paths) = (&record.name, context.roots.disk(&record.name));
-    local::stop(context, name)?;
-    step();
+fn take_away(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
+    let (name, paths) = (&record.name, host.roots().disk(&record.name));
+    host.stop(name)?;
+    host.step();
     if paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists() {
         lazy::forget(name, &paths)?;
     }
-    step();
-    local::remove_folder(&paths.runtime)?;
-    local::remove_folder(&paths.state)
+    host.step();
+    remove_folder(&paths.runtime)?;
+    Ok(remove_folder(&paths.state)?)
 }
 
 /// How a failover is committed.
@@ -447,13 +446,13 @@ pub struct Committing<'a> {
 
 /// Refuses what cannot be committed.
 pub fn may_commit(
-    context: &Context,
+    host: &dyn Executor,
     record: &FailoverRecord,
     how: &Committing<'_>,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let name = &record.name;
-    context.may(name, Verb::Commit)?;
-    match how.policy.filter(|policy| !context.config.policy.contains_key(*policy)) {
+    may(host, name, Verb::Commit)?;
+    match how.policy.filter(|policy| !host.config().policy.contains_key(*policy)) {
         Some(policy) => refused(format!("there is no policy {policy:?} in the configuration")),
         None => Ok(()),
     }
@@ -461,55 +460,52 @@ pub fn may_commit(
 
 /// Takes the term, and protects what is served here.
 pub fn commit(
-    context: &Context,
+    host: &dyn Executor,
     record: FailoverRecord,
     how: &Committing<'_>,
-) -> anyhow::Result<()> {
+) -> Result<Option<CycleReport>> {
     let (name, vault) = (record.name.clone(), record.vault.clone());
-    take_over(context, record, how)?;
-    first_cycle(context, &name, &vault)
+    take_over(host, record, how)?;
+    first_cycle(host, &name, &vault)
 }
 
 /// The same without its first cycle.
 pub fn take_over(
-    context: &Context,
+    host: &dyn Executor,
     mut record: FailoverRecord,
     how: &Committing<'_>,
-) -> anyhow::Result<()> {
-    may_commit(context, &record, how)?;
+) -> Result<()> {
+    may_commit(host, &record, how)?;
     let name = record.name.clone();
-    let job = JobBook::below(&context.roots.state).begin(&name, Work::Commit);
+    let job = JobBook::below(&host.roots().state).begin(&name, Work::Commit);
     job.progress("taking the term", 0, 0);
-    let taken = take_term(context, &mut record, how);
+    let taken = take_term(host, &mut record, how);
     let point = record.point.map(|point| point.cycle);
-    job.end_at(taken.as_ref().map(|_| point).map_err(|e| format!("{e:#}")));
+    job.end_at(taken.as_ref().map(|_| point).map_err(ToString::to_string));
     let term = taken?;
-    if !context.globals.quiet {
-        eprintln!(
-            "{name}: committed: term {} is this host's, and goes on from recovery point {}; the old source is \
-             refused from now on",
-            term.term,
-            term.from.map_or("-".into(), |from| from.cycle.to_string())
-        );
-    }
+    host.told().note(&format!(
+        "{name}: committed: term {} is this host's, and goes on from recovery point {}; the old source is \
+         refused from now on",
+        term.term,
+        term.from.map_or("-".into(), |from| from.cycle.to_string())
+    ));
     Ok(())
 }
 
 fn take_term(
-    context: &Context,
+    host: &dyn Executor,
     record: &mut FailoverRecord,
     how: &Committing<'_>,
-) -> anyhow::Result<TermRecord> {
-    let (root, name) = (&context.roots.state, record.name.clone());
-    let paths = context.roots.disk(&name);
-    if local::driver(context, &name).is_none() {
-        serve(context, record, false)?;
+) -> Result<TermRecord> {
+    let (root, name) = (&host.roots().state, record.name.clone());
+    let paths = host.roots().disk(&name);
+    if host.status(&name).is_none() {
+        serve(host, record, false)?;
     }
-    let status =
-        local::driver(context, &name).with_context(|| format!("disk {name} is not served"))?;
+    let status = host.status(&name).doing(|| format!("disk {name} is not served"))?;
     let is_it = record.point.is_some_and(|point| point.is(status.base));
     if !is_it && record.state == State::Up {
-        bail!(
+        failed!(
             "disk {name} does not count from the point that was brought up; cancel it and begin anew"
         );
     }
@@ -518,7 +514,7 @@ fn take_term(
     let term = match vault::take(&vault, record, &stopped::writer(status.disk)) {
         Err(e @ FailoverError::TakenOver { .. }) => {
             record.enter(root, State::Up)?;
-            return Err(e.into());
+            return Err(e);
         }
         term => term?,
     };
@@ -526,40 +522,44 @@ fn take_term(
         tracing::warn!("disk {name}: the hold of its replica ends by itself: {e}");
     }
     drop(vault);
-    step();
+    host.step();
     let protection = Protection {
         backing: record.backing.clone().unwrap_or_else(|| status.backing.clone()),
         vault: record.vault.clone(),
         policy: how.policy.map(str::to_owned),
         ending: false,
     };
-    protection.save(&paths.state).with_context(|| format!("disk {name}"))?;
+    protection.save(&paths.state).doing(|| format!("disk {name}"))?;
     // What failed before was that the disk was not this host's yet.
     let mut sidecar = Record::load(&paths.state);
     sidecar.resume();
-    sidecar.save(&paths.state).with_context(|| format!("disk {name}"))?;
+    sidecar.save(&paths.state).doing(|| format!("disk {name}"))?;
     if how.hydrate && MountedPoint::load(&name, &paths)?.is_some() {
         Hydration { wanted: true, limit_bytes: None }.save(&paths)?;
     }
     record.enter(root, State::Committed)?;
-    step();
-    ask(root, &Asked::Look(name))?;
+    host.step();
+    host.ask(&Asked::Look(name))?;
     Ok(term)
 }
 
-/// Has the first cycle made: by the sidecar, or here.
-pub fn first_cycle(context: &Context, name: &DiskName, vault: &str) -> anyhow::Result<()> {
-    if is_running(&context.roots) {
-        return Ok(ask(&context.roots.state, &Asked::Cycle(name.clone()))?);
+/// Has the first cycle made: by the sidecar, or here; then what it was.
+///
+/// # Errors
+/// If it is not made; the disk is this host's all the same.
+pub fn first_cycle(
+    host: &dyn Executor,
+    name: &DiskName,
+    vault: &str,
+) -> Result<Option<CycleReport>> {
+    if host.has_sidecar() {
+        host.ask(&Asked::Cycle(name.clone()))?;
+        return Ok(None);
     }
-    if !context.globals.quiet {
-        eprintln!("{name}: no sidecar is running: a cycle is made here; then start one");
-    }
-    let report = run_once(context, name, Some(vault)).with_context(|| {
+    host.told()
+        .note(&format!("{name}: no sidecar is running: a cycle is made here; then start one"));
+    let report = host.cycle(name, vault).doing(|| {
         format!("disk {name} is committed and this host's; the next sidecar makes its first cycle")
     })?;
-    if !context.globals.quiet {
-        eprintln!("{}", line(name, &report));
-    }
-    Ok(())
+    Ok(Some(report))
 }

@@ -2,74 +2,40 @@
 //!
 //! Until the first term is laid down, whatever fails is undone: each disk is served again as it was.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::jobs::{JobBook, JobHandle};
-use backstay_engine::protection::Protection;
 use backstay_engine::schedule::Work;
-use backstay_front::backing::record::BackingRecord;
-use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
-use backstay_recovery::failover::vault::{Withdrawn, hand_over, withdraw};
-use backstay_recovery::failover::{
-    FailoverRecord, Kind, NameLock, PointRef, State, now_unix_ns, step, stopped,
-};
-use backstay_recovery::run;
 use backstay_types::{DiskName, Term};
 use backstay_vault::{GroupMember, GroupName, Vault};
-use clap::Args;
 
-use super::super::target::time;
-use super::last::ship;
-use super::local;
-use super::serving::Serving;
-use crate::context::Context;
-use crate::exit::Refused;
+use super::executor::{Executor, may};
+use super::rules::{Standing, Verb, What, refusal};
+use super::vault::{Withdrawn, hand_over, withdraw};
+use super::{
+    FailoverError, FailoverRecord, Kind, NameLock, PointRef, Result, State, failed, now_unix_ns,
+    stopped,
+};
+use crate::host::serve::{From, How};
+use crate::host::{Doing, Serving, backing};
 
 /// How what uses the disk is stopped.
-#[derive(Args)]
+#[derive(Debug, Clone, Default)]
 pub struct Stopping {
-    /// Command that stops what uses the disk
-    #[arg(long, value_name = "COMMAND")]
-    stop_command: Option<String>,
-    /// Command that starts it again if the handover fails
-    #[arg(long, value_name = "COMMAND", requires = "stop_command")]
-    start_command: Option<String>,
-    /// How long each of these commands may take
-    #[arg(long, value_name = "DURATION", default_value = "5min")]
-    command_timeout: humantime::Duration,
-    /// Unmount the file systems that are mounted from the disk
-    #[arg(long)]
-    unmount: bool,
+    /// Command that stops what uses the disk.
+    pub stop_command: Option<String>,
+    /// Command that starts it again if the handover fails.
+    pub start_command: Option<String>,
+    /// How long each of these commands may take.
+    pub command_timeout: Duration,
+    /// Unmount the file systems that are mounted from the disk.
+    pub unmount: bool,
 }
 
 impl Stopping {
     /// Nothing is stopped: a disk that is in use is refused.
-    pub fn nothing() -> Self {
-        Self {
-            stop_command: None,
-            start_command: None,
-            command_timeout: Duration::ZERO.into(),
-            unmount: false,
-        }
-    }
-
     fn is_nothing(&self) -> bool {
         self.stop_command.is_none() && !self.unmount
-    }
-
-    /// Runs one of the commands.
-    fn run(&self, line: &str, disks: &str) -> anyhow::Result<()> {
-        let mut command = run::shell(line);
-        command.env("BACKSTAY_DISKS", disks);
-        let timeout = self.command_timeout.into();
-        let (ended, said) = run::run(command, &mut run::scratch()?, timeout, &|| false)
-            .with_context(|| format!("running {line:?}"))?;
-        match ended.is_success() {
-            true => Ok(()),
-            false => bail!("{line:?}: {}: {said}", ended.words(timeout)),
-        }
     }
 }
 
@@ -100,32 +66,31 @@ struct Member {
 }
 
 /// Stops disks, ships their last changes, and lays their terms down.
+///
+/// # Errors
+/// Why they are not handed over, and how they are served now.
 pub fn handover(
-    context: &Context,
+    host: &dyn Executor,
     names: &[DiskName],
     group: Option<&GroupName>,
     how: &Stopping,
-) -> anyhow::Result<()> {
-    let lock = |name| NameLock::take(&context.roots.state, name, "failover handover");
+) -> Result<Vec<FailoverRecord>> {
+    let lock = |name| NameLock::take(&host.roots().state, name, "failover handover");
     let _locks = names.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
-    let members: anyhow::Result<Vec<_>> =
-        names.iter().map(|name| Member::look(context, name, how)).collect();
-    let mut handover = Handover { context, how, members: members?, stopped: false };
+    let members: Result<Vec<_>> = names.iter().map(|name| Member::look(host, name, how)).collect();
+    let mut handover = Handover { host, how, members: members?, stopped: false };
     let done = handover.go(group);
     match done {
         Ok(()) => {
-            for member in &mut handover.members {
-                member.end_job(&Ok(()));
-                say(context, &member.record)?;
-            }
-            Ok(())
+            handover.members.iter_mut().for_each(|member| member.end_job(&Ok(())));
+            Ok(handover.members.into_iter().map(|member| member.record).collect())
         }
         Err(e) => Err(handover.undo(e)),
     }
 }
 
 struct Handover<'a> {
-    context: &'a Context,
+    host: &'a dyn Executor,
     how: &'a Stopping,
     members: Vec<Member>,
     /// Whether the command that stops what uses the disks was run.
@@ -133,52 +98,50 @@ struct Handover<'a> {
 }
 
 impl Handover<'_> {
-    fn go(&mut self, group: Option<&GroupName>) -> anyhow::Result<()> {
-        let Self { context, how, .. } = *self;
+    fn go(&mut self, group: Option<&GroupName>) -> Result<()> {
+        let Self { host, how, .. } = *self;
         let used = |member: &&mut Member| member.at == At::Looked && member.before.is_some();
         if !how.is_nothing() {
             for member in self.members.iter_mut().filter(used) {
                 let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
-                let Some(status) = local::driver(context, &name) else { continue };
+                let Some(status) = host.status(&name) else { continue };
                 // What nobody uses is shipped once.
-                if status.dirty_sectors > 0 && local::refuse_if_used(&name, &status).is_err() {
-                    ship(context, (&name, &vault), false, member.job(context))?;
+                if status.dirty_sectors > 0 && host.refuse_if_used(&name, &status).is_err() {
+                    host.ship((&name, &vault), false, member.job(host))?;
                 }
             }
             if let Some(line) = &how.stop_command
                 && self.members.iter_mut().any(|member| used(&member))
             {
                 self.stopped = true;
-                how.run(line, &self.names())?;
+                host.run(line, &self.names(), how.command_timeout)?;
             }
             if how.unmount {
                 let before = self.members.iter().filter_map(|member| member.before.as_ref());
-                before.into_iter().try_for_each(Serving::unmount)?;
+                before.into_iter().try_for_each(|before| host.unmount(before))?;
             }
         }
         for member in &self.members {
-            if let (At::Looked, Some(status)) =
-                (member.at, local::driver(context, &member.record.name))
-            {
-                local::refuse_if_used(&member.record.name, &status)?;
+            if let (At::Looked, Some(status)) = (member.at, host.status(&member.record.name)) {
+                host.refuse_if_used(&member.record.name, &status)?;
             }
         }
         let to_do = |member: &&mut Member| member.at != At::Done;
         for member in self.members.iter_mut().filter(to_do) {
-            member.begin(context)?;
-            quiet(context, &member.record)?;
+            member.begin(host)?;
+            quiet(host, &member.record)?;
         }
         // Whoever runs a cycle from now on finds disks that nobody writes.
         for member in self.members.iter_mut().filter(to_do) {
             let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
-            let last = ship(context, (&name, &vault), true, member.job(context));
-            step();
-            local::stop_after_cycle(context, &name)?;
+            let last = host.ship((&name, &vault), true, member.job(host));
+            host.step();
+            host.stop_after_cycle(&name)?;
             last?;
-            stopped::exactly_at(&name, &context.roots.disk(&name))?;
+            stopped::exactly_at(&name, &host.roots().disk(&name))?;
         }
         for member in self.members.iter_mut().filter(to_do) {
-            member.lay_down(context)?;
+            member.lay_down(host)?;
         }
         if let Some(group) = group {
             self.put_group_point(group);
@@ -194,11 +157,11 @@ impl Handover<'_> {
     /// for people and for unplanned failovers; a planned one looks at the handovers.
     fn put_group_point(&self, group: &GroupName) {
         let put = || {
-            let first = self.members.first().context("the group has no disks")?;
+            let first = self.members.first().doing(|| "the group has no disks".into())?;
             let vault = Vault::open(&first.record.vault)?;
             let mut members = vec![];
             for Member { record, .. } in &self.members {
-                let at = record.point.context("a disk was handed over at no point")?;
+                let at = record.point.doing(|| "a disk was handed over at no point".into())?;
                 members.push(GroupMember {
                     host: None,
                     disk: record.disk,
@@ -209,7 +172,7 @@ impl Handover<'_> {
                 });
             }
             let cut = members.iter().map(|member| member.cut_unix_ns).min().unwrap_or_default();
-            anyhow::Ok(vault.commit_group(group, members, cut)?)
+            Ok::<_, FailoverError>(vault.commit_group(group, members, cut)?)
         };
         if let Err(e) = put() {
             tracing::warn!(
@@ -219,37 +182,39 @@ impl Handover<'_> {
     }
 
     /// Has everything as it was, as far as that is known to be safe; what went wrong, and how it is now.
-    fn undo(&mut self, why: anyhow::Error) -> anyhow::Error {
+    fn undo(&mut self, why: FailoverError) -> FailoverError {
         let mut open: Vec<String> = vec![];
-        let failed = format!("{why:#}");
+        let failed = why.to_string();
         for member in &mut self.members {
-            if let Err(e) = member.undo(self.context) {
-                open.push(format!("disk {}: {e:#}", member.record.name));
+            if let Err(e) = member.undo(self.host) {
+                open.push(format!("disk {}: {e}", member.record.name));
             }
             member.end_job(&Err(failed.clone()));
         }
         if let (true, true, Some(line)) =
             (self.stopped, open.is_empty(), self.how.start_command.as_ref())
-            && let Err(e) = self.how.run(line, &self.names())
+            && let Err(e) = self.host.run(line, &self.names(), self.how.command_timeout)
         {
-            open.push(format!("what was stopped was not started again: {e:#}"));
+            open.push(format!("what was stopped was not started again: {e}"));
         }
         match open.as_slice() {
-            [] => why.context(format!("{}: not handed over, all is as it was", self.names())),
-            open => why.context(format!("{}: not handed over ({})", self.names(), open.join("; "))),
+            [] => why.while_doing(format!("{}: not handed over, all is as it was", self.names())),
+            open => {
+                why.while_doing(format!("{}: not handed over ({})", self.names(), open.join("; ")))
+            }
         }
     }
 }
 
 impl Member {
     /// What is known before anything is changed.
-    fn look(context: &Context, name: &DiskName, how: &Stopping) -> anyhow::Result<Self> {
-        let root = &context.roots.state;
-        context.may(name, Verb::Handover)?;
+    fn look(host: &dyn Executor, name: &DiskName, how: &Stopping) -> Result<Self> {
+        let root = &host.roots().state;
+        may(host, name, Verb::Handover)?;
         let (record, at, follows) = match FailoverRecord::load(root, name)? {
             Some(record) if record.kind == Kind::Source => match record.state {
                 State::HandedOver => (record, At::Done, None),
-                State::HandingOver => match laid_down(context, &record)? {
+                State::HandingOver => match laid_down(host, &record)? {
                     Some(point) => {
                         let mut record = record;
                         (record.point, record.after) = (Some(point), point.term);
@@ -258,28 +223,28 @@ impl Member {
                     }
                     None => (record, At::Begun, None),
                 },
-                _ => bail!("disk {name} is {}", record.state.explain()),
+                _ => failed!("disk {name} is {}", record.state.explain()),
             },
             Some(record) if record.state == State::Committed => {
-                (look(context, name)?, At::Looked, Some(record))
+                (look(host, name)?, At::Looked, Some(record))
             }
             Some(record) => {
-                bail!("disk {name} is {} on this host", record.state.explain());
+                failed!("disk {name} is {} on this host", record.state.explain());
             }
-            None => (look(context, name)?, At::Looked, None),
+            None => (look(host, name)?, At::Looked, None),
         };
-        let status = local::driver(context, name).filter(|_| at == At::Looked);
+        let status = host.status(name).filter(|_| at == At::Looked);
         if let (Some(status), true) = (&status, how.is_nothing()) {
-            local::refuse_if_used(name, status)?;
+            host.refuse_if_used(name, status)?;
         }
-        let before = status.map(|status| Serving::look(context, name, &status)).transpose()?;
+        let before = status.map(|status| host.look(name, &status)).transpose()?;
         Ok(Self { record, at, was_done: at == At::Done, follows, before, job: None })
     }
 
-    fn job(&mut self, context: &Context) -> &JobHandle {
+    fn job(&mut self, host: &dyn Executor) -> &JobHandle {
         let name = &self.record.name;
         self.job
-            .get_or_insert_with(|| JobBook::below(&context.roots.state).begin(name, Work::Handover))
+            .get_or_insert_with(|| JobBook::below(&host.roots().state).begin(name, Work::Handover))
     }
 
     fn end_job(&mut self, ended: &Result<(), String>) {
@@ -290,12 +255,12 @@ impl Member {
     }
 
     /// Writes down that it begins.
-    fn begin(&mut self, context: &Context) -> anyhow::Result<()> {
+    fn begin(&mut self, host: &dyn Executor) -> Result<()> {
         if self.at == At::Looked {
-            self.job(context).progress("stopping", 0, 0);
+            self.job(host).progress("stopping", 0, 0);
             match self.follows.take() {
-                Some(old) => old.become_another(&context.roots.state, &self.record)?,
-                None => self.record.begin(&context.roots.state)?,
+                Some(old) => old.become_another(&host.roots().state, &self.record)?,
+                None => self.record.begin(&host.roots().state)?,
             }
             self.at = At::Begun;
         }
@@ -303,10 +268,10 @@ impl Member {
     }
 
     /// Lays the term down; the disk has stopped.
-    fn lay_down(&mut self, context: &Context) -> anyhow::Result<()> {
+    fn lay_down(&mut self, host: &dyn Executor) -> Result<()> {
         let name = self.record.name.clone();
-        self.job(context).progress("handing over", 0, 0);
-        let (disk, base) = stopped::exactly_at(&name, &context.roots.disk(&name))?;
+        self.job(host).progress("handing over", 0, 0);
+        let (disk, base) = stopped::exactly_at(&name, &host.roots().disk(&name))?;
         let vault = Vault::open(&self.record.vault)?;
         self.at = At::Laying;
         let writer = stopped::writer(disk);
@@ -314,35 +279,37 @@ impl Member {
         self.record.disk = base.vault_disk;
         (self.record.point, self.record.after) = (Some(point), point.term);
         self.at = At::Done;
-        Ok(self.record.enter(&context.roots.state, State::HandedOver)?)
+        self.record.enter(&host.roots().state, State::HandedOver)
     }
 
     /// Serves the disk again as it was; an error says how it is instead.
-    fn undo(&mut self, context: &Context) -> anyhow::Result<()> {
-        let root = &context.roots.state;
+    fn undo(&mut self, host: &dyn Executor) -> Result<()> {
+        let root = &host.roots().state;
         let name = self.record.name.clone();
         let advice = format!("run it again, or backstay failover cancel {name}");
         if self.was_done {
-            bail!("it was handed over before: {advice}");
+            failed!("it was handed over before: {advice}");
         }
         let before = self.before.as_ref();
         if self.at != At::Looked {
-            let Some(_) = before else { bail!("it is stopped: {advice}") };
-            local::stop_after_cycle(context, &name)?;
+            if before.is_none() {
+                failed!("it is stopped: {advice}")
+            }
+            host.stop_after_cycle(&name)?;
             if matches!(self.at, At::Laying | At::Done) {
-                let disk = stopped::superblock(&context.roots.disk(&name));
-                let disk = disk.context("its state is gone")?.disk;
+                let disk = stopped::superblock(&host.roots().disk(&name));
+                let disk = disk.doing(|| "its state is gone".into())?.disk;
                 let back = Vault::open(&self.record.vault)
-                    .map_err(Into::into)
+                    .map_err(FailoverError::from)
                     .and_then(|vault| withdraw(&vault, self.record.disk, &stopped::writer(disk)));
                 match back {
                     Ok(Withdrawn::Done) => {}
-                    Ok(Withdrawn::TooLate(term)) => bail!(
+                    Ok(Withdrawn::TooLate(term)) => failed!(
                         "it was handed over, and failed over already: term {} belongs to {}",
                         term.term,
                         term.writer
                     ),
-                    Err(e) => bail!(
+                    Err(e) => failed!(
                         "nobody knows whether the vault has its handover ({e}), so it stays stopped: {advice}"
                     ),
                 }
@@ -352,7 +319,7 @@ impl Member {
             self.at = At::Looked;
         }
         match before {
-            Some(before) => before.put_back(context).context("not served as before"),
+            Some(before) => Ok(host.put_back(before).doing(|| "not served as before".into())?),
             None => Ok(()),
         }
     }
@@ -360,18 +327,18 @@ impl Member {
 
 /// The point at which the term was laid down already, by a command that was killed before it could note that: no
 /// other point may come after it.
-fn laid_down(context: &Context, record: &FailoverRecord) -> anyhow::Result<Option<PointRef>> {
-    let (name, paths) = (&record.name, context.roots.disk(&record.name));
+fn laid_down(host: &dyn Executor, record: &FailoverRecord) -> Result<Option<PointRef>> {
+    let (name, paths) = (&record.name, host.roots().disk(&record.name));
     let Some(superblock) = stopped::superblock(&paths) else { return Ok(None) };
     let vault = Vault::open(&record.vault)?;
     let handover = vault.handover(record.disk)?;
     let Some(handover) = handover.filter(|h| h.writer == stopped::writer(superblock.disk)) else {
         return Ok(None);
     };
-    local::stop_after_cycle(context, name)?;
+    host.stop_after_cycle(name)?;
     let (_, base) = stopped::exactly_at(name, &paths)?;
     if (base.cycle, base.point) != (handover.cycle, handover.point) {
-        bail!(
+        failed!(
             "disk {name} was handed over at recovery point {}, and counts from point {} now: cancel the handover \
              (backstay failover cancel {name}) and begin anew",
             handover.cycle,
@@ -382,29 +349,29 @@ fn laid_down(context: &Context, record: &FailoverRecord) -> anyhow::Result<Optio
 }
 
 /// What a handover begins with; refuses what cannot be handed over, while it is still served.
-fn look(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
-    let paths = context.roots.disk(name);
+fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
+    let paths = host.roots().disk(name);
     let superblock = stopped::superblock(&paths)
-        .with_context(|| format!("there is no disk {name} in {}", context.roots.state.display()))?;
-    let status = local::driver(context, name);
+        .doing(|| format!("there is no disk {name} in {}", host.roots().state.display()))?;
+    let status = host.status(name);
     let base = status.as_ref().and_then(|status| status.base).or(superblock.base);
     let Some(base) = base else {
         let message = format!(
             "disk {name} has no recovery point yet: there is nothing to hand over. Run backstay cycle {name} \
              first. Nothing was changed"
         );
-        return Err(Refused(message).into());
+        return Err(FailoverError::NotSafe(message));
     };
     // A vault that is gone, or a disk that was failed over, is found out while the disk is still served.
-    let url = context.config.vault_of(name).to_owned();
+    let url = host.config().vault_of(name).to_owned();
     let newest = Vault::open(&url)?.newest_term(base.vault_disk)?;
-    let newest = newest.with_context(|| format!("disk {name} has no term in {url}"))?;
+    let newest = newest.doing(|| format!("disk {name} has no term in {url}"))?;
     if newest.writer != stopped::writer(superblock.disk) {
         let standing = Standing { what: What::Elsewhere, at_work: status.is_some() };
         let why =
             refusal(standing, name, Verb::Handover).map_or_else(String::new, |e| e.to_string());
         let message = format!("{why} (term {} belongs to {})", newest.term, newest.writer);
-        return Err(Refused(message).into());
+        return Err(FailoverError::NotSafe(message));
     }
     Ok(FailoverRecord {
         name: name.clone(),
@@ -415,61 +382,26 @@ fn look(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
         disk_name: name.clone(),
         point: None,
         after: Term(0),
-        backing: backing(context, name)?,
+        backing: backing(host.roots(), name)?,
         next: None,
         group: None,
         since_unix_ns: now_unix_ns(),
     })
 }
 
-/// The backing that a disk was served from; none of a mounted point.
-pub fn backing(context: &Context, name: &DiskName) -> anyhow::Result<Option<PathBuf>> {
-    let state = context.roots.disk(name).state;
-    if state.join("mounted").exists() {
-        return Ok(None);
-    }
-    if let Some(seen) = BackingRecord::load(&state)?.backing {
-        return Ok(Some(seen.path));
-    }
-    Ok(Protection::load(&state)?.map(|protection| protection.backing))
-}
-
 /// Stops the disk as its users know it, and serves it where they cannot write: nobody knows the place, and
 /// others than root cannot enter it.
-fn quiet(context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
+fn quiet(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     let name = &record.name;
-    let place = context.roots.disk(name).handover_point();
-    if let Some(status) = local::driver(context, name) {
+    let place = host.roots().disk(name).handover_point();
+    if let Some(status) = host.status(name) {
         if status.served.starts_with(&place) {
             return Ok(());
         }
-        local::refuse_if_used(name, &status)?;
-        local::stop(context, name)?;
+        host.refuse_if_used(name, &status)?;
+        host.stop(name)?;
     }
-    step();
-    let at = place.display().to_string();
-    let mut args = vec!["--quiet", "mount", "--name", name.as_str(), "--mount-point", &at];
-    let backing = record.backing.as_ref().map(|backing| backing.display().to_string());
-    args.extend(backing.as_deref());
-    args.push("--handing-over");
-    local::again(context, &args)?;
-    Ok(())
-}
-
-fn say(context: &Context, record: &FailoverRecord) -> anyhow::Result<()> {
-    if context.globals.json {
-        return context.print_json(record);
-    }
-    if !context.globals.quiet {
-        let point = record.point.map_or("-".into(), |point: PointRef| point.cycle.to_string());
-        eprintln!(
-            "{}: handed over at recovery point {point} ({}). On the target: backstay failover planned {} \
-             --vault {}",
-            record.name,
-            time(record.since_unix_ns),
-            record.disk_name,
-            record.vault
-        );
-    }
-    Ok(())
+    host.step();
+    let how = How { mount_point: Some(&place), engine: None, handing_over: true };
+    Ok(host.serve(name, From::Backing(record.backing.as_deref()), &how)?)
 }

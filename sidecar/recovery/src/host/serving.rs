@@ -1,21 +1,20 @@
-//! How a source's disk is served to its users: taken from them for a handover, and put back if that fails.
+//! How a disk is served to its users: taken from them for a handover, and put back if that fails.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
 use backstay_format::control::DriverStatus;
 use backstay_host::child::program;
 use backstay_host::loop_device;
 use backstay_host::mounts::{self, Mount};
 use backstay_types::DiskName;
 
-use super::super::attach::loop_devices;
-use super::super::detach::{mounted, users_of};
-use super::{local, source};
-use crate::context::Context;
-use crate::exit::Refused;
+use super::devices::{loop_devices, mounted, unmount_one, users_of};
+use super::error::Doing;
+use super::serve::{From, How};
+use super::{HostError, LocalHost, backing};
 
 /// How a disk was served.
+#[derive(Debug, Clone)]
 pub struct Serving {
     name: DiskName,
     /// None of a mounted point: it knows its own.
@@ -28,22 +27,26 @@ pub struct Serving {
     mounts: Vec<Mount>,
 }
 
+#[derive(Debug, Clone)]
 struct Device {
     path: String,
     read_only: bool,
 }
 
-impl Serving {
+impl LocalHost<'_> {
     /// Looks at a disk that is served.
-    pub fn look(context: &Context, name: &DiskName, status: &DriverStatus) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// If its devices and mounts cannot be seen.
+    pub fn look(&self, name: &DiskName, status: &DriverStatus) -> Result<Serving, HostError> {
         let paths = loop_devices(&status.served)?;
         let mounts = mounted(&paths)?;
         let read_only = |path: &str| loop_device::is_read_only(Path::new(path));
         let devices = paths.into_iter();
         let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", status.pid));
-        Ok(Self {
+        Ok(Serving {
             name: name.clone(),
-            backing: source::backing(context, name)?,
+            backing: backing(self.roots, name)?,
             served: status.served.clone(),
             engine: status.engine.clone(),
             unit: unit_of(&cgroup.unwrap_or_default()),
@@ -52,41 +55,25 @@ impl Serving {
         })
     }
 
-    /// Unmounts what is mounted from the disk's devices, the newest first.
-    pub fn unmount(&self) -> anyhow::Result<()> {
-        let devices: Vec<String> = self.devices.iter().map(|device| device.path.clone()).collect();
-        for entry in mounted(&devices)?.into_iter().rev() {
-            let done = program("umount").arg(&entry.at).output();
-            let done = done.context("umount could not be started (package mount)")?;
-            if done.status.success() {
-                continue;
-            }
-            let by = users_of(&entry)
-                .unwrap_or_else(|| String::from_utf8_lossy(&done.stderr).trim().to_owned());
-            let (name, at) = (&self.name, entry.at.display());
-            return Err(
-                Refused(format!("disk {name} is in use: {at} cannot be unmounted: {by}")).into()
-            );
-        }
-        Ok(())
-    }
-
     /// Serves the disk again where it was, with its devices and file systems. What is as it was is left alone.
-    pub fn put_back(&self, context: &Context) -> anyhow::Result<()> {
-        if local::driver(context, &self.name).is_none() {
-            self.serve(context)?;
+    ///
+    /// # Errors
+    /// What is not as it was.
+    pub fn put_back(&self, before: &Serving) -> Result<(), HostError> {
+        if self.status(&before.name).is_none() {
+            self.serve_as_before(before)?;
         }
-        for device in &self.devices {
+        for device in &before.devices {
             let path = Path::new(&device.path);
             if loop_device::file_of(path).is_none() {
-                let status = local::driver(context, &self.name);
+                let status = self.status(&before.name);
                 let sector_bytes = status.and_then(|status| status.sector_bytes);
-                loop_device::attach(&self.served, Some(path), device.read_only, sector_bytes)
-                    .map_err(|e| anyhow!("losetup {}: {e}", device.path))?;
+                loop_device::attach(&before.served, Some(path), device.read_only, sector_bytes)
+                    .doing(|| format!("losetup {}", device.path))?;
             }
         }
-        let table = mounts::read().context("reading the table of mounts")?;
-        for entry in &self.mounts {
+        let table = mounts::read().doing(|| "reading the table of mounts".into())?;
+        for entry in &before.mounts {
             if mounts::at(&table, &entry.at).is_some_and(|now| now.source == entry.source) {
                 continue;
             }
@@ -97,18 +84,43 @@ impl Serving {
         Ok(())
     }
 
-    fn serve(&self, context: &Context) -> anyhow::Result<()> {
-        if let Some(unit) = &self.unit {
+    fn serve_as_before(&self, before: &Serving) -> Result<(), HostError> {
+        if let Some(unit) = &before.unit {
             return said(program("systemctl").args(["start", unit]), "systemctl");
         }
-        let at = self.served.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let (at, engine) = (at.display().to_string(), engine_flag(&self.engine));
-        let backing = self.backing.as_ref().map(|backing| backing.display().to_string());
-        let mut args = vec!["--quiet", "mount", "--name", self.name.as_str(), "--mount-point", &at];
-        args.extend(["--engine", engine]);
-        args.extend(backing.as_deref());
-        local::again(context, &args).map(drop)
+        let how = How {
+            mount_point: before.served.parent(),
+            engine: Some(engine_flag(&before.engine)),
+            handing_over: false,
+        };
+        self.serve(&before.name, From::Backing(before.backing.as_deref()), &how).map(drop)
     }
+}
+
+impl Serving {
+    /// Unmounts what is mounted from the disk's devices, the newest first.
+    ///
+    /// # Errors
+    /// A refusal with who is at work there.
+    pub fn unmount(&self) -> Result<(), HostError> {
+        let devices: Vec<String> = self.devices.iter().map(|device| device.path.clone()).collect();
+        for entry in mounted(&devices)?.into_iter().rev() {
+            let Err(why) = unmount_one(&entry)? else { continue };
+            let (name, at, by) = (&self.name, entry.at.display(), users_of(&entry).unwrap_or(why));
+            let message = format!("disk {name} is in use: {at} cannot be unmounted: {by}");
+            return Err(HostError::Refused(message));
+        }
+        Ok(())
+    }
+}
+
+fn said(command: &mut std::process::Command, what: &str) -> Result<(), HostError> {
+    let done = command.output().doing(|| format!("{what} could not be started"))?;
+    if !done.status.success() {
+        let why = String::from_utf8_lossy(&done.stderr);
+        return Err(HostError::Failed(format!("{what}: {}", why.trim())));
+    }
+    Ok(())
 }
 
 /// A driver says its engine with what is special about it; what is not known again is chosen anew.
@@ -118,14 +130,6 @@ fn engine_flag(engine: &str) -> &str {
         Some("direct") => "direct",
         _ => "auto",
     }
-}
-
-fn said(command: &mut std::process::Command, what: &str) -> anyhow::Result<()> {
-    let done = command.output().with_context(|| format!("{what} could not be started"))?;
-    if !done.status.success() {
-        bail!("{what}: {}", String::from_utf8_lossy(&done.stderr).trim());
-    }
-    Ok(())
 }
 
 /// The unit of `backstay-disk@.service` that a process belongs to, from `/proc/PID/cgroup`.

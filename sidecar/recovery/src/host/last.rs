@@ -8,13 +8,11 @@ use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::is_running;
 use backstay_format::control::DriverStatus;
 use backstay_host::clock;
-use backstay_recovery::failover::step;
 use backstay_types::DiskName;
 
-use super::super::cycle::run_once;
-use super::super::progress::Progress;
-use super::local;
-use crate::context::Context;
+use super::cycle::run_once;
+use super::{HostError, LocalHost};
+use crate::failover::step;
 
 /// How often it is looked how far the sidecar is: nothing tells.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -25,26 +23,29 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Ships what a disk has: there is a newer point then. Of a disk that nobody uses (`quiet`) all is in that
 /// point; of another one, most, so that what is left takes little time.
+///
+/// # Errors
+/// If no recovery point was made.
 pub fn ship(
-    context: &Context,
+    host: &LocalHost<'_>,
     (name, vault): (&DiskName, &str),
     quiet: bool,
     job: &JobHandle,
-) -> anyhow::Result<()> {
+) -> Result<(), HostError> {
     let stage = if quiet { "last changes" } else { "changes so far" };
     job.progress(stage, 0, 0);
     step();
-    if is_running(&context.roots) && by_sidecar(context, name, (quiet, stage), job)? {
+    if is_running(host.roots) && by_sidecar(host, name, (quiet, stage), job)? {
         return Ok(());
     }
     loop {
-        match run_once(context, name, Some(vault)) {
+        match run_once(host, name, Some(vault)) {
             Ok(report) => {
                 tracing::info!("disk {name}: recovery point {}", report.cycle);
                 return Ok(());
             }
             // Another cycle runs; it may have begun before the disk was quiet.
-            Err(e) if is_busy(&e) => clock::sleep(LOOK_EVERY),
+            Err(e) if e.is_busy_cycle() => clock::sleep(LOOK_EVERY),
             Err(e) => return Err(e),
         }
     }
@@ -52,58 +53,54 @@ pub fn ship(
 
 /// Has the sidecar do it; false if it does not begin.
 fn by_sidecar(
-    context: &Context,
+    host: &LocalHost<'_>,
     name: &DiskName,
     (quiet, stage): (bool, &'static str),
     job: &JobHandle,
-) -> anyhow::Result<bool> {
-    let state = context.roots.disk(name).state;
+) -> Result<bool, HostError> {
+    let state = host.roots.disk(name).state;
     let before = Record::load(&state).failure.map(|failure| failure.at_unix_ns);
-    let Some(at_first) = local::driver(context, name) else { return Ok(false) };
+    let Some(at_first) = host.status(name) else { return Ok(false) };
     let is_shipped = |now: &DriverStatus| {
         now.base != at_first.base && now.lease.is_none() && (!quiet || now.dirty_sectors == 0)
     };
-    let (bar, jobs) = (Progress::new(context), JobBook::below(&context.roots.state));
+    let jobs = JobBook::below(&host.roots.state);
     let began = clock::monotonic();
     let mut asked: Option<Instant> = None;
     loop {
-        let Some(now) = local::driver(context, name) else {
-            anyhow::bail!("disk {name}: its driver is gone");
+        let Some(now) = host.status(name) else {
+            return Err(HostError::Failed(format!("disk {name}: its driver is gone")));
         };
         if is_shipped(&now) {
-            bar.end();
+            host.told.progress_ends();
             return Ok(true);
         }
         let failure = Record::load(&state).failure;
         if let Some(failure) = failure.filter(|failure| before != Some(failure.at_unix_ns)) {
-            bar.end();
-            anyhow::bail!("disk {name}: the sidecar made no recovery point: {}", failure.message);
+            host.told.progress_ends();
+            let why =
+                format!("disk {name}: the sidecar made no recovery point: {}", failure.message);
+            return Err(HostError::Failed(why));
         }
         if now.lease.is_some() {
             let of_it = jobs.list().into_iter().find(|job| {
                 job.disk == *name && job.state == JobState::Running && job.all_bytes > 0
             });
             if let Some(of_it) = of_it {
-                bar.show(stage, of_it.done_bytes, of_it.all_bytes);
+                host.told.progress(stage, of_it.done_bytes, of_it.all_bytes);
                 job.progress(stage, of_it.done_bytes, of_it.all_bytes);
             }
         } else {
-            if clock::since(began) > BEGINS_WITHIN || !is_running(&context.roots) {
-                bar.end();
+            if clock::since(began) > BEGINS_WITHIN || !is_running(host.roots) {
+                host.told.progress_ends();
                 tracing::info!("disk {name}: the sidecar has no place for it: made here");
                 return Ok(false);
             }
             if asked.is_none_or(|at| clock::since(at) > ASK_EVERY) {
-                ask(&context.roots.state, &Asked::Cycle(name.clone()))?;
+                ask(&host.roots.state, &Asked::Cycle(name.clone()))?;
                 asked = Some(clock::monotonic());
             }
         }
         clock::sleep(LOOK_EVERY);
     }
-}
-
-fn is_busy(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|e| e.downcast_ref::<backstay_engine::CycleError>().is_some_and(|e| e.is_busy()))
 }

@@ -2,36 +2,39 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use backstay_engine::requests::{Asked, ask};
-use backstay_recovery::failover::vault::{Withdrawn, withdraw};
-use backstay_recovery::failover::{FailoverRecord, State, stopped, way_on};
+use backstay_engine::requests::Asked;
 use backstay_vault::Vault;
 
-use super::local;
-use crate::context::Context;
-use crate::exit::Refused;
+use super::executor::Executor;
+use super::vault::{Withdrawn, withdraw};
+use super::{FailoverError, FailoverRecord, Result, State, stopped, way_on};
+use crate::host::Doing;
 
 /// Withdraws the handover; the disk can be mounted again.
-pub fn take_back(context: &Context, mut record: FailoverRecord) -> anyhow::Result<()> {
-    let (root, name) = (&context.roots.state, record.name.clone());
+///
+/// # Errors
+/// If another host has taken it over.
+pub fn take_back(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
+    let (root, name) = (&host.roots().state, record.name.clone());
     if record.state == State::Removing {
         let way_on = way_on(&name, record.kind, record.state);
-        return Err(Refused(format!("disk {name} is being given up here: {way_on}")).into());
+        return Err(FailoverError::NotSafe(format!(
+            "disk {name} is being given up here: {way_on}"
+        )));
     }
-    let disk = stopped::superblock(&context.roots.disk(&name))
+    let disk = stopped::superblock(&host.roots().disk(&name))
         .map(|superblock| superblock.disk)
-        .with_context(|| {
+        .doing(|| {
             format!(
                 "disk {name} has no state on this host any more, so it cannot be taken back: {}",
                 way_on(&name, record.kind, State::HandedOver)
             )
         })?;
     record.enter(root, State::TakingBack)?;
-    if let Some(status) = local::driver(context, &name)
-        && status.served.starts_with(context.roots.disk(&name).handover_point())
+    if let Some(status) = host.status(&name)
+        && status.served.starts_with(host.roots().disk(&name).handover_point())
     {
-        local::stop_after_cycle(context, &name)?;
+        host.stop_after_cycle(&name)?;
     }
     let vault = Vault::open(&record.vault)?;
     match withdraw(&vault, record.disk, &stopped::writer(disk))? {
@@ -41,24 +44,21 @@ pub fn take_back(context: &Context, mut record: FailoverRecord) -> anyhow::Resul
             if record.point.is_some() {
                 record.enter(root, State::HandedOver)?;
             }
-            return Err(Refused(format!(
+            return Err(FailoverError::NotSafe(format!(
                 "disk {name} cannot be taken back: it was failed over, term {} belongs to {}. To have it \
                  here again: backstay failback {name} --to BACKING. To give it up here: backstay unprotect \
                  {name} --keep-points",
                 term.term, term.writer
-            ))
-            .into());
+            )));
         }
     }
     let backing = record.backing.clone();
     record.end(root)?;
-    let _ = ask(root, &Asked::Look(name.clone()));
-    if !context.globals.quiet {
-        let mount = match backing.as_deref().map(Path::display) {
-            Some(backing) => format!("backstay mount {backing} --name {name}"),
-            None => format!("backstay mount --name {name}"),
-        };
-        eprintln!("{name}: taken back; nothing was lost. To serve it again: {mount}");
-    }
+    let _ = host.ask(&Asked::Look(name.clone()));
+    let mount = match backing.as_deref().map(Path::display) {
+        Some(backing) => format!("backstay mount {backing} --name {name}"),
+        None => format!("backstay mount --name {name}"),
+    };
+    host.told().note(&format!("{name}: taken back; nothing was lost. To serve it again: {mount}"));
     Ok(())
 }

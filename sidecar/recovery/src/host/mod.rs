@@ -1,0 +1,107 @@
+//! The disks of this host: which there are, how they are served, by whom they are used, and ending that.
+//!
+//! - [`error`]: why something was not done
+//! - [`told`]: how far it is, for whoever wants to show that
+//! - [`program`]: starting a driver, which is a process of its own
+//! - [`serve`]: having a disk, a point or a replica served
+//! - [`devices`]: loop devices and file systems on a served disk
+//! - [`replica`]: ending and taking over the replica of a name
+//! - [`serving`]: how a disk was served, to put it back as it was
+//! - [`ending`]: ending a disk's service, only when nobody uses it
+//! - [`cycle`]: one cycle in this process
+//! - [`last`]: the cycles of a handover, by the sidecar or here
+
+pub mod cycle;
+pub mod devices;
+pub mod ending;
+pub mod error;
+pub mod last;
+pub mod program;
+pub mod replica;
+pub mod serve;
+pub mod serving;
+pub mod told;
+
+use std::path::{Path, PathBuf};
+
+use backstay_engine::config::Config;
+use backstay_engine::protection::Protection;
+use backstay_format::control::DriverStatus;
+use backstay_front::backing::record::BackingRecord;
+use backstay_front::control::ControlClient;
+use backstay_front::paths::Roots;
+use backstay_host::own_dir;
+use backstay_types::DiskName;
+
+pub use ending::{Devices, Ending};
+pub(crate) use error::Doing;
+pub use error::HostError;
+pub use program::Program;
+pub use serving::Serving;
+pub use told::{Silent, Told};
+
+/// This host, as whoever works on its disks sees it.
+pub struct LocalHost<'a> {
+    /// Where state and sockets are.
+    pub roots: &'a Roots,
+    /// The configuration.
+    pub config: &'a Config,
+    /// What serves disks.
+    pub program: Program,
+    /// Who hears how far it is.
+    pub told: Box<dyn Told + 'a>,
+}
+
+impl LocalHost<'_> {
+    /// Connects to the driver of a disk.
+    ///
+    /// # Errors
+    /// If it is not served.
+    pub fn driver(&self, name: &DiskName) -> Result<ControlClient, HostError> {
+        ControlClient::connect(&self.roots.disk(name).control_socket())
+            .doing(|| format!("disk {name}"))
+    }
+
+    /// The status of a disk's driver, if one answers.
+    #[must_use]
+    pub fn status(&self, name: &DiskName) -> Option<DriverStatus> {
+        self.driver(name).ok()?.status().ok()
+    }
+}
+
+/// All disks of this host: those that have state, and those that are served.
+#[must_use]
+pub fn disks(roots: &Roots) -> Vec<DiskName> {
+    let state = std::fs::read_dir(&roots.state).into_iter().flatten().flatten();
+    let mut names: Vec<DiskName> = state
+        .filter(|entry| entry.path().join("super").exists())
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .chain(roots.disks_with_socket())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The backing that a disk was served from; none of a mounted point.
+///
+/// # Errors
+/// If what is known of it cannot be read.
+pub fn backing(roots: &Roots, name: &DiskName) -> Result<Option<PathBuf>, HostError> {
+    let state = roots.disk(name).state;
+    if state.join("mounted").exists() {
+        return Ok(None);
+    }
+    if let Some(seen) = BackingRecord::load(&state)?.backing {
+        return Ok(Some(seen.path));
+    }
+    Ok(Protection::load(&state)?.map(|protection| protection.backing))
+}
+
+/// Removes a folder if it is there.
+///
+/// # Errors
+/// What the system answered.
+pub fn remove_folder(path: &Path) -> Result<(), HostError> {
+    own_dir::remove(path).doing(|| format!("removing {}", path.display()))
+}
