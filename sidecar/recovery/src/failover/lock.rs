@@ -11,7 +11,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use backstay_host::clock;
 use backstay_types::DiskName;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -47,6 +49,10 @@ impl NameLock {
         let path = state_root.join(".failover").join(format!("{name}.lock"));
         let failed = |source| FailoverError::State { path: path.clone(), source };
         make_folder(state_root).map_err(failed)?;
+        if held().contains(&path) {
+            let (doing, pid) = ("in this very process".into(), std::process::id() as i32);
+            return Err(FailoverError::Busy { name: name.clone(), doing, pid });
+        }
         loop {
             let mut options = OpenOptions::new();
             options.create(true).truncate(false).read(true).write(true).mode(0o600);
@@ -58,6 +64,10 @@ impl NameLock {
                 }
                 let _ = file.set_len(0).and_then(|()| file.write_all(doing.as_bytes()));
                 held().push(path.clone());
+                if let Err((pid, doing)) = Starting::wait(state_root, name).map_err(failed)? {
+                    held().retain(|held| *held != path);
+                    return Err(FailoverError::Busy { name: name.clone(), doing, pid });
+                }
                 return Ok(Self { _file: Some(file), path, pid: std::process::id() });
             }
             let Some(pid) = holder(&file).map_err(failed)? else { continue };
@@ -67,6 +77,58 @@ impl NameLock {
             let doing = fs::read_to_string(&path).unwrap_or_default();
             return Err(FailoverError::Busy { name: name.clone(), doing, pid });
         }
+    }
+}
+
+/// How long a killed command's driver may take to come up.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+/// How often that is looked for: nothing tells.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A driver of a name is being started. Whoever was to be told may be killed meanwhile; the next command waits until
+/// it is known what became of it. It is not inherited by the driver.
+#[derive(Debug)]
+pub struct Starting(#[expect(dead_code, reason = "the lock goes with it")] File);
+
+impl Starting {
+    fn path(state_root: &Path, name: &DiskName) -> PathBuf {
+        state_root.join(".failover").join(format!("{name}.starting"))
+    }
+
+    /// Says so until it is dropped. Nobody waits where nothing was ever failed over.
+    ///
+    /// # Errors
+    /// If the state directory cannot be written.
+    pub fn say(state_root: &Path, name: &DiskName) -> Result<Option<Self>, FailoverError> {
+        let path = Self::path(state_root, name);
+        if !path.parent().is_some_and(Path::is_dir) {
+            return Ok(None);
+        }
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true).mode(0o600);
+        let opened = options.open(&path).and_then(|file| {
+            fcntl(&file, FcntlArg::F_SETLKW(&whole_file(libc::F_RDLCK)))?;
+            Ok(Some(Self(file)))
+        });
+        opened.map_err(|source| FailoverError::State { path, source })
+    }
+
+    /// Waits until no driver of a name is being started; who still does it in the end.
+    fn wait(state_root: &Path, name: &DiskName) -> io::Result<Result<(), (i32, String)>> {
+        let path = Self::path(state_root, name);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok(())),
+            file => file?,
+        };
+        let until = clock::monotonic() + STARTS_WITHIN;
+        while let Some(pid) = holder(&file)? {
+            if clock::monotonic() > until {
+                return Ok(Err((pid, "mount".into())));
+            }
+            clock::sleep(LOOK_EVERY);
+        }
+        let _ = fs::remove_file(&path);
+        Ok(Ok(()))
     }
 }
 

@@ -38,7 +38,7 @@ use crate::host::HostError;
 use crate::lazy::LazyError;
 
 pub use executor::{Executor, Place};
-pub use lock::NameLock;
+pub use lock::{NameLock, Starting};
 pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
 
 /// What a failover's step answers.

@@ -22,7 +22,7 @@ use super::state::{Chosen, DiskRun, Run, RunFolder, RunState, StepRun, StepState
 use crate::run::{run as run_command, shell};
 
 /// What a plan's run does to disks, and whom it asks.
-pub trait Hands: Sync {
+pub trait Executor: Sync {
     /// Finds the point that a disk comes up at and keeps it from being deleted; `None` if that is only
     /// known when it comes up.
     ///
@@ -136,7 +136,7 @@ pub fn prepare(
     text: &str,
     kind: Kind,
     point: &str,
-    hands: &dyn Hands,
+    executor: &dyn Executor,
 ) -> Result<Run, RunError> {
     let steps = places(plan, kind).into_iter().map(|(group, place)| {
         let (name, what) = match place {
@@ -171,11 +171,11 @@ pub fn prepare(
     };
     for machine in plan.groups.iter().flat_map(|group| &group.machines) {
         for disk in &machine.disks {
-            let chosen = hands.choose(kind, disk, point);
+            let chosen = executor.choose(kind, disk, point);
             let point = match chosen {
                 Ok(point) => point,
                 Err(why) => {
-                    run.disks.iter().for_each(|done| hands.let_go(&done.disk));
+                    run.disks.iter().for_each(|done| executor.let_go(&done.disk));
                     return Err(RunError::Point(format!("disk {disk}: {why}")));
                 }
             };
@@ -210,7 +210,7 @@ pub fn may_begin(last: Option<&Run>) -> Result<(), RunError> {
 struct Work<'a> {
     run: Mutex<&'a mut Run>,
     folder: &'a RunFolder,
-    hands: &'a dyn Hands,
+    executor: &'a dyn Executor,
     log: &'a File,
 }
 
@@ -222,7 +222,7 @@ pub fn go_on(
     plan: &Plan,
     run: &mut Run,
     folder: &RunFolder,
-    hands: &dyn Hands,
+    executor: &dyn Executor,
     skip: bool,
 ) -> Result<(), RunError> {
     match run.state {
@@ -245,13 +245,13 @@ pub fn go_on(
     }
     // Whoever goes on says that what a person was asked for is done.
     for step in run.steps.iter_mut().filter(|step| step.state == StepState::Waiting) {
-        hands.say(&format!("{}: taken as done", step.name));
+        executor.say(&format!("{}: taken as done", step.name));
         (step.state, step.ended_unix_ns) = (StepState::Done, Some(now_unix_ns()));
     }
     (run.state, run.ended_unix_ns) = (RunState::Running, None);
     folder.save(run)?;
     let log = folder.log(run.steps.iter().all(|step| step.tries == 0))?;
-    let work = Work { run: Mutex::new(run), folder, hands, log: &log };
+    let work = Work { run: Mutex::new(run), folder, executor, log: &log };
     let mut next = 0;
     let result = loop {
         let Some((group, place)) = places.get(next) else { break Ok(()) };
@@ -282,7 +282,7 @@ pub fn go_on(
     run.ended_unix_ns = Some(now_unix_ns());
     folder.save(&run)?;
     if result.is_ok() {
-        run.disks.iter().for_each(|disk| hands.let_go(&disk.disk));
+        run.disks.iter().for_each(|disk| executor.let_go(&disk.disk));
     }
     result
 }
@@ -303,7 +303,7 @@ impl<'a> Work<'a> {
         step.state = StepState::Running;
         (step.began_unix_ns, step.ended_unix_ns) = (Some(now_unix_ns()), None);
         step.message = None;
-        self.hands.say(&format!("{}: {} begins", step.group, step.name));
+        self.executor.say(&format!("{}: {} begins", step.group, step.name));
         self.folder.save(&run)?;
         Ok(true)
     }
@@ -330,7 +330,7 @@ impl<'a> Work<'a> {
         }
         let failed = if step.may_fail { StepState::Passed } else { StepState::Failed };
         match &step.action {
-            Action::Manual(what) => match self.hands.ask(what) {
+            Action::Manual(what) => match self.executor.ask(what) {
                 Answer::Done => self.end(number, StepState::Done, ""),
                 Answer::Failed => self.end(number, failed, "a person said that it failed"),
                 Answer::Nobody => self.end(number, StepState::Waiting, what),
@@ -338,7 +338,7 @@ impl<'a> Work<'a> {
             Action::Script(line) => match self.script(line, group, None, step.timeout) {
                 Ok(said) => self.end(number, StepState::Done, &said),
                 // Told to stop, it goes on with this step.
-                Err(why) if self.hands.stopped() => self.end(number, StepState::Failed, &why),
+                Err(why) if self.executor.stopped() => self.end(number, StepState::Failed, &why),
                 Err(why) => self.end(number, failed, &why),
             },
         }
@@ -373,7 +373,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         for name in &machine.disks {
-            if self.hands.stopped() {
+            if self.executor.stopped() {
                 return self.end(number, StepState::Failed, "it was stopped");
             }
             let (kind, point) = {
@@ -381,7 +381,7 @@ impl<'a> Work<'a> {
                 let disk = run.disks.iter().find(|disk| disk.disk == *name);
                 (run.kind, disk.and_then(|disk| disk.point))
             };
-            match self.hands.bring_up(kind, name, point, machine.attach) {
+            match self.executor.bring_up(kind, name, point, machine.attach) {
                 Ok((point, up)) => {
                     let mut run = self.run();
                     if let Some(disk) = run.disks.iter_mut().find(|disk| disk.disk == *name) {
@@ -414,7 +414,7 @@ impl<'a> Work<'a> {
         command.envs(environment);
         let output = self.log.try_clone();
         let mut output = output.map_err(|e| format!("its log: {e}"))?;
-        let ran = run_command(command, &mut output, timeout, &|| self.hands.stopped());
+        let ran = run_command(command, &mut output, timeout, &|| self.executor.stopped());
         let (ended, said) = ran.map_err(|e| format!("it could not be started: {e}"))?;
         match ended.is_success() {
             true => Ok(last_line(&said)),
@@ -478,7 +478,7 @@ pub fn clean_up(
     plan: &Plan,
     run: &mut Run,
     folder: &RunFolder,
-    hands: &dyn Hands,
+    executor: &dyn Executor,
 ) -> Result<(), RunError> {
     if run.kind != Kind::Test {
         return Err(RunError::Refused(format!(
@@ -491,12 +491,12 @@ pub fn clean_up(
     folder.save(run)?;
     let log = folder.log(false)?;
     let mut left = vec![];
-    let work = Work { run: Mutex::new(run), folder, hands, log: &log };
+    let work = Work { run: Mutex::new(run), folder, executor, log: &log };
     for group in plan.groups.iter().rev() {
         for step in group.cleanup.iter().filter(|step| step.runs.contains(&Kind::Test)) {
             let ended = match &step.action {
                 Action::Script(line) => work.script(line, group, None, step.timeout).map(drop),
-                Action::Manual(what) => match hands.ask(what) {
+                Action::Manual(what) => match executor.ask(what) {
                     Answer::Done => Ok(()),
                     _ => Err(format!("a person has to: {what}")),
                 },
@@ -514,8 +514,8 @@ pub fn clean_up(
                 left.push(format!("{}: {why}", machine.name));
             }
             for name in machine.disks.iter().rev() {
-                hands.say(&format!("{}: {name} is taken down", group.name));
-                match hands.take_down(name) {
+                executor.say(&format!("{}: {name} is taken down", group.name));
+                match executor.take_down(name) {
                     Ok(()) => {
                         let mut run = work.run();
                         if let Some(disk) = run.disks.iter_mut().find(|disk| disk.disk == *name) {
@@ -525,7 +525,7 @@ pub fn clean_up(
                     }
                     Err(why) => left.push(format!("disk {name}: {why}")),
                 }
-                hands.let_go(name);
+                executor.let_go(name);
             }
         }
     }

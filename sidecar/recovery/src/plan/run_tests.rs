@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use backstay_types::{CycleNo, DiskName, PointId};
 
-use super::run::{Answer, Hands, RunError, clean_up, go_on, may_begin, prepare};
+use super::run::{Answer, Executor, RunError, clean_up, go_on, may_begin, prepare};
 use super::state::{Chosen, Run, RunFolder, RunState, StepState, Up};
 use super::{Kind, Plan, Report};
 
@@ -44,7 +44,7 @@ impl Paper {
     }
 }
 
-impl Hands for Paper {
+impl Executor for Paper {
     fn choose(&self, kind: Kind, disk: &DiskName, point: &str) -> Result<Option<Chosen>, String> {
         if disk.as_str() == "missing" {
             return Err("there is none".into());
@@ -147,11 +147,11 @@ after = [{{ name = "last", script = "echo last $BACKSTAY_DISKS >> {out}" }}]
         RunFolder::last(self.dir.path(), &self.plan.name).unwrap().unwrap()
     }
 
-    fn begin(&self, kind: Kind, hands: &Paper) -> (Run, Result<(), RunError>) {
-        let mut run = prepare(&self.plan, &self.text, kind, "latest", hands).unwrap();
+    fn begin(&self, kind: Kind, executor: &Paper) -> (Run, Result<(), RunError>) {
+        let mut run = prepare(&self.plan, &self.text, kind, "latest", executor).unwrap();
         let folder = self.folder();
         folder.save(&run).unwrap();
-        let result = go_on(&self.plan, &mut run, &folder, hands, false);
+        let result = go_on(&self.plan, &mut run, &folder, executor, false);
         assert_eq!(self.last(), run, "what is known is what is written down");
         (run, result)
     }
@@ -162,8 +162,8 @@ const WHOLE: [&str; 3] =
 
 #[test]
 fn a_test_runs_in_order_and_is_taken_down() {
-    let (room, hands) = (Room::new(), Paper::new());
-    let (mut run, result) = room.begin(Kind::Test, &hands);
+    let (room, executor) = (Room::new(), Paper::new());
+    let (mut run, result) = room.begin(Kind::Test, &executor);
     result.unwrap();
     assert_eq!(run.state, RunState::Done);
     assert_eq!(room.out(), WHOLE);
@@ -176,63 +176,66 @@ fn a_test_runs_in_order_and_is_taken_down() {
     assert!(text.contains("RTO") && text.contains("web3") && text.contains("passed"), "{text}");
 
     assert!(matches!(may_begin(Some(&run)), Err(RunError::Refused(_))));
-    hands.broken.lock().unwrap().push("web2".into());
+    executor.broken.lock().unwrap().push("web2".into());
     let folder = room.folder();
-    let left = clean_up(&room.plan, &mut run, &folder, &hands).unwrap_err();
+    let left = clean_up(&room.plan, &mut run, &folder, &executor).unwrap_err();
     assert!(left.to_string().contains("web2"), "{left}");
-    assert_eq!(hands.did("down db"), 1, "what fails stops nothing");
+    assert_eq!(executor.did("down db"), 1, "what fails stops nothing");
     assert!(matches!(may_begin(Some(&run)), Err(RunError::Refused(_))));
-    hands.broken.lock().unwrap().clear();
-    clean_up(&room.plan, &mut run, &folder, &hands).unwrap();
+    executor.broken.lock().unwrap().clear();
+    clean_up(&room.plan, &mut run, &folder, &executor).unwrap();
     assert_eq!(run.state, RunState::CleanedUp);
     assert_eq!(room.out().iter().filter(|line| *line == "stop").count(), 1);
     may_begin(Some(&run)).unwrap();
-    assert!(go_on(&room.plan, &mut run, &folder, &hands, false).is_err());
+    assert!(go_on(&room.plan, &mut run, &folder, &executor, false).is_err());
 }
 
 #[test]
 fn what_failed_is_done_again_or_left_out() {
-    let (room, hands) = (Room::new(), Paper::new());
-    hands.broken.lock().unwrap().push("web2".into());
-    let (mut run, result) = room.begin(Kind::Unplanned, &hands);
+    let (room, executor) = (Room::new(), Paper::new());
+    executor.broken.lock().unwrap().push("web2".into());
+    let (mut run, result) = room.begin(Kind::Unplanned, &executor);
     let failed = result.unwrap_err();
     assert!(failed.to_string().contains("web2: it is broken"), "{failed}");
     assert_eq!(run.state, RunState::Failed);
-    assert_eq!(hands.did("up web3"), 1, "one that fails stops none beside it");
+    assert_eq!(executor.did("up web3"), 1, "one that fails stops none beside it");
     assert!(Report::of(&run).rto_seconds.is_none());
     assert!(matches!(may_begin(Some(&run)), Err(RunError::Refused(_))));
     assert!(!room.out().iter().any(|line| line.starts_with("last")));
     let folder = room.folder();
-    assert!(go_on(&room.plan, &mut run, &folder, &hands, false).is_err());
-    assert_eq!((hands.did("up web1"), hands.did("up web2")), (1, 2));
-    go_on(&room.plan, &mut run, &folder, &hands, true).unwrap();
+    assert!(go_on(&room.plan, &mut run, &folder, &executor, false).is_err());
+    assert_eq!((executor.did("up web1"), executor.did("up web2")), (1, 2));
+    go_on(&room.plan, &mut run, &folder, &executor, true).unwrap();
     assert_eq!(run.state, RunState::Done);
     assert!(run.steps.iter().any(|step| step.state == StepState::Skipped));
-    assert!(matches!(clean_up(&room.plan, &mut run, &folder, &hands), Err(RunError::Refused(_))));
+    assert!(matches!(
+        clean_up(&room.plan, &mut run, &folder, &executor),
+        Err(RunError::Refused(_))
+    ));
     may_begin(Some(&run)).unwrap();
 }
 
 #[test]
 fn nobody_there_to_be_asked() {
     let room = Room::new();
-    let hands = Paper { person: Answer::Nobody, ..Paper::new() };
-    let (mut run, result) = room.begin(Kind::Planned, &hands);
+    let executor = Paper { person: Answer::Nobody, ..Paper::new() };
+    let (mut run, result) = room.begin(Kind::Planned, &executor);
     assert!(matches!(result, Err(RunError::Waiting { number: 5, .. })), "{result:?}");
     assert_eq!(run.state, RunState::Waiting);
     assert_eq!(run.disks[0].point.unwrap().cycle, CycleNo(12), "known when it was handed over");
-    go_on(&room.plan, &mut run, &room.folder(), &hands, false).unwrap();
-    assert_eq!((run.state, hands.did("ask look at it")), (RunState::Done, 1));
+    go_on(&room.plan, &mut run, &room.folder(), &executor, false).unwrap();
+    assert_eq!((run.state, executor.did("ask look at it")), (RunState::Done, 1));
     assert_eq!(Report::of(&run).rpo_seconds, Some(0.0));
 }
 
 #[test]
 fn a_point_that_is_missing_begins_nothing() {
-    let (room, hands) = (Room::new(), Paper::new());
+    let (room, executor) = (Room::new(), Paper::new());
     let text = room.text.replace("web3", "missing");
     let plan = Plan::parse(&text).unwrap();
-    let error = prepare(&plan, &text, Kind::Test, "latest", &hands).unwrap_err();
+    let error = prepare(&plan, &text, Kind::Test, "latest", &executor).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
-    assert!(room.out().is_empty() && hands.did.lock().unwrap().is_empty());
+    assert!(room.out().is_empty() && executor.did.lock().unwrap().is_empty());
 }
 
 /// Killed at every step, then gone on with from what is written down: every disk is up in the end and
@@ -240,16 +243,16 @@ fn a_point_that_is_missing_begins_nothing() {
 #[test]
 fn killed_at_every_step() {
     for after in 0.. {
-        let (room, hands) = (Room::new(), Paper::new());
-        let run = prepare(&room.plan, &room.text, Kind::Test, "latest", &hands).unwrap();
+        let (room, executor) = (Room::new(), Paper::new());
+        let run = prepare(&room.plan, &room.text, Kind::Test, "latest", &executor).unwrap();
         room.folder().save(&run).unwrap();
-        hands.dies_after.store(after, Ordering::SeqCst);
+        executor.dies_after.store(after, Ordering::SeqCst);
         let go = || {
             let mut run = room.last();
-            go_on(&room.plan, &mut run, &room.folder(), &hands, false)
+            go_on(&room.plan, &mut run, &room.folder(), &executor, false)
         };
         let ended = catch_unwind(AssertUnwindSafe(go));
-        hands.dies_after.store(i64::MAX, Ordering::SeqCst);
+        executor.dies_after.store(i64::MAX, Ordering::SeqCst);
         match ended {
             Ok(whole) => {
                 whole.unwrap();

@@ -22,8 +22,6 @@ const FORMAT: &str = "backstay-plan-run";
 const VERSION: u32 = 1;
 /// Longest file of a run.
 const RUN_BYTES_MAX: u64 = 16 << 20;
-/// How often, a second each, it is tried whether the commands of a killed run are done.
-const HELPERS_TRIES: u32 = 120;
 /// Reports that are kept.
 const REPORTS_KEPT: usize = 100;
 
@@ -294,28 +292,6 @@ impl RunFolder {
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")
-    }
-
-    /// Held, shared, by commands that work for a run: they outlive it if it is killed.
-    #[must_use]
-    pub fn helpers_path(&self) -> PathBuf {
-        self.dir.join("helpers")
-    }
-
-    /// Waits until commands that a killed run has left are done; false if they are not in time.
-    ///
-    /// # Errors
-    /// If it cannot be looked.
-    pub fn helpers_are_done(&self) -> io::Result<bool> {
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        for _ in 0..HELPERS_TRIES {
-            if lock::exclusive(options.open(self.helpers_path())?, lock::LOOKED_AT_WAIT)?.is_some()
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Where the run's file is, for scripts.

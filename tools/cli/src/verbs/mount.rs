@@ -7,6 +7,7 @@ use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, in_background, run};
 use backstay_host::own_dir::own_dir;
+use backstay_recovery::failover::Starting;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use backstay_recovery::replica::Replica;
@@ -177,6 +178,8 @@ impl Of {
 
 impl Mount {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let name = self.name.as_ref().filter(|_| !self.foreground);
+        let _starting = name.map(|name| Starting::say(&context.roots.state, name)).transpose()?;
         let Some(backing) = backing_of(context, &self.backing, self.name.as_ref(), &self.of)?
         else {
             return self.run_point(context);

@@ -1,22 +1,26 @@
 //! `backstay plan`: recovery plans.
 
-mod hands;
-
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use backstay_engine::service::stop_on_signals;
-use backstay_recovery::failover::{FailoverRecord, State as FailoverState};
+use backstay_recovery::host::{LocalHost, Silent, Told};
 use backstay_recovery::plan::run::{clean_up, go_on, may_begin, prepare, read};
 use backstay_recovery::plan::state::What as StepWhat;
-use backstay_recovery::plan::{Action, Kind, Plan as Parsed, Report, Run, RunFolder, RunState};
+use backstay_recovery::plan::{
+    Action, Answer, HostExecutor, Kind, Plan as Parsed, Report, Run, RunFolder, RunState, host,
+};
 use backstay_types::DiskName;
 use backstay_vault::Vault;
 use clap::{Args, Subcommand};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::progress::Shown;
 use crate::context::Context;
 use crate::exit::Refused;
-use hands::{HostHands, failover_again};
 
 /// Recovery plans: many disks and machines, scripts and people, in order
 #[derive(Args)]
@@ -102,14 +106,10 @@ fn open(file: &Path) -> anyhow::Result<Opened> {
 
 fn folder(context: &Context, plan: &DiskName) -> anyhow::Result<RunFolder> {
     let taken = RunFolder::take(&context.roots.state, plan);
-    let folder = taken.with_context(|| format!("plan {plan}"))?.ok_or_else(|| {
+    let taken = taken.with_context(|| format!("plan {plan}"))?;
+    Ok(taken.ok_or_else(|| {
         Refused(format!("plan {plan} is being run by another command on this host"))
-    })?;
-    if folder.helpers_are_done()? {
-        return Ok(folder);
-    }
-    let message = format!("a failover that a killed run of plan {plan} began is still at work");
-    Err(Refused(format!("{message}; wait for it, or end it")).into())
+    })?)
 }
 
 /// The last run of a plan, and the plan as it was when it began.
@@ -152,7 +152,7 @@ fn check(context: &Context, plan: &Parsed) -> anyhow::Result<()> {
             Ok((_, disk, vault)) => {
                 let group = plan.consistency_group.as_ref();
                 if let Some(group) = group
-                    && let Err(why) = hands::of_group(&vault, group, disk)
+                    && let Err(why) = host::of_group(&vault, group, disk)
                 {
                     warnings.push(format!("disk {name} cannot come up with --point group: {why}"));
                 }
@@ -180,42 +180,93 @@ fn check(context: &Context, plan: &Parsed) -> anyhow::Result<()> {
 
 fn begin(context: &Context, kind: Kind, go: &Go) -> anyhow::Result<()> {
     let Opened { text, plan } = open(&go.file)?;
+    with_executor(context, &plan, go.dry_run, |executor| {
+        if go.dry_run {
+            let run = prepare(&plan, &text, kind, &go.point, executor)?;
+            return show_dry(context, &plan, &run);
+        }
+        let folder = folder(context, &plan.name)?;
+        may_begin(RunFolder::last(&context.roots.state, &plan.name)?.as_ref())?;
+        let mut run = prepare(&plan, &text, kind, &go.point, executor)?;
+        folder.save(&run)?;
+        let result = go_on(&plan, &mut run, &folder, executor, false);
+        end(context, &folder, &run)?;
+        Ok(result?)
+    })
+}
+
+/// Does something with what runs a plan on this host, until a signal.
+fn with_executor<T>(
+    context: &Context,
+    plan: &Parsed,
+    dry: bool,
+    work: impl FnOnce(&HostExecutor<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let signals = stop_on_signals()?;
-    let stopped = || signals.try_recv().is_ok();
-    if go.dry_run {
-        let hands = HostHands::new(context, &plan, None, &stopped)?;
-        let run = prepare(&plan, &text, kind, &go.point, &hands)?;
-        return show_dry(context, &plan, &run);
+    let was_told = AtomicBool::new(false);
+    let stopped = || {
+        if signals.try_recv().is_ok() {
+            was_told.store(true, Ordering::Relaxed);
+        }
+        was_told.load(Ordering::Relaxed)
+    };
+    // What each failover says is not for whoever runs a plan.
+    let host = LocalHost { told: Box::new(Silent), ..context.host() };
+    let told: Box<dyn Told> = match context.globals.json {
+        true => Box::new(Silent),
+        false => Box::new(Shown::new(context)),
+    };
+    let ask = |what: &str| ask(what, &stopped);
+    work(&HostExecutor { host: &host, plan, dry, told: &*told, ask: &ask, stopped: &stopped })
+}
+
+/// Asks a person at the terminal, if there is one.
+fn ask(what: &str, stopped: &dyn Fn() -> bool) -> Answer {
+    let input = std::io::stdin();
+    if !input.is_terminal() || !std::io::stderr().is_terminal() {
+        return Answer::Nobody;
     }
-    let folder = folder(context, &plan.name)?;
-    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
-    may_begin(RunFolder::last(&context.roots.state, &plan.name)?.as_ref())?;
-    let mut run = prepare(&plan, &text, kind, &go.point, &hands)?;
-    folder.save(&run)?;
-    let result = go_on(&plan, &mut run, &folder, &hands, false);
-    end(context, &folder, &run)?;
-    Ok(result?)
+    loop {
+        eprint!("\n{what}\n  Is that done? [y: yes, n: it failed, l: later] ");
+        let _ = std::io::stderr().flush();
+        // Reading would not end on a signal.
+        let mut typed = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut typed, PollTimeout::from(200_u8)).is_ok_and(|ready| ready == 0) {
+            if stopped() {
+                return Answer::Nobody;
+            }
+        }
+        let mut line = String::new();
+        match input.lock().read_line(&mut line) {
+            Ok(0) | Err(_) => return Answer::Nobody,
+            Ok(_) => {}
+        }
+        match line.trim() {
+            "y" | "yes" => return Answer::Done,
+            "n" | "no" => return Answer::Failed,
+            "l" | "later" => return Answer::Nobody,
+            _ => {}
+        }
+    }
 }
 
 fn resume(context: &Context, verb: &Resume) -> anyhow::Result<()> {
     let name = open(&verb.file)?.plan.name;
     let folder = folder(context, &name)?;
     let (mut run, plan) = last(context, &name)?;
-    let signals = stop_on_signals()?;
-    let stopped = || signals.try_recv().is_ok();
-    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
-    let result = go_on(&plan, &mut run, &folder, &hands, verb.skip);
-    end(context, &folder, &run)?;
-    Ok(result?)
+    with_executor(context, &plan, false, |executor| {
+        let result = go_on(&plan, &mut run, &folder, executor, verb.skip);
+        end(context, &folder, &run)?;
+        Ok(result?)
+    })
 }
 
 fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     let folder = folder(context, name)?;
     let (mut run, plan) = last(context, name)?;
-    let signals = stop_on_signals()?;
-    let stopped = || signals.try_recv().is_ok();
-    let hands = HostHands::new(context, &plan, Some(&folder), &stopped)?;
-    clean_up(&plan, &mut run, &folder, &hands)?;
+    with_executor(context, &plan, false, |executor| {
+        Ok(clean_up(&plan, &mut run, &folder, executor)?)
+    })?;
     if !context.globals.quiet && !context.globals.json {
         println!("{name}: its test was taken down; nothing of it is left");
     }
@@ -223,7 +274,7 @@ fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
 }
 
 fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
-    let folder = folder(context, name)?;
+    let _folder = folder(context, name)?;
     let (run, _) = last(context, name)?;
     if run.kind == Kind::Test || run.state != RunState::Done {
         return Err(Refused(format!(
@@ -231,20 +282,7 @@ fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
         ))
         .into());
     }
-    for disk in &run.disks {
-        let Some(up) = &disk.up else { continue };
-        let record = FailoverRecord::load(&context.roots.state, &up.local)?;
-        // The command before this one was killed after it.
-        if record.is_some_and(|record| record.state == FailoverState::Committed) {
-            continue;
-        }
-        failover_again(context, &folder, &["failover", "commit", up.local.as_str()])
-            .with_context(|| format!("disk {}: run this again when that is mended", disk.disk))?;
-        if !context.globals.quiet {
-            eprintln!("{}: committed", disk.disk);
-        }
-    }
-    Ok(())
+    Ok(host::commit(&context.host(), &run)?)
 }
 
 /// Keeps the report of a run, and shows it.
