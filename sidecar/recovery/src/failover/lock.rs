@@ -88,7 +88,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A driver of a name is being started. Whoever was to be told may be killed meanwhile; the next command waits until
 /// it is known what became of it. It is not inherited by the driver.
 #[derive(Debug)]
-pub struct Starting(#[expect(dead_code, reason = "the lock goes with it")] File);
+pub struct Starting {
+    /// The lock goes with it.
+    _file: File,
+    path: PathBuf,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // Before the lock goes: who opens the file meanwhile still sees that.
+        let _ = fs::remove_file(&self.path);
+    }
+}
 
 impl Starting {
     fn path(state_root: &Path, name: &DiskName) -> PathBuf {
@@ -108,7 +119,7 @@ impl Starting {
         options.create(true).truncate(false).read(true).write(true).mode(0o600);
         let opened = options.open(&path).and_then(|file| {
             fcntl(&file, FcntlArg::F_SETLKW(&whole_file(libc::F_RDLCK)))?;
-            Ok(Some(Self(file)))
+            Ok(Some(Self { _file: file, path: path.clone() }))
         });
         opened.map_err(|source| FailoverError::State { path, source })
     }
