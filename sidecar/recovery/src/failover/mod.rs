@@ -18,6 +18,8 @@ pub mod back;
 pub mod executor;
 pub mod give_up;
 pub mod group;
+#[cfg(test)]
+mod kill_tests;
 pub mod lock;
 pub mod record;
 pub mod rules;
@@ -298,5 +300,7 @@ pub const STEPS: &str = "failover";
 
 /// Called before every step that lasts; tests kill the process there.
 pub fn step() {
+    #[cfg(test)]
+    kill_tests::step();
     kill_point::step(STEPS, "");
 }
