@@ -71,6 +71,7 @@ impl Side {
     }
 
     fn commit(&self) {
+        let _lock = NameLock::take(&self.roots.state, &db(), "test").unwrap();
         let report = commit(&self.here(), self.record("db").unwrap(), &HOW).unwrap();
         assert!(report.is_some(), "without a sidecar the first cycle is made at once");
         assert_eq!(self.record("db").unwrap().state, State::Committed);
@@ -124,10 +125,12 @@ fn there_and_back_without_the_command() {
     assert_eq!(hash(&test.served), second);
     let record = b.record("db.test").unwrap();
     let to = (PointChoice::Cycle(first_point), false);
+    let lock = NameLock::take(&b.roots.state, &record.name, "test").unwrap();
     let test = change(&b.here(), record, to, true).unwrap();
     assert_eq!(hash(&test.served), first);
     assert!(test.device.is_some());
     remove(&b.here(), b.record("db.test").unwrap()).unwrap();
+    drop(lock);
     assert!(
         b.record("db.test").is_none() && !b.roots.disk(&"db.test".parse().unwrap()).state.exists()
     );
@@ -166,8 +169,8 @@ fn there_and_back_without_the_command() {
     let up = b.bring_up(Kind::Unplanned, Which::Choice(PointChoice::Latest, false));
     assert_eq!(hash(&up.served), fourth);
     b.commit();
-    let refused = run_once(&a.here(), &db(), None).unwrap_err();
-    assert!(refused.is_refusal(), "{refused}");
+    let told = run_once(&a.here(), &db(), None).unwrap_err().to_string();
+    assert!(told.contains("failed over to another host"), "{told}");
     let refused = commit(&b.here(), b.record("db").unwrap(), &HOW).unwrap_err();
     assert!(refused.is_refusal(), "{refused}");
 }

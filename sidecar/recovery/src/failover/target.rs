@@ -1,4 +1,6 @@
 //! The target's side: bringing a point up, changing and removing it, and the commit.
+//!
+//! Whoever calls these has the [`NameLock`](super::NameLock) of the name: without it a driver is not started for them.
 
 use std::path::PathBuf;
 
@@ -107,7 +109,7 @@ pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<Place> {
             }
         }
     };
-    start(host, record, order.replica, order.attach)
+    start(host, record, order.attach)
 }
 
 /// Hands a disk over whose source is this very host, before it comes up here under a name; what was handed over.
@@ -238,12 +240,7 @@ fn refuse_if_here(
 }
 
 /// Serves what a record says; `Starting` or `Up` already.
-fn start(
-    host: &dyn Executor,
-    mut record: FailoverRecord,
-    from_replica: bool,
-    attach: bool,
-) -> Result<Place> {
+fn start(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Result<Place> {
     let name = record.name.clone();
     let jobs = JobBook::below(&host.roots().state);
     let work = match record.kind {
@@ -253,7 +250,7 @@ fn start(
     };
     let job = jobs.begin(&name, work);
     job.progress("bringing up", 0, 0);
-    let served = start_serving(host, &mut record, from_replica);
+    let served = start_serving(host, &mut record);
     let point = record.point.map(|point| point.cycle);
     job.end_at(served.as_ref().map(|()| point).map_err(ToString::to_string));
     served?;
@@ -267,18 +264,14 @@ fn start(
     place(host, &name, attach)
 }
 
-fn start_serving(
-    host: &dyn Executor,
-    record: &mut FailoverRecord,
-    from_replica: bool,
-) -> Result<()> {
+fn start_serving(host: &dyn Executor, record: &mut FailoverRecord) -> Result<()> {
     let (root, name) = (&host.roots().state, record.name.clone());
     if record.state == State::Starting {
         not_replicated(&host.roots().disk(&name), record)?;
     }
     host.step();
     if host.status(&name).is_none() {
-        serve(host, record, from_replica)?;
+        serve(host, record)?;
     }
     let status = host.status(&name).doing(|| format!("disk {name} is not served"))?;
     if record.state == State::Starting {
@@ -303,9 +296,10 @@ pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> Result<()> 
     Ok(protection.save(&paths.state).doing(|| format!("disk {}", record.name))?)
 }
 
-fn serve(host: &dyn Executor, record: &FailoverRecord, from_replica: bool) -> Result<()> {
+/// As it was begun, whatever is asked for now.
+fn serve(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     let name = &record.name;
-    if from_replica || record.backing.is_some() {
+    if record.backing.is_some() || record.point.is_none() {
         return Ok(host.serve_replica(name)?);
     }
     let cycle = record.point.doing(|| "which point was not written down".into())?.cycle;
@@ -339,7 +333,7 @@ pub fn change(
         State::Removing if record.next.is_some() => {
             return go_on_changing(host, record, attach);
         }
-        State::Starting if record.next.is_some() => return start(host, record, false, attach),
+        State::Starting if record.next.is_some() => return start(host, record, attach),
         state => {
             return refused(format!(
                 "disk {} is {}: it cannot be changed to another point",
@@ -386,7 +380,7 @@ fn go_on_changing(host: &dyn Executor, mut record: FailoverRecord, attach: bool)
     take_away(host, &record)?;
     record.point = record.next;
     record.enter(&host.roots().state, State::Starting)?;
-    start(host, record, false, attach)
+    start(host, record, attach)
 }
 
 /// Removes what was brought up.
@@ -500,7 +494,7 @@ fn take_term(
     let (root, name) = (&host.roots().state, record.name.clone());
     let paths = host.roots().disk(&name);
     if host.status(&name).is_none() {
-        serve(host, record, false)?;
+        serve(host, record)?;
     }
     let status = host.status(&name).doing(|| format!("disk {name} is not served"))?;
     let is_it = record.point.is_some_and(|point| point.is(status.base));
