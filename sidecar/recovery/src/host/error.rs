@@ -6,6 +6,7 @@ use backstay_engine::CycleError;
 use backstay_front::control::ClientError;
 use backstay_host::own_dir::OwnDirError;
 use backstay_host::record::RecordError;
+use backstay_vault::VaultError;
 
 use crate::replica::ReplicaError;
 
@@ -31,10 +32,10 @@ pub enum HostError {
     Io(#[from] io::Error),
     /// A driver did not do it.
     #[error("{0}")]
-    Driver(#[from] ClientError),
+    Driver(#[source] Box<ClientError>),
     /// No recovery point was made.
     #[error("{0}")]
-    Cycle(#[from] CycleError),
+    Cycle(#[source] Box<CycleError>),
     /// A folder of ours is somebody else's.
     #[error("{0}")]
     OwnDir(#[from] OwnDirError),
@@ -43,13 +44,42 @@ pub enum HostError {
     Record(#[from] RecordError),
     /// A replica did not get there.
     #[error("{0}")]
-    Replica(#[from] ReplicaError),
+    Replica(#[source] Box<ReplicaError>),
 }
 
+macro_rules! boxed {
+    ($($kind:ident of $error:ty),*) => {
+        $(impl From<$error> for HostError {
+            fn from(error: $error) -> Self {
+                Self::$kind(Box::new(error))
+            }
+        })*
+    };
+}
+boxed!(Driver of ClientError, Cycle of CycleError, Replica of ReplicaError);
+
 impl HostError {
+    /// What the vault said, if it was that.
+    fn vault(&self) -> Option<&VaultError> {
+        match self {
+            Self::Cycle(e) => match &**e {
+                CycleError::Vault(e) => Some(e),
+                _ => None,
+            },
+            Self::Replica(e) => match &**e {
+                ReplicaError::Vault(e) => Some(e),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether nothing is wrong but it would not be safe.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
+        if self.vault().is_some_and(VaultError::is_refusal) {
+            return true;
+        }
         match self {
             Self::Refused(_) => true,
             Self::At { source, .. } => source.is_refusal(),
@@ -64,6 +94,9 @@ impl HostError {
     /// Whether damaged data was found.
     #[must_use]
     pub fn is_damage(&self) -> bool {
+        if self.vault().is_some_and(VaultError::is_damage) {
+            return true;
+        }
         match self {
             Self::At { source, .. } => source.is_damage(),
             Self::Cycle(e) => e.is_damage(),

@@ -119,10 +119,10 @@ pub fn open_replica(
     name: &DiskName,
     order: &ReplicaOrder<'_>,
 ) -> Result<Replica, FailoverError> {
-    Ok(open(roots, name, order).map_err(|e| match e {
+    open(roots, name, order).map_err(|e| match e {
         Why::Replica(e) => FailoverError::Host(e.into()),
         Why::Failover(e) => e,
-    })?)
+    })
 }
 
 /// Why a replica was not opened.
