@@ -243,7 +243,7 @@ impl Schedule {
             Outcome::Done if work == Work::Initial || interval.is_zero() => Some(now),
             Outcome::Done => Some((began + interval).max(now + now.saturating_sub(began) / 2)),
             Outcome::Passed => {
-                Some(now + interval.clamp(Duration::from_secs(1), Duration::from_secs(60)))
+                Some(now + interval.clamp(Duration::from_secs(1), Duration::from_secs(10)))
             }
             Outcome::Failed { class: Class::PersonMustAct, .. } => None,
             Outcome::Failed { class: Class::Recoverable | Class::PersonShouldAct, failures } => {
