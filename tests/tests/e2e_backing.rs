@@ -70,6 +70,9 @@ fn seen(disk: &Disk, kind: &str, word: &str) {
     let cycle = host.try_backstay(&["cycle", name]);
     assert_ne!(cycle.status.code(), Some(0), "{}", said(&cycle));
     assert!(said(&cycle).contains(word), "{}", said(&cycle));
+    // The cycle failed for what is told already: it is not told twice.
+    let status = said(&host.try_backstay(&["status", name]));
+    assert_eq!(status.matches(word).count(), 1, "{status}");
     let doctor = host.try_backstay(&["doctor", name]);
     assert_ne!(doctor.status.code(), Some(0), "{}", said(&doctor));
     assert!(said(&doctor).contains(word), "{}", said(&doctor));

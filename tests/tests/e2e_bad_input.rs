@@ -293,6 +293,37 @@ fn what_exists_is_not_overwritten() {
     assert!(fs::read(&image).unwrap()[..size] == fs::read(&disk.backing).unwrap());
 }
 
+/// What is refused before a byte is written says one thing: that nothing was.
+#[test]
+fn a_restore_that_is_refused_says_what_the_user_named() {
+    let host = Host::new("restore-refused");
+    two_points(&host);
+    let small = host.path("small.img");
+    fs::File::create(&small).unwrap().set_len(4 << 20).unwrap();
+    let device = must("losetup", ["--find", "--show", small.to_str().unwrap()]);
+    let device = device.trim();
+    let (code, text) = code_and_text(
+        &host.try_backstay(&["restore", "d", "--point", "latest", "--to", device, "--force"]),
+    );
+    must("losetup", ["-d", device]);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(
+        text.contains("use a larger device. Nothing was written") && !text.contains("may hold"),
+        "{text}"
+    );
+    let to = host.path("back.img");
+    let (code, text) = code_and_text(&host.try_backstay(&[
+        "restore",
+        "d",
+        "--point",
+        "2020-01-01T00:00:00Z",
+        "--to",
+        to.to_str().unwrap(),
+    ]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("disk d has no recovery point that is not after 2020-01-01"), "{text}");
+}
+
 #[test]
 fn a_damaged_change_log_means_everything_ships_again() {
     let host = Host::new("changelog");

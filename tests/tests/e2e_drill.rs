@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backstay_tests::harness::command::{must, run, said};
+use backstay_tests::harness::postgres;
 use backstay_tests::harness::service::{Service, wait_for};
 use backstay_tests::harness::{Disk, FsMount, Host};
 
@@ -150,6 +151,38 @@ fn partitions_commands_and_what_cannot_be_tried() {
 
 /// The kernel takes two file systems of one identity for one. So a btrfs whose disk is in use on this host is
 /// checked, and not mounted.
+/// The script of docs/howto/postgresql.md, as it stands there: the database runs as its own user, which cannot reach our folders.
+#[test]
+fn the_drill_of_the_page_about_postgresql_starts_the_database() {
+    let host = Host::new("drill-postgresql");
+    let disk = host.disk("db", 256 << 20);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", &device]);
+    let mounted = FsMount::new(&host, &device, "mnt", "noatime");
+    let data = mounted.at.join("15/main");
+    fs::create_dir(mounted.at.join("15")).unwrap();
+    postgres::init(&data);
+    // As on Debian, which keeps them elsewhere.
+    for file in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::remove_file(data.join(file)).unwrap();
+    }
+    must("sync", ["-f", &mounted.at.to_string_lossy()]);
+    disk.cycle();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = fs::read_to_string(page.join("docs/howto/postgresql.md")).unwrap();
+    let script = page.split("```\n").find(|part| part.starts_with("#!/bin/sh")).expect("a script");
+    let bin = postgres::bin("pg_ctl");
+    let script = script.replace("/usr/lib/postgresql/15/bin", bin.trim_end_matches("/pg_ctl"));
+    let path = host.path("drill-postgresql");
+    fs::write(&path, script).unwrap();
+    must("chmod", ["0755", &path.to_string_lossy()]);
+    let verdict =
+        host.json(&["drill", "db", "--timeout", "5m", "--command", &path.to_string_lossy()]);
+    assert_eq!(verdict["passed"], true, "{verdict}");
+    assert!(verdict["message"].as_str().unwrap().contains("databases: 3"), "{verdict}");
+    nothing_left(&host);
+}
+
 #[test]
 fn a_btrfs_is_checked_and_mounted_unless_its_twin_is_here() {
     let host = Host::new("drill-btrfs");

@@ -347,8 +347,8 @@ impl BackingFault {
                  lost once it stops. Then detach {name} and attach the copy"
             ),
             BackingFaultKind::Shortened => format!(
-                "what was cut off is lost: give the backing its size again, then restore disk {name} \
-                 or compare it (backstay resync {name} --now)"
+                "what was cut off is lost: give the backing its size again, then restore the newest point of \
+                 disk {name} to it; or, only if that loss is accepted, compare it (backstay resync {name} --now)"
             ),
             BackingFaultKind::Extended => {
                 format!("to give the disk the new size: backstay grow {name}")

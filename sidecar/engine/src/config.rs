@@ -46,7 +46,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It says something that makes no sense; the message shows where.
-    #[error("configuration {path}: {source}")]
+    #[error("configuration {path}: {}", with_example(source))]
     Parse {
         /// The file.
         path: PathBuf,
@@ -298,6 +298,15 @@ macro_rules! setting {
     };
 }
 
+/// What is wrong, and how a duration is written: the parser says only that one was expected.
+fn with_example(source: &toml::de::Error) -> String {
+    let text = source.to_string();
+    match source.message().ends_with("expected a duration") {
+        true => format!("{}, such as 30s, 5m, 2h or 1d\n", text.trim_end()),
+        false => text,
+    }
+}
+
 impl Config {
     /// Reads the configuration: the file given, or the one in `/etc` if it is there, or none.
     ///
@@ -483,6 +492,15 @@ mod tests {
         let text = "slots = 1\nblackout = \"Monday;7:00;7h | Tuesday;25:00;1h\"\n";
         let error = toml::from_str::<Config>(text).unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("character 26"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_duration_is_answered_with_an_example() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "slots = 1\ninterval = \"5 parsecs\"\n").unwrap();
+        let text = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(text.contains("line 2") && text.contains("such as 30s, 5m"), "{text}");
     }
 
     #[test]

@@ -47,13 +47,13 @@ pub enum Verdict {
     Failed,
 }
 
-/// Looks at everything; nothing is changed.
+/// Looks at everything; nothing is changed. A vault on this host is no warning where that is allowed.
 #[must_use]
 pub fn check(
     roots: &Roots,
     name: &DiskName,
     disk: &Path,
-    vault: &str,
+    (vault, allow_local): (&str, bool),
     change_log_limit: Option<ByteLen>,
 ) -> Vec<Check> {
     let size = backing_size(disk);
@@ -67,7 +67,7 @@ pub fn check(
         looked("change log", room_for_log(&roots.state, log)),
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
         looked("vault", writable_vault(vault)),
-        looked("vault's place", place_of_vault(roots, name, disk, vault)),
+        looked("vault's place", place_of_vault(roots, name, disk, (vault, allow_local))),
         looked("clock", clock()),
     ]
     .into_iter()
@@ -260,7 +260,7 @@ fn place_of_vault(
     roots: &Roots,
     name: &DiskName,
     disk: &Path,
-    url: &str,
+    (url, allow_local): (&str, bool),
 ) -> Result<Found, std::io::Error> {
     let Some(dir) = vault_place::directory(url) else {
         return Ok(Good("not on this host".into()));
@@ -272,6 +272,9 @@ fn place_of_vault(
         )));
     }
     Ok(match vault_place::shared(url, disk) {
+        Some(shared) if allow_local => {
+            Good(format!("{}; allow_local_vault says that it is meant", shared.reason(url)))
+        }
         Some(shared) => Odd(format!("{}; use a vault elsewhere", shared.reason(url))),
         None => Good("not on this host".into()),
     })
@@ -322,7 +325,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
         let found = |disk: &Path, vault: &str| {
-            let all = check(&roots, &name, disk, vault, None);
+            let all = check(&roots, &name, disk, (vault, false), None);
             let failed = all.into_iter().filter(|c| c.verdict == Verdict::Failed);
             failed.map(|c| (c.what, c.found)).collect::<Vec<_>>()
         };
@@ -333,6 +336,12 @@ mod tests {
         assert!(empty.iter().any(|(what, why)| *what == "backing" && why.contains("empty")));
         let vault = found(&file, "ftp://nowhere");
         assert!(vault.iter().any(|(what, _)| *what == "vault"), "{vault:?}");
+        let place = |allow_local| {
+            let all = check(&roots, &name, &file, (url.to_str().unwrap(), allow_local), None);
+            all.into_iter().find(|c| c.what == "vault's place").unwrap()
+        };
+        assert_eq!(place(false).verdict, Verdict::Warning, "{:?}", place(false));
+        assert_eq!(place(true).verdict, Verdict::Ok, "{:?}", place(true));
         let file_as_vault = found(&file, file.join("x").to_str().unwrap());
         assert!(file_as_vault.iter().any(|(what, _)| *what == "vault"), "{file_as_vault:?}");
     }

@@ -74,9 +74,9 @@ pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding
     let look = |url: &&str| {
         let url = *url;
         let mut disks = names.iter().filter(|name| config.vault_of(name) == url).peekable();
-        let used = disks.peek().is_some();
+        let warn = disks.peek().is_some() && !config.allow_local_vault;
         let has_points = disks.any(|name| Record::load(&roots.disk(name).state).last.is_some());
-        Finding::new("vault", ("reachable", vault(&roots.state, url, used, has_points)))
+        Finding::new("vault", ("reachable", vault(&roots.state, url, warn, has_points)))
     };
     let keys = |url: &&str| keys(url, config.encryption.stale());
     let reachable: Vec<_> = urls.iter().map(look).collect();
@@ -98,14 +98,14 @@ fn keys(url: &str, stale: Duration) -> Option<Finding> {
     Some(Finding::new("vault", ("keys", found)))
 }
 
-fn vault(state: &Path, url: &str, used: bool, has_points: bool) -> Found {
+fn vault(state: &Path, url: &str, warn: bool, has_points: bool) -> Found {
     // Opened, not made: a doctor leaves no vaults behind.
     let look = |vault: Vault| {
         vault.probe()?;
         seen::keyring(state, &vault)
     };
     match Vault::open_to_look(url).and_then(look) {
-        Ok(()) if url == VAULT_DEFAULT && used => Odd(format!(
+        Ok(()) if url == VAULT_DEFAULT && warn => Odd(format!(
             "{url} can be written, but it is on this very host and lost with it; set vault = \"…\""
         )),
         Ok(()) => Good(format!("{url} can be written and read back")),

@@ -1,6 +1,7 @@
 //! What the driver of a disk says, and whether there is one.
 
 use backstay_format::control::{DriverStatus, IoTrouble, Noted};
+use backstay_front::backing::record::BackingRecord;
 use backstay_front::control::Silence;
 use backstay_host::doing::doing;
 
@@ -18,7 +19,9 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
             let cause = Cause::critical(ids::DRIVER_SILENT, silence.to_string());
             return vec![cause.advise(silence.advice()).since(silence.since_unix_ns)];
         }
-        let advice = format!("mount it: backstay mount BACKING --name {name}");
+        let known = BackingRecord::load(&facts.paths.state).is_ok_and(|of| of.backing.is_some());
+        let backing = if known { "" } else { "BACKING " };
+        let advice = format!("serve it: backstay attach {backing}--name {name}");
         return vec![Cause::warning(ids::NOT_SERVED, "no driver serves the disk").advise(advice)];
     };
     let untracked = untracked(facts, driver);

@@ -59,6 +59,7 @@ impl fmt::Display for PointChoice {
 pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manifest, LazyError> {
     let points = vault.points(disk)?;
     let none = |what: String| {
+        let disk = vault.disk(disk)?.name;
         Err(LazyError::NoPoint(format!(
             "disk {disk} has no recovery point {what} in {}; it has {}",
             vault.url(),

@@ -70,7 +70,8 @@ impl Protect {
             );
         }
         let limit = self.how.change_log_limit().map(|limit| ByteLen(limit.as_u64()));
-        let checks = check(roots, name, &backing, &vault, limit);
+        let checks =
+            check(roots, name, &backing, (&vault, context.config.allow_local_vault), limit);
         if !self.check {
             context.may(name, Verb::Protect)?;
         }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use backstay_recovery::restore::{self, Goal, Occupied, RestoreError};
 use backstay_types::DiskName;
 use backstay_vault::retain::Held;
@@ -67,7 +66,11 @@ impl Restore {
             .run()
         })?;
         bar.end();
-        let restored = restored.map_err(failed).with_context(|| left_by(&goal))?;
+        let restored = restored.map_err(|e| match e.is_refusal() {
+            // It says itself that nothing was written.
+            true => failed(e),
+            false => failed(e).context(left_by(&goal)),
+        })?;
         if context.globals.json {
             return context.print_json(&serde_json::json!({
                 "name": self.name, "cycle": cycle, "to": self.to, "size_bytes": point.size,

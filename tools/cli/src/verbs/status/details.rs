@@ -139,7 +139,9 @@ fn disk(out: &mut Lines, shown: &Shown) {
     if let Some(advice) = &status.health.advice {
         say!(out, "to do", "{advice}");
     }
-    status.health.causes.iter().skip(1).for_each(|cause| more(out, cause));
+    for (place, cause) in status.health.causes.iter().enumerate().skip(1) {
+        more(out, cause, &status.health.causes[..place]);
+    }
     if let Some(next) = status.next_unix_ns.filter(|_| status.health.level == Level::Ok) {
         say!(out, "next cycle", "{}", time(next));
     }
@@ -214,9 +216,16 @@ fn disk(out: &mut Lines, shown: &Shown) {
     }
 }
 
-/// A cause that is not the headline.
-fn more(out: &mut Lines, cause: &Cause) {
-    say!(out, "also", "{}", cause.reason);
+/// A cause that is not the headline. One that only repeats what another one before it says, as a cycle that fails
+/// for a fault which is a cause of its own, is named and not told a second time.
+fn more(out: &mut Lines, cause: &Cause, told: &[Cause]) {
+    let repeats = |other: &Cause| {
+        cause.reason.contains(&other.reason) || other.reason.contains(&cause.reason)
+    };
+    match told.iter().any(repeats) {
+        true => say!(out, "also", "{}, for the same reason", cause.id),
+        false => say!(out, "also", "{}", cause.reason),
+    }
     if let Some(advice) = &cause.advice {
         say!(out, "", "{advice}");
     }
