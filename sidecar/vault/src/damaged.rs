@@ -16,8 +16,41 @@ const DAMAGED: &str = "damaged segments: ";
 
 /// The message of a verdict on a point that needs these segments.
 pub fn damage_message(segments: &BTreeSet<String>, why: &str) -> String {
+    if segments.is_empty() {
+        return crate::format::drill::shortened(why);
+    }
     let names: Vec<&str> = segments.iter().map(String::as_str).collect();
     crate::format::drill::shortened(&format!("{DAMAGED}{}; {why}", names.join(",")))
+}
+
+/// What a scrub says of a point, now.
+fn scrub_verdict(
+    disk: DiskId,
+    cycle: CycleNo,
+    point: PointId,
+    passed: bool,
+    message: String,
+) -> DrillRecord {
+    let now = now_unix_ns();
+    DrillRecord {
+        drill: uuid::Uuid::new_v4(),
+        disk,
+        cycle,
+        point,
+        check: DrillCheck::Scrub,
+        passed,
+        message,
+        by: holder(),
+        began_unix_ns: now,
+        ended_unix_ns: now,
+    }
+}
+
+/// What is known of a damaged point.
+struct Damage {
+    why: String,
+    /// It has no verdict of its own: the point, and those of its segments that another's names.
+    inferred: Option<(PointId, BTreeSet<String>)>,
 }
 
 impl Vault {
@@ -27,6 +60,29 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn damaged_points(&self, disk: DiskId) -> Result<BTreeMap<CycleNo, String>, VaultError> {
+        Ok(self.damage(disk)?.into_iter().map(|(cycle, damage)| (cycle, damage.why)).collect())
+    }
+
+    /// Gives those of these points a verdict of their own that are only known to be damaged by another's, which is about
+    /// to go.
+    ///
+    /// # Errors
+    /// If the vault cannot be read or written.
+    pub(crate) fn note_inferred(
+        &self,
+        disk: DiskId,
+        stay: &BTreeSet<CycleNo>,
+    ) -> Result<(), VaultError> {
+        for (cycle, damage) in self.damage(disk)? {
+            if let Some((point, segments)) = damage.inferred.filter(|_| stay.contains(&cycle)) {
+                let message = damage_message(&segments, &damage.why);
+                self.put_drill(&scrub_verdict(disk, cycle, point, false, message))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn damage(&self, disk: DiskId) -> Result<BTreeMap<CycleNo, Damage>, VaultError> {
         // By time: the last one counts.
         let mut last: BTreeMap<(CycleNo, PointId), DrillRecord> = BTreeMap::new();
         for verdict in self.drills(disk)? {
@@ -50,22 +106,31 @@ impl Vault {
                 Ok(Some(point)) => point,
                 Ok(None) => continue,
                 Err(e) if e.is_damage() => {
-                    damaged.insert(cycle, e.to_string());
+                    damaged.insert(cycle, Damage { why: e.to_string(), inferred: None });
                     continue;
                 }
                 Err(e) => return Err(e),
             };
             let verdict = last.get(&(cycle, point.point));
-            let has = |segment| segments.contains(segment_name(disk, segment).as_str());
             match verdict {
                 Some(verdict) if verdict.passed => {}
-                Some(verdict) => drop(damaged.insert(cycle, verdict.message.clone())),
-                None if point.segments.iter().any(has) => {
+                Some(verdict) => {
+                    // An empty list, as earlier versions wrote it, says nothing.
                     let why =
-                        "it has segments that a scrub found damaged, and was not read back since";
-                    damaged.insert(cycle, why.into());
+                        verdict.message.strip_prefix(DAMAGED).and_then(|m| m.strip_prefix("; "));
+                    let why = why.unwrap_or(&verdict.message).to_owned();
+                    damaged.insert(cycle, Damage { why, inferred: None });
                 }
-                None => {}
+                None => {
+                    let names = point.segments.iter().map(|segment| segment_name(disk, segment));
+                    let names: BTreeSet<String> =
+                        names.filter(|name| segments.contains(name.as_str())).collect();
+                    if !names.is_empty() {
+                        let why = "it has segments that a scrub found damaged, and was not read back since";
+                        let inferred = Some((point.point, names));
+                        damaged.insert(cycle, Damage { why: why.into(), inferred });
+                    }
+                }
             }
         }
         Ok(damaged)
@@ -84,7 +149,6 @@ impl Vault {
     ) -> Result<(), VaultError> {
         let names = found.segments.iter().map(|bad| segment_name(disk, &bad.segment)).collect();
         let before = self.damaged_points(disk)?;
-        let now = now_unix_ns();
         for &cycle in points {
             let damage = found.damaged.get(&cycle);
             if damage.is_some() == before.contains_key(&cycle) {
@@ -95,18 +159,8 @@ impl Vault {
                 Some(e) => damage_message(&names, &e.to_string()),
                 None => "all that it needs was read back".into(),
             };
-            self.put_drill(&DrillRecord {
-                drill: uuid::Uuid::new_v4(),
-                disk,
-                cycle,
-                point: point.point,
-                check: DrillCheck::Scrub,
-                passed: damage.is_none(),
-                message,
-                by: holder(),
-                began_unix_ns: now,
-                ended_unix_ns: now,
-            })?;
+            let passed = damage.is_none();
+            self.put_drill(&scrub_verdict(disk, cycle, point.point, passed, message))?;
         }
         Ok(())
     }

@@ -11,7 +11,9 @@ use backstay_vault::damaged::damage_message;
 use backstay_vault::read::mend::{Mended, Spare};
 use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};
 use backstay_vault::read::verify_point;
+use backstay_vault::retain::preview;
 use backstay_vault::{DrillCheck, DrillRecord, Manifest, VaultError};
+use common::history::{policy, run, time};
 use common::{Lab, content};
 
 const SIZE: u64 = 1 << 20;
@@ -114,40 +116,52 @@ fn a_damaged_header_is_seen_by_all_readers() {
     assert!(verified.is_damage(), "{verified}");
 }
 
-#[test]
-fn nobody_gets_a_damaged_point_without_naming_it() {
-    let lab = Lab::new(SIZE);
+/// Points, each of which has a segment of its own and those of the ones before it.
+fn chain(lab: &Lab, count: u64) -> Vec<Manifest> {
     let now = content(&mut fastrand::Rng::with_seed(12), SIZE);
     let mut points: Vec<Manifest> = vec![];
-    for cycle in 0..4u64 {
+    for cycle in 0..count {
         let run = match cycle {
             0 => lab.whole(),
             n => SectorRange::new(n * 64, n * 64 + 8),
         };
         points.push(lab.cycle(points.last(), &now, &[run]).unwrap());
     }
-    let verdict = |point: &Manifest, passed, ended, segments: &[&str]| {
-        let names = segments.iter().map(|name| (*name).to_owned()).collect();
-        let message = if passed { "whole".into() } else { damage_message(&names, "why") };
-        lab.vault
-            .put_drill(&DrillRecord {
-                drill: uuid::Uuid::new_v4(),
-                disk: lab.disk,
-                cycle: point.cycle,
-                point: point.point,
-                check: DrillCheck::Scrub,
-                passed,
-                message,
-                by: String::new(),
-                began_unix_ns: ended,
-                ended_unix_ns: ended,
-            })
-            .unwrap();
-    };
+    points
+}
+
+/// What a scrub says of a point.
+fn verdict(lab: &Lab, point: &Manifest, passed: bool, ended: u64, segments: &[&str]) {
+    let names = segments.iter().map(|name| (*name).to_owned()).collect();
+    let message = if passed { "whole".into() } else { damage_message(&names, "why") };
+    lab.vault
+        .put_drill(&DrillRecord {
+            drill: uuid::Uuid::new_v4(),
+            disk: lab.disk,
+            cycle: point.cycle,
+            point: point.point,
+            check: DrillCheck::Scrub,
+            passed,
+            message,
+            by: String::new(),
+            began_unix_ns: ended,
+            ended_unix_ns: ended,
+        })
+        .unwrap();
+}
+
+fn cycles(lab: &Lab) -> Vec<u64> {
+    lab.vault.points(lab.disk).unwrap().into_iter().map(|cycle| cycle.0).collect()
+}
+
+#[test]
+fn nobody_gets_a_damaged_point_without_naming_it() {
+    let lab = Lab::new(SIZE);
+    let points = chain(&lab, 4);
     lab.vault.refuse_damaged(lab.disk, CycleNo(4)).unwrap();
     // The second point's own segment is damaged: it, and those after it that have it.
     let bad = segment_name(lab.disk, points[1].segments.last().unwrap());
-    verdict(&points[1], false, 5, &[&bad]);
+    verdict(&lab, &points[1], false, 5, &[&bad]);
     let damaged: Vec<u64> =
         lab.vault.damaged_points(lab.disk).unwrap().into_keys().map(|cycle| cycle.0).collect();
     assert_eq!(damaged, [2, 3, 4]);
@@ -158,8 +172,39 @@ fn nobody_gets_a_damaged_point_without_naming_it() {
     );
     assert!(refused.is_damage() && refused.to_string().contains("--point 1"), "{refused}");
     // Read back since, the fourth is whole.
-    verdict(&points[3], true, 6, &[]);
+    verdict(&lab, &points[3], true, 6, &[]);
     lab.vault.refuse_damaged(lab.disk, CycleNo(4)).unwrap();
-    verdict(&points[1], true, 7, &[]);
+    verdict(&lab, &points[1], true, 7, &[]);
     assert!(lab.vault.damaged_points(lab.disk).unwrap().is_empty());
+}
+
+/// Retention counts whole points; the newest stays beside them, because the next one builds on it.
+#[test]
+fn no_whole_point_goes_for_a_damaged_one() {
+    let lab = Lab::new(SIZE);
+    let points = chain(&lab, 6);
+    let bad = segment_name(lab.disk, points[2].segments.last().unwrap());
+    verdict(&lab, &points[2], false, 5, &[&bad]);
+    let rules = policy("last 1");
+    let (_, shown) = preview(&lab.vault, lab.disk, &rules, &time(0)).unwrap();
+    let shown: Vec<_> = shown.iter().map(|v| (v.cycle.0, v.stays, v.damaged.is_some())).collect();
+    let gone = |cycle, damaged| (cycle, false, damaged);
+    assert_eq!(
+        shown,
+        [
+            gone(1, false),
+            (2, true, false),
+            gone(3, true),
+            gone(4, true),
+            gone(5, true),
+            (6, true, true)
+        ]
+    );
+    run(&lab.vault, lab.disk, "last 1").unwrap();
+    assert_eq!(cycles(&lab), [2, 6]);
+    verify_point(&lab.vault, lab.disk, CycleNo(2), 1, &|_, _| {}).unwrap();
+    // The verdict that named the segment went with its point: what is left of the damaged ones is still known.
+    assert!(lab.vault.damaged_points(lab.disk).unwrap().contains_key(&CycleNo(6)));
+    run(&lab.vault, lab.disk, "last 1").unwrap();
+    assert_eq!(cycles(&lab), [2, 6]);
 }

@@ -17,8 +17,12 @@ const DAY: u64 = 24 * HOUR;
 const MONDAY: u64 = 1_772_409_600_000_000_000;
 
 fn points(cuts: impl IntoIterator<Item = u64>) -> Vec<Candidate> {
-    let point =
-        |(i, cut_unix_ns)| Candidate { cycle: CycleNo(i as u64 + 1), cut_unix_ns, held: false };
+    let point = |(i, cut_unix_ns)| Candidate {
+        cycle: CycleNo(i as u64 + 1),
+        cut_unix_ns,
+        held: false,
+        damaged: false,
+    };
     cuts.into_iter().enumerate().map(point).collect()
 }
 

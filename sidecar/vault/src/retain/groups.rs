@@ -21,6 +21,8 @@ pub(super) struct Part {
     cut_unix_ns: u64,
     /// The disk's point.
     cycle: CycleNo,
+    /// Whether a member's point is known to be damaged: this disk's or another's.
+    damaged: bool,
 }
 
 /// A disk's parts of all group points, by group, in the order of their numbers.
@@ -29,6 +31,7 @@ pub(super) type Parts = BTreeMap<GroupName, Vec<Part>>;
 /// Finds the parts of a disk.
 pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError> {
     let mut parts = Parts::new();
+    let mut damaged: BTreeMap<DiskId, BTreeSet<CycleNo>> = BTreeMap::new();
     for group in vault.groups()? {
         for number in vault.group_points(&group)? {
             let point = match vault.group_point(&group, number) {
@@ -36,11 +39,20 @@ pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError>
                 Err(VaultError::NotFound { .. }) => continue,
                 point => point?,
             };
-            if let Some(member) = point.members.iter().find(|member| member.disk == disk) {
-                let (cut_unix_ns, cycle) = (point.cut_unix_ns, member.cycle);
-                let part = Part { number, cut_unix_ns, cycle };
-                parts.entry(group.clone()).or_default().push(part);
+            let Some(ours) = point.members.iter().find(|member| member.disk == disk) else {
+                continue;
+            };
+            let mut any_damaged = false;
+            for member in &point.members {
+                if !damaged.contains_key(&member.disk) {
+                    let bad = vault.damaged_points(member.disk)?;
+                    damaged.insert(member.disk, bad.into_keys().collect());
+                }
+                any_damaged |= damaged.get(&member.disk).is_some_and(|d| d.contains(&member.cycle));
             }
+            let (cut_unix_ns, cycle) = (point.cut_unix_ns, ours.cycle);
+            let part = Part { number, cut_unix_ns, cycle, damaged: any_damaged };
+            parts.entry(group.clone()).or_default().push(part);
         }
     }
     Ok(parts)
@@ -62,6 +74,7 @@ pub(super) fn kept(
             cycle: CycleNo(part.number.0),
             cut_unix_ns: part.cut_unix_ns,
             held: false,
+            damaged: part.damaged,
         };
         let candidates: Vec<Candidate> = parts.iter().map(numbered).collect();
         let alive = parts.last().is_some_and(|newest| stay.contains(&newest.cycle));

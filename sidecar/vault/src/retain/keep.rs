@@ -74,6 +74,8 @@ pub struct Candidate {
     pub cut_unix_ns: u64,
     /// Whether a pin or another hold covers it.
     pub held: bool,
+    /// Whether it is known to be damaged.
+    pub damaged: bool,
 }
 
 impl FromStr for Keep {
@@ -243,6 +245,18 @@ fn stretch_of(stretch: Stretch, unix_ns: u64) -> (i64, i64) {
     }
 }
 
+/// The newest point that is not known to be damaged.
+fn newest_whole(points: &[Candidate]) -> Option<&Candidate> {
+    points.iter().rev().find(|point| !point.damaged)
+}
+
+/// What ages count from, nanoseconds since 1970: the cut of the newest point, or of the newest that is not known to be
+/// damaged if that is earlier. Damage that goes on makes no whole point old.
+pub(super) fn ages_from(points: &[Candidate], now_unix_ns: u64) -> u64 {
+    let newest = points.last().into_iter().chain(newest_whole(points));
+    newest.map(|point| point.cut_unix_ns).fold(now_unix_ns, u64::min)
+}
+
 impl Keep {
     /// The rules.
     #[must_use]
@@ -252,24 +266,39 @@ impl Keep {
 
     /// The cycles of the points that stay, of points in the order of their cycles.
     ///
-    /// The newest always stays, and so does what is held. Of the rest a point stays if a rule keeps
-    /// it. "Newest" is by cycle: clocks may have stepped back between two cuts.
+    /// The newest always stays, whatever its state, because the next one builds on it; so does the newest one that is
+    /// not known to be damaged, and what is held. Of the rest a point stays if a rule keeps it. "Newest" is by cycle:
+    /// clocks may have stepped back between two cuts.
     #[must_use]
     pub fn choose(&self, points: &[Candidate], now_unix_ns: u64) -> BTreeSet<CycleNo> {
         let Some(newest) = points.last() else { return BTreeSet::new() };
-        let mut stay = self.by_rules(points, newest.cut_unix_ns.min(now_unix_ns), true);
+        let mut stay = self.by_rules(points, ages_from(points, now_unix_ns), true);
         stay.insert(newest.cycle);
+        stay.extend(newest_whole(points).map(|point| point.cycle));
         stay
     }
 
     /// The cycles of the points that are held or kept by a rule; ages count from `from`, nanoseconds
     /// since 1970, and rules that count points from the newest hold only if `counts`.
+    ///
+    /// A point that is known to be damaged takes no other's place: what the rules would keep if it were not there stays,
+    /// too. So to know of damage only ever keeps more.
     pub(super) fn by_rules(
         &self,
         points: &[Candidate],
         from: u64,
         counts: bool,
     ) -> BTreeSet<CycleNo> {
+        let mut stay = self.of_all(points, from, counts);
+        if points.iter().any(|point| point.damaged) {
+            let whole: Vec<Candidate> = points.iter().filter(|p| !p.damaged).copied().collect();
+            stay.extend(self.of_all(&whole, from, counts));
+        }
+        stay
+    }
+
+    /// The same, with no regard to damage.
+    fn of_all(&self, points: &[Candidate], from: u64, counts: bool) -> BTreeSet<CycleNo> {
         let mut stay: BTreeSet<CycleNo> =
             points.iter().filter(|point| point.held).map(|point| point.cycle).collect();
         let dated = dated(points);

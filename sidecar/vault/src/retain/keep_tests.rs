@@ -13,8 +13,12 @@ fn keep(text: &str) -> Keep {
 }
 
 fn points(cuts: impl IntoIterator<Item = u64>) -> Vec<Candidate> {
-    let point =
-        |(i, cut_unix_ns)| Candidate { cycle: CycleNo(i as u64 + 1), cut_unix_ns, held: false };
+    let point = |(i, cut_unix_ns)| Candidate {
+        cycle: CycleNo(i as u64 + 1),
+        cut_unix_ns,
+        held: false,
+        damaged: false,
+    };
     cuts.into_iter().enumerate().map(point).collect()
 }
 
@@ -103,6 +107,23 @@ fn held_points_stay() {
     assert_eq!(stay("last 1", &all, MONDAY + 10 * DAY), [3, 10]);
 }
 
+#[test]
+fn damaged_points_take_no_place_of_whole_ones() {
+    let mut all = points((0..6).map(|i| MONDAY + i * HOUR));
+    all[2..].iter_mut().for_each(|point| point.damaged = true);
+    let now = MONDAY + 6 * HOUR;
+    // The newest stays because the next one builds on it.
+    assert_eq!(stay("last 1", &all, now), [2, 6]);
+    assert_eq!(stay("last 2", &all, now), [1, 2, 5, 6]);
+    assert_eq!(stay("daily 7d", &all, now), [2, 6]);
+    // Ages count from the newest whole one: it does not grow old while damage goes on.
+    assert_eq!(stay("all 1h", &all, now), [1, 2, 3, 4, 5, 6]);
+    all.extend(points((0..7).map(|i| MONDAY + i * HOUR)).pop());
+    assert_eq!(stay("last 1", &all, now + HOUR), [7], "it is whole: the damaged ones go");
+    all.iter_mut().for_each(|point| point.damaged = true);
+    assert_eq!(stay("last 2", &all, now + HOUR), [6, 7], "none is whole");
+}
+
 fn any_rule() -> impl Strategy<Value = String> {
     let word = prop::sample::select(vec!["all", "hourly", "daily", "weekly", "monthly", "yearly"]);
     (word, 1u64..100, prop::sample::select(vec!["m", "h", "d", "w"]))
@@ -128,7 +149,7 @@ proptest! {
         let mut at = MONDAY;
         for (i, gap) in gaps.iter().enumerate() {
             at += gap * HOUR / 2;
-            let new = Candidate { cycle: CycleNo(i as u64 + 1), cut_unix_ns: at, held: false };
+            let new = Candidate { cycle: CycleNo(i as u64 + 1), cut_unix_ns: at, held: false, damaged: false };
             ever.push(new);
             kept.push(new);
             let stay = rules.choose(&kept, at);
@@ -147,7 +168,7 @@ proptest! {
     ) {
         let Ok(rules) = texts.join(", ").parse::<Keep>() else { return Ok(()) };
         let all: Vec<_> = cuts.iter().enumerate().map(|(i, &(cut, held))| Candidate {
-            cycle: CycleNo(i as u64 + 1), cut_unix_ns: MONDAY + cut, held,
+            cycle: CycleNo(i as u64 + 1), cut_unix_ns: MONDAY + cut, held, damaged: false,
         }).collect();
         let stay = rules.choose(&all, MONDAY + now);
         prop_assert!(stay.contains(&all.last().unwrap().cycle));
@@ -156,6 +177,27 @@ proptest! {
         }
         prop_assert!(stay.iter().all(|cycle| all.iter().any(|point| point.cycle == *cycle)));
         prop_assert_eq!(keep(&rules.to_string()), rules);
+    }
+
+    #[test]
+    fn to_know_of_damage_only_keeps_more(
+        texts in prop::collection::vec(any_rule(), 1..4),
+        last in 0u64..5,
+        cuts in prop::collection::vec((0u64..400 * DAY, any::<bool>()), 1..60),
+        now in 0u64..500 * DAY,
+    ) {
+        let mut text = texts.join(", ");
+        if last > 0 {
+            text += &format!(", last {last}");
+        }
+        let Ok(rules) = text.parse::<Keep>() else { return Ok(()) };
+        let mut all = points(cuts.iter().map(|(cut, _)| MONDAY + cut));
+        let unknowing = rules.choose(&all, MONDAY + now);
+        all.iter_mut().zip(&cuts).for_each(|(point, (_, damaged))| point.damaged = *damaged);
+        let stay = rules.choose(&all, MONDAY + now);
+        prop_assert!(stay.is_superset(&unknowing));
+        let whole: Vec<_> = all.iter().filter(|point| !point.damaged).copied().collect();
+        prop_assert!(stay.is_superset(&rules.choose(&whole, MONDAY + now)));
     }
 
     #[test]

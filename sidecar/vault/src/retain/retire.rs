@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use backstay_types::{CycleNo, PointId};
 
 use super::hold::covered;
-use super::keep::Candidate;
+use super::keep::{Candidate, ages_from};
 use super::ledger::{Advanced, blank, settled_objects};
 use super::marks::Marks;
 use super::{Job, ROUNDS_MAX, groups};
@@ -62,6 +62,8 @@ pub struct Verdict {
     pub cut_unix_ns: u64,
     /// Whether it stays.
     pub stays: bool,
+    /// Why it is known to be damaged, if it is.
+    pub damaged: Option<String>,
     /// Names of what holds it.
     pub held_by: Vec<String>,
 }
@@ -79,6 +81,8 @@ struct Survey {
     parts: groups::Parts,
     /// Why none of its points is retired now.
     withheld: Option<Withheld>,
+    /// Points that are known to be damaged, and why.
+    damaged: BTreeMap<CycleNo, String>,
 }
 
 fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
@@ -109,12 +113,18 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
             fate: Fate::Kept,
         });
     }
+    // Where nobody can say what is damaged, nothing is retired.
+    let damaged = match job.policy.keep {
+        Some(_) => vault.damaged_points(disk)?,
+        None => BTreeMap::new(),
+    };
     let kept = points.iter().filter(|point| point.fate == Fate::Kept);
     let candidates: Vec<Candidate> = kept
         .map(|point| Candidate {
             cycle: point.cycle,
             cut_unix_ns: point.cut_unix_ns,
             held: holds.iter().any(|hold| hold.covers(point.cycle)),
+            damaged: damaged.contains_key(&point.cycle),
         })
         .collect();
     let (mut doomed, mut parts) = (BTreeSet::new(), groups::Parts::new());
@@ -127,7 +137,7 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
         let stored = vault.judged(true, || vault.stored_unix_ns(&point_key(disk, newest.cycle)))?;
         let now = stored.unwrap_or(u64::MAX).min(job.time.now_unix_ns());
         let mut stay = keep.choose(&candidates, now);
-        stay.extend(groups::kept(&parts, keep, &stay, newest.cut_unix_ns.min(now)));
+        stay.extend(groups::kept(&parts, keep, &stay, ages_from(&candidates, now)));
         doomed = candidates.iter().map(|c| c.cycle).filter(|c| !stay.contains(c)).collect();
         withheld = why_withheld(job, newest, stored);
     }
@@ -145,7 +155,7 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
             doomed.remove(&cycle);
         }
     }
-    Ok(Survey { base, points, nobodys, holds, doomed, parts, withheld })
+    Ok(Survey { base, points, nobodys, holds, doomed, parts, withheld, damaged })
 }
 
 /// What a point is kept for that something holds which no list shows.
@@ -255,7 +265,12 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
                 .filter(|point| point.fate == Fate::Kept || held.contains(&point.cycle))
                 .map(|point| point.cycle)
                 .collect();
-            job.vault.delete_drills(job.disk, horizon, &there)?;
+            // What a verdict says of others that stay must not go with its point. Where there is no room for that, they
+            // all stay until the next run.
+            match job.vault.note_inferred(job.disk, &there) {
+                Ok(()) => job.vault.delete_drills(job.disk, horizon, &there)?,
+                Err(e) => tracing::warn!("disk {}: verdicts on points stay for now: {e}", job.disk),
+            }
         }
         return Ok(done);
     }
@@ -275,7 +290,7 @@ fn is_ours(job: &Job<'_>, cycle: CycleNo) -> Result<(), VaultError> {
 }
 
 pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultError> {
-    let Survey { points, nobodys, holds, doomed, withheld, .. } = survey(job)?;
+    let Survey { points, nobodys, holds, doomed, withheld, mut damaged, .. } = survey(job)?;
     let verdicts: Vec<Verdict> = points
         .iter()
         .map(|point| {
@@ -284,7 +299,8 @@ pub(super) fn preview(job: &Job<'_>) -> Result<(Retired, Vec<Verdict>), VaultErr
             held_by.dedup();
             let goes = doomed.contains(&point.cycle) || point.fate == Fate::Retired;
             let stays = !goes || !held_by.is_empty();
-            Verdict { cycle: point.cycle, cut_unix_ns: point.cut_unix_ns, stays, held_by }
+            let (cycle, cut_unix_ns) = (point.cycle, point.cut_unix_ns);
+            Verdict { cycle, cut_unix_ns, stays, damaged: damaged.remove(&cycle), held_by }
         })
         .collect();
     let stay = verdicts.iter().filter(|verdict| verdict.stays).count();

@@ -175,10 +175,15 @@ fn print(entries: &[Entry]) {
             }
         };
         let held_by: Vec<&str> = point.held_by.iter().map(HoldName::as_str).collect();
-        let damaged = if point.damaged.is_some() { "DAMAGED; " } else { "" };
-        let left = if point.left { "left at a failover; " } else { "" };
+        let held_by = held_by.join(" ");
+        let notes = [
+            point.damaged.as_ref().map(|_| "DAMAGED"),
+            point.left.then_some("left at a failover"),
+            Some(&*held_by).filter(|names| !names.is_empty()),
+        ];
+        let notes: Vec<&str> = notes.into_iter().flatten().collect();
         let line = format!(
-            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {damaged}{left}{}",
+            "{:>6}  {:20}  {:8}  {:11}  {:>10}  {:>10}  {:24}  {}",
             point.cycle.0,
             time(point.cut_unix_ns),
             word(&point.kind),
@@ -186,7 +191,7 @@ fn print(entries: &[Entry]) {
             size(point.moved_bytes),
             size(point.stored_bytes),
             proven(&point.drills),
-            held_by.join(" ")
+            notes.join("; ")
         );
         println!("{}", line.trim_end());
     }

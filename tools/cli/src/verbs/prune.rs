@@ -27,7 +27,8 @@ Examples:
   backstay prune db --accept-clock     this host's clock jumped, and is right
 
 Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC). \
-A point that any rule keeps stays; so do the newest and what is pinned or held. Without rules, here \
+A point that any rule keeps stays; so do the newest and what is pinned or held. One that is known to be damaged takes \
+no whole one's place, and the newest whole one stays, too. Without rules, here \
 or in the configuration (keep = ...), no point is deleted. The service does the same after cycles. \
 It may be interrupted at any time.")]
 pub struct Prune {
@@ -133,11 +134,14 @@ impl Prune {
 
 fn show(verdict: &Verdict) {
     let what = if verdict.stays { "stays" } else { "goes" };
+    let damaged = verdict.damaged.as_ref().map(|_| "DAMAGED");
+    let notes: Vec<&str> =
+        damaged.into_iter().chain(verdict.held_by.iter().map(String::as_str)).collect();
     let line = format!(
         "{:>6}  {:20}  {what:5}  {}",
         verdict.cycle.0,
         time(verdict.cut_unix_ns),
-        verdict.held_by.join(" ")
+        notes.join(" ")
     );
     println!("{}", line.trim_end());
 }
