@@ -234,12 +234,23 @@ fn verify_goes_on_and_says_which_points_are_whole() {
     assert_eq!(verify(), (Some(4), vec![1, 2, 3], vec![4], vec![]));
     // Everybody knows it from now on: health, the list, and whoever wants the newest point.
     assert!(disk.causes().contains(&"vault-damaged".to_owned()), "{:?}", disk.causes());
+    assert!(disk.status()["rpo_ns"].is_null(), "{}", disk.status());
+    let shown = said(&host.try_backstay(&["status", "d"]));
+    assert!(shown.contains("unknown") && !shown.contains("point 4 cut"), "{shown}");
     let listed = host.try_backstay(&["points", "d"]);
     assert!(said(&listed).contains("DAMAGED"), "{}", said(&listed));
     let latest = host.try_backstay(&["failover", "test", "d", "--as", "there"]);
     assert_eq!(latest.status.code(), Some(4), "{}", said(&latest));
+    let listed = said(&listed);
+    assert!(!listed.contains("DAMAGED;") && !listed.contains("segments: ;"), "{listed}");
+    // No whole point goes for it, and the newest stays because the next one builds on it.
+    let shown = host.backstay(&["prune", "d", "--keep", "last 1", "--dry-run"]);
+    let line = |cycle: &str| shown.lines().find(|line| line.trim_start().starts_with(cycle));
+    assert!(line("3 ").is_some_and(|line| line.contains("stays")), "{shown}");
+    assert!(line("4 ").is_some_and(|line| line.contains("stays  DAMAGED")), "{shown}");
     fs::write(&newest, &bytes).unwrap();
     assert_eq!(verify(), (Some(0), vec![1, 2, 3, 4], vec![], vec![]));
+    assert!(disk.status()["rpo_ns"].is_u64(), "{}", disk.status());
     assert!(!disk.causes().contains(&"vault-damaged".to_owned()), "{:?}", disk.causes());
     // A point itself: the rest are listed, and it cannot be mounted; nothing is left of the try.
     let point = objects(&vault, "/points/").remove(1);

@@ -17,6 +17,7 @@ use crate::drills::Drilled;
 use crate::error::CycleError;
 use crate::phase::{Event, Phase};
 use crate::protection::Protection;
+use crate::scrub::Scrubbed;
 use crate::totals::Totals;
 
 const FILE: &str = "sidecar.json";
@@ -135,6 +136,7 @@ pub struct Retained {
 
 /// Writes down that retention ran: all points were seen, and those that go by the rules went, or why they did not.
 pub fn note_retained(state_dir: &Path, retired: &Retired) {
+    Scrubbed::note_gone(state_dir, |cycle| retired.retired.contains(&cycle));
     note_withheld(state_dir, retired.withheld.as_ref());
     if retired.withheld.is_some() {
         return;

@@ -93,6 +93,8 @@ pub struct Scrubbed {
     pub damaged: BTreeMap<CycleNo, String>,
     /// The newest point when it ended.
     pub newest: Option<CycleNo>,
+    /// The newest point that is known to be whole: read back, or made of the whole disk since.
+    pub whole: Option<CycleNo>,
     /// Segments that the last one mended.
     pub mended: u64,
     /// Somebody else found damage: one is due now, also where none are made by themselves.
@@ -114,17 +116,51 @@ impl Scrubbed {
 
     /// What `backstay verify` found of these points is in this host's health at once; if any is damaged, the next scrub is
     /// due now: it mends what can be mended.
-    pub fn note_verify(state_dir: &Path, points: &[CycleNo], found: &Survey, newest: CycleNo) {
-        let mut record = Self::load(state_dir).unwrap_or_default();
-        let before = record.damaged.clone();
-        record.damaged.retain(|cycle, _| !points.contains(cycle));
+    ///
+    /// `there` are all points that there are now, in order: what is said of others is forgotten.
+    pub fn note_verify(state_dir: &Path, points: &[CycleNo], found: &Survey, there: &[CycleNo]) {
+        let before = Self::load(state_dir).unwrap_or_default();
+        let mut record = before.clone();
+        record.damaged.retain(|cycle, _| !points.contains(cycle) && there.contains(cycle));
         record.damaged.extend(found.damaged.iter().map(|(cycle, e)| (*cycle, e.to_string())));
-        if record.damaged == before {
-            return;
+        record.newest = there.last().copied();
+        let whole = points.iter().copied().filter(|cycle| !found.damaged.contains_key(cycle)).max();
+        let known = |cycle: &CycleNo| there.contains(cycle) && !found.damaged.contains_key(cycle);
+        record.whole = record.whole.filter(known).max(whole);
+        if record.damaged != before.damaged {
+            record.asked = !found.damaged.is_empty();
         }
-        record.newest = Some(newest);
-        record.asked = !found.damaged.is_empty();
+        let nothing = before.damaged.is_empty() && record.damaged.is_empty();
+        if record != before && !nothing {
+            record.save(state_dir);
+        }
+    }
+
+    /// Forgets what is said of points that are gone.
+    pub fn note_gone(state_dir: &Path, gone: impl Fn(CycleNo) -> bool) {
+        let Some(mut record) = Self::load(state_dir) else { return };
+        let before = record.damaged.len();
+        record.damaged.retain(|cycle, _| !gone(*cycle));
+        if record.damaged.len() < before {
+            record.save(state_dir);
+        }
+    }
+
+    /// A point was made that has the whole disk, whatever is damaged below it.
+    pub fn note_whole(state_dir: &Path, cycle: CycleNo) {
+        let Some(mut record) = Self::load(state_dir) else { return };
+        record.whole = Some(cycle);
         record.save(state_dir);
+    }
+
+    /// Whether the disk's newest state is damaged, as far as is known: no whole point is newer than one that is damaged.
+    #[must_use]
+    pub fn newest_is_damaged(&self, last: Option<CycleNo>) -> bool {
+        let Some((&damaged, _)) = self.damaged.last_key_value() else { return false };
+        // That something older is damaged says nothing of a newest one that was read back with it.
+        let read = self.newest.filter(|newest| !self.damaged.contains_key(newest));
+        let whole = self.whole.max(read);
+        last == Some(damaged) || whole.is_none_or(|whole| whole < damaged)
     }
 
     /// When the next one is due, nanoseconds since 1970; none: never. The first one is due at once.
@@ -271,6 +307,7 @@ fn scrub(
         ended_unix_ns: Some(now_unix_ns()),
         damaged,
         newest: points.last().copied(),
+        whole: points.iter().copied().filter(|cycle| !found.damaged.contains_key(cycle)).max(),
         mended,
         ..Scrubbed::default()
     };
@@ -353,6 +390,33 @@ mod tests {
         assert_eq!(every("3d").unwrap().interval(), Some(Duration::from_secs(3 * 86_400)));
         assert_eq!(every("never").unwrap().interval(), None);
         assert!(every("0s").is_err() && every("often").unwrap_err().contains("weekly"));
+    }
+
+    #[test]
+    fn what_is_gone_or_overtaken_is_no_trouble_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |cycles: &[u64]| cycles.iter().map(|cycle| CycleNo(*cycle)).collect::<Vec<_>>();
+        let loaded = || Scrubbed::load(dir.path()).unwrap();
+        let damaged = |cycles: &[u64]| {
+            let of = |cycle| (cycle, VaultError::NotFound { object: "segment".into() });
+            Survey { damaged: at(cycles).into_iter().map(of).collect(), ..Survey::default() }
+        };
+        let all = at(&[1, 2, 3, 4]);
+        Scrubbed::note_verify(dir.path(), &all, &damaged(&[2, 4]), &all);
+        assert!(loaded().newest_is_damaged(Some(CycleNo(4))));
+        // A delta may build on what is damaged; what has the whole disk does not.
+        assert!(loaded().newest_is_damaged(Some(CycleNo(5))));
+        Scrubbed::note_whole(dir.path(), CycleNo(5));
+        assert!(!loaded().newest_is_damaged(Some(CycleNo(5))));
+        // One that was read back alone is not taken for all.
+        Scrubbed::note_verify(dir.path(), &at(&[6]), &damaged(&[]), &at(&[1, 2, 4, 5, 6]));
+        assert_eq!(loaded().damaged.keys().copied().collect::<Vec<_>>(), at(&[2, 4]));
+        assert_eq!((loaded().newest, loaded().whole), (Some(CycleNo(6)), Some(CycleNo(6))));
+        Scrubbed::note_gone(dir.path(), |cycle| cycle == CycleNo(2));
+        assert_eq!(loaded().damaged.keys().copied().collect::<Vec<_>>(), at(&[4]));
+        // It went behind our back.
+        Scrubbed::note_verify(dir.path(), &at(&[6]), &damaged(&[]), &at(&[5, 6]));
+        assert!(loaded().damaged.is_empty() && !loaded().newest_is_damaged(Some(CycleNo(6))));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::drills::Drilled;
-use crate::health::{self, Facts};
+use crate::health::{self, Cause, Facts};
 use crate::home::Home;
 use crate::phase::Phase;
 use crate::protection::is_only_looked_at;
@@ -61,7 +61,7 @@ pub struct DiskStatus {
     pub size: Option<ByteLen>,
     /// Since when writes would be lost with this host, as an age in nanoseconds: the cut of the newest point that is
     /// committed and verified, or the last time the disk was seen to be still as that shows it. `None` if there
-    /// is no point, or it is dated after now.
+    /// is no point, it is dated after now, or it is known to be gone or damaged.
     pub rpo_ns: Option<u64>,
     /// What the next cycle ships.
     pub dirty: Option<ByteLen>,
@@ -122,6 +122,10 @@ pub fn of_disk(
         only_looked_at,
         sidecar: &sidecar,
     });
+    // How old a point is that is not there, or cannot be restored, says nothing.
+    let lost = [health::ids::POINTS_VANISHED, health::ids::VAULT_DAMAGED];
+    let is_lost = |cause: &Cause| cause.level == Level::Critical && lost.contains(&cause.id);
+    let rpo_ns = rpo_ns.filter(|_| !health.causes.iter().any(is_lost));
     DiskStatus {
         state: driver.as_ref().filter(|_| !only_looked_at).map(|driver| phase(driver, &record)),
         only_looked_at,

@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
 use crate::record::{Record, note_retained, note_upkeep};
+use crate::scrub::Scrubbed;
 use crate::seen;
 use crate::throttle::Throttle;
 
@@ -112,6 +113,11 @@ fn work(jobs: &Receiver<Due>) {
                 None => vault,
             };
             let root = state.parent().unwrap_or(&state);
+            // Others retire points, too.
+            if Scrubbed::load(&state).is_some_and(|scrubbed| !scrubbed.damaged.is_empty()) {
+                let there = vault.points(disk)?;
+                Scrubbed::note_gone(&state, |cycle| !there.contains(&cycle));
+            }
             maintain(&vault, disk, &policy, &Time::look(root), &AtomicBool::new(false))
         });
         note_upkeep(&state, done.as_ref().err());

@@ -42,6 +42,7 @@ use crate::error::CycleError;
 use crate::home;
 use crate::hooks::{Hooks, Quiesced};
 use crate::record::Record;
+use crate::scrub::Scrubbed;
 use crate::seen;
 use crate::throttle::Throttle;
 use crate::vault_place;
@@ -242,6 +243,9 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     found.release_from(job.vault, &term, &point);
     if flow == (Flow::Resync { deep: true }) {
         note_whole(job.vault, &point);
+    }
+    if flow == (Flow::Resync { deep: true }) || run.stands_alone {
+        Scrubbed::note_whole(job.state, point.cycle);
     }
     resync::forget(job.state);
     kept::forget(job.state);

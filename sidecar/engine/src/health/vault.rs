@@ -14,19 +14,26 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
     let mut causes = vec![];
     if let Some((cycle, why)) = scrubbed.damaged.last_key_value() {
         let count = scrubbed.damaged.len();
-        let newest_was = scrubbed.newest == Some(*cycle);
         // A point that was made since and has the whole disk is not among them.
+        let last = facts.record.last.as_ref().map(|last| last.cycle);
+        let newest_is = scrubbed.newest_is_damaged(last);
         let reason = match count {
             1 => format!("recovery point {cycle} is damaged: {why}"),
             _ => format!("{count} recovery points are damaged, the newest of them {cycle}: {why}"),
         };
-        let cause = match newest_was {
+        let cause = match newest_is {
             true => Cause::critical(ids::VAULT_DAMAGED, reason),
             false => Cause::warning(ids::VAULT_DAMAGED, reason),
         };
+        let again = match newest_is {
+            true => format!(
+                " What the disk still has is shipped again by: backstay resync {name} --now --deep."
+            ),
+            false => String::new(),
+        };
         causes.push(cause.advise(format!(
-            "see backstay points {name}. What the disk still has is shipped again by: backstay resync {name} --now \
-             --deep; the damaged ones stay until they are retired"
+            "see backstay points {name}.{again} This ends when the damaged ones are retired, by the disk's rules or by: \
+             backstay prune {name} --keep RULES (try it with --dry-run), or when backstay verify {name} finds them whole"
         )));
     }
     if let Some((at, why)) = &scrubbed.failed {

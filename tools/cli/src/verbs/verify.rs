@@ -127,9 +127,8 @@ impl Verify {
         }
         let state = context.roots.disk(&self.name).state;
         let ours = Record::load(&state).last.is_some_and(|last| last.disk == Some(disk.disk));
-        let newest = vault.points(disk.disk).ok().and_then(|points| points.last().copied());
-        if let Some(newest) = newest.filter(|_| ours) {
-            Scrubbed::note_verify(&state, cycles, found, newest);
+        if let Some(there) = vault.points(disk.disk).ok().filter(|_| ours) {
+            Scrubbed::note_verify(&state, cycles, found, &there);
         }
     }
 

@@ -152,6 +152,9 @@ fn disk(out: &mut Lines, shown: &Shown) {
         say!(out, "limit", "{} for all disks together", status.limit);
     }
     let last = status.record.last.as_ref().filter(|_| shown.replica.is_none());
+    if last.is_some() && status.rpo_ns.is_none() {
+        say!(out, "RPO now", "unknown: see above what is wrong with its newest point");
+    }
     if let (Some(last), Some(rpo)) = (last, status.rpo_ns) {
         let age = Duration::from_secs(Duration::from_nanos(rpo).as_secs());
         say!(out, "RPO now", "{}", humantime::format_duration(age));
