@@ -370,3 +370,24 @@ fn output_that_nobody_reads() {
         assert_eq!(code_and_text(&output), (Some(141), String::new()), "{args:?}");
     }
 }
+
+/// What a restore or an export has not finished is no disk; and a start that fails leaves nothing.
+#[test]
+fn a_part_of_a_restore_is_no_disk() {
+    let host = Host::new("part");
+    let part = host.path("x.img.backstay-part");
+    fs::File::create(&part).unwrap().set_len(1 << 20).unwrap();
+    let link = host.path("x.img");
+    std::os::unix::fs::symlink(&part, &link).unwrap();
+    for verb in [&["attach"][..], &["mount"], &["mount", "--foreground"]] {
+        for file in [&part, &link] {
+            let args = [verb, &[file.to_str().unwrap(), "--name", "p"]].concat();
+            let output = host.try_backstay(&args);
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
+            assert!(text.contains("part of a restore"), "{args:?}: {text}");
+            assert!(!host.path("state/p").exists(), "{args:?} left a folder");
+            assert!(!host.runtime.join("p").exists(), "{args:?} left a folder");
+        }
+    }
+}

@@ -344,3 +344,44 @@ fn a_backing_that_hangs_is_named_and_its_users_get_away() {
     wait_gone(pid);
     drop(ground);
 }
+
+/// A driver that was killed is no disk that was detached: what hangs on it is named, and goes.
+#[test]
+fn what_a_dead_driver_leaves_is_told_and_freed() {
+    let _alone = alone();
+    let host = Host::new("died");
+    let disk = host.disk("d", SIZE);
+    let device = disk.attach();
+    must("mkfs.ext4", ["-q", "-F", &device]);
+    let mounted = FsMount::new(&host, &device, "fs", "rw");
+    let backing = || {
+        let name = device.strip_prefix("/dev/").unwrap();
+        fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).unwrap_or_default()
+    };
+    let ours = host.runtime.to_string_lossy().into_owned();
+    assert!(backing().contains(&ours));
+    disk.kill_driver();
+    let status = disk.status();
+    let cause = &status["health"]["causes"][0];
+    assert_eq!(cause["id"], "driver-died", "{status:#}");
+    assert_eq!(cause["level"], "critical", "{status:#}");
+    assert!(cause["since_unix_ns"].is_u64(), "{status:#}");
+    let reason = cause["reason"].as_str().unwrap();
+    assert!(reason.contains(&device) && reason.contains(&text(&mounted.at)), "{reason}");
+    let refused = host.try_backstay(&["detach", "d"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    assert!(said(&refused).contains("its driver died"), "{}", said(&refused));
+    must("umount", ["-l", &text(&mounted.at)]);
+    // Served again, the dead device is gone, or is the one that was made anew.
+    let again = disk.attach();
+    assert!(again == device || !backing().contains("/disk"), "{again}, {device}: {}", backing());
+    assert!(!disk.causes().contains(&"driver-died".to_owned()));
+    assert!(hash(Path::new(&again)) == hash(&disk.served()));
+    disk.kill_driver();
+    host.backstay(&["detach", "d", "--force"]);
+    let left = must("losetup", ["--noheadings", "--raw", "--output", "NAME,BACK-FILE"]);
+    assert!(!left.lines().any(|line| line.starts_with(&format!("{again} "))), "{left}");
+    let causes = disk.causes();
+    assert!(causes.contains(&"not-served".to_owned()), "{causes:?}");
+    assert!(!causes.contains(&"driver-died".to_owned()), "{causes:?}");
+}

@@ -285,7 +285,7 @@ fn after_an_unplanned_failover_the_old_source_is_refused_and_its_guest_untouched
     assert!(said(&refusal).contains("term 1 of this disk is over"), "{}", said(&refusal));
     for _ in 0..2 {
         let sidecar = Service::start(a);
-        let ask = || a.try_backstay(&["cycle", "db", "--by-sidecar"]).status.success();
+        let ask = || a.try_backstay(&["cycle", "db", "--by-sidecar", "--no-wait"]).status.success();
         wait_for("the sidecar", ask);
         sidecar.says("is over");
         wait_for("critical", || source.status()["health"]["level"] == "critical");

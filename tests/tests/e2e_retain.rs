@@ -151,7 +151,7 @@ fn the_service_follows_the_rules() {
     .unwrap();
     let mut sidecar = host.start(&["sidecar"]);
     // The cycle that is asked for makes point 7; the upkeep that follows leaves two.
-    while !host.try_backstay(&["cycle", "db", "--by-sidecar"]).status.success() {
+    while !host.try_backstay(&["cycle", "db", "--by-sidecar", "--no-wait"]).status.success() {
         assert_eq!(sidecar.try_wait().unwrap(), None, "the service ended");
         std::thread::yield_now();
     }
@@ -182,7 +182,7 @@ fn failed_upkeep_shows_in_the_health() {
     let hold = find(&host.path("vault"), "-audit");
     fs::write(&hold, b"not a hold").unwrap();
     let mut sidecar = host.start(&["sidecar"]);
-    while !host.try_backstay(&["cycle", "db", "--by-sidecar"]).status.success() {
+    while !host.try_backstay(&["cycle", "db", "--by-sidecar", "--no-wait"]).status.success() {
         assert_eq!(sidecar.try_wait().unwrap(), None, "the service ended");
         std::thread::yield_now();
     }

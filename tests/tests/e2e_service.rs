@@ -35,7 +35,9 @@ fn points(disk: &Disk) -> usize {
 
 /// Asks the sidecar, once it has begun its work.
 fn ask_for_a_cycle(host: &Host) {
-    wait_for("the sidecar", || host.try_backstay(&["cycle", "d", "--by-sidecar"]).status.success());
+    wait_for("the sidecar", || {
+        host.try_backstay(&["cycle", "d", "--by-sidecar", "--no-wait"]).status.success()
+    });
 }
 
 /// A window of one minute that is not now, nor soon.
@@ -199,7 +201,7 @@ fn jobs_and_phases_outlive_the_sidecar() {
     assert!(all.iter().any(|job| job["work"] == "initial" && job["state"] == "done"), "{all:?}");
     // Somebody asks for a cycle, though none is due for a day.
     let before = points(&disk);
-    host.backstay(&["cycle", "d", "--by-sidecar"]);
+    host.backstay(&["cycle", "d", "--by-sidecar", "--no-wait"]);
     wait_for("an on-demand cycle", || points(&disk) > before);
     wait_for("its job", || {
         jobs(&host).iter().any(|job| job["work"] == "on-demand" && job["state"] == "done")
@@ -430,4 +432,42 @@ fn cycles_by_hand_beside_a_sidecar_take_turns() {
     assert!(made > 0, "none by hand");
     println!("{made} by hand, {} by the sidecar", by_sidecar());
     host.backstay(&["verify", "d"]);
+}
+
+/// A cycle that the sidecar is asked for is waited for, and nobody is asked who does nothing.
+#[test]
+fn a_cycle_by_the_sidecar_is_waited_for() {
+    let host = Host::new("by-sidecar");
+    let disk = host.disk("d", MIB);
+    let served = disk.mount(&[]);
+    write_config(&host, "interval = \"1d\"\n");
+    let by_sidecar = || host.try_backstay(&["cycle", "d", "--by-sidecar"]);
+    let none = by_sidecar();
+    assert!(
+        !none.status.success() && said(&none).contains("no sidecar is running"),
+        "{}",
+        said(&none)
+    );
+    let service = Service::start(&host);
+    wait_for("the first point", || points(&disk) == 1);
+    wait_for("rest", || disk.status()["state"] == "protected");
+    noise(&served, 0, 4096, 1);
+    let made = by_sidecar();
+    assert!(made.status.success(), "{}", said(&made));
+    assert!(said(&made).contains("recovery point 2"), "{}", said(&made));
+    assert_eq!(points(&disk), 2);
+    // What the sidecar found out is what is said.
+    let (vault, away) = (host.path("vault"), host.path("away"));
+    fs::rename(&vault, &away).unwrap();
+    let failed = by_sidecar();
+    fs::rename(&away, &vault).unwrap();
+    assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+    assert!(said(&failed).contains("no vault"), "{}", said(&failed));
+    service.signal("-STOP");
+    wait_for("the stop", || disk.causes().contains(&"sidecar-silent".to_owned()));
+    let silent = by_sidecar();
+    service.signal("-CONT");
+    assert!(!silent.status.success() && said(&silent).contains("kill -CONT"), "{}", said(&silent));
+    let asked = host.backstay(&["cycle", "d", "--by-sidecar", "--no-wait"]);
+    assert!(asked.contains("asked for"), "{asked}");
 }

@@ -338,7 +338,9 @@ fn what_is_made_is_the_owners_alone() {
     }
     let service = format!("umask 000; exec {backstay} sidecar");
     let mut service = Command::new("sh").args(["-c", &service]).spawn().unwrap();
-    wait_for("the sidecar", || host.try_backstay(&["cycle", "d", "--by-sidecar"]).status.success());
+    wait_for("the sidecar", || {
+        host.try_backstay(&["cycle", "d", "--by-sidecar", "--no-wait"]).status.success()
+    });
     let mut open = vec![];
     let made =
         ["state", "vault", "pki", "restored.img", "exported.qcow2"].map(|name| host.path(name));

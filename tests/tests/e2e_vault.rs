@@ -287,3 +287,49 @@ fn of_two_hosts_one_gets_a_name() {
         assert_eq!(disks[winner].points().len(), 1);
     }
 }
+
+/// One damaged document hides no other disk of the vault, and the advice is what helps.
+#[test]
+fn a_damaged_record_hides_no_other_disk() {
+    let host = Host::new("damaged-record");
+    let disks = ["a", "b"].map(|name| host.disk(name, MIB));
+    let served = disks.each_ref().map(|disk| {
+        let served = disk.mount(&[]);
+        disk.cycle();
+        served
+    });
+    let listed = host.json(&["vault", "ls"]);
+    let id = listed[0]["disk"].as_str().unwrap();
+    assert_eq!(listed[0]["name"], "a", "{listed}");
+    let record = host.path("vault").join("disks").join(id).join("disk.json");
+    let name = fs::read_dir(host.path("vault/names/a")).unwrap().next().unwrap().unwrap().path();
+    for document in [record, name] {
+        let whole = fs::read(&document).unwrap();
+        fs::write(&document, b"no document").unwrap();
+        let output = host.try_backstay(&["--json", "vault", "ls"]);
+        assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(all.as_array().unwrap().len(), 2, "{all:#}");
+        let of = |name: &str| all.as_array().unwrap().iter().find(|d| d["name"] == name).unwrap();
+        assert!(of("a")["damaged"].as_str().unwrap().contains("copy of the vault"), "{all:#}");
+        assert_eq!(
+            (&of("b")["damaged"], &of("b")["points"]),
+            (&serde_json::Value::Null, &1.into())
+        );
+        let table = said(&host.try_backstay(&["vault", "ls"]));
+        assert!(table.contains("damaged") && table.contains("\nb "), "{table}");
+        // A cycle that needs it says the same, not to ship data again.
+        write(&served[0], 7);
+        if !host.try_backstay(&["cycle", "a"]).status.success() {
+            let status = disks[0].status();
+            let advice = status["health"]["advice"].as_str().unwrap();
+            assert!(
+                advice.contains("copy of the vault") && !advice.contains("--deep"),
+                "{status:#}"
+            );
+        }
+        fs::write(&document, whole).unwrap();
+        disks[0].cycle();
+    }
+    assert_eq!(host.json(&["vault", "ls"]).as_array().unwrap().len(), 2);
+}

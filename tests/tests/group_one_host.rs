@@ -208,7 +208,7 @@ fn the_service_makes_rounds_and_cycles_on_demand() {
     let vault = host.open_vault();
     wait_until("the first round", &|| !group_points(&vault).is_empty());
     let before = a.points().len();
-    host.backstay(&["cycle", "a", "--by-sidecar"]);
+    host.backstay(&["cycle", "a", "--by-sidecar", "--no-wait"]);
     wait_until("the cycle on demand", &|| a.points().len() > before);
     assert_eq!(b.points().len(), before, "B is left to the group's next round, in an hour");
     assert_eq!(group_points(&vault).len(), 1);

@@ -15,7 +15,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use ioctl::{loop_get_status64, loop_set_status64};
+use nix::errno::Errno;
+use nix::sys::statfs::statfs;
+
+use ioctl::{loop_clr_fd, loop_get_status64, loop_set_status64};
 
 use crate::child::program;
 use crate::mounts;
@@ -111,6 +114,7 @@ const _: () = assert!(size_of::<LoopInfo>() == 232);
 
 /// From linux/loop.h.
 mod ioctl {
+    nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
     nix::ioctl_read_bad!(loop_get_status64, 0x4C05, super::LoopInfo);
     nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4C04, super::LoopInfo);
 }
@@ -235,6 +239,43 @@ pub fn on_served(served: &Path) -> io::Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+/// The loop devices on a served file whose driver died, as long as its mount is still there: they answer I/O errors
+/// for ever, and only detaching ends that. Only for who knows that no driver is at work: one that hangs is waited for.
+///
+/// # Errors
+/// If devices or mounts cannot be listed.
+pub fn on_dead(served: &Path) -> io::Result<Vec<String>> {
+    // Not stat(2): what the kernel remembers of the attributes outlives the driver.
+    match served.parent().map(statfs) {
+        Some(Err(Errno::ENOTCONN)) => on_served(served),
+        _ => Ok(vec![]),
+    }
+}
+
+/// The loop devices over disks of which even the mount is gone: the kernel then knows no folder above the file, and
+/// whose they were cannot be told any more.
+///
+/// # Errors
+/// If devices cannot be listed.
+pub fn without_mount() -> io::Result<Vec<PathBuf>> {
+    let devices = names()?.into_iter().map(|name| Path::new("/dev").join(name));
+    Ok(devices.filter(|of| file_of(of).is_some_and(|file| file == Path::new("/disk"))).collect())
+}
+
+/// Detaches a loop device without another process, as a driver does. One that is in use goes when it is closed.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn free(device: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device)?;
+    // SAFETY: the call takes no argument.
+    match unsafe { loop_clr_fd(file.as_raw_fd()) } {
+        // Somebody was quicker.
+        Ok(_) | Err(Errno::ENXIO) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The loop devices on files below a folder, as their names are written. Nobody is asked, so it waits for nobody.

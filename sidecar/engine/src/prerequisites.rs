@@ -151,6 +151,12 @@ pub(crate) fn backing_size(path: &Path) -> Option<u64> {
 /// A disk that is new here must not be an image of another format.
 fn raw(roots: &Roots, name: &DiskName, path: &Path) -> Result<(), String> {
     let known = roots.disk(name).state.join("super").exists();
+    if backing::is_part(path) {
+        return Err(format!(
+            "{} is a part of a restore or an export that was not finished: run that again",
+            path.display()
+        ));
+    }
     match backing::image_format(path) {
         Ok(Some(format)) if !known => Err(format!(
             "{} is a {format} image, not a raw disk; import it into a vault (backstay import), or convert it \

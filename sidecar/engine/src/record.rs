@@ -227,6 +227,8 @@ pub enum VaultTrouble {
     PointsVanished,
     /// What is needed of it is damaged.
     Damaged,
+    /// A document that no cycle writes again is damaged.
+    DocumentDamaged,
 }
 
 impl VaultTrouble {
@@ -234,6 +236,7 @@ impl VaultTrouble {
     fn of(error: &CycleError) -> Option<Self> {
         match error {
             e if e.is_vanished() => Some(Self::PointsVanished),
+            CycleError::Vault(e) if e.damaged_document().is_some() => Some(Self::DocumentDamaged),
             e if e.is_damage() => Some(Self::Damaged),
             CycleError::Vault(e) if e.is_refused() => Some(Self::Refused),
             _ => None,

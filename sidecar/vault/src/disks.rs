@@ -15,9 +15,17 @@ const DELETES: usize = 256;
 /// How often what stays is deleted again.
 const REMOVALS_MAX: usize = 3;
 
+/// A disk's record, or how it is damaged.
+type ReadRecord = Result<DiskRecord, VaultError>;
+
 impl Vault {
     /// The records of all disks, as they were made.
     pub(crate) fn disk_records(&self) -> Result<Vec<DiskRecord>, VaultError> {
+        self.each_record()?.into_iter().map(|(_, record)| record).collect()
+    }
+
+    /// The records of all disks, each as it was read.
+    pub(crate) fn each_record(&self) -> Result<Vec<(DiskId, ReadRecord)>, VaultError> {
         let prefix = Path::from("disks");
         let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
         let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
@@ -27,10 +35,10 @@ impl Vault {
             let id = folder.filename().and_then(|name| name.parse().ok());
             let Some(disk) = id.map(DiskId) else { continue };
             match self.disk(disk) {
-                Ok(record) => disks.push(record),
                 // A folder whose record was never finished.
                 Err(VaultError::NotFound { .. }) => {}
-                Err(e) => return Err(e),
+                Err(e) if !e.is_damage() => return Err(e),
+                read => disks.push((disk, read)),
             }
         }
         Ok(disks)

@@ -381,6 +381,24 @@ impl VaultError {
         )
     }
 
+    /// The key of a damaged object that is written once and that nothing makes again: the vault's record, a disk's,
+    /// or a document of a name.
+    #[must_use]
+    pub fn damaged_document(&self) -> Option<&str> {
+        let (Self::Damaged { object, .. }
+        | Self::Forged { object, .. }
+        | Self::Inconsistent { object, .. }) = self
+        else {
+            return None;
+        };
+        let once = ["vault.json", "disk.json"].iter().any(|name| {
+            object
+                .strip_suffix(name)
+                .is_some_and(|folder| folder.is_empty() || folder.ends_with('/'))
+        });
+        (once || object.starts_with("names/")).then_some(object)
+    }
+
     /// Whether an object of that name is there already.
     #[must_use]
     pub fn is_taken(&self) -> bool {

@@ -70,6 +70,7 @@ pub use format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
 pub use format::hold::{HoldKind, HoldName, HoldRecord};
 pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use format::term::{HandoverRecord, TermFrom, TermRecord};
+pub use names::DamagedDisk;
 pub use paced::Pace;
 pub use sectors::SectorSet;
 pub use store::Vault;

@@ -43,6 +43,17 @@ fn next_number(name: &DiskName, newest: Option<u64>) -> Result<u64, VaultError> 
     })
 }
 
+/// A disk, or the name of one, whose document is damaged.
+#[derive(Debug)]
+pub struct DamagedDisk {
+    /// Its name, if that can be told.
+    pub name: Option<DiskName>,
+    /// Which disk, if that can be told.
+    pub disk: Option<DiskId>,
+    /// What is damaged.
+    pub why: VaultError,
+}
+
 /// Who has a name.
 enum Holder {
     /// A disk that has a record.
@@ -59,9 +70,41 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read, or a record is damaged.
     pub fn disks(&self) -> Result<Vec<DiskRecord>, VaultError> {
-        let mut disks = self.disk_records()?;
+        let (disks, damaged) = self.list_disks()?;
+        damaged.into_iter().next().map_or(Ok(disks), |damaged| Err(damaged.why))
+    }
+
+    /// The disks that can be read, as [`Self::disks`] gives them, and beside them what cannot be: one damaged document
+    /// hides no other disk.
+    ///
+    /// # Errors
+    /// If the vault cannot be read.
+    pub fn list_disks(&self) -> Result<(Vec<DiskRecord>, Vec<DamagedDisk>), VaultError> {
+        let (mut disks, mut damaged) = (vec![], vec![]);
+        for (disk, read) in self.each_record()? {
+            match read {
+                Ok(record) => disks.push(record),
+                Err(why) => damaged.push(DamagedDisk { name: None, disk: Some(disk), why }),
+            }
+        }
         let mut now: HashMap<DiskId, NameRecord> = HashMap::new();
-        for held in self.all_names()?.into_values().filter(|name| name.renamed_to.is_none()) {
+        for name in self.listed_names()? {
+            let held = match self.name_record(&name) {
+                Ok(held) => held,
+                Err(why) if why.is_damage() => {
+                    // Whose it is says the newest claim, even if that disk's record is what is damaged.
+                    let newest = self.newest_of_name(&name).ok().flatten();
+                    let disk = newest.map(|(_, newest)| newest.disk);
+                    let mut known = damaged.iter_mut().filter(|d| disk.is_some() && d.disk == disk);
+                    match known.next() {
+                        Some(known) => known.name = Some(name),
+                        None => damaged.push(DamagedDisk { name: Some(name), disk, why }),
+                    }
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let Some(held) = held.filter(|held| held.renamed_to.is_none()) else { continue };
             match now.get(&held.disk) {
                 Some(other) if other.change > held.change => {}
                 _ => drop(now.insert(held.disk, held)),
@@ -73,7 +116,7 @@ impl Vault {
             }
         }
         disks.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(disks)
+        Ok((disks, damaged))
     }
 
     /// The disk that has a name now.
@@ -356,6 +399,17 @@ impl Vault {
 
     /// The document of every name that counts.
     fn all_names(&self) -> Result<BTreeMap<String, NameRecord>, VaultError> {
+        let mut newest = BTreeMap::new();
+        for name in self.listed_names()? {
+            if let Some(record) = self.name_record(&name)? {
+                newest.insert(name.into(), record);
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Every name that there are documents of.
+    fn listed_names(&self) -> Result<Vec<DiskName>, VaultError> {
         let prefix = Path::from("names");
         let listed = self.block_on(self.store().list(Some(&prefix)).try_collect::<Vec<_>>());
         let listed = listed.map_err(|e| VaultError::of_store("names", e))?;
@@ -365,13 +419,7 @@ impl Vault {
             .collect();
         names.sort();
         names.dedup();
-        let mut newest = BTreeMap::new();
-        for name in names {
-            if let Some(record) = self.name_record(&name)? {
-                newest.insert(name.into(), record);
-            }
-        }
-        Ok(newest)
+        Ok(names)
     }
 
     /// The name that a disk has that was renamed to `to` once.

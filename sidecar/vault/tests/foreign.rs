@@ -73,6 +73,11 @@ fn another_disks_record_is_nobodys() {
     damage("list", vault.disks(), &a.disk.to_string());
     assert_eq!(objects(dir.path()), before);
     assert_eq!(vault.disk(b.disk).unwrap().disk, b.disk);
+    // The other disk is listed all the same.
+    let (disks, damaged) = vault.list_disks().unwrap();
+    assert_eq!(disks.iter().map(|disk| disk.disk).collect::<Vec<_>>(), [b.disk]);
+    assert_eq!(damaged.iter().map(|found| found.disk).collect::<Vec<_>>(), [Some(a.disk)]);
+    assert!(damaged[0].why.damaged_document().unwrap().ends_with("/disk.json"), "{damaged:?}");
 }
 
 /// Of each kind of object: another disk's, and another one of the same disk.

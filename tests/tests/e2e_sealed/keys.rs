@@ -57,7 +57,7 @@ fn keys_come_and_go_while_a_sidecar_ships() {
     let mut points = 1;
     let mut cycle = |sidecar: &Service, rng: &mut fastrand::Rng| {
         scribble(&served, rng, true);
-        source.backstay(&["cycle", "db", "--by-sidecar"]);
+        source.backstay(&["cycle", "db", "--by-sidecar", "--no-wait"]);
         points += 1;
         sidecar.says(&format!("recovery point {points}"));
     };
@@ -86,7 +86,7 @@ fn keys_come_and_go_while_a_sidecar_ships() {
         theirs.backstay(&["key", "remove", "1"]);
         let before = generations(&folder).len();
         scribble(&served, &mut rng, true);
-        source.backstay(&["cycle", "db", "--by-sidecar"]);
+        source.backstay(&["cycle", "db", "--by-sidecar", "--no-wait"]);
         wait_for("the trouble", || health(&disk).0 == "critical");
         assert!(health(&disk).1.contains("opens no slot"), "{:?}", health(&disk));
         assert_eq!(generations(&folder).len(), before);

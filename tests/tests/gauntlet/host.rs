@@ -239,7 +239,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the driver was killed",
         seen: Seen::Itself,
-        cause: &["not-served"],
+        cause: &["driver-died"],
         says: &[],
         inject: |lab| lab.disk.kill_driver(),
         mend: mount,

@@ -109,7 +109,10 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
             State::HandedOver => Cause::note(ids::HANDED_OVER, reason),
             _ => Cause::warning(ids::FAILOVER_UNFINISHED, reason),
         }]);
-    } else if of.is_some() && !served {
+    } else if of.is_some()
+        && !served
+        && disk.health.causes.iter().all(|cause| cause.id != ids::DRIVER_DIED)
+    {
         let reason = "no driver serves the mounted point";
         // One that is only looked at is missed by nobody.
         let cause = match disk.only_looked_at && failover.is_none() {

@@ -70,6 +70,17 @@ fn first_bytes(on: &(impl Backing + ?Sized)) -> io::Result<Option<[u8; MARK_BYTE
     Ok(Some(first))
 }
 
+/// How the name of a file ends that a restore or an export is writing.
+pub const PART_EXTENSION: &str = "backstay-part";
+
+/// Whether a file is what a restore or an export writes before it gives it its name.
+#[must_use]
+pub fn is_part(path: &Path) -> bool {
+    let real = std::fs::canonicalize(path);
+    let is = |path: &Path| path.extension().is_some_and(|end| end == PART_EXTENSION);
+    is(path) || real.is_ok_and(|real| is(&real))
+}
+
 /// Why a backing must not be served, if it holds only a part of a disk.
 ///
 /// # Errors

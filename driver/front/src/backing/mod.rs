@@ -26,7 +26,7 @@ use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset};
 
 pub use alone::refuse_users;
-pub use half_written::unfinished;
+pub use half_written::{PART_EXTENSION, is_part, unfinished};
 pub use open::{Engine, OpenError, image_format, open, open_as};
 
 use buffered::Buffered;

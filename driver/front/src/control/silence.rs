@@ -91,14 +91,14 @@ impl Silence {
     }
 }
 
-fn since(note: &Path) -> u64 {
+pub(super) fn since(note: &Path) -> u64 {
     let made = fs::metadata(note).and_then(|meta| meta.modified());
     let made = made.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     made.map_or_else(backstay_host::clock::now_unix_ns, |at| at.as_nanos() as u64)
 }
 
 /// The process that has a lock on a file.
-fn lock_holder(path: &Path) -> Option<u32> {
+pub(super) fn lock_holder(path: &Path) -> Option<u32> {
     let inode = format!(":{}", fs::metadata(path).ok()?.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // 1: FLOCK  ADVISORY  WRITE 4711 00:2f:1234 0 EOF

@@ -26,7 +26,7 @@ use fuser::{
     WriteFlags,
 };
 
-pub use mount::{Access, Mounted, mount};
+pub use mount::{Access, Mounted, drop_stale, mount};
 pub use opens::Opens;
 
 use crate::backing::{AnyBacking, Seek};

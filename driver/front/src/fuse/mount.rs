@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use backstay_host::loop_device;
 use backstay_track::env::Env;
 use fuser::{Config, Notifier, Session, SessionACL};
 use nix::errno::Errno;
@@ -120,8 +121,12 @@ impl Mounted {
     }
 }
 
-/// Takes away what a driver that died has left: a mount that answers "not connected".
-fn drop_stale(mount_point: &Path) -> io::Result<()> {
+/// Takes away what a driver that died has left: a mount that answers "not connected", and the loop devices over it,
+/// which nobody could tell from others once the mount is gone. One that is in use goes with its last user.
+///
+/// # Errors
+/// If a driver that lives has the mount point, or the kernel refuses.
+pub fn drop_stale(mount_point: &Path) -> io::Result<()> {
     let here = mount_point.to_string_lossy();
     let ours = |line: &str| {
         let mut fields = line.split(' ');
@@ -137,6 +142,12 @@ fn drop_stale(mount_point: &Path) -> io::Result<()> {
         // Not stat(2): what the kernel remembers of the attributes outlives the driver.
         match statfs(mount_point) {
             Err(Errno::ENOTCONN) => {
+                for device in loop_device::on_dead(&mount_point.join("disk"))? {
+                    match loop_device::free(Path::new(&device)) {
+                        Ok(()) => tracing::info!("{device} is detached: its driver died"),
+                        Err(e) => tracing::warn!("detaching {device}: {e}"),
+                    }
+                }
                 umount2(mount_point, MntFlags::MNT_DETACH)?;
             }
             _ => {

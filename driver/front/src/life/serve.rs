@@ -20,9 +20,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::harden::harden;
+use super::traces::Traces;
 use crate::backing::record::{BackingRecord, Seen};
 use crate::backing::{self, AnyBacking, Engine, OpenError};
-use crate::control::{Identity, Server, Stopping};
+use crate::control::{Died, Identity, Server, Stopping};
 use crate::fuse::{Access, DiskFs, Mounted, Opens, mount};
 use crate::paths::DiskPaths;
 
@@ -173,7 +174,12 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
         let holder = format!("disk {}", options.name);
         Ok(backing::open_as(&options.backing, options.engine, &holder)?)
     };
-    run_with(options, open, ready)
+    let traces = Traces::before(&options.name, &options.paths);
+    let ran = run_with(options, open, ready);
+    if ran.is_err() {
+        traces.remove();
+    }
+    ran
 }
 
 /// Serves a disk on a backing that `open` makes, alone with the disk's state; it may say what it found
@@ -255,6 +261,7 @@ pub fn run_with(
     let grown = mounted.size_changed();
     Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop, grown)
         .map_err(io_error("opening the control socket"))?;
+    Died::is_over(paths);
     stop_on_signals(sender(&events, || Event::Signal)).map_err(io_error("waiting for signals"))?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -277,9 +284,19 @@ pub fn run_with(
 }
 
 /// An image of another format is not a disk's bytes. Only of a disk that is new here: what a guest writes to
-/// its first sector must never keep its disk from being served.
+/// its first sector must never keep its disk from being served. A part of a restore is none at all.
 fn refuse_image(options: &DriverOptions) -> Result<(), DriverError> {
     let DriverOptions { name, backing, paths, .. } = options;
+    if backing::is_part(backing) {
+        return Err(DriverError::WrongBacking {
+            name: name.clone(),
+            reason: format!(
+                "{} is a part of a restore or an export that was not finished, no disk: run that again, and use the \
+                 file that it leaves",
+                backing.display()
+            ),
+        });
+    }
     if paths.state.join("super").exists() {
         return Ok(());
     }

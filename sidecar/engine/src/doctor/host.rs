@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use backstay_front::paths::Roots;
+use backstay_host::loop_device;
 use backstay_types::DiskName;
 use io_uring::IoUring;
 use nix::sys::resource::{Resource, getrlimit};
@@ -80,6 +81,16 @@ fn has(capabilities: u64, bit: u32) -> bool {
 
 fn loops() -> Found {
     let path = "/dev/loop-control";
+    let dead = loop_device::without_mount().unwrap_or_default();
+    if !dead.is_empty() {
+        let dead: Vec<String> = dead.iter().map(|device| device.display().to_string()).collect();
+        return Odd(format!(
+            "{} are over disks that are not served any more, and answer only errors: unmount what is mounted from \
+             them, then: losetup -d {}",
+            dead.join(", "),
+            dead.join(" ")
+        ));
+    }
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Good(format!("{path} can be opened")),
         Err(e) => Bad(format!("{path}: {e}; load the module: modprobe loop")),

@@ -60,6 +60,12 @@ fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Caus
             .advise(format!(
                 "bring the vault back, then: backstay resume {name}; or begin again: backstay resync {name} --now --full"
             )),
+        VaultTrouble::DocumentDamaged => {
+            Cause::critical(ids::VAULT_DAMAGED, &failure.message).advise(format!(
+                "no cycle writes this object again: bring it back from a copy of the vault (a backup, another version of \
+                 the object), then: backstay resume {name}"
+            ))
+        }
         VaultTrouble::Damaged => {
             Cause::critical(ids::VAULT_DAMAGED, &failure.message).advise(format!(
                 "ship again what is damaged: backstay resync {name} --now --deep; if that fails, all of it: --full \

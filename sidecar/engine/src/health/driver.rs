@@ -1,9 +1,12 @@
 //! What the driver of a disk says, and whether there is one.
 
+use std::path::Path;
+
 use backstay_format::control::{DriverStatus, IoTrouble, Noted};
 use backstay_front::backing::record::BackingRecord;
-use backstay_front::control::Silence;
+use backstay_front::control::{Died, Silence};
 use backstay_host::doing::doing;
+use backstay_host::mounts;
 
 use super::{Cause, Facts, ids};
 
@@ -18,6 +21,9 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
         if let Some(silence) = Silence::of(facts.paths) {
             let cause = Cause::critical(ids::DRIVER_SILENT, silence.to_string());
             return vec![cause.advise(silence.advice()).since(silence.since_unix_ns)];
+        }
+        if let Some(died) = Died::of(facts.paths) {
+            return vec![of_died(facts, &died)];
         }
         let known = BackingRecord::load(&facts.paths.state).is_ok_and(|of| of.backing.is_some());
         let backing = if known { "" } else { "BACKING " };
@@ -34,6 +40,43 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
     let io = driver.io_trouble.as_ref().and_then(|trouble| io_trouble(facts, driver, trouble));
     let hangs = hangs(facts, driver);
     untracked.into_iter().chain(warning).chain(io).chain(hangs).collect()
+}
+
+/// A driver that did not end in order.
+fn of_died(facts: &Facts<'_>, died: &Died) -> Cause {
+    let name = facts.name;
+    let mut reason = "the driver died without a clean stop: users of the disk get I/O errors, and what they had not synced \
+                      may be lost"
+        .to_owned();
+    let mut first = String::new();
+    if !died.devices.is_empty() {
+        let hanging: Vec<String> = died.devices.iter().map(|device| hangs_on(device)).collect();
+        reason.push_str(&format!("; still there of it: {}", hanging.join(", ")));
+        first = "end its users, unmount what is mounted from it (umount -l), then ".into();
+    }
+    let advice = format!(
+        "{first}serve it again: backstay attach --name {name}; or only take away what is left: backstay detach {name} \
+         --force"
+    );
+    Cause::critical(ids::DRIVER_DIED, reason).advise(advice).since(died.since_unix_ns)
+}
+
+/// A dead device, and where it or a partition of it is mounted.
+fn hangs_on(device: &str) -> String {
+    let table = mounts::read().unwrap_or_default();
+    let is_of = |source: &Path| {
+        let rest = source.to_str().and_then(|source| source.strip_prefix(device));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
+    };
+    let at: Vec<String> = table
+        .iter()
+        .filter(|mount| is_of(&mount.source))
+        .map(|mount| mount.at.display().to_string())
+        .collect();
+    match at.is_empty() {
+        true => device.into(),
+        false => format!("{device} (mounted on {})", at.join(", ")),
+    }
 }
 
 /// A backing that answers nothing.

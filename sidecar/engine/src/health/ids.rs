@@ -35,6 +35,8 @@ ids! {
     // The driver (driver.rs).
     /// No driver serves the disk.
     NOT_SERVED = "not-served";
+    /// The driver died under its users.
+    DRIVER_DIED = "driver-died";
     /// A driver is at work and does not answer.
     DRIVER_SILENT = "driver-silent";
     /// Changes go on that are not tracked.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use backstay_front::backing::PART_EXTENSION;
 use backstay_host::{atomic, in_use, lock};
 use backstay_types::ByteLen;
 use backstay_vault::Manifest;
@@ -38,7 +39,7 @@ impl Part {
             .file_name()
             .ok_or_else(|| GoalError::Refused(format!("{} is no name of a file", to.display())))?;
         let mut part = name.to_owned();
-        part.push(".backstay-part");
+        part.push(format!(".{PART_EXTENSION}"));
         let path = to.with_file_name(part);
         let file = OpenOptions::new()
             .read(true)

@@ -1,14 +1,20 @@
 //! `backstay cycle`: one cycle, now.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use backstay_engine::cycle::CycleReport;
+use backstay_engine::jobs::{JobBook, JobState};
+use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
-use backstay_engine::service::is_running;
+use backstay_engine::service::alive::{Sidecar, sidecar};
+use backstay_host::clock;
 use backstay_recovery::failover::rules::{Standing, Verb, What};
 use backstay_recovery::host::cycle::run_once;
 use backstay_types::DiskName;
 use clap::Args;
 
+use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
 
@@ -18,6 +24,8 @@ use crate::context::Context;
 Examples:
   backstay cycle db
   backstay cycle db --vault file:///mnt/backup/vault
+  backstay cycle db --by-sidecar             the sidecar makes it; its point is waited for
+  backstay cycle db --by-sidecar --no-wait   it is only asked for
 
 The disk must be served (backstay mount). The first cycle ships the whole disk.")]
 pub struct Cycle {
@@ -29,6 +37,12 @@ pub struct Cycle {
     /// Let the running sidecar do it, before all waiting work
     #[arg(long)]
     by_sidecar: bool,
+    /// How long to wait for the sidecar's point
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration, requires = "by_sidecar")]
+    wait: Duration,
+    /// Only ask the sidecar, and do not wait for the point
+    #[arg(long, requires = "by_sidecar", conflicts_with = "wait")]
+    no_wait: bool,
 }
 
 impl Cycle {
@@ -39,13 +53,93 @@ impl Cycle {
             context.may(&self.name, Verb::Cycle)?;
         }
         if self.by_sidecar {
-            drop(context.driver(&self.name)?);
-            if !is_running(&context.roots) {
-                bail!("no sidecar is running: start one, or run the cycle without --by-sidecar");
-            }
-            return Ok(ask(&context.roots.state, &Asked::Cycle(self.name))?);
+            return self.by_sidecar(context);
         }
         say(context, &self.name, &run_once(&context.host(), &self.name, self.vault.as_deref())?)
+    }
+
+    /// Asks the sidecar, and waits for the point that it makes then.
+    fn by_sidecar(&self, context: &Context) -> anyhow::Result<()> {
+        let name = &self.name;
+        drop(context.driver(name)?);
+        at_work(context, name)?;
+        let state = context.roots.disk(name).state;
+        let failed = |record: &Record| record.failure.as_ref().map(|failure| failure.at_unix_ns);
+        let before = failed(&Record::load(&state));
+        let (began, asked_unix_ns) = (clock::monotonic(), clock::now_unix_ns());
+        ask(&context.roots.state, &Asked::Cycle(name.clone()))?;
+        if self.no_wait {
+            if !context.globals.quiet && !context.globals.json {
+                println!("{name}: a recovery point was asked for");
+            }
+            return Ok(());
+        }
+        let (bar, jobs) = (Progress::new(context), JobBook::below(&context.roots.state));
+        loop {
+            let record = Record::load(&state);
+            // One that had begun before does not have all that was written before this command.
+            if let Some(report) = record.last.as_ref().filter(|r| r.cut_unix_ns >= asked_unix_ns) {
+                bar.end();
+                return say(context, name, report);
+            }
+            if let Some(failure) = record.failure.as_ref().filter(|_| failed(&record) != before) {
+                bar.end();
+                bail!("disk {name}: the sidecar made no recovery point: {}", failure.message);
+            }
+            let sidecar = at_work(context, name);
+            let waited = clock::since(began);
+            if sidecar.is_err() || waited > self.wait {
+                bar.end();
+                sidecar?;
+                bail!(
+                    "disk {name}: the sidecar has made no recovery point in {} s; it stays asked for. See \
+                     backstay jobs {name}",
+                    waited.as_secs()
+                );
+            }
+            let running = || {
+                jobs.list().into_iter().find(|job| {
+                    job.disk == *name && job.state == JobState::Running && job.all_bytes > 0
+                })
+            };
+            if waited > SHOWN_AFTER
+                && let Some(job) = running()
+            {
+                bar.show("cycle", job.done_bytes, job.all_bytes);
+            }
+            clock::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// How often to look how far the sidecar is: nothing tells.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// After this long, how far it is is shown.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// Refuses if no sidecar would do what it is asked.
+fn at_work(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+    let way = format!("or run the cycle here: backstay cycle {name}");
+    match sidecar(&context.roots) {
+        Sidecar::Runs { .. } => Ok(()),
+        Sidecar::NotRunning { .. } => {
+            bail!("disk {name}: no sidecar is running. Start one (backstay sidecar), {way}")
+        }
+        Sidecar::Silent { pid, stopped, .. } => {
+            let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
+            match stopped {
+                true => bail!(
+                    "disk {name}: the sidecar, process {pid}, was stopped by a signal. Let it go on (kill -CONT \
+                     {pid}), {way}"
+                ),
+                false => bail!(
+                    "disk {name}: the sidecar, process {pid}, gives no sign of life. Restart it, {way}"
+                ),
+            }
+        }
+        Sidecar::Unknown { reason } => {
+            bail!("disk {name}: whether a sidecar runs is not known: {reason}. Mend that, {way}")
+        }
     }
 }
 

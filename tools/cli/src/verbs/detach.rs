@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
+use backstay_front::control::Died;
+use backstay_front::fuse::drop_stale;
 use backstay_host::loop_device;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::host::devices::{self, detach_free, loop_devices, mounted};
@@ -35,6 +38,10 @@ pub struct Detach {
 impl Detach {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let name = &self.name;
+        // What is left of a driver is no disk: whatever a failover does with that, it may go.
+        if let Some(died) = Died::of(&context.roots.disk(name)) {
+            return self.after_death(context, &died);
+        }
         context.may(name, Verb::Detach)?;
         if self.how.force {
             let paths = context.roots.disk(name);
@@ -63,5 +70,30 @@ impl Detach {
             detach_free(name, device)?;
         }
         Ok(stop(name, driver, self.how.how())?)
+    }
+
+    /// Takes away what a driver that died has left.
+    fn after_death(&self, context: &Context, died: &Died) -> anyhow::Result<()> {
+        let name = &self.name;
+        let loops = &died.devices;
+        if self.unmount {
+            devices::unmount(name, loops, self.how.how())?;
+        }
+        if let Some(entry) = mounted(loops)?.pop().filter(|_| !self.how.force) {
+            let message = format!(
+                "disk {name}: its driver died, and {} is mounted on {}; unmount it first, or say --force: the device \
+                 then goes when it is unmounted. Nothing was changed",
+                entry.source.display(),
+                entry.at.display()
+            );
+            return Err(Refused(message).into());
+        }
+        let paths = context.roots.disk(name);
+        drop_stale(&paths.mount_point())
+            .with_context(|| format!("disk {name}: taking away what its driver left"))?;
+        std::fs::remove_file(paths.control_socket())
+            .with_context(|| format!("{}", paths.control_socket().display()))?;
+        Died::is_over(&paths);
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail};
 use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
-use backstay_front::life::{DriverOptions, Outcome, in_background, run};
+use backstay_front::life::{DriverOptions, Outcome, Traces, in_background, run};
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::Starting;
 use backstay_recovery::failover::rules::Verb;
@@ -289,6 +289,7 @@ pub fn options(
 pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
     let served = options.mount_point.join("disk");
     let name = options.name.clone();
+    let traces = Traces::before(&name, &options.paths);
     own_dir(&options.paths.state)?;
     // Errors that leave another driver at work must keep their exit code across the fork.
     let log = options.paths.driver_log();
@@ -296,6 +297,9 @@ pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
         run(options, ready)
             .map_err(|e| if e.is_busy() { format!("{BUSY}{e}") } else { e.to_string() })
     })?;
+    if matches!(outcome, Outcome::Failed(_)) {
+        traces.remove();
+    }
     match outcome {
         Outcome::Serving => Ok(served),
         Outcome::Failed(said) => match said.strip_prefix(BUSY) {

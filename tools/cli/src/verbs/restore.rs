@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backstay_front::backing::PART_EXTENSION;
 use backstay_recovery::restore::{self, Goal, Occupied, RestoreError};
 use backstay_types::DiskName;
 use backstay_vault::retain::Held;
@@ -91,7 +92,7 @@ impl Restore {
 
 /// What a restore that failed has left.
 fn left_by(goal: &Goal) -> String {
-    let part = goal.path().with_added_extension("backstay-part");
+    let part = goal.path().with_added_extension(PART_EXTENSION);
     match goal {
         Goal::Device { path } => format!(
             "{} may hold a part of a recovery point; if so, it is marked and attach and mount refuse it",

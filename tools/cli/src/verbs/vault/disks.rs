@@ -4,13 +4,13 @@ use std::io::{IsTerminal, Write};
 
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName};
 use backstay_vault::retain::Time;
-use backstay_vault::{DiskRecord, Vault, VaultError};
+use backstay_vault::{DamagedDisk, DiskRecord, Vault, VaultError};
 use clap::Args;
 use console::Style;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::exit::{Damaged, Refused};
 use crate::table::{Cell, Column, lines};
 use crate::verbs::target::{size, time};
 use crate::verbs::unprotect::behind_gateway;
@@ -58,8 +58,10 @@ pub struct Forget {
 /// A disk of a vault.
 #[derive(Serialize)]
 struct Listed {
-    name: DiskName,
-    disk: DiskId,
+    /// None if that cannot be read.
+    name: Option<DiskName>,
+    /// None if that cannot be read.
+    disk: Option<DiskId>,
     /// Points that can be restored.
     points: usize,
     /// The newest of them.
@@ -84,27 +86,44 @@ impl Listed {
     fn of(vault: &Vault, record: DiskRecord) -> Result<Self, VaultError> {
         let disk = record.disk;
         let mut listed = Self {
-            name: record.name,
-            disk,
+            name: Some(record.name),
+            disk: Some(disk),
             points: 0,
             newest: None,
             stored_bytes: vault.stored_bytes(disk)?,
             writer: None,
             damaged: None,
         };
-        match listed.read(vault) {
+        match listed.read(vault, disk) {
             Err(e) if e.is_damage() => listed.damaged = Some(e.to_string()),
             read => read?,
         }
         Ok(listed)
     }
 
-    fn read(&mut self, vault: &Vault) -> Result<(), VaultError> {
-        let points = vault.points(self.disk)?;
+    /// One of whose documents is damaged; what else there is of it is counted as far as that can be read.
+    fn damaged(vault: &Vault, found: DamagedDisk) -> Self {
+        let DamagedDisk { name, disk, why } = found;
+        Self {
+            name,
+            disk,
+            points: disk.and_then(|disk| vault.points(disk).ok()).map_or(0, |points| points.len()),
+            newest: None,
+            stored_bytes: disk.and_then(|disk| vault.stored_bytes(disk).ok()).unwrap_or_default(),
+            writer: None,
+            damaged: Some(match why.damaged_document() {
+                Some(_) => format!("{why}. Bring this object back from a copy of the vault"),
+                None => why.to_string(),
+            }),
+        }
+    }
+
+    fn read(&mut self, vault: &Vault, disk: DiskId) -> Result<(), VaultError> {
+        let points = vault.points(disk)?;
         self.points = points.len();
-        self.writer = vault.newest_term(self.disk)?.map(|term| term.writer);
+        self.writer = vault.newest_term(disk)?.map(|term| term.writer);
         if let Some(&cycle) = points.last() {
-            let point = vault.manifest(self.disk, cycle)?;
+            let point = vault.manifest(disk, cycle)?;
             let (cut_unix_ns, size_bytes) = (point.cut_unix_ns, point.size);
             self.newest = Some(Newest { cycle, cut_unix_ns, size_bytes });
         }
@@ -119,12 +138,12 @@ impl Listed {
             None => self.writer.clone().unwrap_or_else(none).into(),
         };
         vec![
-            self.name.to_string().into(),
+            self.name.as_ref().map_or_else(none, DiskName::to_string).into(),
             newest.map_or_else(none, |newest| size(newest.size_bytes.0)).into(),
             self.points.to_string().into(),
             newest.map_or_else(none, |newest| time(newest.cut_unix_ns)).into(),
             size(self.stored_bytes).into(),
-            self.disk.to_string().into(),
+            self.disk.as_ref().map_or_else(none, DiskId::to_string).into(),
             writer,
         ]
     }
@@ -133,9 +152,33 @@ impl Listed {
 impl Ls {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
-        let disks = vault.disks()?.into_iter();
-        let disks =
-            disks.map(|record| Listed::of(&vault, record)).collect::<Result<Vec<_>, _>>()?;
+        let (disks, damaged) = vault.list_disks()?;
+        let mut disks = disks
+            .into_iter()
+            .map(|record| Listed::of(&vault, record))
+            .collect::<Result<Vec<_>, _>>()?;
+        for found in damaged {
+            // The document of a name may be damaged although the disk's own record is whole.
+            let of = |listed: &Listed| match found.disk {
+                Some(disk) => listed.disk == Some(disk),
+                None => found.name.is_some() && listed.name == found.name,
+            };
+            let at = disks.iter().position(of);
+            let damaged = Listed::damaged(&vault, found);
+            match at {
+                Some(at) => disks[at].damaged = damaged.damaged,
+                None => disks.push(damaged),
+            }
+        }
+        Self::print(context, &disks)?;
+        match disks.iter().filter(|disk| disk.damaged.is_some()).count() {
+            0 => Ok(()),
+            n => Err(Damaged(format!("{}: {n} of {} disks are damaged", vault.url(), disks.len()))
+                .into()),
+        }
+    }
+
+    fn print(context: &Context, disks: &[Listed]) -> anyhow::Result<()> {
         if context.globals.json {
             return context.print_json(&disks);
         }
@@ -182,14 +225,15 @@ impl Forget {
                 held.join(", ")
             ));
         }
+        let id = disk.disk;
         let listed = Listed::of(&vault, disk)?;
         if !self.yes {
             self.ask(context, &listed, url)?;
         }
-        vault.remove_disk(listed.disk)?;
+        vault.remove_disk(id)?;
         if context.globals.json {
             return context.print_json(&serde_json::json!({
-                "name": name, "disk": listed.disk, "points": listed.points,
+                "name": name, "disk": id, "points": listed.points,
                 "stored_bytes": listed.stored_bytes,
             }));
         }
