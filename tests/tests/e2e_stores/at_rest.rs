@@ -137,6 +137,11 @@ fn points_that_were_deleted_behind_our_back() {
         disk.causes().contains(&"points-vanished".into())
     });
     assert_eq!(disk.status()["health"]["level"], "critical");
+    assert!(
+        disk.status()["rpo_ns"].is_null(),
+        "the age of a point that is gone: {}",
+        disk.status()
+    );
     let shipped = segments(&host);
     noise(&served, 9 * MIB, MIB, 2);
     for _ in 0..2 {

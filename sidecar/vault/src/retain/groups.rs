@@ -5,6 +5,7 @@
 //! though each may have points of its own between. A group point goes before the first of its members'
 //! points does: there is none that cannot be restored.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use backstay_types::{CycleNo, DiskId};
@@ -44,11 +45,13 @@ pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError>
             };
             let mut any_damaged = false;
             for member in &point.members {
-                if !damaged.contains_key(&member.disk) {
-                    let bad = vault.damaged_points(member.disk)?;
-                    damaged.insert(member.disk, bad.into_keys().collect());
-                }
-                any_damaged |= damaged.get(&member.disk).is_some_and(|d| d.contains(&member.cycle));
+                let known = match damaged.entry(member.disk) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(slot) => {
+                        slot.insert(vault.damaged_points(member.disk)?.into_keys().collect())
+                    }
+                };
+                any_damaged |= known.contains(&member.cycle);
             }
             let (cut_unix_ns, cycle) = (point.cut_unix_ns, ours.cycle);
             let part = Part { number, cut_unix_ns, cycle, damaged: any_damaged };
