@@ -24,7 +24,7 @@ use crate::context::Context;
 Examples:
   backstay cycle db
   backstay cycle db --vault file:///mnt/backup/vault
-  backstay cycle db --by-sidecar             the sidecar makes it; its point is waited for
+  backstay cycle db --by-sidecar             the sidecar makes it; waits for it
   backstay cycle db --by-sidecar --no-wait   it is only asked for
 
 The disk must be served (backstay mount). The first cycle ships the whole disk.")]
