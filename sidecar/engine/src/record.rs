@@ -357,10 +357,10 @@ impl Record {
         Some(seen.map_or(last.cut_unix_ns, |seen| seen.at_unix_ns.max(last.cut_unix_ns)))
     }
 
-    /// Whether nothing is tried until a person says so.
+    /// Whether nothing is tried until a person says so. A record that cannot be read may say that.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.failure.as_ref().is_some_and(Failure::is_final)
+        self.unreadable.is_some() || self.failure.as_ref().is_some_and(Failure::is_final)
     }
 
     /// Forgets failures: a person says that what was wrong is mended.
