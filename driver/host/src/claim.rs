@@ -23,7 +23,17 @@ const HOLDER_BYTES_MAX: usize = 256;
 
 /// Bytes that are claimed, as long as this lives.
 #[derive(Debug, Default)]
-pub struct Claims(#[allow(dead_code, reason = "held open for its locks")] Vec<File>);
+pub struct Claims(Vec<File>);
+
+impl Drop for Claims {
+    /// Unlocks by name. To close is not enough: a child that has not become a program of its own yet has
+    /// the same open file, and with it the lock.
+    fn drop(&mut self) {
+        for file in &self.0 {
+            let _ = set_lock(file, libc::F_UNLCK, 0, 0);
+        }
+    }
+}
 
 /// Why bytes were not claimed.
 #[derive(Debug, thiserror::Error)]
@@ -90,18 +100,25 @@ fn lock(file: &File, layer: &Layer) -> io::Result<bool> {
     let start = layer.start.min(limit - 1);
     let len = if layer.end >= limit { 0 } else { layer.end.max(start + 1) - start };
     let kind = if layer.exact { libc::F_WRLCK } else { libc::F_RDLCK };
-    let flock = libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: start as i64,
-        l_len: len as i64,
-        l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&flock)) {
+    match set_lock(file, kind, start as i64, len as i64) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Locks or unlocks bytes for this open file; a length of 0 reaches to the end.
+fn set_lock(file: &File, kind: i32, start: i64, len: i64) -> Result<i32, Errno> {
+    fcntl(
+        file,
+        FcntlArg::F_OFD_SETLK(&libc::flock {
+            l_type: kind as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: start,
+            l_len: len,
+            l_pid: 0,
+        }),
+    )
 }
 
 /// Who claimed something of it last, if that process still lives.
@@ -120,6 +137,19 @@ mod tests {
     fn layer(start: u64, end: u64, exact: bool) -> Layer {
         let ground = Ground::File { dev: 1, ino: 2 };
         Layer { ground, path: "/srv/x".into(), start, end, exact, served_at: None }
+    }
+
+    #[test]
+    fn what_is_given_up_is_free_though_a_child_has_the_file_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("claims");
+        let take = || claim(&dir, &[layer(0, 1, true)], "disk db", Duration::ZERO);
+        let first = take().unwrap();
+        // What a child has between fork and exec: the same open file.
+        let of_a_child: Vec<_> = first.0.iter().map(|file| file.try_clone().unwrap()).collect();
+        drop(first);
+        take().expect("it was given up");
+        drop(of_a_child);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use backstay_host::clock;
+use backstay_host::{clock, lock};
+use nix::fcntl::Flock;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
@@ -85,7 +86,7 @@ pub struct Authority {
     dir: PathBuf,
     index: Index,
     passphrase: Option<Passphrase>,
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Authority {
@@ -108,7 +109,7 @@ impl Authority {
             return Err(PkiError::Request(format!("{name:?} cannot be an authority's name")));
         }
         files::make_dir(dir).map_err(|e| wrong(dir, e))?;
-        let lock = lock(dir)?;
+        let lock = lock_folder(dir)?;
         // The index is written last: without it there is no authority yet, and this may be done again.
         if dir.join(INDEX).exists() {
             let said =
@@ -145,7 +146,7 @@ impl Authority {
     /// # Errors
     /// If there is none, it is damaged, others may read its key, or somebody else has it open.
     pub fn open(dir: &Path) -> Result<Self, PkiError> {
-        let lock = lock(dir)?;
+        let lock = lock_folder(dir)?;
         let index = Index::load(&dir.join(INDEX))?;
         files::check_private(&dir.join(KEY))?;
         Ok(Self { dir: dir.into(), index, passphrase: None, _lock: lock })
@@ -422,11 +423,11 @@ impl Authority {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, PkiError> {
+fn lock_folder(dir: &Path) -> Result<Flock<File>, PkiError> {
     let wrong = |reason: String| PkiError::File { path: dir.into(), reason };
-    let lock = File::open(dir).map_err(|e| wrong(e.to_string()))?;
-    lock.try_lock().map_err(|_| wrong("somebody else is at it; try again".into()))?;
-    Ok(lock)
+    let locked = File::open(dir).and_then(|file| lock::exclusive(file, lock::LOOKED_AT_WAIT));
+    let locked = locked.map_err(|e| wrong(e.to_string()))?;
+    locked.ok_or_else(|| wrong("somebody else is at it; try again".into()))
 }
 
 fn distinguished(name: &str) -> DistinguishedName {
