@@ -2,7 +2,7 @@
 
 All files are of one size, without holes, on one file system; all are set up before the first
 measurement and measured in turn, round after round, so that the machine's moods hit all alike.
-Direct I/O throughout; the page cache of the backing files is warm for whoever uses it.
+Direct I/O throughout; the page cache of the backing files is warm for anyone who uses it.
 """
 
 import subprocess

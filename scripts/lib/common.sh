@@ -11,7 +11,7 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/b
 # One folder for everything that is built, so that nothing is built twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
 
-# What is fetched from registries and made of it: a checkout that is built anew need not fetch it again.
+# What is fetched from registries and made of it: a checkout that is built again need not fetch it again.
 export BACKSTAY_CACHE="${BACKSTAY_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/backstay}"
 
 # scripts/setup lint puts it there.

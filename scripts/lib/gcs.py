@@ -56,7 +56,7 @@ def unpadded(text):
 
 
 class Tokens:
-    """Who is let in: whoever holds the account's private key."""
+    """Who is let in: anyone who holds the account's private key."""
 
     def __init__(self, account):
         account = json.loads(pathlib.Path(account).read_text())

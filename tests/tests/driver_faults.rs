@@ -500,7 +500,7 @@ fn a_disk_never_shrinks_and_never_uses_a_part_of_its_backing() {
     assert_eq!(disk.size(), SIZE);
 }
 
-/// What a group's cut has made ahead is of the old size: it is made anew, and takes nothing with it.
+/// What a group's cut has made ahead is of the old size: it is made again, and takes nothing with it.
 #[test]
 fn a_cut_made_ahead_does_not_outlive_a_growth() {
     let to = ByteLen(2 * SIZE.0);

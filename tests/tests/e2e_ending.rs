@@ -1,4 +1,4 @@
-//! No command ends a disk under its users, whoever and wherever they are; and a driver that hangs has a way
+//! No command ends a disk under its users, anyone who and wherever they are; and a driver that hangs has a way
 //! out.
 //!
 //! Needs root, /dev/fuse, loop devices, swap, unshare, qemu-utils (`scripts/setup test`).
@@ -256,7 +256,7 @@ fn a_driver_that_hangs_is_named_and_ended_in_time() {
         (clock::monotonic() - began)
     );
     wait_gone(driver);
-    // Whoever waited in a sync goes on.
+    // Anyone who waited in a sync goes on.
     let until = clock::monotonic() + Duration::from_secs(20);
     while sync.try_wait().unwrap().is_none() {
         assert!(clock::monotonic() < until, "sync still waits");
@@ -345,7 +345,7 @@ fn a_backing_that_hangs_is_named_and_its_users_get_away() {
     drop(ground);
 }
 
-/// A driver that was killed is no disk that was detached: what hangs on it is named, and goes.
+/// A driver that was killed is no disk that was detached: what depends on it is named, and goes.
 #[test]
 fn what_a_dead_driver_leaves_is_told_and_freed() {
     let _alone = alone();
@@ -372,7 +372,7 @@ fn what_a_dead_driver_leaves_is_told_and_freed() {
     assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
     assert!(said(&refused).contains("its driver died"), "{}", said(&refused));
     must("umount", ["-l", &text(&mounted.at)]);
-    // Served again, the dead device is gone, or is the one that was made anew.
+    // Served again, the dead device is gone, or is the one that was made again.
     let again = disk.attach();
     assert!(again == device || !backing().contains("/disk"), "{again}, {device}: {}", backing());
     assert!(!disk.causes().contains(&"driver-died".to_owned()));

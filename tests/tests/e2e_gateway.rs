@@ -102,7 +102,7 @@ fn a_life_through_a_gateway() {
     // What checksums do not tell it ships instead of reading it.
     site.source.backstay(&["resync", "db", "--now"]);
 
-    // Whoever recovers reads, mounts, and takes over.
+    // Anyone who recovers reads, mounts, and takes over.
     let recovery = Host::new("gateway-recovery");
     site.configure(&recovery, &url, &site.pki.recovery("dr", &["db"]), "");
     let out = pin(&recovery.path("out.img"));

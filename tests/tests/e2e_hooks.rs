@@ -483,7 +483,7 @@ fn what_backstay_writes_to_is_not_frozen_and_what_others_froze_is_not_thawed() {
     lab.is_not_frozen();
 }
 
-/// At any moment of a cycle, and whoever is killed: in the end nothing is frozen, and every pre command has
+/// At any moment of a cycle, and anyone who is killed: in the end nothing is frozen, and every pre command has
 /// its post. Short form some kills, long form (`BACKSTAY_TEST_LONG`) a hundred.
 #[test]
 fn kills_at_any_moment_leave_nothing_frozen() {

@@ -191,7 +191,7 @@ fn jobs_and_phases_outlive_the_sidecar() {
     assert_eq!(jobs(&host)[0]["state"], "interrupted");
     wait_for("the driver to notice", || disk.status()["driver"]["lease"].is_null());
     assert_ne!(disk.status()["state"], "initial-running");
-    // The next one writes that down and begins anew.
+    // The next one writes that down and begins again.
     write_config(&host, "interval = \"1d\"\n");
     let service = Service::start(&host);
     wait_for("the first point", || points(&disk) >= 1);
@@ -207,7 +207,7 @@ fn jobs_and_phases_outlive_the_sidecar() {
         jobs(&host).iter().any(|job| job["work"] == "on-demand" && job["state"] == "done")
     });
     drop(service);
-    // One that starts anew knows when the next cycle is due: not now.
+    // One that starts again knows when the next cycle is due: not now.
     let service = Service::start(&host);
     let asked = points(&disk);
     ask_for_a_cycle(&host);

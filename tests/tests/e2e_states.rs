@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use backstay_front::paths::Roots;
-use backstay_recovery::failover::rules::{Rule, Standing, VERBS, Verb, What, all, rule};
+use backstay_recovery::failover::rules::{NameKind, NameState, Rule, VERBS, Verb, all, rule};
 use backstay_recovery::failover::{FailoverRecord, Kind, State};
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::service::wait_for;
@@ -93,9 +93,9 @@ fn record(host: &Host) -> Option<FailoverRecord> {
     FailoverRecord::load(&host.path("state"), &"db".parse().unwrap()).unwrap()
 }
 
-fn standing(host: &Host) -> Standing {
+fn standing(host: &Host) -> NameState {
     let roots = Roots::new(Some(host.path("state")), Some(host.runtime.clone()));
-    Standing::look(&roots, &"db".parse().unwrap()).unwrap()
+    NameState::look(&roots, &"db".parse().unwrap()).unwrap()
 }
 
 /// Has a command killed at its steps until its record is in a state.
@@ -138,7 +138,7 @@ fn target(site: &Site, kind: Kind, state: State) {
 }
 
 /// Brings a host into a state.
-fn make(wanted: Standing) -> Made {
+fn make(wanted: NameState) -> Made {
     let site = Site::new();
     let (a, b) = (Arc::clone(&site.a), Arc::clone(&site.b));
     let new = b.path("new.img").to_string_lossy().into_owned();
@@ -148,27 +148,27 @@ fn make(wanted: Standing) -> Made {
         }
     };
     let made = match wanted.what {
-        What::Nothing => {
+        NameKind::Nothing => {
             a.backstay(&["failover", "handover", "db"]);
             site.made(true)
         }
-        What::Disk => {
+        NameKind::Disk => {
             stop(&a);
             site.made(false)
         }
-        What::Elsewhere => {
+        NameKind::Elsewhere => {
             b.backstay(&["failover", "unplanned", "db"]);
             b.backstay(&["failover", "commit", "db"]);
             assert!(!a.try_backstay(&["cycle", "db"]).status.success());
             stop(&a);
             site.made(false)
         }
-        What::Point => {
+        NameKind::Point => {
             b.backstay(&["mount", "--disk", "db", "--name", "db", "--point", "latest"]);
             stop(&b);
             site.made(true)
         }
-        What::Replica => {
+        NameKind::Replica => {
             b.backstay(&["replica", "db", "--to", &new, "--once"]);
             let follower = wanted.at_work.then(|| b.start(&["replica", "db", "--follow"]));
             wait_for("the follower", || standing(&b).at_work == wanted.at_work);
@@ -176,36 +176,36 @@ fn make(wanted: Standing) -> Made {
             made.follower = follower;
             made
         }
-        What::TakenOver => {
+        NameKind::TakenOver => {
             b.backstay(&["replica", "db", "--to", &new, "--once"]);
             b.backstay(&["replica", "db", "--take-over"]);
             stop(&b);
             site.made(true)
         }
-        What::Failover(Kind::Source, state) => {
+        NameKind::Failover(Kind::Source, state) => {
             of_source(&site, state);
             site.made(false)
         }
-        What::Failover(Kind::Failback, state) => {
+        NameKind::Failover(Kind::Failback, state) => {
             let to = site.source.backing.clone();
             of_failback(&site, state, &to);
             site.made(false)
         }
-        What::Failover(kind, state) => {
+        NameKind::Failover(kind, state) => {
             target(&site, kind, state);
             if matches!(state, State::Up | State::Committed) {
                 stop(&b);
             }
             site.made(true)
         }
-        What::Orphan(Kind::Source, state) => {
+        NameKind::Orphan(Kind::Source, state) => {
             of_source(&site, state);
             lose(&a);
             let mut made = site.made(false);
             made.to = a.path("new.img");
             made
         }
-        What::Orphan(Kind::Failback, state) => {
+        NameKind::Orphan(Kind::Failback, state) => {
             let to = a.path("new.img");
             of_failback(&site, state, &to);
             if standing(&a).at_work {
@@ -216,7 +216,7 @@ fn make(wanted: Standing) -> Made {
             made.to = to;
             made
         }
-        What::Orphan(kind, state) => {
+        NameKind::Orphan(kind, state) => {
             target(&site, kind, state);
             lose(&b);
             site.made(true)
@@ -273,7 +273,7 @@ fn of_failback(site: &Site, state: State, to: &std::path::Path) {
 }
 
 /// A command as a person would type it in this state.
-fn args(made: &Made, wanted: Standing, verb: Verb) -> Vec<String> {
+fn args(made: &Made, wanted: NameState, verb: Verb) -> Vec<String> {
     let (to, backing) = (made.to.to_string_lossy(), made.backing.to_string_lossy());
     let elsewhere = format!("file://{}", made.host.path("other-vault").display());
     let words: Vec<&str> = match verb {
@@ -288,14 +288,14 @@ fn args(made: &Made, wanted: Standing, verb: Verb) -> Vec<String> {
         Verb::Cleanup => vec!["failover", "cleanup", "db"],
         Verb::Handover => vec!["failover", "handover", "db"],
         Verb::Failback => vec!["failback", "db", "--to", &to, "--once"],
-        Verb::Protect if wanted.what == What::Nothing => {
+        Verb::Protect if wanted.what == NameKind::Nothing => {
             fs::File::create(&made.backing).unwrap().set_len(SIZE).unwrap();
             vec!["protect", &backing, "--name", "db", "--vault", &elsewhere]
         }
         Verb::Protect => vec!["protect", &backing, "--name", "db"],
         Verb::Unprotect => vec!["unprotect", "db", "--keep-points"],
         Verb::Delete => vec!["unprotect", "db", "--delete-points", "--yes"],
-        Verb::Replica if wanted.what == What::Nothing => {
+        Verb::Replica if wanted.what == NameKind::Nothing => {
             vec!["replica", "db", "--to", &backing, "--once"]
         }
         Verb::Replica => vec!["replica", "db", "--once"],
@@ -312,7 +312,7 @@ fn args(made: &Made, wanted: Standing, verb: Verb) -> Vec<String> {
     words.into_iter().map(str::to_owned).collect()
 }
 
-fn try_it(made: &Made, wanted: Standing, verb: Verb) -> (Option<i32>, String) {
+fn try_it(made: &Made, wanted: NameState, verb: Verb) -> (Option<i32>, String) {
     let args = args(made, wanted, verb);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let output = made.host.try_backstay(&args);
@@ -320,7 +320,7 @@ fn try_it(made: &Made, wanted: Standing, verb: Verb) -> (Option<i32>, String) {
 }
 
 /// Tries every command in a state.
-fn walk(wanted: Standing) {
+fn walk(wanted: NameState) {
     let mut wrong = vec![];
     let made = make(wanted);
     let before = (standing(&made.host), record(&made.host));
@@ -338,7 +338,7 @@ fn walk(wanted: Standing) {
         let (code, said) = try_it(&made, wanted, verb);
         let command = instead.command("db");
         // A cycle of a disk that another host has asks the vault, and fails.
-        let asks = matches!(wanted.what, What::Elsewhere | What::TakenOver);
+        let asks = matches!(wanted.what, NameKind::Elsewhere | NameKind::TakenOver);
         let fails = asks && verb == Verb::Cycle && code == Some(1);
         if !(code == Some(3) || fails) || !said.contains(&command) {
             wrong.push(format!("{verb:?}: exit {code:?}, not 3 with {command:?}: {said}"));
@@ -363,7 +363,7 @@ fn walk(wanted: Standing) {
     println!("{wanted:?}: {tried} commands");
 }
 
-fn walk_all(of: impl Fn(What) -> bool) {
+fn walk_all(of: impl Fn(NameKind) -> bool) {
     let one = std::env::var("BACKSTAY_TEST_STATE").ok();
     let mut wrong = vec![];
     for wanted in all().into_iter().filter(|standing| of(standing.what)) {
@@ -380,35 +380,35 @@ fn walk_all(of: impl Fn(What) -> bool) {
 
 #[test]
 fn every_command_where_no_failover_is() {
-    walk_all(|what| !matches!(what, What::Failover(..) | What::Orphan(..)));
+    walk_all(|what| !matches!(what, NameKind::Failover(..) | NameKind::Orphan(..)));
 }
 
 #[test]
 fn every_command_in_a_test_failover() {
-    walk_all(|what| matches!(what, What::Failover(Kind::Test, _)));
+    walk_all(|what| matches!(what, NameKind::Failover(Kind::Test, _)));
 }
 
 #[test]
 fn every_command_in_a_planned_failover() {
-    walk_all(|what| matches!(what, What::Failover(Kind::Planned, _)));
+    walk_all(|what| matches!(what, NameKind::Failover(Kind::Planned, _)));
 }
 
 #[test]
 fn every_command_in_an_unplanned_failover() {
-    walk_all(|what| matches!(what, What::Failover(Kind::Unplanned, _)));
+    walk_all(|what| matches!(what, NameKind::Failover(Kind::Unplanned, _)));
 }
 
 #[test]
 fn every_command_on_the_source_of_a_failover() {
-    walk_all(|what| matches!(what, What::Failover(Kind::Source, _)));
+    walk_all(|what| matches!(what, NameKind::Failover(Kind::Source, _)));
 }
 
 #[test]
 fn every_command_in_a_failback() {
-    walk_all(|what| matches!(what, What::Failover(Kind::Failback, _)));
+    walk_all(|what| matches!(what, NameKind::Failover(Kind::Failback, _)));
 }
 
 #[test]
 fn every_command_where_only_a_record_is_left() {
-    walk_all(|what| matches!(what, What::Orphan(..)));
+    walk_all(|what| matches!(what, NameKind::Orphan(..)));
 }

@@ -232,7 +232,7 @@ fn verify_goes_on_and_says_which_points_are_whole() {
     let bytes = fs::read(&newest).unwrap();
     fs::remove_file(&newest).unwrap();
     assert_eq!(verify(), (Some(4), vec![1, 2, 3], vec![4], vec![]));
-    // Everybody knows it from now on: health, the list, and whoever wants the newest point.
+    // Everybody knows it from now on: health, the list, and anyone who wants the newest point.
     assert!(disk.causes().contains(&"vault-damaged".to_owned()), "{:?}", disk.causes());
     assert!(disk.status()["rpo_ns"].is_null(), "{}", disk.status());
     let shown = said(&host.try_backstay(&["status", "d"]));

@@ -272,7 +272,7 @@ fn secrets_are_not_handed_to_other_programs() {
     nothing_kept(&host);
 }
 
-/// A core is read by whoever finds it: a process that may know secrets leaves none, and other processes of its own
+/// A core is read by anyone who finds it: a process that may know secrets leaves none, and other processes of its own
 /// user do not look into it. The kernel shows this by whose its files in /proc are.
 #[test]
 fn a_process_that_knows_secrets_leaves_no_core() {

@@ -16,11 +16,11 @@ use backstay_recovery::failover::source::{Stopping, handover};
 use backstay_recovery::failover::target::{
     Committing, Order, Which, bring_up, change, commit, remove,
 };
-use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, Place, State};
+use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, ServedDisk, State};
 use backstay_recovery::host::cycle::run_once;
 use backstay_recovery::host::serve::{From, How};
 use backstay_recovery::host::{LocalHost, Program, Silent};
-use backstay_recovery::lazy::PointChoice;
+use backstay_recovery::mount::PointChoice;
 use backstay_tests::harness::Host;
 use backstay_tests::harness::host::{backstay, hash};
 use backstay_types::{CycleNo, DiskName};
@@ -50,7 +50,7 @@ impl Side {
         LocalHost { roots: &self.roots, config: &self.config, program, told: Box::new(Silent) }
     }
 
-    fn bring_up(&self, kind: Kind, which: Which) -> Place {
+    fn bring_up(&self, kind: Kind, which: Which) -> ServedDisk {
         let local: DiskName = if kind == Kind::Test { "db.test" } else { "db" }.parse().unwrap();
         let order = Order {
             kind,

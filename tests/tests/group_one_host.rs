@@ -188,7 +188,7 @@ fn hooks_run_around_the_cut_of_a_group() {
         assert_eq!(listed.unwrap()["consistency"], consistency, "disk {}", disk.name);
     }
     let runs = |path: &std::path::Path| fs::read_to_string(path).unwrap().lines().count();
-    assert_eq!(runs(&pre), runs(&post), "whoever was told to wait is told to go on");
+    assert_eq!(runs(&pre), runs(&post), "anyone who was told to wait is told to go on");
 }
 
 /// The service makes rounds; what somebody waits for is not left to the next one, and a group whose

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backstay_recovery::failover::record::STATES;
-use backstay_recovery::failover::rules::{Rule, Standing, VERBS, Verb, What, all, comes_to, rule};
+use backstay_recovery::failover::rules::{
+    NameKind, NameState, Rule, VERBS, Verb, all, comes_to, rule,
+};
 use backstay_recovery::failover::{Kind, State, way_on};
 
 fn kind_word(kind: Kind) -> String {
@@ -33,17 +35,17 @@ fn ways_on() -> Vec<String> {
         .collect()
 }
 
-fn state_word(Standing { what, at_work }: Standing) -> String {
+fn state_word(NameState { what, at_work }: NameState) -> String {
     let word = match what {
-        What::Nothing => return "nothing".into(),
-        What::Disk => "disk".into(),
-        What::Elsewhere => "disk that another host has taken over".into(),
-        What::Point => "mounted point".into(),
-        What::TakenOver => "replica that was taken over, not committed".into(),
-        What::Replica => {
+        NameKind::Nothing => return "nothing".into(),
+        NameKind::Disk => "disk".into(),
+        NameKind::Elsewhere => "disk that another host has taken over".into(),
+        NameKind::Point => "mounted point".into(),
+        NameKind::TakenOver => "replica that was taken over, not committed".into(),
+        NameKind::Replica => {
             return format!("replica, {}", if at_work { "kept by a process" } else { "not kept" });
         }
-        What::Failover(kind, state) => {
+        NameKind::Failover(kind, state) => {
             let word = format!("{}: {}", kind_word(kind), state.explain());
             let serves = matches!(state, State::Up | State::Committed);
             if !serves {
@@ -51,7 +53,7 @@ fn state_word(Standing { what, at_work }: Standing) -> String {
             }
             word
         }
-        What::Orphan(kind, state) => {
+        NameKind::Orphan(kind, state) => {
             return format!("{}: {}; its disk is gone", kind_word(kind), state.explain());
         }
     };

@@ -34,7 +34,7 @@ pub enum Request {
     Status,
     /// Become the one client that may cut this disk, until the connection closes.
     Lease {
-        /// Who asks, shown to whoever comes second.
+        /// Who asks, shown to anyone who comes second.
         client: String,
     },
     /// Close the current epoch (I2).

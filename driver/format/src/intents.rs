@@ -142,7 +142,7 @@ pub fn read_all(
     epoch: EpochNo,
     regions_max: u32,
     mut dirty: impl FnMut(Region),
-) -> Result<Found, FormatError> {
+) -> Result<IntentSummary, FormatError> {
     let header = IntentHeader::decode(bytes)?;
     let bounds = |field, value| Err(FormatError::Bounds { what: WHAT, field, value });
     if header.disk != disk {
@@ -159,7 +159,7 @@ pub fn read_all(
     if bytes.len() < need {
         return Err(FormatError::Short { what: WHAT, have: bytes.len(), need });
     }
-    let mut found = Found::default();
+    let mut found = IntentSummary::default();
     for (block, chunk) in bytes[HEADER_BYTES..need].chunks_exact(BLOCK_BYTES).enumerate() {
         let first = block as u32 * BLOCK_REGIONS;
         let count = BLOCK_REGIONS.min(regions - first);
@@ -186,7 +186,7 @@ pub fn read_all(
 
 /// What [`read_all`] came across.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct IntentSummary {
     /// Regions with an intent.
     pub regions: u64,
     /// Blocks that were torn or damaged; all their regions were reported.
@@ -215,7 +215,7 @@ mod tests {
         file
     }
 
-    fn read(bytes: &[u8], regions: u32) -> (Vec<u32>, Result<Found, FormatError>) {
+    fn read(bytes: &[u8], regions: u32) -> (Vec<u32>, Result<IntentSummary, FormatError>) {
         let mut out = vec![];
         let found = read_all(bytes, DISK, EpochNo(8), regions, |r| out.push(r.0));
         (out, found)
@@ -226,7 +226,7 @@ mod tests {
         let set = [0, 7, 3967, 3968, 5000];
         let (got, found) = read(&file(EpochNo(8), 5001, &set), 5001);
         assert_eq!(got, set);
-        assert_eq!(found.unwrap(), Found { regions: 5, damaged_blocks: 0 });
+        assert_eq!(found.unwrap(), IntentSummary { regions: 5, damaged_blocks: 0 });
     }
 
     #[test]

@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 const NAME_AT: usize = 72;
 const TEXT_AT: usize = NAME_AT + DiskName::LEN_MAX;
 const CRC_AT: usize = MARK_BYTES - 4;
-/// For whoever looks at the device without us.
+/// For anyone who looks at the device without us.
 const TEXT: &[u8] =
     b"\nThis device holds an unfinished restore of Backstay. Its content is not a disk. \
 Run the restore again, or overwrite the device.\n";

@@ -23,7 +23,7 @@
 //! use backstay_host::atomic::{self, Durability};
 //!
 //! let file = std::env::temp_dir().join(format!("backstay-example-{}", std::process::id()));
-//! // Whoever reads it sees the old content or the new one, never a part.
+//! // Anyone who reads it sees the old content or the new one, never a part.
 //! atomic::replace(&file, b"all of it", Durability::Durable)?;
 //! assert_eq!(std::fs::read(&file)?, b"all of it");
 //! std::fs::remove_file(&file)?;

@@ -133,7 +133,7 @@ pub(crate) fn loop_info(device: &Path) -> io::Result<Option<LoopInfo>> {
     let (answer, answered) = mpsc::channel();
     let asking = thread::Builder::new().name("loop-status".into()).spawn(move || {
         let result = status(&file);
-        // Whoever asked may not wait any more.
+        // Anyone who asked may not wait any more.
         let _ = answer.send(result);
     })?;
     match answered.recv_timeout(ANSWERS_WITHIN) {
@@ -331,7 +331,7 @@ fn sectors_of_table(served: &Path) -> Option<u32> {
 /// # Errors
 /// What losetup says.
 pub fn detach(device: &Path) -> io::Result<()> {
-    // Whoever unmounts at this instant may be quicker.
+    // Anyone who unmounts at this instant may be quicker.
     if file_of(device).is_none() {
         return Ok(());
     }

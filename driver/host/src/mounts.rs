@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The kind of the file system that a driver serves its disk in.
 pub const DRIVER_FS: &str = "fuse.backstay";
 
-/// Kinds of file systems whose server may hang whoever asks it.
+/// Kinds of file systems whose server may hang anyone who asks it.
 const REMOTE: [&str; 9] =
     ["nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "autofs", "virtiofs"];
 

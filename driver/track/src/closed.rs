@@ -32,7 +32,7 @@ const STRIPES: usize = 16;
 const STRIPE_SECTORS: u64 = RECORD_SECTORS_MAX;
 
 /// The locks, each with the buffer that its holder copies through. A disk's closed epochs have the same
-/// ones, one after the other: made anew for each cut, they would be memory that was touched, 2 MiB a
+/// ones, one after the other: made again for each cut, they would be memory that was touched, 2 MiB a
 /// disk, also of disks that nobody writes to; like this only what is used ever takes any.
 pub(crate) struct Stripes(Box<[Mutex<Box<[u8]>>]>);
 

@@ -1,7 +1,7 @@
 //! Write intents: making "this region may change" durable before it does (I1).
 //!
 //! The fast path is one load of a bit. A region's first write in an epoch joins a group commit:
-//! whoever finds no commit running becomes its leader and writes the blocks of everyone who asked
+//! anyone who finds no commit running becomes its leader and writes the blocks of everyone who asked
 //! until then, in one durable write for each run of blocks; the others wait for it.
 
 use std::io;

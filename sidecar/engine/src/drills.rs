@@ -1,6 +1,6 @@
 //! When points are to be tried, and how the last one fared.
 //!
-//! A drill mounts a point, and what mounts points is not known here: whoever runs the service runs the
+//! A drill mounts a point, and what mounts points is not known here: anyone who runs the service runs the
 //! drills, too. This is what both must agree on: the settings, and a small file in the disk's state
 //! directory, `drill.json`, replaced as a whole.
 

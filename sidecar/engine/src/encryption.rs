@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_vault::seal::care::STALE_DEFAULT;
-use backstay_vault::seal::settings::Prompt;
-use backstay_vault::seal::{KeySettings, configure};
+use backstay_vault::encrypt::key_health::STALE_DEFAULT;
+use backstay_vault::encrypt::settings::Prompt;
+use backstay_vault::encrypt::{KeySettings, configure};
 use serde::{Deserialize, Serialize};
 
 /// What this host has to open vaults with.

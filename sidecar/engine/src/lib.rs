@@ -36,7 +36,6 @@
 //! # Ok::<(), toml::de::Error>(())
 //! ```
 
-pub mod care;
 pub mod config;
 pub mod cycle;
 pub mod doctor;
@@ -49,6 +48,7 @@ pub mod health;
 pub mod home;
 pub mod hooks;
 pub mod jobs;
+pub mod key_health;
 pub mod metrics;
 pub mod phase;
 pub mod pipeline;
@@ -57,9 +57,9 @@ pub mod protection;
 pub mod record;
 pub mod reload;
 pub mod requests;
+pub mod rollback_guard;
 pub mod schedule;
 pub mod scrub;
-pub mod seen;
 pub mod service;
 mod silent;
 pub mod source;

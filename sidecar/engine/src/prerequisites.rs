@@ -79,7 +79,7 @@ pub fn check(
 }
 
 /// What was found of a thing.
-pub(crate) enum Found {
+pub(crate) enum Checked {
     /// As it should be.
     Good(String),
     /// To be looked at.
@@ -88,7 +88,7 @@ pub(crate) enum Found {
     Bad(String),
 }
 
-impl Found {
+impl Checked {
     /// How it is, and the words.
     pub(crate) fn split(self) -> (Verdict, String) {
         match self {
@@ -98,17 +98,17 @@ impl Found {
         }
     }
 }
-use Found::{Bad, Good, Odd};
+use Checked::{Bad, Good, Odd};
 
 /// A thing that could not even be looked at is bad.
 pub(crate) fn looked(
     what: &'static str,
-    found: Result<Found, impl Display>,
-) -> (&'static str, Found) {
+    found: Result<Checked, impl Display>,
+) -> (&'static str, Checked) {
     (what, found.unwrap_or_else(|e| Bad(e.to_string())))
 }
 
-pub(crate) fn rights() -> Result<Found, std::io::Error> {
+pub(crate) fn rights() -> Result<Checked, std::io::Error> {
     Ok(if nix::unistd::geteuid().is_root() {
         Good("root".into())
     } else {
@@ -116,7 +116,7 @@ pub(crate) fn rights() -> Result<Found, std::io::Error> {
     })
 }
 
-pub(crate) fn kernel() -> Result<Found, nix::errno::Errno> {
+pub(crate) fn kernel() -> Result<Checked, nix::errno::Errno> {
     let name = nix::sys::utsname::uname()?;
     let release = name.release().to_string_lossy().into_owned();
     Ok(match version(&release) {
@@ -135,7 +135,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-pub(crate) fn fuse() -> Result<Found, String> {
+pub(crate) fn fuse() -> Result<Checked, String> {
     let path = "/dev/fuse";
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(Good("can be opened".into())),
@@ -168,7 +168,7 @@ fn raw(roots: &Roots, name: &DiskName, path: &Path) -> Result<(), String> {
     }
 }
 
-pub(crate) fn usable(path: &Path) -> Result<Found, String> {
+pub(crate) fn usable(path: &Path) -> Result<Checked, String> {
     backing::refuse_users(path).map_err(|e| e.to_string())?;
     // Opened as a driver would, and closed again.
     let opened = backing::open(path, Engine::default()).map_err(|e| e.to_string())?;
@@ -180,7 +180,7 @@ pub(crate) fn usable(path: &Path) -> Result<Found, String> {
     })
 }
 
-fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::io::Error> {
+fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Checked, std::io::Error> {
     let paths = roots.disk(name);
     if backstay_front::control::ControlClient::connect(&paths.control_socket()).is_ok() {
         return Ok(Bad(format!(
@@ -189,7 +189,7 @@ fn free_name(roots: &Roots, name: &DiskName, disk: &Path) -> Result<Found, std::
     }
     let before = match crate::protection::Protection::load(&paths.state) {
         Ok(before) => before,
-        Err(e) => return Ok(Odd(format!("{e}; it is written anew"))),
+        Err(e) => return Ok(Odd(format!("{e}; it is written again"))),
     };
     Ok(match before {
         Some(before) if before.backing != disk => Bad(format!(
@@ -213,7 +213,7 @@ pub(crate) fn room(path: &Path) -> Result<u64, nix::errno::Errno> {
     Ok(fs.blocks_available() * fs.fragment_size())
 }
 
-pub(crate) fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::errno::Errno> {
+pub(crate) fn room_for_log(state: &Path, limit: ByteLen) -> Result<Checked, nix::errno::Errno> {
     let (room, at) = (room(state)?, state.display());
     let (have, want) = (size(room), size(limit.0));
     Ok(if room < STATE_MIN {
@@ -228,7 +228,7 @@ pub(crate) fn room_for_log(state: &Path, limit: ByteLen) -> Result<Found, nix::e
     })
 }
 
-pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::errno::Errno> {
+pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Checked, nix::errno::Errno> {
     let (room, at) = (room(runtime)?, runtime.display());
     // One bit a sector; during a cycle there are up to five such maps.
     let most = disk / 4096 * 5;
@@ -243,7 +243,7 @@ pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Found, nix::
     })
 }
 
-fn writable_vault(url: &str) -> Result<Found, VaultError> {
+fn writable_vault(url: &str) -> Result<Checked, VaultError> {
     let vault = match Vault::open_to_look(url) {
         Err(VaultError::NoVault { .. }) => {
             Vault::check_place(url)?;
@@ -267,7 +267,7 @@ fn place_of_vault(
     name: &DiskName,
     disk: &Path,
     (url, allow_local): (&str, bool),
-) -> Result<Found, std::io::Error> {
+) -> Result<Checked, std::io::Error> {
     let Some(dir) = vault_place::directory(url) else {
         return Ok(Good("not on this host".into()));
     };
@@ -286,7 +286,7 @@ fn place_of_vault(
     })
 }
 
-pub(crate) fn clock() -> Result<Found, std::io::Error> {
+pub(crate) fn clock() -> Result<Checked, std::io::Error> {
     let now = Duration::from_nanos(clock::now_unix_ns());
     if now < CLOCK_MIN {
         return Ok(Bad("the clock is years behind: points would carry wrong times; set it".into()));

@@ -8,7 +8,7 @@ use backstay_host::record::{self, RecordError};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "protection.json";
-/// What says that a disk is a mounted point; written by whoever mounts it.
+/// What says that a disk is a mounted point; written by anyone who mounts it.
 pub const MOUNTED_POINT: &str = "mounted/point.json";
 
 /// How a disk is protected.

@@ -6,8 +6,8 @@ use std::path::Path;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::record::{self, RecordError};
+use backstay_vault::encrypt::Worry;
 use backstay_vault::retain::{Retired, Withheld};
-use backstay_vault::seal::Worry;
 use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
 
@@ -296,7 +296,7 @@ impl Record {
         Self { protection_unreadable, upkeep, keys, withheld, retained, drilled, ..record }
     }
 
-    /// Reads the record itself, for whoever must not go on without what it says.
+    /// Reads the record itself, for anyone who must not go on without what it says.
     ///
     /// # Errors
     /// If it is there and cannot be read.

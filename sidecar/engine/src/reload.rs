@@ -117,7 +117,7 @@ impl ConfigWatch {
         }
         let old = &self.config;
         if (&old.state_dir, &old.runtime_dir) != (&new.state_dir, &new.runtime_dir) {
-            tracing::warn!("state_dir and runtime_dir change only when the sidecar starts anew");
+            tracing::warn!("restart the sidecar to apply the new state_dir and runtime_dir");
         }
         tracing::info!("the configuration has changed");
         new.store.apply();

@@ -67,7 +67,7 @@ pub struct Store {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Whoever has a right of its own for that.
+    /// Anyone who has a right of its own for that.
     #[default]
     Governance,
     /// Nobody.

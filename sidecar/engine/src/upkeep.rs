@@ -19,8 +19,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
 use crate::record::{Record, note_retained, note_upkeep};
+use crate::rollback_guard;
 use crate::scrub::Scrubbed;
-use crate::seen;
 use crate::throttle::Throttle;
 
 /// From one upkeep of a disk to the next, at least.
@@ -99,7 +99,7 @@ fn work(jobs: &Receiver<Due>) {
         let key = (url, name);
         let done = Vault::open(&key.0).and_then(|vault| {
             if let Some(root) = state.parent() {
-                seen::keyring(root, &vault)?;
+                rollback_guard::keyring(root, &vault)?;
             }
             // Its name here need not be its name there.
             let shipped = Record::load(&state).last.and_then(|last| last.disk);

@@ -10,7 +10,7 @@
 //!
 //! docs/reference/gateway.md has the protocol, the table of rights and what is checked when.
 
-pub mod arriving;
+pub mod admission;
 pub mod counters;
 pub mod limits;
 pub mod owners;

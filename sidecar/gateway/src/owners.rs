@@ -1,9 +1,9 @@
 //! Whose a disk is: a certificate has names of disks, objects have identities.
 //!
-//! What the vault's documents of names say decides, with one thing that they do not: whoever could put a
+//! What the vault's documents of names say decides, with one thing that they do not: anyone who could put a
 //! document of *its* name for *another's* disk would own that. So a name counts only if the disk was made
 //! with it, or if it was given it when it was somebody's already (a rename), and such a document is
-//! taken only from the disk's owner ([`crate::arriving`]).
+//! taken only from the disk's owner ([`crate::admission`]).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ const NAMES_MAX: usize = 65_536;
 
 /// What a certificate has to do with a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Ownership {
     /// It is one of its disks.
     Own,
     /// The disk has a name of the certificate's and no record yet: it is being made.
@@ -59,29 +59,29 @@ impl Owners {
         vault: &Vault,
         who: &Identity,
         disk: DiskId,
-    ) -> Result<Standing, VaultError> {
+    ) -> Result<Ownership, VaultError> {
         let names = match &who.disks {
             Disks::Named(names) => names,
             Disks::All => {
                 return Ok(match record(vault, disk)? {
-                    Some(_) => Standing::Own,
-                    None => Standing::Unknown,
+                    Some(_) => Ownership::Own,
+                    None => Ownership::Unknown,
                 });
             }
         };
         if names.iter().any(|name| self.known(name) == Some(disk)) {
-            return Ok(Standing::Own);
+            return Ok(Ownership::Own);
         }
         for name in names {
             match self.meant(vault, name)? {
-                Meant::Disk(found) if found == disk => return Ok(Standing::Own),
-                Meant::Begun(found) if found == disk => return Ok(Standing::Begun),
+                Meant::Disk(found) if found == disk => return Ok(Ownership::Own),
+                Meant::Begun(found) if found == disk => return Ok(Ownership::Begun),
                 _ => {}
             }
         }
         Ok(match record(vault, disk)? {
-            Some(_) => Standing::Others,
-            None => Standing::Unknown,
+            Some(_) => Ownership::Others,
+            None => Ownership::Unknown,
         })
     }
 

@@ -34,7 +34,7 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
     match (verb, key) {
         (Verb::Get, K::Disk(_, Piece::Segment(_))) if role == Role::Source => Right::IndexOnly,
         (Verb::Get, _) => Right::Yes,
-        // What is put is looked at besides (`crate::arriving`).
+        // What is put is looked at besides (`crate::admission`).
         (Verb::Put, K::Vault | K::Keyring(_) | K::KeyNote(..)) => Right::No,
         (Verb::Put, K::Proof(..)) => yes_if(role != Role::Source),
         (Verb::Put, K::Name(..) | K::GroupPoint(..)) => yes_if(role != Role::Maintainer),

@@ -1,7 +1,7 @@
 //! Segments that have arrived and are not in the store yet: a folder of files, durable, bounded.
 //!
 //! A segment is answered when it is durable *here*; its upload follows. That is safe because of one rule: a
-//! recovery point is put only when every segment it names is in the store (`receive::check_point` reads them
+//! recovery point is put only when every segment it names is in the store (`admission::check_point` reads them
 //! there). So what a killed gateway had in its folder can delay or fail a cycle, and nothing else: its
 //! sectors stay dirty, and when it is started again it finishes its uploads.
 //!
@@ -99,7 +99,10 @@ impl Spool {
             let _ = uploads.send(key);
         }
         if !waiting.is_empty() {
-            tracing::info!("{} segments of before are on their way to the store", waiting.len());
+            tracing::info!(
+                "{} segments from an earlier run are on their way to the store",
+                waiting.len()
+            );
         }
         let spool = Self {
             dir: dir.into(),

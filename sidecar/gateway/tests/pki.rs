@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backstay_gateway::pki::{
-    Authority, HolderName, Identity, Issued, Kind, PkiError, Request, Revocations, Role,
+    Authority, AuthorityKind, HolderName, Identity, Issued, PkiError, Request, Revocations, Role,
 };
 use rcgen::{CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::crypto::ring;
@@ -14,13 +14,13 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CertificateError, Error, RootCertStore};
 
-fn request(name: &str, kind: Kind) -> Request {
+fn request(name: &str, kind: AuthorityKind) -> Request {
     Request { name: name.parse().unwrap(), kind, days: 398 }
 }
 
 fn client(name: &str, role: Role, disks: &[&str]) -> Request {
     let disks = disks.iter().map(ToString::to_string).collect();
-    request(name, Kind::Client { role, disks })
+    request(name, AuthorityKind::Client { role, disks })
 }
 
 fn der(issued: &Issued) -> CertificateDer<'static> {
@@ -57,10 +57,11 @@ fn from_the_first_file_to_a_revoked_certificate() {
 
     // Other certificates of the same authority open nothing at a gateway.
     let hosts = vec!["gateway.example".into(), "10.0.0.1".into()];
-    let server = authority.issue(&request("gw", Kind::Server { hosts: hosts.clone() })).unwrap();
+    let server =
+        authority.issue(&request("gw", AuthorityKind::Server { hosts: hosts.clone() })).unwrap();
     assert!(matches!(Identity::from_der(&der(&server)), Err(PkiError::Certificate(_))));
     assert!(verified(&authority, &der(&server)).is_err(), "a server's is no client's");
-    let member = authority.issue(&request("db1", Kind::Group { hosts })).unwrap();
+    let member = authority.issue(&request("db1", AuthorityKind::Group { hosts })).unwrap();
     verified(&authority, &der(&member)).unwrap();
     assert!(matches!(Identity::from_der(&der(&member)), Err(PkiError::Certificate(_))));
     let ca = CertificateDer::from_pem_file(authority.certificate_file()).unwrap();
@@ -99,8 +100,8 @@ fn what_must_not_be_issued_is_not() {
         client("a", Role::Source, &[]),
         client("a", Role::Recovery, &["*", "db"]),
         client("a", Role::Recovery, &["../db"]),
-        request("a", Kind::Server { hosts: vec![] }),
-        request("a", Kind::Server { hosts: vec!["not a host".into()] }),
+        request("a", AuthorityKind::Server { hosts: vec![] }),
+        request("a", AuthorityKind::Server { hosts: vec!["not a host".into()] }),
         long,
     ] {
         let refused = Request { days: refused.days.min(31), ..refused };

@@ -1,6 +1,6 @@
 //! What recovery points are for.
 //!
-//! - [`lazy`]: a point served as a protected disk at once; its blocks come when they are read
+//! - [`mount`]: a point served as a protected disk at once; its blocks come when they are read
 //! - [`replica`]: a file or device that follows the vault, always a whole point or on the way to one
 //! - [`failover`]: to another host and back: states, terms, handover, commit
 //! - [`host`]: the disks of this host, how they are served and by whom used
@@ -12,7 +12,7 @@
 //! Choosing a point as people name it:
 //!
 //! ```
-//! use backstay_recovery::lazy::PointChoice;
+//! use backstay_recovery::mount::PointChoice;
 //!
 //! assert!(matches!("latest".parse(), Ok(PointChoice::Latest)));
 //! assert!(matches!("17".parse(), Ok(PointChoice::Cycle(cycle)) if cycle.0 == 17));
@@ -23,7 +23,7 @@ pub mod drill;
 pub mod failover;
 pub mod host;
 pub mod image;
-pub mod lazy;
+pub mod mount;
 pub mod plan;
 pub mod replica;
 pub mod restore;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use backstay_format::unfinished::UnfinishedRestore;
 use backstay_recovery::replica::difference::between;
-use backstay_recovery::replica::{PointRef, ReplicaError, Seam, Seed, Standing};
+use backstay_recovery::replica::{PointRef, ReplicaError, ReplicaState, Seam, Seed};
 use backstay_track::Backing as _;
 use backstay_types::{ByteLen, CycleNo, SectorRange, Term};
 use backstay_vault::{HoldKind, Manifest, Vault};
@@ -26,7 +26,7 @@ fn long() -> bool {
 
 fn at(host: &Host) -> PointRef {
     match host.record().standing {
-        Standing::At { point, .. } => point,
+        ReplicaState::At { point, .. } => point,
         other => panic!("{other:?}"),
     }
 }
@@ -139,7 +139,7 @@ fn at_every_step(
             if power {
                 host.target.lose_power(&mut rng);
             }
-            // What is no whole point says so itself, to whoever finds the device.
+            // What is no whole point says so itself, to anyone who finds the device.
             let bytes = host.target.bytes(host.target.size());
             let known = bytes == before.target.bytes(before.target.size())
                 || history.images.values().any(|image| bytes.starts_with(image));
@@ -209,7 +209,7 @@ fn a_known_set_that_fits_the_log_goes_through_it() {
     });
     host.bring(&vault, &points[2], seam).unwrap_err();
     let standing = host.record().standing;
-    assert!(matches!(standing, Standing::But { seen: 0, .. }), "{standing:?}");
+    assert!(matches!(standing, ReplicaState::Partial { seen: 0, .. }), "{standing:?}");
     host.log = ByteLen(1 << 30);
     let steps = at_every_step("but", &history, &host, &vault, &points[2], &points[4]);
     for step in ["log synced", "reserved", "record written", "target synced"] {
@@ -253,7 +253,7 @@ fn a_power_loss_of_the_folder_leaves_a_whole_point() {
         for round in 0..if long() { 200 } else { 20 } {
             let lost = host.copy();
             let what = format!("seed {first}, {at}, round {round}");
-            // It fails as it should when it can; whoever loses power cannot remove it.
+            // It fails as it should when it can; anyone who loses power cannot remove it.
             let path = redo(&lost).unwrap_or_else(|| lost.dir.join("redo-1"));
             let mut bytes = std::fs::read(&path).unwrap_or_default();
             bytes.resize(rng.usize(..256 << 10), 0);
@@ -367,8 +367,8 @@ fn a_damaged_log_is_never_written() {
             assert!(matches!(error, ReplicaError::Log { .. }), "{damage:?}: {error}");
             assert!(host.target.bytes(ByteLen(SIZE)) == bytes, "{damage:?}: something was written");
             match (applying, host.record().standing) {
-                (true, Standing::Seeding { how: Seed::Compare, .. }) => {}
-                (false, Standing::At { point, .. }) => host.is_at(&history, &point, "before"),
+                (true, ReplicaState::Seeding { how: Seed::Compare, .. }) => {}
+                (false, ReplicaState::At { point, .. }) => host.is_at(&history, &point, "before"),
                 (_, other) => panic!("{damage:?}: {other:?}"),
             }
             host.bring(&vault, &points[2], Seam::default()).unwrap();

@@ -1,7 +1,7 @@
 //! The files of a replica: golden bytes, every bit flipped, any bytes at all.
 //!
 //! A golden file that differs means that a replica of an earlier Backstay is no longer read as it was
-//! meant. `BACKSTAY_GOLDEN_WRITE=1` writes them anew; then look at what changed.
+//! meant. `BACKSTAY_GOLDEN_WRITE=1` writes them again; then look at what changed.
 
 #[path = "../fuzz/replica.rs"]
 mod entry;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use backstay_recovery::replica::log::{LogError, Record, read};
 use backstay_recovery::replica::record::{LogRef, SetRef, TargetRecord};
-use backstay_recovery::replica::{PointRef, ReplicaRecord, Seed, Standing, set};
+use backstay_recovery::replica::{PointRef, ReplicaRecord, ReplicaState, Seed, set};
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::SectorSet;
 use backstay_vault::format::document::encode;
@@ -123,12 +123,15 @@ fn records() -> Vec<(&'static str, ReplicaRecord)> {
     let file = SetRef { file: "sectors-3".into(), digest: "ab".repeat(32) };
     let (from, to) = (Some(point(6)), point(7));
     let standings = [
-        ("at", Standing::At { point: to, mtime_unix_ns: 1_700_000_000_000_000_001 }),
-        ("ready", Standing::Ready { from, to, log: log.clone() }),
-        ("applying", Standing::Applying { from: None, to, log }),
-        ("but", Standing::But { point: point(6), sectors: file, toward: Some(to), seen: 3 }),
-        ("seeding", Standing::Seeding { to, how: Seed::Compare, seen: 12 }),
-        ("taken-over", Standing::TakenOver { point: to }),
+        ("at", ReplicaState::At { point: to, mtime_unix_ns: 1_700_000_000_000_000_001 }),
+        ("ready", ReplicaState::Ready { from, to, log: log.clone() }),
+        ("applying", ReplicaState::Applying { from: None, to, log }),
+        (
+            "but",
+            ReplicaState::Partial { point: point(6), sectors: file, toward: Some(to), seen: 3 },
+        ),
+        ("seeding", ReplicaState::Seeding { to, how: Seed::Compare, seen: 12 }),
+        ("taken-over", ReplicaState::TakenOver { point: to }),
     ];
     let record = |standing| ReplicaRecord {
         replica: "11111111-2222-4333-8444-555555555555".parse().unwrap(),
@@ -162,10 +165,10 @@ fn a_record_names_no_file_outside_its_folder() {
         for file in ["../redo-1", "/etc/passwd", "redo-", "redo-1/../../x", "", "super", "redo-x"] {
             let mut record = record.clone();
             match &mut record.standing {
-                Standing::Ready { log, .. } | Standing::Applying { log, .. } => {
+                ReplicaState::Ready { log, .. } | ReplicaState::Applying { log, .. } => {
                     log.file = file.into()
                 }
-                Standing::But { sectors, .. } => sectors.file = file.into(),
+                ReplicaState::Partial { sectors, .. } => sectors.file = file.into(),
                 _ => continue,
             }
             assert!(ReplicaRecord::decode(&encode(&record).unwrap()).is_err(), "{file:?}");

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use backstay_types::{CycleNo, DiskId, SectorRange};
 use backstay_vault::Vault;
+use backstay_vault::encrypt::NewSlot;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
-use backstay_vault::seal::NewSlot;
 
 const ROUNDS: usize = 5;
 const MIB: f64 = 1024.0 * 1024.0;

@@ -2,6 +2,9 @@
 //! checksum or digest put right, so that the fields behind it are reached.
 
 use backstay_types::{ByteLen, SectorRange};
+use backstay_vault::encrypt::proofs::KeyProof;
+use backstay_vault::encrypt::segment::Envelope;
+use backstay_vault::encrypt::{Granted, Keyring, Unlock, WriterKey, sign};
 use backstay_vault::format::document::{
     DiskRecord, NameRecord, VaultRecord, decode, encode, signed_part,
 };
@@ -14,9 +17,6 @@ use backstay_vault::format::segment::{
     FOOTER_BYTES, FRAME_BYTES_MAX, Footer, Index, decode_header,
 };
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
-use backstay_vault::seal::proofs::KeyProof;
-use backstay_vault::seal::segment::Envelope;
-use backstay_vault::seal::{Granted, Keyring, Unlock, WriterKey, sign};
 
 /// A footer, and the index that follows it in the input.
 pub fn segment_index(data: &[u8]) {

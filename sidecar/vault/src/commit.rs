@@ -48,7 +48,7 @@ pub struct PointMeta {
     /// The newest point, after which this one is counted.
     pub predecessor: Option<Manifest>,
     /// The point it lays over where that is not the newest: the one that a new term goes on from,
-    /// for the first point of that term. Whoever commits holds it until that is done.
+    /// for the first point of that term. Anyone who commits holds it until that is done.
     pub from: Option<Manifest>,
     /// What kind of cycle this is.
     pub kind: CycleKind,

@@ -1,4 +1,4 @@
-//! Points that are known to be damaged, for all hosts: verdicts of whoever read them back (scrubs, `backstay verify`),
+//! Points that are known to be damaged, for all hosts: verdicts of anyone who read them back (scrubs, `backstay verify`),
 //! which stand beside those of drills.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,10 +4,10 @@ use backstay_types::{CycleNo, DiskId};
 use futures::TryStreamExt;
 use object_store::path::Path;
 
+use crate::encrypt::sign::TRAILER_BYTES;
 use crate::error::{In, VaultError};
 use crate::format::document::DiskRecord;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
-use crate::seal::sign::TRAILER_BYTES;
 use crate::store::{Vault, disk_key, point_key, segment_id, segment_key};
 
 /// Objects deleted at a time.

@@ -3,9 +3,9 @@
 use backstay_format::FormatError;
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange, Term};
 
+use crate::encrypt::sign::NotSigned;
 use crate::local::Planted;
-use crate::remote::refusal::{Refusal, is_full, refusal};
-use crate::seal::sign::NotSigned;
+use crate::remote::permanent_error::{PermanentError, is_full, refusal};
 
 /// What to do about an error: row R-22 of the requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +196,7 @@ pub enum VaultError {
     /// A segment holds sectors outside of the bounds that its point says it has.
     #[error(
         "vault: {object} is damaged: it holds sectors within {span}, and the point that names it says that it \
-         reaches less far: whoever read these sectors by that point got older ones"
+         reaches less far: anyone who read these sectors by that point got older ones"
     )]
     OutOfBounds {
         /// The key.
@@ -428,10 +428,10 @@ impl VaultError {
                 Self::Denied { object, why: source.to_string() }
             }
             source => match refusal(&source) {
-                Some(Refusal::Answer { status, said }) if is_full(*status, said) => {
+                Some(PermanentError::Answer { status, said }) if is_full(*status, said) => {
                     Self::Full { object }
                 }
-                Some(refused @ Refusal::Answer { status: 401 | 403, .. })
+                Some(refused @ PermanentError::Answer { status: 401 | 403, .. })
                     if !is_gateways(&source) =>
                 {
                     Self::Denied { object, why: refused.to_string() }
@@ -463,7 +463,7 @@ pub(crate) const OF_DIRECTORY: &str = "check the vault's owner and mode";
 /// Whether a store refused for a reason that shows by itself when somebody has mended it. A certificate that one side does not
 /// accept, or that a gateway has revoked, is not tried again and again.
 fn is_mendable(error: &object_store::Error) -> bool {
-    matches!(refusal(error), Some(Refusal::Answer { .. })) && !is_gateways(error)
+    matches!(refusal(error), Some(PermanentError::Answer { .. })) && !is_gateways(error)
 }
 
 /// Whether a gateway of ours answered.

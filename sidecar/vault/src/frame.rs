@@ -8,13 +8,15 @@ use backstay_types::{ByteLen, CycleNo, DiskId, SECTOR_BYTES, Sector, SectorRange
 use bytes::Bytes;
 use object_store::PutPayload;
 
+use crate::encrypt::segment::{
+    Envelope, INDEX_OVERHEAD_BYTES, NotAuthentic, SegmentKey, TAG_BYTES,
+};
 use crate::format::bounds::Bounds;
 use crate::format::segment::{
     CHUNK_SHIFT_DEFAULT, ChunkSum, Codec, Extent, FOOTER_BYTES, FRAME_BYTES_MAX, Footer,
     FrameEntry, HEADER_BYTES, INDEX_BYTES_MAX, Index, Place, SEGMENT_BYTES_MAX, SegmentId,
     chunk_sum, encode_header,
 };
-use crate::seal::segment::{Envelope, INDEX_OVERHEAD_BYTES, NotAuthentic, SegmentKey, TAG_BYTES};
 
 /// Granularity of looking for zeroes inside a run.
 const ZERO_SECTORS: u64 = 8;
@@ -58,7 +60,7 @@ impl Chunk {
 
 /// A chunk, checksummed and compressed.
 #[derive(Debug, Clone)]
-pub struct SealedFrame {
+pub struct EncodedFrame {
     /// The stored bytes; empty if all was zero.
     stored: Bytes,
     raw_len: u32,
@@ -73,7 +75,7 @@ pub struct SealedFrame {
     sums: Vec<ChunkSum>,
 }
 
-impl SealedFrame {
+impl EncodedFrame {
     /// The same frame so many sectors further on, for tests and measurements of disks that nobody could
     /// write in time. Its chunks' checksums are made up, so that an index of many takes as much room as one of a
     /// real disk: a resync would not find them right.
@@ -92,7 +94,7 @@ impl SealedFrame {
     }
 }
 
-impl SealedFrame {
+impl EncodedFrame {
     /// The same frame with a bit in its content that the sectors' checksums do not know of, while that of the stored bytes is
     /// right, for tests: what a client ships that lies. The content must not have been compressible.
     #[doc(hidden)]
@@ -137,7 +139,7 @@ impl Compressor {
     ///
     /// # Errors
     /// If zstd fails, which it does only without memory.
-    pub fn seal(&mut self, chunk: &mut Chunk) -> std::io::Result<SealedFrame> {
+    pub fn seal(&mut self, chunk: &mut Chunk) -> std::io::Result<EncodedFrame> {
         let (mut extents, mut zeroes) = (vec![], vec![]);
         let sums = chunk_sums(chunk, self.chunk_shift);
         // Runs move down over the zeroes before them, so the frame has no gaps.
@@ -170,7 +172,7 @@ impl Compressor {
             offset += len;
         }
         let (stored, codec) = self.compress(&chunk.data)?;
-        let frame = SealedFrame {
+        let frame = EncodedFrame {
             raw_len: chunk.data.len() as u32,
             stored_crc: crc32c::crc32c(&stored),
             stored,
@@ -263,7 +265,7 @@ pub struct SegmentBuilder {
 
 /// A segment, ready to be put.
 #[derive(Debug)]
-pub struct SealedSegment {
+pub struct FinishedSegment {
     pub(crate) id: SegmentId,
     frames: Vec<Bytes>,
     index: Index,
@@ -291,7 +293,7 @@ impl SegmentBuilder {
     }
 
     /// Adds a frame.
-    pub fn push(&mut self, frame: SealedFrame) {
+    pub fn push(&mut self, frame: EncodedFrame) {
         frame.zeroes.iter().for_each(|&range| self.push_zero(range));
         if frame.stored.is_empty() {
             return;
@@ -354,7 +356,7 @@ impl SegmentBuilder {
     ///
     /// # Errors
     /// If it is larger than a reader would accept.
-    pub fn finish(self, compressor: &mut Compressor) -> std::io::Result<SealedSegment> {
+    pub fn finish(self, compressor: &mut Compressor) -> std::io::Result<FinishedSegment> {
         let index = self.index.encoded_len();
         let sealing = self.frames.len() * TAG_BYTES + INDEX_OVERHEAD_BYTES;
         let most = self.len + (index + sealing + FOOTER_BYTES) as u64;
@@ -365,11 +367,11 @@ impl SegmentBuilder {
             )));
         }
         let Self { id, frames, index, .. } = self;
-        Ok(SealedSegment { id, frames, index, level: compressor.level })
+        Ok(FinishedSegment { id, frames, index, level: compressor.level })
     }
 }
 
-impl SealedSegment {
+impl FinishedSegment {
     /// Bytes of the disk that it stands for.
     #[must_use]
     pub fn covers(&self) -> ByteLen {

@@ -1,7 +1,7 @@
 //! Group points in a vault.
 //!
 //! A group point names recovery points that are in the vault already: each is looked up before the
-//! group point is put, so whoever reported it need not be believed.
+//! group point is put, so anyone who reported it need not be believed.
 
 use backstay_types::PointId;
 

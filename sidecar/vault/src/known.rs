@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::VaultError;
-use crate::remote::place::Place;
+use crate::remote::place::VaultPlace;
 use crate::store::{Vault, now_unix_ns};
 
 /// The folder of the records, below a host's state directory.
@@ -50,12 +50,12 @@ pub struct KnownVault {
 /// # Errors
 /// If it is no vault's URL.
 pub fn canonical(url: &str) -> Result<String, VaultError> {
-    Ok(match Place::parse(url)? {
-        Place::Directory(root) => {
+    Ok(match VaultPlace::parse(url)? {
+        VaultPlace::Directory(root) => {
             let parts: PathBuf = root.components().collect();
             format!("file://{}", parts.display())
         }
-        Place::Bucket { .. } | Place::Gateway { .. } => url.trim_end_matches('/').into(),
+        VaultPlace::Bucket { .. } | VaultPlace::Gateway { .. } => url.trim_end_matches('/').into(),
     })
 }
 

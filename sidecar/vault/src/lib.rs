@@ -16,7 +16,7 @@
 //! - [`groups`]: points of many disks, cut at one instant
 //! - `drills`: verdicts on points that were tried; [`damaged`]: points that are known to be damaged
 //! - [`receive`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
-//! - [`seal`]: encryption at rest, signatures, keys
+//! - [`encrypt`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 //!
 //! The points of a disk, from the vault alone:
@@ -33,10 +33,12 @@
 //! # Ok::<(), backstay_vault::VaultError>(())
 //! ```
 
+pub mod admission;
 pub mod commit;
 pub mod damaged;
 mod disks;
 mod drills;
+pub mod encrypt;
 pub mod error;
 pub mod format;
 pub mod frame;
@@ -44,22 +46,20 @@ pub mod groups;
 pub mod known;
 mod local;
 mod names;
+mod newest_until;
 mod objects;
 pub mod paced;
 mod probe;
 mod prove;
 pub mod read;
-pub mod receive;
 pub mod remote;
 mod reserve;
 pub mod retain;
-pub mod seal;
 pub mod sectors;
 mod segments;
 mod serve;
 pub mod store;
 pub mod terms;
-mod until;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::{Class, VaultError};

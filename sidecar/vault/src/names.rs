@@ -151,7 +151,7 @@ impl Vault {
             Ok(found) if found.disk != disk => Err(VaultError::Inconsistent {
                 object: format!("names/{name}"),
                 reason: format!(
-                    "it leads to disk {}, and disk {disk} goes by that name here: whoever restores {name} elsewhere gets \
+                    "it leads to disk {}, and disk {disk} goes by that name here: anyone who restores {name} elsewhere gets \
                      another disk",
                     found.disk
                 ),

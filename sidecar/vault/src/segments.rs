@@ -6,7 +6,7 @@ use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::manifest::{Manifest, SegmentRef};
-use crate::frame::{Object, SealedSegment};
+use crate::frame::{FinishedSegment, Object};
 use crate::paced::{self, Pace, Unlimited};
 use crate::prove::PUTS_MAX;
 use crate::remote::{Role, upload};
@@ -17,7 +17,7 @@ impl Vault {
     ///
     /// # Errors
     /// If the vault cannot be written.
-    pub fn put_segment(&self, segment: SealedSegment) -> Result<SegmentRef, VaultError> {
+    pub fn put_segment(&self, segment: FinishedSegment) -> Result<SegmentRef, VaultError> {
         match &self.pace {
             Some(pace) => self.put_segment_paced(segment, &**pace),
             None => self.put_segment_paced(segment, &Unlimited),
@@ -31,7 +31,7 @@ impl Vault {
     /// If the vault cannot be written; [`VaultError::Stopped`] if it was given up.
     pub fn put_segment_paced(
         &self,
-        segment: SealedSegment,
+        segment: FinishedSegment,
         pace: &dyn Pace,
     ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;

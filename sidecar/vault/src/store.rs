@@ -15,6 +15,8 @@ use backstay_types::{ByteLen, CycleNo, DiskId, Term};
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
+use crate::encrypt::KeySettings;
+use crate::encrypt::keys::{Keychain, Keys, SegmentKeys};
 use crate::error::{OF_DIRECTORY, VaultError};
 use crate::format::document::VaultRecord;
 use crate::format::manifest::SegmentRef;
@@ -26,12 +28,10 @@ use crate::read::tails::Tails;
 use crate::remote::connect::{connect, refuse_lock};
 use crate::remote::gateway::{Gateway, Role};
 use crate::remote::lock::bucket::Bucket;
-use crate::remote::place::{Kind, Place};
+use crate::remote::place::{Kind, VaultPlace};
 use crate::remote::renewing::Renewing;
 use crate::remote::settings::{StoreSettings, settings};
 use crate::retain::Decided;
-use crate::seal::KeySettings;
-use crate::seal::keys::{Keychain, Keys, SegmentKeys};
 
 /// A vault. Clones share it.
 #[derive(Clone)]
@@ -122,7 +122,7 @@ impl Vault {
         vault.meet().map(|()| vault)
     }
 
-    /// The same, for whoever must change nothing on this host either: a vault that is met for the first time is not
+    /// The same, for anyone who must change nothing on this host either: a vault that is met for the first time is not
     /// remembered.
     ///
     /// # Errors
@@ -133,7 +133,7 @@ impl Vault {
         Ok(vault)
     }
 
-    /// Opens the vault that is at a URL, whichever it is. For whoever says that this one is meant
+    /// Opens the vault that is at a URL, whichever it is. For anyone who says that this one is meant
     /// ([`crate::known::accept`]); everybody else uses [`Self::open`].
     ///
     /// # Errors
@@ -143,13 +143,13 @@ impl Vault {
     }
 
     fn look(url: &str, keychain: Arc<Keychain>) -> Result<Self, VaultError> {
-        let vault = match Place::parse(url)? {
-            Place::Directory(root) if !root.is_dir() => return Err(known::none_at(url)),
-            Place::Directory(root) => Self::on_directory(url, &root, keychain)?,
-            Place::Bucket { kind, bucket, prefix } => {
+        let vault = match VaultPlace::parse(url)? {
+            VaultPlace::Directory(root) if !root.is_dir() => return Err(known::none_at(url)),
+            VaultPlace::Directory(root) => Self::on_directory(url, &root, keychain)?,
+            VaultPlace::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (kind, &bucket, &prefix), keychain)?
             }
-            Place::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
+            VaultPlace::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
         };
         match vault.document::<VaultRecord>(VAULT_OBJECT) {
             Err(VaultError::NotFound { .. }) => Err(known::none_at(url)),
@@ -218,8 +218,8 @@ impl Vault {
     /// # Errors
     /// Why not.
     pub fn check_place(url: &str) -> Result<(), VaultError> {
-        match Place::parse(url)? {
-            Place::Directory(root) => {
+        match VaultPlace::parse(url)? {
+            VaultPlace::Directory(root) => {
                 let there = root.ancestors().find(|dir| dir.exists()).unwrap_or(FsPath::new("/"));
                 if !there.is_dir() {
                     let reason = format!("{} is not a directory", there.display());
@@ -229,17 +229,17 @@ impl Vault {
                 access(there, AccessFlags::W_OK | AccessFlags::X_OK)
                     .map_err(|e| VaultError::of_io(url, e.into()))
             }
-            Place::Bucket { kind, bucket, prefix } => {
+            VaultPlace::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (kind, &bucket, &prefix), Keychain::current())?.probe()
             }
-            Place::Gateway { .. } => Err(known::none_at(url)),
+            VaultPlace::Gateway { .. } => Err(known::none_at(url)),
         }
     }
 
     fn place(url: &str) -> Result<Self, VaultError> {
         let keychain = Keychain::current();
-        let vault = match &Place::parse(url)? {
-            Place::Directory(root) => {
+        let vault = match &VaultPlace::parse(url)? {
+            VaultPlace::Directory(root) => {
                 let vault = Self::on_directory(url, root, keychain)?;
                 local::make_root(root).map_err(|source| match source.kind() {
                     ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
@@ -252,10 +252,10 @@ impl Vault {
                 })?;
                 vault
             }
-            Place::Bucket { kind, bucket, prefix } => {
+            VaultPlace::Bucket { kind, bucket, prefix } => {
                 Self::on_bucket(url, (*kind, bucket, prefix), keychain)?
             }
-            Place::Gateway { .. } => {
+            VaultPlace::Gateway { .. } => {
                 let reason =
                     "a vault is made where its store is reached directly, not through a gateway"
                         .into();
@@ -404,7 +404,7 @@ impl Vault {
     }
 }
 
-/// Asks for two things that do not hang on each other at the same time: over a line each answer takes its time.
+/// Asks for two things that do not depend on each other at the same time: over a line each answer takes its time.
 pub fn at_once<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
     std::thread::scope(|scope| {
         let one = scope.spawn(one);

@@ -46,7 +46,7 @@ impl Line {
                     // Never upwards: a record is checked for that when it is read.
                     Some(from.term).filter(|&from| from < term)
                 }
-                // It went on from what was newest, whoever made it.
+                // It went on from what was newest, anyone who made it.
                 None => Some(Term(term.0.saturating_sub(1))).filter(|before| before.0 > 0),
             };
         }
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(on(&line, &points), [1, 2, 3, 4, 5, 6, 7, 8, 13]);
         let back = term(3, Some((12, 2)));
         assert_eq!(on(&of(&[&one, &two, &back]), &points), [1, 2, 3, 4, 5, 11, 12, 13]);
-        // A source that said that its disk is right went on from the newest, whoever made it.
+        // A source that said that its disk is right went on from the newest, anyone who made it.
         let right = term(3, None);
         assert_eq!(on(&of(&[&one, &two, &right]), &points), [1, 2, 3, 4, 5, 11, 12, 13]);
         assert_eq!(on(&of(&[]), &points), [0u64; 0]);

@@ -53,7 +53,7 @@ fn a_segment_that_is_gone_cannot_be_committed() {
     assert!(matches!(gone, VaultError::Lost { .. }), "{gone}");
 }
 
-/// Whoever reads a sector by bounds that are too narrow gets an older one.
+/// Anyone who reads a sector by bounds that are too narrow gets an older one.
 #[test]
 fn bounds_that_are_too_narrow_are_not_committed() {
     const MIB: u64 = 2048;

@@ -1,4 +1,4 @@
-//! I5: terms, handovers, and points that lay over an older one after a failover: whoever comes when,
+//! I5: terms, handovers, and points that lay over an older one after a failover: anyone who comes when,
 //! one writer wins, and no point loses anything.
 
 mod common;

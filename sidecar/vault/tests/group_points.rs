@@ -46,7 +46,7 @@ fn points_are_numbered_and_found_again() {
     assert!(matches!(none, VaultError::NotFound { .. }), "{none}");
 }
 
-/// Whoever reports a point need not be believed: it must be in this vault, and be that one.
+/// Anyone who reports a point need not be believed: it must be in this vault, and be that one.
 #[test]
 fn a_point_that_is_not_in_the_vault_makes_no_group_point() {
     let (lab, point) = lab();

@@ -65,7 +65,7 @@ fn every_point_in_order_whatever_fits_into_the_map() {
     }
 }
 
-/// Whoever takes it and goes away ends it; nobody is left waiting.
+/// Anyone who takes it and goes away ends it; nobody is left waiting.
 #[test]
 fn a_taker_that_fails_ends_it() {
     let (lab, points, then) = history(24 << 20, 5);

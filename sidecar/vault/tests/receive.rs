@@ -6,8 +6,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 use backstay_types::{CycleNo, PointId, SectorRange, Term};
+use backstay_vault::admission::{NotTaken, Rules, check_point, check_segment};
 use backstay_vault::format::segment::SegmentId;
-use backstay_vault::receive::{NotTaken, Rules, check_point, check_segment};
 use backstay_vault::{CycleKind, Manifest};
 use common::{Lab, content, set};
 

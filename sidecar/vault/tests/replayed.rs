@@ -97,7 +97,7 @@ fn a_name_in_a_document_is_no_way_out() {
     let end = start + text[start..].find('"').unwrap();
     for name in ["../../etc", "/etc", "..", "a/b", "a\\u0000b", "-rf"] {
         let forged = format!("{}{name}{}", &text[..start], &text[end..]);
-        // With a checksum that fits: whoever forges it can compute it.
+        // With a checksum that fits: anyone who forges it can compute it.
         let mut document: serde_json::Value = serde_json::from_str(&forged).unwrap();
         document["crc32c"] = crc32c::crc32c(document["body"].to_string().as_bytes()).into();
         fs::write(&path, document.to_string()).unwrap();

@@ -150,7 +150,7 @@ fn a_merge_holds_the_same_sectors() {
     assert_eq!(covered(&merge.segments).first_difference(&old), None);
 }
 
-/// Whoever ends, well or not, ends all.
+/// Anyone who ends, well or not, ends all.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

@@ -74,7 +74,7 @@ fn what_belongs_together_stays_together() {
     assert_eq!(vault.points(disks[1].disk).unwrap().len(), 7);
 }
 
-/// Whoever keeps less decides: then there is no group point, and the rest is a disk's own.
+/// Anyone who keeps less decides: then there is no group point, and the rest is a disk's own.
 #[test]
 fn a_group_point_goes_before_the_first_of_its_members() {
     let (_dir, vault) = room();

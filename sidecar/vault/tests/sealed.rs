@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use backstay_types::{CycleNo, SectorRange};
+use backstay_vault::encrypt::{Hardness, KeySettings, Keyring, NewSlot};
 use backstay_vault::read::verify_points;
-use backstay_vault::seal::{Hardness, KeySettings, Keyring, NewSlot};
 use backstay_vault::{Manifest, Vault, VaultError};
 use common::{Lab, Memory};
 use zeroize::Zeroizing;
@@ -110,7 +110,7 @@ fn what_went_in_comes_out_for_whoever_has_a_key_and_for_nobody_else() {
 fn no_object_shows_a_byte_of_what_went_in() {
     let site = Site::new();
     let (points, _) = site.history();
-    // Twelve bytes suffice to tell; and a chunk's checksum would tell whoever guesses its content.
+    // Twelve bytes suffice to tell; and a chunk's checksum would tell anyone who guesses its content.
     let chunk = backstay_vault::format::segment::chunk_sum(&points[0].1[..64 << 10]);
     for path in site.lab.objects() {
         let bytes = fs::read(&path).unwrap();
@@ -309,7 +309,7 @@ fn objects_swapped_by_the_store_are_not_taken_for_each_other() {
     // Another list of segments in it, with the checksum put right.
     let mut bad = second.clone();
     bad[196] ^= 1;
-    let body = bad.len() - backstay_vault::seal::sign::TRAILER_BYTES;
+    let body = bad.len() - backstay_vault::encrypt::sign::TRAILER_BYTES;
     let crc = crc32c::crc32c(&bad[..body - 4]).to_le_bytes();
     bad[body - 4..body].copy_from_slice(&crc);
     fs::write(point(2), &bad).unwrap();
@@ -347,7 +347,7 @@ fn golden_content() -> Vec<u8> {
     content
 }
 
-/// A vault that an earlier version wrote is still read. To make it anew: BACKSTAY_MAKE_GOLDEN=1.
+/// A vault that an earlier version wrote is still read. To make it again: BACKSTAY_MAKE_GOLDEN=1.
 #[test]
 fn the_golden_vault_is_still_read() {
     let content = golden_content();
@@ -395,7 +395,7 @@ fn with_writer(site: &Site, name: &str) -> (KeySettings, [u8; 32]) {
     (KeySettings { writer_file: Some(path), ..KeySettings::default() }, key.public().unwrap())
 }
 
-/// What a store, or whoever has its credentials, makes up: terms that shut a source out, holds that keep points for ever,
+/// What a store, or anyone who has its credentials, makes up: terms that shut a source out, holds that keep points for ever,
 /// names that lead to another disk, verdicts.
 #[test]
 fn documents_that_nobody_signed_who_may_count_for_nothing() {
@@ -518,7 +518,7 @@ fn documents_of_before_count_and_no_others() {
     assert!(matches!(open().newest_term(disk), Err(VaultError::Forged { .. })));
 }
 
-/// A source that was stolen with its key: shut out, with nothing encrypted anew.
+/// A source that was stolen with its key: shut out, with nothing encrypted again.
 #[test]
 fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
     let site = Site::new();
@@ -569,7 +569,7 @@ fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
     };
     thief.vault.hold(disk, &hold).unwrap();
     assert_eq!(site.open("1").holds(disk).unwrap(), []);
-    // An honest one that is started anew says so, before it ships a byte.
+    // An honest one that is started again says so, before it ships a byte.
     let honest = lab_of(&stolen);
     let refused = cycle(&honest, &third, b'5').unwrap_err();
     assert_eq!(refused.class(), backstay_vault::Class::PersonMustAct);

@@ -1,7 +1,7 @@
 //! Where a vault of a test lies, and how hosts reach it: a URL, environment variables, lines of `[store]`. The same
 //! test runs on any of them.
 //!
-//! A gateway lets a host do what its certificate says, so whoever connects says what for ([`Role`]). Other
+//! A gateway lets a host do what its certificate says, so anyone who connects says what for ([`Role`]). Other
 //! stores know no roles: there everybody has the same credentials.
 
 use std::path::Path;

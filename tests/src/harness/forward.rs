@@ -50,7 +50,7 @@ impl ForwardProxy {
             for client in listener.incoming().map_while(Result::ok) {
                 let inner = Arc::clone(&of_listener);
                 thread::spawn(move || {
-                    // Whoever leaves in the middle ends a connection, nothing else.
+                    // Anyone who leaves in the middle ends a connection, nothing else.
                     let _ = inner.serve(client);
                 });
             }
@@ -81,7 +81,7 @@ impl ForwardProxy {
     /// Closes all connections and takes no more.
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::Relaxed);
-        // Whoever waits for connections there is woken, and none is taken any more.
+        // Anyone who waits for connections there is woken, and none is taken any more.
         let _ = nix::sys::socket::shutdown(
             self.0.listener.as_raw_fd(),
             nix::sys::socket::Shutdown::Both,

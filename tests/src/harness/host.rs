@@ -383,7 +383,7 @@ pub fn wait_gone(pid: i32) {
     nix::poll::poll(&mut wait, nix::poll::PollTimeout::from(30_000u16)).unwrap();
 }
 
-/// The process that serves a disk: whoever listens on its control socket.
+/// The process that serves a disk: anyone who listens on its control socket.
 fn driver_pid(runtime: &Path, name: &str) -> Option<i32> {
     let socket = runtime.join(name).join("control.sock");
     let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;

@@ -16,7 +16,7 @@ type Labels = Vec<(String, String)>;
 #[derive(Debug, Clone)]
 pub struct Metrics(Vec<(String, Labels, f64)>);
 
-/// Asks whoever listens there.
+/// Asks anyone who listens there.
 ///
 /// # Errors
 /// If no whole answer comes in time.

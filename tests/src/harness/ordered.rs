@@ -32,7 +32,7 @@ pub struct Ordered {
     socket: PathBuf,
 }
 
-/// The last number that is on both disks; told to whoever waits for it.
+/// The last number that is on both disks; told to anyone who waits for it.
 #[derive(Default)]
 struct Done {
     number: Mutex<u64>,

@@ -30,7 +30,7 @@ pub fn bin(program: &str) -> String {
     newest.expect("package postgresql is installed").1.to_string_lossy().into_owned()
 }
 
-/// A command as the servers' user; its process is the program itself, so whoever kills it kills that.
+/// A command as the servers' user; its process is the program itself, so anyone who kills it kills that.
 #[must_use]
 pub fn as_user(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new("setpriv");

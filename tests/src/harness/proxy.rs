@@ -132,7 +132,7 @@ impl Proxy {
                 }
                 let inner = Arc::clone(&of_listener);
                 thread::spawn(move || {
-                    // Whoever leaves in the middle ends a connection, nothing else.
+                    // Anyone who leaves in the middle ends a connection, nothing else.
                     let _ = inner.serve(client);
                 });
             }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use backstay_vault::Vault;
-use backstay_vault::seal::KeySettings;
+use backstay_vault::encrypt::KeySettings;
 
 use super::command::said;
 

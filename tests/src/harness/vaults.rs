@@ -35,7 +35,7 @@ pub(super) fn prepare(
     if !(vault.starts_with("file://") || remote && elsewhere) {
         return;
     }
-    // Whoever says that vaults are encrypted makes it with a key.
+    // Anyone who says that vaults are encrypted makes it with a key.
     if text.contains("[encryption]") && !sealed {
         return;
     }

@@ -12,10 +12,10 @@ use backstay_tests::harness::https::Line;
 use backstay_tests::harness::service::wait_for;
 use backstay_tests::harness::{Disk, Host};
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
+use backstay_vault::encrypt::KeySettings;
 use backstay_vault::format::document::encode;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::{StoreSettings, configure};
-use backstay_vault::seal::KeySettings;
 use backstay_vault::{
     Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass,
     PointMeta, SectorSet, SegmentRef, Vault, VaultError, verify_cycle,

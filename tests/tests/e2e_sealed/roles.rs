@@ -1,4 +1,4 @@
-//! The roles and their keys: a source has a writer's, whoever recovers an identity, and everything recovery does is done
+//! The roles and their keys: a source has a writer's, anyone who recovers an identity, and everything recovery does is done
 //! with that.
 
 use std::fs::{self, File};

@@ -126,7 +126,7 @@ fn there_and_back(backend: &Backend, source: &Disk) {
     noise(&target.served(), 8 * MIB, MIB, 21);
     let now = hash(&target.served());
     there.backstay(&["failover", "handover", "db"]);
-    // Whoever takes a disk back reads it and takes a term.
+    // Anyone who takes a disk back reads it and takes a term.
     backend.connect(&source.host, Role::Recovery, SMALL, PARTS);
     source.host.backstay(&["failback", "db", "--to", source.backing.to_str().unwrap()]);
     backend.connect(&source.host, Role::Source, SMALL, PARTS);

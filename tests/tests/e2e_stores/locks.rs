@@ -14,7 +14,7 @@ use super::{MIB, PARTS, SIZE, SMALL, noise};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Whoever has the store's keys.
+/// Anyone who has the store's keys.
 struct Thief {
     bucket: String,
     prefix: String,

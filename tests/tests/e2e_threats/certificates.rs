@@ -116,7 +116,7 @@ fn a_gateway_lets_in_whom_its_authority_knows_and_speaks_nothing_older() {
     let good = gateway.pki.source("good", &["db"]);
     let answer = gateway.whoami(Some(&good)).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
-    // The door is shown, not a status: whoever has no certificate learns nothing.
+    // The door is shown, not a status: anyone who has no certificate learns nothing.
     assert!(gateway.whoami(None).is_err(), "no certificate");
     let elsewhere = Host::new("elsewhere");
     let other = Pki::new(&elsewhere.dir);
@@ -283,7 +283,7 @@ fn a_certificate_that_is_refused_is_for_a_person() {
 }
 
 /// A source that was stolen, with its writer's key: taken out of an encrypted vault behind a gateway that has no key,
-/// while its sidecar runs; nothing is encrypted anew, what it shipped is read, and the host that is rebuilt goes on.
+/// while its sidecar runs; nothing is encrypted again, what it shipped is read, and the host that is rebuilt goes on.
 #[test]
 fn a_stolen_source_is_taken_out_of_an_encrypted_vault() {
     let gate = Host::new("taken-out");

@@ -1,4 +1,4 @@
-//! Faults of a disk's name in the vault: whoever looks for the disk elsewhere finds another one, or none.
+//! Faults of a disk's name in the vault: anyone who looks for the disk elsewhere finds another one, or none.
 
 use std::fs;
 use std::path::{Path, PathBuf};

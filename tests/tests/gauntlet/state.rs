@@ -24,7 +24,7 @@ fn fill(dir: &std::path::Path, left: u64) {
     fs::write(dir.join("filler"), vec![1; free.saturating_sub(left) as usize]).unwrap();
 }
 
-/// Has whoever opens a file there find a file system that is read-only, as after an error of it.
+/// Has anyone who opens a file there find a file system that is read-only, as after an error of it.
 fn read_only(lab: &Lab) {
     let state = lab.host.path("state").display().to_string();
     must("mount", ["--bind", &state, &state]);

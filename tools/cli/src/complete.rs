@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use backstay_engine::config::Config;
 use backstay_front::paths::Roots;
-use backstay_recovery::lazy::PointChoice;
+use backstay_recovery::mount::PointChoice;
 use backstay_types::DiskName;
 use backstay_vault::{GroupName, Vault};
 use clap::Command;

@@ -10,10 +10,10 @@ use backstay_engine::config::Config;
 use backstay_engine::reload::ConfigWatch;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
-use backstay_recovery::failover::rules::{self, Standing, Verb};
+use backstay_recovery::failover::rules::{self, NameState, Verb};
 use backstay_recovery::host::{self, LocalHost, Program};
 use backstay_types::DiskName;
-use backstay_vault::seal::settings::Prompt;
+use backstay_vault::encrypt::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -162,7 +162,7 @@ impl Context {
     }
 
     /// Asks whether a verb may be carried out in the state that a name is in, before anything is changed.
-    pub fn may(&self, name: &DiskName, verb: Verb) -> anyhow::Result<Standing> {
+    pub fn may(&self, name: &DiskName, verb: Verb) -> anyhow::Result<NameState> {
         Ok(rules::check(&self.roots, name, verb)?)
     }
 

@@ -16,7 +16,7 @@ use backstay_recovery::drill::DrillError;
 use backstay_recovery::failover::FailoverError;
 use backstay_recovery::host::HostError;
 use backstay_recovery::image::ImageError;
-use backstay_recovery::lazy::LazyError;
+use backstay_recovery::mount::MountError;
 use backstay_recovery::plan::RunError;
 use backstay_recovery::replica::ReplicaError;
 use backstay_recovery::restore::RestoreError;
@@ -147,7 +147,7 @@ fn vault_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a V
         };
     }
     let passed_on =
-        passed_on_by!(CycleError, LazyError, FailoverError, ImageError, DrillError, ReplicaError);
+        passed_on_by!(CycleError, MountError, FailoverError, ImageError, DrillError, ReplicaError);
     error.downcast_ref::<VaultError>().or_else(passed_on)
 }
 
@@ -163,7 +163,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.is::<HomeError>()
             || matches!(e.downcast_ref(), Some(ServiceError::Running(_)))
             || e.downcast_ref::<DriverError>().is_some_and(DriverError::is_busy)
-            || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_refusal)
+            || e.downcast_ref::<MountError>().is_some_and(MountError::is_refusal)
             || e.downcast_ref::<OfflineError>().is_some_and(OfflineError::is_refusal)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_refusal)
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_refusal)
@@ -181,7 +181,7 @@ fn code(error: &anyhow::Error) -> u8 {
             || e.downcast_ref::<RecordError>().is_some_and(RecordError::is_damage)
             || e.downcast_ref::<ReplicaError>().is_some_and(ReplicaError::is_damage)
             || e.downcast_ref::<CycleError>().is_some_and(CycleError::is_damage)
-            || e.downcast_ref::<LazyError>().is_some_and(LazyError::is_damage)
+            || e.downcast_ref::<MountError>().is_some_and(MountError::is_damage)
             || e.downcast_ref::<backstay_engine::group::GroupError>().is_some_and(|e| e.is_damage())
             || e.downcast_ref::<ImageError>().is_some_and(ImageError::is_damage)
             || e.downcast_ref::<FailoverError>().is_some_and(FailoverError::is_damage)

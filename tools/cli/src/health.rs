@@ -7,7 +7,7 @@ use backstay_engine::schedule::Work;
 use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
-use backstay_recovery::lazy::{HydrationStatus, Mounted, MountedPoint};
+use backstay_recovery::mount::{HydrationStatus, Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
 use backstay_types::{DiskName, Term};
 use serde::Serialize;

@@ -57,7 +57,7 @@ pub enum CopyError {
 }
 
 /// A piece that holds data, and its checksum.
-struct Piece {
+struct CopiedBlock {
     at: u64,
     len: u32,
     digest: [u8; 16],
@@ -98,7 +98,7 @@ pub fn copy(
             let len = (end - at).min(PIECE_BYTES) as usize;
             let piece = &mut buffer[..len];
             from.read_at(piece, ByteOffset(at)).map_err(failed("reading the backing", at))?;
-            pieces.push(Piece { at, len: len as u32, digest: digest(piece) });
+            pieces.push(CopiedBlock { at, len: len as u32, digest: digest(piece) });
             to.write_at(piece, ByteOffset(at)).map_err(failed("writing the copy", at))?;
             copied += len as u64;
             progress(Step::Copying, at + len as u64, size.0);
@@ -121,7 +121,7 @@ pub fn copy(
 fn compare(
     copy: &AnyBacking,
     (first, size): (u64, ByteLen),
-    pieces: &[Piece],
+    pieces: &[CopiedBlock],
     buffer: &mut [u8],
     progress: Progress<'_>,
 ) -> Result<(), CopyError> {

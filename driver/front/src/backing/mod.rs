@@ -41,14 +41,14 @@ pub enum Seek {
     Hole,
 }
 
-/// A backing that is not a file or device of its own: whoever starts the driver brings it.
+/// A backing that is not a file or device of its own: anyone who starts the driver brings it.
 ///
 /// What it answers may take long, since it may have to fetch it. So that this holds up nothing else, it
 /// says beforehand what it can do at once; the rest is done by other threads than the event loops.
-pub trait Made: Backing {
+pub trait RemoteBacking: Backing {
     /// What it is, in one word.
     fn name(&self) -> &'static str;
-    /// Finds data or a hole from `offset` on; whoever does not know says that all is data. May take long.
+    /// Finds data or a hole from `offset` on; anyone who does not know says that all is data. May take long.
     ///
     /// # Errors
     /// `ENXIO` if there is no data up to the end.
@@ -72,8 +72,8 @@ pub enum AnyBacking {
     Buffered(Buffered),
     /// Past the page cache.
     Direct(Direct),
-    /// Brought by whoever started the driver.
-    Made(Box<dyn Made>),
+    /// Brought by the program that starts the driver.
+    Remote(Box<dyn RemoteBacking>),
 }
 
 macro_rules! each {
@@ -81,7 +81,7 @@ macro_rules! each {
         match $self {
             AnyBacking::Buffered($b) => $call,
             AnyBacking::Direct($b) => $call,
-            AnyBacking::Made($b) => $call,
+            AnyBacking::Remote($b) => $call,
         }
     };
 }
@@ -93,15 +93,15 @@ impl AnyBacking {
         match self {
             Self::Buffered(_) => Engine::Buffered.to_string(),
             Self::Direct(_) => Engine::Direct.to_string(),
-            Self::Made(made) => made.name().into(),
+            Self::Remote(remote) => remote.name().into(),
         }
     }
 
-    /// The backing, if it was brought by whoever started the driver.
+    /// The backing, if it was brought by the program that started the driver.
     #[must_use]
-    pub fn made(&self) -> Option<&dyn Made> {
+    pub fn remote(&self) -> Option<&dyn RemoteBacking> {
         match self {
-            Self::Made(made) => Some(&**made),
+            Self::Remote(made) => Some(&**made),
             Self::Buffered(_) | Self::Direct(_) => None,
         }
     }

@@ -33,7 +33,7 @@ pub(super) struct Ring {
 
 /// A piece in flight.
 #[derive(Clone, Copy, Default)]
-struct Piece {
+struct RingPart {
     /// Where in the file.
     at: u64,
     len: usize,
@@ -41,7 +41,7 @@ struct Piece {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Read,
     Write,
 }
@@ -108,7 +108,7 @@ impl Ring {
         while at < end {
             let batch_end = end.next_multiple_of(align).min(at + (PIECES * PIECE_BYTES) as u64);
             let (pieces, n) = cut(at, batch_end);
-            let done = self.transfer(&pieces[..n], Way::Read)?;
+            let done = self.transfer(&pieces[..n], Direction::Read)?;
             for (slot, (piece, done)) in pieces[..n].iter().zip(done).enumerate() {
                 let (from, to) = (piece.at.max(offset), (piece.at + piece.len as u64).min(end));
                 let (first, last) = ((from - piece.at) as usize, (to - piece.at) as usize);
@@ -135,7 +135,7 @@ impl Ring {
             }
             let batch_end = at + batch.len() as u64;
             let (pieces, n) = cut(at, batch_end);
-            self.transfer(&pieces[..n], Way::Write)?;
+            self.transfer(&pieces[..n], Direction::Write)?;
             at = batch_end;
         }
         Ok(())
@@ -147,18 +147,18 @@ impl Ring {
     /// # Errors
     /// As for reading and writing.
     pub fn patch(&mut self, block: u64, align: u64, skip: usize, data: &[u8]) -> io::Result<()> {
-        let piece = Piece { at: block, len: align as usize, done: 0 };
-        if self.transfer(&[piece], Way::Read)?[0] < piece.len {
+        let piece = RingPart { at: block, len: align as usize, done: 0 };
+        if self.transfer(&[piece], Direction::Read)?[0] < piece.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.buffers[0].0[skip..skip + data.len()].copy_from_slice(data);
-        self.transfer(&[piece], Way::Write).map(drop)
+        self.transfer(&[piece], Direction::Write).map(drop)
     }
 
     /// Moves pieces between file and buffers, one buffer a piece, all in flight at once; waits for
     /// all. How much of each was moved: less than asked only for reads, at the file's end.
-    fn transfer(&mut self, pieces: &[Piece], way: Way) -> io::Result<[usize; PIECES]> {
-        let mut state = [Piece::default(); PIECES];
+    fn transfer(&mut self, pieces: &[RingPart], way: Direction) -> io::Result<[usize; PIECES]> {
+        let mut state = [RingPart::default(); PIECES];
         state[..pieces.len()].copy_from_slice(pieces);
         let mut failed = None;
         let mut in_flight = 0;
@@ -186,7 +186,7 @@ impl Ring {
             let piece = &mut state[slot];
             match result {
                 n if n > 0 => piece.done += n as usize,
-                0 if way == Way::Read => continue,
+                0 if way == Direction::Read => continue,
                 0 => failed = Some(io::Error::from_raw_os_error(libc::EIO)),
                 e if e == -libc::EINTR || e == -libc::EAGAIN => {}
                 e => failed = Some(io::Error::from_raw_os_error(-e)),
@@ -203,13 +203,15 @@ impl Ring {
     }
 
     /// Queues what is left of a piece.
-    fn push(&mut self, slot: usize, piece: Piece, way: Way) {
+    fn push(&mut self, slot: usize, piece: RingPart, way: Direction) {
         let (file, index) = (types::Fixed(0), slot as u16);
         let buffer = self.buffers[slot].0[piece.done..].as_mut_ptr();
         let (at, len) = (piece.at + piece.done as u64, (piece.len - piece.done) as u32);
         let entry: squeue::Entry = match way {
-            Way::Read => opcode::ReadFixed::new(file, buffer, len, index).offset(at).build(),
-            Way::Write => opcode::WriteFixed::new(file, buffer, len, index).offset(at).build(),
+            Direction::Read => opcode::ReadFixed::new(file, buffer, len, index).offset(at).build(),
+            Direction::Write => {
+                opcode::WriteFixed::new(file, buffer, len, index).offset(at).build()
+            }
         };
         // SAFETY: the entry names bytes of a registered buffer that lives as long as the ring, and
         // no more of them than it has; `transfer` waits for its end or gives the ring up.
@@ -220,12 +222,12 @@ impl Ring {
 }
 
 /// Cuts a range of at most [`PIECES`] pieces.
-fn cut(start: u64, end: u64) -> ([Piece; PIECES], usize) {
-    let mut pieces = [Piece::default(); PIECES];
+fn cut(start: u64, end: u64) -> ([RingPart; PIECES], usize) {
+    let mut pieces = [RingPart::default(); PIECES];
     let (mut at, mut n) = (start, 0);
     while at < end {
         let len = (end - at).min(PIECE_BYTES as u64) as usize;
-        pieces[n] = Piece { at, len, done: 0 };
+        pieces[n] = RingPart { at, len, done: 0 };
         at += len as u64;
         n += 1;
     }

@@ -26,7 +26,7 @@ use super::silence::Silence;
 /// How long an answer may take that needs work: a cut waits for writes in flight and for the state
 /// directory.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
-/// How long an answer may take that needs none. Whoever asks for a lease may wait for the one before.
+/// How long an answer may take that needs none. Anyone who asks for a lease may wait for the one before.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// After this the process is looked at; one that is stuck is waited for no longer.
 const LOOK_AFTER: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! The server: a thread a connection, a bounded number of them, one lease.
 //!
-//! Whoever connects must be root or the driver's own user. Bytes that are no message end the
+//! Anyone who connects must be root or the driver's own user. Bytes that are no message end the
 //! connection and nothing else. What a client asked for that has gone before its turn came is not done:
 //! it was told, or has told others, that it failed. When the connection that holds the lease ends, whatever it left
 //! open is folded back; and if it held the disk's writes they go on (see [`super::hold`]).
@@ -241,7 +241,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 hold: &mut hold,
                 thawed: &mut self.thawed,
             });
-            // Whoever has given up is told nothing, so nothing must be done for him either.
+            // Anyone who has given up is told nothing, so nothing must be done for him either.
             if matches!(received, Ok(Some(_))) && has_gone(stream) {
                 tracing::warn!("a client gave up before it was answered: nothing was done for it");
                 return;

@@ -5,7 +5,7 @@
 //! another. So neither keeps a read or write from being served.
 
 mod attr;
-mod far;
+mod blocking_pool;
 mod mount;
 mod opens;
 mod slow;
@@ -31,7 +31,7 @@ pub use opens::Opens;
 
 use crate::backing::{AnyBacking, Seek};
 use attr::{DISK, DISK_NAME, ROOT, Times};
-use far::Far;
+use blocking_pool::BlockingPool;
 use slow::Slow;
 
 /// The kernel may keep names and attributes for ever: nothing but this driver changes them.
@@ -44,7 +44,7 @@ pub struct DiskFs<E: Env> {
     disk: Arc<ProtectedDisk<E, AnyBacking>>,
     slow: Slow,
     /// Only with a backing that may have to fetch what it is asked for.
-    far: Option<Far>,
+    pool: Option<BlockingPool>,
     times: Times,
     opens: Arc<Opens>,
     /// Called when the last one has closed a disk that was to end then.
@@ -62,9 +62,9 @@ impl<E: Env> DiskFs<E> {
         on_end: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let slow = Slow::start(&disk)?;
-        let far = disk.backing().made().map(|_| Far::start(&disk)).transpose()?;
+        let pool = disk.backing().remote().map(|_| BlockingPool::start(&disk)).transpose()?;
         let times = Times { started: clock::now() };
-        Ok(Self { disk, slow, far, times, opens, on_end: Box::new(on_end) })
+        Ok(Self { disk, slow, pool, times, opens, on_end: Box::new(on_end) })
     }
 
     fn attr(&self, ino: INodeNo) -> fuser::FileAttr {
@@ -197,10 +197,10 @@ impl<E: Env> Filesystem for DiskFs<E> {
         if there == 0 {
             return reply.data(&[]);
         }
-        if let (Some(far), AnyBacking::Made(made)) = (&self.far, self.disk.backing())
-            && !made.has(ByteOffset(offset), ByteLen(there as u64))
+        if let (Some(pool), AnyBacking::Remote(remote)) = (&self.pool, self.disk.backing())
+            && !remote.has(ByteOffset(offset), ByteLen(there as u64))
         {
-            return far.read(ByteOffset(offset), there, reply);
+            return pool.read(ByteOffset(offset), there, reply);
         }
         slow::with_buffer(there, |buf| match self.disk.read(ByteOffset(offset), buf) {
             Ok(()) => reply.data(buf),
@@ -225,10 +225,10 @@ impl<E: Env> Filesystem for DiskFs<E> {
             0 if !data.is_empty() => return reply.error(Errno::ENOSPC),
             len => &data[..len],
         };
-        if let (Some(far), AnyBacking::Made(made)) = (&self.far, self.disk.backing())
-            && !made.takes(ByteOffset(offset), ByteLen(fits.len() as u64))
+        if let (Some(pool), AnyBacking::Remote(remote)) = (&self.pool, self.disk.backing())
+            && !remote.takes(ByteOffset(offset), ByteLen(fits.len() as u64))
         {
-            return far.write(ByteOffset(offset), fits, reply);
+            return pool.write(ByteOffset(offset), fits, reply);
         }
         match self.disk.write(ByteOffset(offset), fits) {
             Ok(()) => reply.written(fits.len() as u32),
@@ -304,8 +304,8 @@ impl<E: Env> Filesystem for DiskFs<E> {
         if !(0..size).contains(&offset) {
             return reply.error(Errno::ENXIO);
         }
-        if let Some(far) = &self.far {
-            return far.seek(ByteOffset(offset as u64), what, reply);
+        if let Some(pool) = &self.pool {
+            return pool.seek(ByteOffset(offset as u64), what, reply);
         }
         match self.disk.backing().seek(ByteOffset(offset as u64), what) {
             Ok(found) => reply.offset((found.0 as i64).min(size)),

@@ -88,7 +88,7 @@ pub fn mount<E: Env>(
 }
 
 impl Mounted {
-    /// Unmounts. Nobody has the disk open: whoever keeps the folder busy gets it out of sight.
+    /// Unmounts. Nobody has the disk open: anyone who keeps the folder busy gets it out of sight.
     ///
     /// # Errors
     /// If it is not mounted any more.

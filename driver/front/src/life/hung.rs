@@ -1,7 +1,7 @@
 //! A driver that does not answer: seen from outside, and ended with a bounded wait.
 //!
-//! Its file system takes no writes, so whoever calls sync(2) on this host waits for it. The kernel can end the
-//! file system without the driver's help (fusectl, `abort`): whoever waits then gets an error.
+//! Its file system takes no writes, so anyone who calls sync(2) on this host waits for it. The kernel can end the
+//! file system without the driver's help (fusectl, `abort`): anyone who waits then gets an error.
 
 use std::fs;
 use std::io;

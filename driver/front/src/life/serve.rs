@@ -88,7 +88,7 @@ pub enum DriverError {
     },
     /// The backing that was to be made for the disk was not.
     #[error("{source}")]
-    Made {
+    RemoteBacking {
         /// The disk.
         name: DiskName,
         /// Why.
@@ -146,7 +146,7 @@ impl DriverError {
         match self {
             Self::Running(_) | Self::WrongBacking { .. } | Self::Unsafe { .. } => true,
             Self::Backing(e) => e.is_busy(),
-            Self::Made { refused, .. } => *refused,
+            Self::RemoteBacking { refused, .. } => *refused,
             _ => false,
         }
     }
@@ -206,7 +206,7 @@ pub fn run_with(
     let backing = open(&mut options)?;
     let DriverOptions { name, paths, .. } = &options;
     // One that was made is nowhere else: there is nothing it could be mistaken for.
-    let seen = match backing.made() {
+    let seen = match backing.remote() {
         None => Some(identify(name, &options.backing, &backing, &paths.state)?),
         Some(_) => None,
     };
@@ -273,8 +273,8 @@ pub fn run_with(
         // The event loops go with the process, and the file system with them.
         End::Abandoned => Ok(()),
     };
-    if let Some(made) = disk.backing().made() {
-        made.stop();
+    if let Some(remote) = disk.backing().remote() {
+        remote.stop();
     }
     let closed = disk.close();
     let _ = fs::remove_file(paths.control_socket());
@@ -447,7 +447,7 @@ fn sender(
     }
 }
 
-/// Locks the state of a disk: one driver, or whoever else must be alone with it. The lock lasts as
+/// Locks the state of a disk: one driver, or anyone who else must be alone with it. The lock lasts as
 /// long as the file.
 ///
 /// # Errors

@@ -14,9 +14,9 @@ use crate::mounts::unescape;
 /// How a thing relates to what was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// It is that, or made of it: whoever uses it uses that.
+    /// It is that, or made of it: anyone who uses it uses that.
     Above,
-    /// That is a part of it: whoever uses it as a whole uses that.
+    /// That is a part of it: anyone who uses it as a whole uses that.
     Below,
     /// That is made of it, among others.
     Slave,

@@ -19,11 +19,11 @@
 
 mod devices;
 mod namespaces;
-mod patience;
 mod probe;
 mod processes;
 mod subject;
 mod user;
+mod wait;
 
 use std::collections::HashSet;
 use std::io;
@@ -31,9 +31,9 @@ use std::path::Path;
 
 pub use crate::mounts::Mount;
 pub use namespaces::{Namespace, Namespaces};
-pub use patience::lasting_users;
 pub use subject::{DeviceNo, Subject};
 pub use user::{InUse, User, UserKind, list};
+pub use wait::lasting_users;
 
 use devices::{Scope, Stack};
 use namespaces::source_device;

@@ -41,7 +41,7 @@ fn is_written(path: &Path) -> bool {
         return false;
     };
     let fd = file.as_raw_fd();
-    // SAFETY: takes numbers only. Whoever opens the file for writing in this instant has us sent a signal:
+    // SAFETY: takes numbers only. Anyone who opens the file for writing in this instant has us sent a signal:
     // one that is ignored by default.
     let lease = unsafe {
         libc::fcntl(fd, F_SETSIG, libc::SIGURG);
@@ -59,7 +59,7 @@ fn is_written(path: &Path) -> bool {
 /// From linux/fcntl.h; not in the libc crate for this target.
 const F_SETSIG: libc::c_int = 10;
 
-/// Whether the kernel refuses a device to whoever wants it alone.
+/// Whether the kernel refuses a device to anyone who wants it alone.
 fn is_claimed(path: &Path) -> bool {
     let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);

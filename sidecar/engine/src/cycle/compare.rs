@@ -183,7 +183,7 @@ impl Run<'_> {
         match passes {
             Ok(passes) => Some((found, passes)),
             Err(e) => {
-                tracing::warn!("disk {}: the resync begins anew: {e}", self.source.disk);
+                tracing::warn!("disk {}: the resync begins again: {e}", self.source.disk);
                 None
             }
         }

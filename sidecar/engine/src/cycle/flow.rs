@@ -57,7 +57,7 @@ pub fn flow(
     let (deep, full) = asked.map_or((false, false), |asked| (asked.deep, asked.full));
     Ok(match (proven && asked.is_none(), status.resync) {
         (true, None) => Flow::Delta,
-        // Whoever cannot read the vault compares nothing: everything ships.
+        // Anyone who cannot read the vault compares nothing: everything ships.
         _ if full || write_only || newest.size != status.size => Flow::Full,
         _ => Flow::Resync { deep },
     })

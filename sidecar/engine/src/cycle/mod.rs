@@ -42,8 +42,8 @@ use crate::error::CycleError;
 use crate::home;
 use crate::hooks::{Hooks, Quiesced};
 use crate::record::Record;
+use crate::rollback_guard;
 use crate::scrub::Scrubbed;
-use crate::seen;
 use crate::throttle::Throttle;
 use crate::vault_place;
 pub use cutter::{AtOnce, Cutter};
@@ -165,7 +165,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     found.refuse_fenced()?;
     found.refuse_to_begin_again(asked.as_ref(), &status)?;
     if let Some(root) = job.state.parent() {
-        seen::keyring(root, job.vault)?;
+        rollback_guard::keyring(root, job.vault)?;
     }
     let from = found.from(job.vault)?;
     let onto = from.as_ref().or(found.newest.as_ref());
@@ -400,7 +400,7 @@ pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manif
 }
 
 /// A disk in the vault.
-struct Found {
+struct VaultDisk {
     disk: DiskId,
     /// It has the disk's name, and nothing else says that it is this disk.
     adopted: bool,
@@ -432,7 +432,11 @@ fn refuse_on_disk(vault: &Vault, status: &DriverStatus) -> Result<(), CycleError
 
 /// Finds the disk and its newest point in the vault, which must be the one that the disk is shipped to; makes what
 /// is not there yet.
-fn look_at_vault(state: &Path, vault: &Vault, status: &DriverStatus) -> Result<Found, CycleError> {
+fn look_at_vault(
+    state: &Path,
+    vault: &Vault,
+    status: &DriverStatus,
+) -> Result<VaultDisk, CycleError> {
     let found = find_disk(vault, status)?;
     home::check(state, &status.name, vault, found.is_some())?;
     if let Some(found) = found {
@@ -453,7 +457,7 @@ fn look_at_vault(state: &Path, vault: &Vault, status: &DriverStatus) -> Result<F
     })?;
     home::remember(state, &status.name, vault, false)?;
     let writer = writer_of(status);
-    Ok(Found {
+    Ok(VaultDisk {
         disk: status.disk,
         adopted: false,
         writer,
@@ -468,7 +472,7 @@ fn writer_of(status: &DriverStatus) -> String {
     format!("source {}", status.disk)
 }
 
-fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, CycleError> {
+fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<VaultDisk>, CycleError> {
     let mut ids = vec![status.disk];
     // A disk that was adopted goes by the identity it has there.
     for base in status.proofs() {
@@ -505,7 +509,7 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<Found>, Cycl
         }
     }
     let writer = writer_of(status);
-    Ok(Some(Found { disk, adopted, writer, newest, known, damage, newest_term }))
+    Ok(Some(VaultDisk { disk, adopted, writer, newest, known, damage, newest_term }))
 }
 
 /// Whether the terms of a vault end before the one in which a point was written.
@@ -543,7 +547,7 @@ fn newest_readable(
     }
 }
 
-impl Found {
+impl VaultDisk {
     /// The term to write in. A disk that was adopted, which somebody asked for, takes a new one.
     fn term(&self, vault: &Vault) -> Result<TermRecord, CycleError> {
         let mut term = match &self.newest_term {
@@ -556,7 +560,7 @@ impl Found {
         if term.writer == self.writer { Ok(term) } else { Err(fenced(term)) }
     }
 
-    /// Nothing is shipped in full because points are gone that were there: whoever deleted them, or put another vault in
+    /// Nothing is shipped in full because points are gone that were there: anyone who deleted them, or put another vault in
     /// the place, has to say what is right. With a full copy that was asked for, nothing of before is needed.
     fn refuse_to_begin_again(
         &mut self,

@@ -108,11 +108,11 @@ impl<'a> Run<'a> {
     }
 
     /// The reading end of a pass.
-    pub(super) fn work(&self) -> Result<Work, CycleError> {
+    pub(super) fn work(&self) -> Result<PassReader, CycleError> {
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
         let reader =
             Reader::new(file, self.source.size).map_err(CycleError::source("the backing"))?;
-        Ok(Work { reader, arrived: SectorSet::new() })
+        Ok(PassReader { reader, arrived: SectorSet::new() })
     }
 
     /// Where the next segments go.
@@ -207,13 +207,13 @@ fn seal(
 const HOLE_SECTORS_MIN: u64 = 2048;
 
 /// The reading end of a pass.
-pub(super) struct Work {
+pub(super) struct PassReader {
     reader: Reader,
     /// Sectors that went into the pipeline.
     arrived: SectorSet,
 }
 
-impl Work {
+impl PassReader {
     /// Every sector, holes without reading them.
     fn whole_disk(&mut self, source: &Source, feed: &Feed<'_>) -> Result<(), CycleError> {
         let runs = extents::runs(&source.file, source.size)

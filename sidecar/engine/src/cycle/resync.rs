@@ -8,7 +8,7 @@
 //! dirty set, and when the sidecar dies the driver folds its epochs back, so nothing is forgotten.
 //! The next attempt ships all that is dirty beside what it has not compared yet. That fails only if
 //! tracking failed in between, and then the driver's count of reasons for a resync has changed
-//! (`resync_no`); or if the vault's newest point is another one. In both cases it begins anew.
+//! (`resync_no`); or if the vault's newest point is another one. In both cases it begins again.
 
 use std::fs;
 use std::io;
@@ -90,7 +90,7 @@ impl Request {
 
 impl Progress {
     pub fn load(state_dir: &Path) -> Option<Self> {
-        // Without it the resync begins anew.
+        // Without it the resync begins again.
         record::load_shown(&state_dir.join(PROGRESS))
     }
 

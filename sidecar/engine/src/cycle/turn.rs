@@ -1,4 +1,4 @@
-//! One cycle a disk: whoever runs one has its *turn*, from before its phase is written down until what came of it is.
+//! One cycle a disk: anyone who runs one has its *turn*, from before its phase is written down until what came of it is.
 //!
 //! The driver's lease alone is not enough: it ends before the record is written, so that a cycle by hand and one of the
 //! sidecar would each write what the other had just changed.

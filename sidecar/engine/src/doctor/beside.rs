@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::prerequisites::Found::{self, Bad, Odd};
+use crate::prerequisites::Checked::{self, Bad, Odd};
 
 /// What is on a device, as blkid(8) tells it.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ struct Content {
 }
 
 /// Looks for ways to a backing device. A file has none: nobody looks for file systems in files.
-pub(super) fn look(backing: &Path) -> Vec<Found> {
+pub(super) fn look(backing: &Path) -> Vec<Checked> {
     let device = fs::metadata(backing).is_ok_and(|meta| meta.file_type().is_block_device());
     if !device {
         return vec![];
@@ -52,7 +52,7 @@ impl Content {
         content
     }
 
-    fn judge(&self, backing: &Path, fstab: &str) -> Vec<Found> {
+    fn judge(&self, backing: &Path, fstab: &str) -> Vec<Checked> {
         let mut found = vec![];
         for line in fstab.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
             let mut fields = line.split_whitespace();
@@ -97,7 +97,7 @@ mod tests {
             LABEL=\"data\" /mnt/b ext4\nUUID=99 /mnt/c ext4\n/dev/null /mnt/d ext4\n\
             db /mnt/e backstay _netdev\n";
         let found = content.judge(Path::new("/dev/null"), fstab);
-        let texts: Vec<_> = found.into_iter().map(Found::split).collect();
+        let texts: Vec<_> = found.into_iter().map(Checked::split).collect();
         assert_eq!(texts.len(), 3, "{texts:?}");
         for ((verdict, text), target) in texts.iter().zip(["/mnt/a", "/mnt/b", "/mnt/d"]) {
             assert!(*verdict == Verdict::Failed && text.contains(target), "{text}");

@@ -14,7 +14,7 @@ use backstay_types::{ByteLen, DiskName};
 use super::system::System;
 use super::{Finding, beside};
 use crate::Config;
-use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::Checked::{self, Bad, Good, Odd};
 use crate::prerequisites::{backing_size, looked, room_for_bitmaps, room_for_log, usable};
 
 /// Looks at a disk.
@@ -67,7 +67,7 @@ fn driver(
     status: Option<&DriverStatus>,
     silence: Option<Silence>,
     known: bool,
-) -> Found {
+) -> Checked {
     match status {
         Some(status) => Good(format!(
             "process {} serves {} as {}",
@@ -93,7 +93,7 @@ fn driver(
 }
 
 /// Whether the backing is still what the driver serves, and nobody else writes to it.
-fn backing(status: &DriverStatus) -> Found {
+fn backing(status: &DriverStatus) -> Checked {
     let path = status.backing.display();
     if let Some(fault) = &status.backing_fault {
         let text = format!("{}; {}", fault.message, fault.advice(&status.name));
@@ -122,7 +122,7 @@ fn backing(status: &DriverStatus) -> Found {
 }
 
 /// Whether the driver runs the program that is installed.
-fn program(status: &DriverStatus) -> Found {
+fn program(status: &DriverStatus) -> Checked {
     match fs::read_link(format!("/proc/{}/exe", status.pid)) {
         Ok(path) if path.to_string_lossy().ends_with(" (deleted)") => Odd(
             "its driver runs a program that was replaced since; it takes the new one when the disk is \
@@ -135,7 +135,7 @@ fn program(status: &DriverStatus) -> Found {
 }
 
 /// Whether it is served again after the machine has started.
-fn starts(name: &DiskName) -> Option<Found> {
+fn starts(name: &DiskName) -> Option<Checked> {
     let system = System::default();
     if !system.has_systemd() {
         return None;

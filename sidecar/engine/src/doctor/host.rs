@@ -15,7 +15,7 @@ use super::system::{self, System};
 use super::{Finding, HOST};
 use crate::health::Level;
 use crate::health::host::{SIDECAR_ADVICE, of_sidecar, of_state};
-use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::Checked::{self, Bad, Good, Odd};
 use crate::prerequisites::{clock, existing, fuse, kernel, looked, rights, room, size};
 use crate::service::alive::{self, Sidecar};
 
@@ -56,7 +56,7 @@ pub fn host(roots: &Roots, names: &[DiskName]) -> Vec<Finding> {
     .collect()
 }
 
-fn folders(roots: &Roots) -> Found {
+fn folders(roots: &Roots) -> Checked {
     match roots.check() {
         Ok(()) => Good("nobody else can change what is in them".into()),
         Err(e) => Bad(e.to_string()),
@@ -79,7 +79,7 @@ fn has(capabilities: u64, bit: u32) -> bool {
     capabilities >> bit & 1 == 1
 }
 
-fn loops() -> Found {
+fn loops() -> Checked {
     let path = "/dev/loop-control";
     let dead = loop_device::without_mount().unwrap_or_default();
     if !dead.is_empty() {
@@ -97,7 +97,7 @@ fn loops() -> Found {
     }
 }
 
-fn uring() -> Found {
+fn uring() -> Checked {
     match IoUring::new(2) {
         Ok(_) => Good("works".into()),
         Err(e) => {
@@ -112,7 +112,7 @@ fn uring() -> Found {
     }
 }
 
-fn programs() -> Found {
+fn programs() -> Checked {
     let missing: Vec<&str> =
         ["losetup", "mount", "umount"].into_iter().filter(|p| !system::on_path(p)).collect();
     match missing.is_empty() {
@@ -121,7 +121,7 @@ fn programs() -> Found {
     }
 }
 
-fn runtime(dir: &Path) -> Result<Found, nix::errno::Errno> {
+fn runtime(dir: &Path) -> Result<Checked, nix::errno::Errno> {
     let at = dir.display();
     let free = room(dir)?;
     Ok(if statfs(existing(dir))?.filesystem_type() != TMPFS_MAGIC {
@@ -136,7 +136,7 @@ fn runtime(dir: &Path) -> Result<Found, nix::errno::Errno> {
     })
 }
 
-fn state(dir: &Path) -> Result<Found, nix::errno::Errno> {
+fn state(dir: &Path) -> Result<Checked, nix::errno::Errno> {
     let at = dir.display();
     let free = room(dir)?;
     let mode = fs::metadata(dir).map(|data| data.permissions().mode() & 0o077).unwrap_or_default();
@@ -150,7 +150,7 @@ fn state(dir: &Path) -> Result<Found, nix::errno::Errno> {
     })
 }
 
-fn locked_memory(capabilities: u64) -> Found {
+fn locked_memory(capabilities: u64) -> Checked {
     if has(capabilities, CAP_IPC_LOCK) {
         return Good("without limit (CAP_IPC_LOCK)".into());
     }
@@ -164,7 +164,7 @@ fn locked_memory(capabilities: u64) -> Found {
     }
 }
 
-fn flusher(capabilities: u64) -> Found {
+fn flusher(capabilities: u64) -> Checked {
     if has(capabilities, CAP_SYS_RESOURCE) {
         Good("drivers can be (CAP_SYS_RESOURCE)".into())
     } else {
@@ -174,7 +174,7 @@ fn flusher(capabilities: u64) -> Found {
     }
 }
 
-fn sidecar(roots: &Roots, names: &[DiskName]) -> Found {
+fn sidecar(roots: &Roots, names: &[DiskName]) -> Checked {
     match alive::sidecar(roots) {
         Sidecar::Runs { pid } => Good(format!("runs as process {pid}")),
         Sidecar::NotRunning { .. } if names.is_empty() => {

@@ -17,10 +17,10 @@ use serde::Serialize;
 use crate::Config;
 use crate::config::VAULT_DEFAULT;
 use crate::health::{Cause, CauseId, Level};
-use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::Checked::{self, Bad, Good, Odd};
 use crate::prerequisites::Verdict;
 use crate::record::Record;
-use crate::seen;
+use crate::rollback_guard;
 
 pub use disk::disk;
 pub use host::host;
@@ -45,7 +45,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(of: &str, (what, found): (&'static str, Found)) -> Self {
+    fn new(of: &str, (what, found): (&'static str, Checked)) -> Self {
         let (verdict, found) = found.split();
         Self { of: of.into(), what, verdict, found, id: None }
     }
@@ -98,11 +98,11 @@ fn keys(url: &str, stale: Duration) -> Option<Finding> {
     Some(Finding::new("vault", ("keys", found)))
 }
 
-fn vault(state: &Path, url: &str, warn: bool, has_points: bool) -> Found {
+fn vault(state: &Path, url: &str, warn: bool, has_points: bool) -> Checked {
     // Opened, not made: a doctor leaves no vaults behind.
     let look = |vault: Vault| {
         vault.probe()?;
-        seen::keyring(state, &vault)
+        rollback_guard::keyring(state, &vault)
     };
     match Vault::open_to_look(url).and_then(look) {
         Ok(()) if url == VAULT_DEFAULT && warn => Odd(format!(

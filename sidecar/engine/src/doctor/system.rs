@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::prerequisites::Found::{self, Bad, Good, Odd};
+use crate::prerequisites::Checked::{self, Bad, Good, Odd};
 
 /// Where systemd looks for units, the strongest first.
 const UNITS: [&str; 4] = [
@@ -41,7 +41,7 @@ impl System {
     }
 
     /// Whether the units are there and start a program that is there.
-    pub fn units(&self) -> Found {
+    pub fn units(&self) -> Checked {
         let unit = |name: &str| {
             UNITS.iter().map(|dir| self.root.join(dir).join(name)).find(|p| p.is_file())
         };
@@ -69,7 +69,7 @@ impl System {
     }
 
     /// Whether mount(8) and umount(8) find this program.
-    pub fn helpers(&self) -> Found {
+    pub fn helpers(&self) -> Checked {
         let ours = std::env::current_exe().and_then(fs::canonicalize).unwrap_or_default();
         for name in ["mount.backstay", "umount.backstay"] {
             let path = self.root.join("sbin").join(name);
@@ -95,7 +95,7 @@ impl System {
     }
 
     /// Lines of fstab that are about protected disks.
-    pub fn fstab(&self) -> Vec<Found> {
+    pub fn fstab(&self) -> Vec<Checked> {
         let text = fs::read_to_string(self.root.join("etc/fstab")).unwrap_or_default();
         lines(&text).map(|line| line.judge(self.has_systemd())).collect()
     }
@@ -131,7 +131,7 @@ fn lines(fstab: &str) -> impl Iterator<Item = Line<'_>> {
 }
 
 impl Line<'_> {
-    fn judge(&self, systemd: bool) -> Found {
+    fn judge(&self, systemd: bool) -> Checked {
         let spec = self.spec;
         let has = |start: &str| self.options.iter().any(|option| option.starts_with(start));
         if spec.contains('/') && !has("name=") {
@@ -180,7 +180,7 @@ mod tests {
         (dir, System { root })
     }
 
-    fn verdict(found: Found) -> (Verdict, String) {
+    fn verdict(found: Checked) -> (Verdict, String) {
         found.split()
     }
 

@@ -17,7 +17,7 @@ use super::settings::Group;
 use crate::cycle::CycleReport;
 use crate::error::CycleError;
 
-/// Longest that a round ships: a month. Whoever dies meanwhile is noticed long before.
+/// Longest that a round ships: a month. Anyone who dies meanwhile is noticed long before.
 const SHIP_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a round works with.
@@ -82,7 +82,7 @@ impl LastRound {
         self.ms.store(ms.max(1), Ordering::Relaxed);
     }
 
-    /// There will be none for now: whoever waits for one goes on alone.
+    /// There will be none for now: anyone who waits for one goes on alone.
     pub fn gives_up(&self) {
         self.ms.store(0, Ordering::Relaxed);
     }

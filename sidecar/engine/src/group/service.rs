@@ -121,7 +121,7 @@ impl Groups {
     pub fn follow(&self, config: &Arc<Config>) {
         let old = self.config.now();
         if old.group != config.group || old.tls != config.tls {
-            tracing::warn!("groups and [tls] have changed: start the sidecar anew for that");
+            tracing::warn!("groups and [tls] have changed: restart the sidecar to apply this");
         }
         self.config.set(Arc::clone(config));
     }

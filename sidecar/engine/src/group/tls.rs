@@ -90,7 +90,7 @@ impl Tls {
         Ok(Arc::new(Self { files: files.clone(), loaded }))
     }
 
-    /// How a coordinator speaks on a connection that begins now: whoever has no certificate of the authority,
+    /// How a coordinator speaks on a connection that begins now: anyone who has no certificate of the authority,
     /// or a revoked one, is turned away.
     #[must_use]
     pub fn server(&self) -> Arc<ServerConfig> {

@@ -132,7 +132,7 @@ ids! {
     /// A drill failed or could not be made.
     DRILL = "drill";
 
-    // Failovers, replicas and certificates (found by whoever knows of them).
+    // Failovers, replicas and certificates (found by anyone who knows of them).
     /// The disk was handed over: another host may serve it. No fault.
     HANDED_OVER = "handed-over";
     /// A failover or failback was begun and not finished.

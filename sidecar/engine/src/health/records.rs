@@ -13,7 +13,7 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
     let cycles = record.unreadable.as_ref().map(|e| {
         let reason = format!("how its cycles went is not known: {e}");
         Cause::warning(ids::RECORD_UNREADABLE, reason)
-            .advise(format!("the next cycle writes it anew: backstay cycle {name}"))
+            .advise(format!("the next cycle writes it again: backstay cycle {name}"))
     });
     let backing = BackingRecord::load(&facts.paths.state).err().map(|e| {
         let reason =

@@ -1,6 +1,6 @@
 //! What the programs we start are not told: variables that may hold what opens a store or a vault.
 //!
-//! Whoever runs a check, a hook or a step of a plan wants a disk, not the vault. What is started to do our own
+//! Anyone who runs a check, a hook or a step of a plan wants a disk, not the vault. What is started to do our own
 //! work (`backstay mount` for a drill, say) gets everything.
 
 use std::ffi::OsStr;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use backstay_vault::frame::SealedSegment;
+use backstay_vault::frame::FinishedSegment;
 use backstay_vault::{Pace, SegmentRef};
 
 use crate::error::CycleError;
@@ -45,7 +45,7 @@ pub(super) struct Counted<'a> {
 impl<'a> Counted<'a> {
     pub fn new(
         pace: &'a dyn Pace,
-        segment: &SealedSegment,
+        segment: &FinishedSegment,
         went: &'a (dyn Fn(u64) + Sync),
     ) -> Self {
         let (covers, stored) = (segment.covers().0, segment.about().0.max(1));

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use backstay_types::{CycleNo, DiskId, SectorRange};
-use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SealedSegment, SegmentBuilder};
+use backstay_vault::frame::{Chunk, Compressor, EncodedFrame, FinishedSegment, SegmentBuilder};
 use backstay_vault::{SegmentRef, Vault, VaultError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -69,7 +69,7 @@ pub struct Shipped {
 
 /// What goes from compressors and reader to the assembler.
 enum Part {
-    Frame(SealedFrame),
+    Frame(EncodedFrame),
     Zero(SectorRange),
 }
 
@@ -115,7 +115,7 @@ pub fn ship_beside(
     let (full, chunks) = bounded::<Chunk>(threads * 2);
     let (empty, spare) = bounded::<Chunk>(threads * 3 + 2);
     let (parts, assembly) = bounded::<Part>(threads * 2);
-    let (done, uploads) = bounded::<SealedSegment>(1);
+    let (done, uploads) = bounded::<FinishedSegment>(1);
     let (at_work, all_ended) = bounded::<()>(0);
     let Beside { put, went, watch } = beside;
     for _ in 0..threads * 3 + 2 {
@@ -178,7 +178,7 @@ fn compress(
 fn assemble(
     to: Shipment<'_>,
     parts: Receiver<Part>,
-    done: Sender<SealedSegment>,
+    done: Sender<FinishedSegment>,
     trouble: &Trouble<'_>,
 ) {
     let mut compressor = match Compressor::new(to.ship.zstd_level) {
@@ -225,7 +225,7 @@ fn upload(
     to: Shipment<'_>,
     put: &(dyn Fn(&SegmentRef) + Sync),
     went: &(dyn Fn(u64) + Sync),
-    uploads: &Receiver<SealedSegment>,
+    uploads: &Receiver<FinishedSegment>,
     segments: &Mutex<Vec<SegmentRef>>,
     trouble: &Trouble<'_>,
 ) {

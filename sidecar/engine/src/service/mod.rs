@@ -25,7 +25,6 @@ use backstay_host::stamp::{self, Stamp};
 use backstay_types::DiskName;
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 
-use crate::care::{Care, DisksOf};
 use crate::config::Config;
 use crate::cycle::resync;
 use crate::cycle::turn::Turn;
@@ -33,6 +32,7 @@ use crate::group::Current;
 use crate::group::service::{Groups, With};
 use crate::hooks;
 use crate::jobs::JobBook;
+use crate::key_health::{Care, DisksOf};
 use crate::phase::Event;
 use crate::protection::{Protection, is_only_looked_at};
 use crate::record::Record;
@@ -204,7 +204,7 @@ impl Service<'_> {
         self.care.look(disks, self.config.encryption.stale())
     }
 
-    /// Whether the clock went on as it should; remembered, so that a jump is seen by whoever looks next.
+    /// Whether the clock went on as it should; remembered, so that a jump is seen by anyone who looks next.
     fn look_at_clock(&mut self) {
         let doubt = trusted::look(&self.roots.state).doubt;
         match &doubt {
@@ -337,7 +337,7 @@ impl Service<'_> {
     }
 
     /// Adds a disk whose driver answers. It is due when its record says, so that a sidecar that
-    /// starts anew does not run all disks at once.
+    /// starts again does not run all disks at once.
     fn add(&mut self, name: &DiskName) {
         let paths = self.roots.disk(name);
         if is_only_looked_at(&paths.state) {

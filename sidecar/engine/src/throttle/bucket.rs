@@ -1,7 +1,7 @@
 //! How much may go at an instant: a token bucket, as a pure function of time.
 //!
 //! It fills at the limit and holds 0.4 seconds of it, so over any 10 seconds at most 4 % more than the
-//! limit goes; and as long as whoever waits comes back within that time (a busy machine, a vault that
+//! limit goes; and as long as anyone who waits comes back within that time (a busy machine, a vault that
 //! stalls), not less either. Numbers are whole (billionths of a byte), so nothing is lost to rounding.
 
 use std::time::Duration;

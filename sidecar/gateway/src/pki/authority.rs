@@ -40,7 +40,7 @@ const ISSUED: &str = "issued";
 
 /// What a certificate is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum AuthorityKind {
     /// A client of a gateway.
     Client {
         /// What it is.
@@ -66,7 +66,7 @@ pub struct Request {
     /// Its holder.
     pub name: HolderName,
     /// What it is for.
-    pub kind: Kind,
+    pub kind: AuthorityKind,
     /// How long it is valid.
     pub days: u32,
 }
@@ -169,7 +169,7 @@ impl Authority {
         self.issuer().map(drop)
     }
 
-    /// Writes its key anew, with another passphrase or without one. The old file is overwritten in name only: what
+    /// Writes its key again, with another passphrase or without one. The old file is overwritten in name only: what
     /// was on the disk may be there still.
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Authority {
         &self.index
     }
 
-    /// Its own certificate, which whoever is to believe it gets.
+    /// Its own certificate, which anyone who is to believe it gets.
     #[must_use]
     pub fn certificate_file(&self) -> PathBuf {
         self.dir.join(CERT)
@@ -253,9 +253,9 @@ impl Authority {
             )));
         }
         let kind = match (newest.role, &newest.disks) {
-            (Some(role), Some(disks)) => Kind::Client { role, disks: disks.names() },
-            _ if newest.client => Kind::Group { hosts: newest.hosts.clone() },
-            _ => Kind::Server { hosts: newest.hosts.clone() },
+            (Some(role), Some(disks)) => AuthorityKind::Client { role, disks: disks.names() },
+            _ if newest.client => AuthorityKind::Group { hosts: newest.hosts.clone() },
+            _ => AuthorityKind::Server { hosts: newest.hosts.clone() },
         };
         self.make(&Request { name: name.clone(), kind, days })
     }
@@ -321,7 +321,7 @@ impl Authority {
             revoked_unix_s: None,
         };
         match &request.kind {
-            Kind::Client { role, disks } => {
+            AuthorityKind::Client { role, disks } => {
                 let disks = Disks::of(*role, disks.iter().map(String::as_str))
                     .map_err(PkiError::Request)?;
                 let mut uris = vec![format!("name:{}", request.name), format!("role:{role}")];
@@ -333,11 +333,11 @@ impl Authority {
                 }
                 (record.role, record.disks, record.client) = (Some(*role), Some(disks), true);
             }
-            Kind::Server { hosts } | Kind::Group { hosts } => {
+            AuthorityKind::Server { hosts } | AuthorityKind::Group { hosts } => {
                 params.subject_alt_names = host_names(hosts)?;
                 record.hosts.clone_from(hosts);
                 record.server = true;
-                record.client = matches!(request.kind, Kind::Group { .. });
+                record.client = matches!(request.kind, AuthorityKind::Group { .. });
             }
         }
         let usages = &mut params.extended_key_usages;

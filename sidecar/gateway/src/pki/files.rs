@@ -21,7 +21,7 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     File::open(above.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Replaces a file as a whole: whoever looks, also after a power loss, sees the old one or the new one.
+/// Replaces a file as a whole: anyone who looks, also after a power loss, sees the old one or the new one.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     atomic::replace(path, content, Durability::Durable)
 }

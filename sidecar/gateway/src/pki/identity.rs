@@ -25,7 +25,7 @@ pub enum Role {
     Source,
     /// A recovery host: reads its disks, and may take them over.
     Recovery,
-    /// Whoever runs retention from elsewhere.
+    /// Anyone who runs retention from elsewhere.
     Maintainer,
 }
 
@@ -235,7 +235,8 @@ impl Identity {
             return Err(no("it is not for TLS clients".into()));
         }
         let names = certificate.subject_alternative_name().map_err(|_| bad("alternative name"))?;
-        let said = Said::from(names.iter().flat_map(|names| &names.value.general_names))?;
+        let said =
+            CertificateClaims::from(names.iter().flat_map(|names| &names.value.general_names))?;
         let serial = Serial::from_bytes(certificate.raw_serial());
         let serial = String::from(serial).try_into()?;
         let (from_unix_s, until_unix_s) = {
@@ -261,13 +262,13 @@ impl Identity {
 }
 
 /// What the URIs of a certificate say.
-struct Said<'a> {
+struct CertificateClaims<'a> {
     name: HolderName,
     role: Role,
     disks: Vec<&'a str>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> CertificateClaims<'a> {
     fn from(names: impl Iterator<Item = &'a GeneralName<'a>>) -> Result<Self, PkiError> {
         let no = |why: &str| PkiError::Certificate(why.into());
         let (mut name, mut role, mut disks) = (None, None, Vec::new());

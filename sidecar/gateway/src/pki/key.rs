@@ -2,7 +2,7 @@
 //! as `openssl pkey` reads it, too.
 //!
 //! CBC has no checksum: whether the passphrase was right shows when the key belongs to the authority's certificate, and
-//! whoever opens one looks at that.
+//! anyone who opens one looks at that.
 
 use pkcs8::pkcs5::{pbes2, scrypt};
 use pkcs8::{EncryptedPrivateKeyInfo, LineEnding, PrivateKeyInfo, SecretDocument};

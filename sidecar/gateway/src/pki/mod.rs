@@ -1,7 +1,7 @@
 //! Certificates: a small authority of one's own, and what a certificate says its holder may do.
 //!
 //! An [`Authority`] is a directory: its key, its certificate, an index of all it has issued, and the list of
-//! what was revoked. [`Identity`] is the one place where a client's certificate is read: whoever decides
+//! what was revoked. [`Identity`] is the one place where a client's certificate is read: anyone who decides
 //! anything by a certificate decides it by that. [`Revocations`] is a list of revoked ones, as
 //! a gateway reads it. docs/reference/pki.md has the files and the names in certificates.
 
@@ -13,7 +13,7 @@ mod index;
 mod key;
 mod revoked;
 
-pub use authority::{Authority, Issued, Kind, Request};
+pub use authority::{Authority, AuthorityKind, Issued, Request};
 pub use ends::{Left, Life};
 pub use identity::{Disks, HolderName, Identity, Role, Serial};
 pub use index::{CertificateRecord, Index};
@@ -29,7 +29,7 @@ pub enum PkiError {
     /// A certificate that says nothing, or too much, about its holder. Nobody gets any right by it.
     #[error("this certificate gives no rights: {0}")]
     Certificate(String),
-    /// Not a list of revoked certificates. Whoever reads it keeps to the one read before.
+    /// Not a list of revoked certificates. Anyone who reads it keeps to the one read before.
     #[error("no list of revoked certificates: {0}")]
     Revocations(String),
     /// What was asked for cannot be issued; nothing was.

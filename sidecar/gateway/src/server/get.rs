@@ -21,7 +21,7 @@ use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use super::body::{Answer, empty, stream as streamed, text};
 use super::request::{Asked, Refused};
 use crate::counters::add;
-use crate::owners::Standing;
+use crate::owners::Ownership;
 use crate::pki::Disks;
 use crate::rights::Right;
 use backstay_vault::format::key::ObjectKey;
@@ -36,7 +36,7 @@ const STEP_BYTES: u64 = 256 << 10;
 pub(super) struct IndexPlaces(Mutex<HashMap<String, u64>>);
 
 /// Where an object is.
-enum Place {
+enum ObjectSource {
     Store,
     /// In the cache: it is on its way.
     Here(Arc<File>),
@@ -52,8 +52,10 @@ pub(super) async fn get<B>(
     let name = key.to_string();
     let here = asked.shared.spool.open_segment(&name);
     let (place, len) = match here.map_err(|e| Refused::Store(e.to_string()))? {
-        Some((file, len)) => (Place::Here(Arc::new(file)), len),
-        None => (Place::Store, asked.shared.store.head(&Path::from(name.as_str())).await?.size),
+        Some((file, len)) => (ObjectSource::Here(Arc::new(file)), len),
+        None => {
+            (ObjectSource::Store, asked.shared.store.head(&Path::from(name.as_str())).await?.size)
+        }
     };
     if let (ObjectKey::GroupPoint(..), Disks::Named(_)) = (key, &asked.who.disks) {
         group_has_ours(asked, &name).await?;
@@ -81,8 +83,8 @@ pub(super) async fn get<B>(
     let (first, count) = (wanted.start, wanted.end - wanted.start);
     add(&asked.shared.counters.sent_bytes_total, count);
     let body = match place {
-        Place::Here(file) => streamed(read_file(file, wanted)),
-        Place::Store => {
+        ObjectSource::Here(file) => streamed(read_file(file, wanted)),
+        ObjectSource::Store => {
             let options = GetOptions {
                 range: (wanted.start < wanted.end).then(|| GetRange::Bounded(wanted.clone())),
                 ..GetOptions::default()
@@ -137,7 +139,12 @@ pub(super) fn parse_range(text: &str, len: u64) -> Option<Range<u64>> {
 }
 
 /// Where the index of a segment begins.
-async fn index_at(asked: &Asked, name: &str, place: &Place, len: u64) -> Result<u64, Refused> {
+async fn index_at(
+    asked: &Asked,
+    name: &str,
+    place: &ObjectSource,
+    len: u64,
+) -> Result<u64, Refused> {
     let places = &asked.shared.indexes.0;
     if let Some(at) = places.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
         return Ok(*at);
@@ -147,8 +154,8 @@ async fn index_at(asked: &Asked, name: &str, place: &Place, len: u64) -> Result<
         return Err(wrong("shorter than a footer".into()));
     };
     let footer = match place {
-        Place::Store => asked.shared.store.get_range(&Path::from(name), at..len).await?,
-        Place::Here(file) => {
+        ObjectSource::Store => asked.shared.store.get_range(&Path::from(name), at..len).await?,
+        ObjectSource::Here(file) => {
             let mut pieces = Box::pin(read_file(Arc::clone(file), at..len));
             let mut footer = vec![];
             while let Some(piece) = pieces.next().await {
@@ -196,7 +203,7 @@ async fn group_has_ours(asked: &Asked, name: &str) -> Result<(), Refused> {
     let bytes = bytes.bytes().await?;
     let point: GroupPoint = decode(&bytes).map_err(|e| Refused::Wrong(format!("{name}: {e}")))?;
     for member in &point.members {
-        if asked.standing(member.disk).await? == Standing::Own {
+        if asked.standing(member.disk).await? == Ownership::Own {
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::body::{Answer, with};
 use super::request::{Asked, Refused, blocking};
-use crate::owners::Standing;
+use crate::owners::Ownership;
 use crate::pki::Disks;
 use backstay_vault::format::key::{ObjectKey, Scope};
 
@@ -61,12 +61,12 @@ impl Query {
 }
 
 /// Whose objects may be seen.
-enum Seen {
+enum Visible {
     All,
     Of(HashSet<DiskId>),
 }
 
-impl Seen {
+impl Visible {
     fn key(&self, asked: &Asked, key: &str) -> bool {
         let Self::Of(disks) = self else { return ObjectKey::parse(key).is_some() };
         match ObjectKey::parse(key) {
@@ -96,19 +96,19 @@ pub(super) async fn list(asked: &Asked, query: &str) -> Result<Answer, Refused> 
     let scope = Scope::parse(&query.prefix).ok_or_else(bad)?;
     let no = || Refused::Forbidden("the certificate does not name this disk".into());
     let seen = match (&scope, &asked.who.disks) {
-        (_, Disks::All) => Seen::All,
+        (_, Disks::All) => Visible::All,
         (Scope::NamesOf(name), Disks::Named(names)) if !names.contains(name) => return Err(no()),
         (Scope::NamesOf(_) | Scope::Names | Scope::Groups | Scope::Keys, _) => {
-            Seen::Of(HashSet::new())
+            Visible::Of(HashSet::new())
         }
         (Scope::Disk(disk), _) => match asked.standing(*disk).await? {
-            Standing::Others => return Err(no()),
-            _ => Seen::Of(HashSet::from([*disk])),
+            Ownership::Others => return Err(no()),
+            _ => Visible::Of(HashSet::from([*disk])),
         },
         (Scope::All | Scope::Disks, _) => {
             let (shared, who) = (Arc::clone(&asked.shared), Arc::clone(&asked.who));
             let disks = blocking(move || Ok(shared.owners.disks(&shared.vault, &who)?)).await?;
-            Seen::Of(disks.unwrap_or_default().into_iter().collect())
+            Visible::Of(disks.unwrap_or_default().into_iter().collect())
         }
     };
     let page = match query.folders {
@@ -119,7 +119,7 @@ pub(super) async fn list(asked: &Asked, query: &str) -> Result<Answer, Refused> 
     Ok(with(StatusCode::OK, "application/json", text.into()))
 }
 
-async fn folders(asked: &Asked, prefix: &str, seen: &Seen) -> Result<Page, Refused> {
+async fn folders(asked: &Asked, prefix: &str, seen: &Visible) -> Result<Page, Refused> {
     let path = Path::from(prefix);
     let listed = asked.shared.store.list_with_delimiter(Some(&path)).await?;
     let folders = listed.common_prefixes.iter().map(|folder| folder.as_ref().to_owned());
@@ -134,7 +134,7 @@ async fn folders(asked: &Asked, prefix: &str, seen: &Seen) -> Result<Page, Refus
 
 /// The first page of what comes after a key. Not every store lists in order, so the smallest keys are picked:
 /// memory is that of a page.
-async fn objects(asked: &Asked, query: &Query, seen: &Seen) -> Result<Page, Refused> {
+async fn objects(asked: &Asked, query: &Query, seen: &Visible) -> Result<Page, Refused> {
     let (prefix, after) = (Path::from(query.prefix.as_str()), Path::from(query.after.as_str()));
     let mut found = match query.after.is_empty() {
         true => asked.shared.store.list(Some(&prefix)),

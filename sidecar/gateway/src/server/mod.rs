@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use backstay_host::clock::{self, now_unix_ns};
-use backstay_vault::receive::Rules;
+use backstay_vault::admission::Rules;
 use backstay_vault::{Vault, VaultError};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;

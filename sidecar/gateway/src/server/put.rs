@@ -4,12 +4,12 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstay_vault::admission::{check_segment, own_keys};
+use backstay_vault::encrypt::sign::TRAILER_BYTES;
 use backstay_vault::format::document::DOCUMENT_BYTES_MAX;
 use backstay_vault::format::ledger::LEDGER_BYTES_MAX;
 use backstay_vault::format::manifest::MANIFEST_BYTES_MAX;
 use backstay_vault::format::segment::{SEGMENT_BYTES_MAX, SegmentId};
-use backstay_vault::receive::{check_segment, own_keys};
-use backstay_vault::seal::sign::TRAILER_BYTES;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, IF_NONE_MATCH};
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body::{Answer, Pieces, drain, text};
 use super::request::{Asked, Refused, blocking};
-use crate::arriving::Arriving;
+use crate::admission::Arriving;
 use crate::counters::add;
 use backstay_vault::format::key::{ObjectKey, Piece};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backstay_vault::VaultError;
-use backstay_vault::receive::NotTaken;
+use backstay_vault::admission::NotTaken;
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
@@ -13,7 +13,7 @@ use super::body::{Answer, BodyError, drain, empty, text, with};
 use super::{Shared, get, list, put};
 use crate::counters::add;
 use crate::limits::Client;
-use crate::owners::Standing;
+use crate::owners::Ownership;
 use crate::pki::{Disks, Identity};
 use crate::rights::{Right, Verb, right};
 use backstay_vault::format::key::{KEY_BYTES_MAX, ObjectKey, Piece};
@@ -266,21 +266,21 @@ impl Asked {
             },
             ObjectKey::Disk(disk, Piece::Segment(_)) if verb == Verb::Put => {
                 match self.standing_or_before(*disk).await? {
-                    Standing::Own => Ok(()),
+                    Ownership::Own => Ok(()),
                     _ => Err(no()),
                 }
             }
             ObjectKey::Disk(disk, piece) => match (self.standing(*disk).await?, verb) {
-                (Standing::Own, _) => Ok(()),
-                (Standing::Others, _) => Err(no()),
-                (Standing::Begun, Verb::Put) if *piece == Piece::Record => Ok(()),
-                (Standing::Unknown, Verb::Put)
+                (Ownership::Own, _) => Ok(()),
+                (Ownership::Others, _) => Err(no()),
+                (Ownership::Begun, Verb::Put) if *piece == Piece::Record => Ok(()),
+                (Ownership::Unknown, Verb::Put)
                     if *piece == Piece::Record && self.who.disks == Disks::All =>
                 {
                     Ok(())
                 }
-                (Standing::Begun | Standing::Unknown, Verb::Get) => Err(Refused::NotFound),
-                (Standing::Begun | Standing::Unknown, _) => Err(no()),
+                (Ownership::Begun | Ownership::Unknown, Verb::Get) => Err(Refused::NotFound),
+                (Ownership::Begun | Ownership::Unknown, _) => Err(no()),
             },
             ObjectKey::Vault
             | ObjectKey::Keyring(_)
@@ -291,17 +291,20 @@ impl Asked {
     }
 
     /// As [`Self::standing`], but while the store does not answer what it said before counts.
-    async fn standing_or_before(&self, disk: backstay_types::DiskId) -> Result<Standing, Refused> {
+    async fn standing_or_before(&self, disk: backstay_types::DiskId) -> Result<Ownership, Refused> {
         if !self.shared.owners.was_own(&self.who, disk) {
             return self.standing(disk).await;
         }
         match self.shared.away.look(self.standing(disk)).await {
-            None | Some(Err(Refused::Store(_))) => Ok(Standing::Own),
+            None | Some(Err(Refused::Store(_))) => Ok(Ownership::Own),
             Some(standing) => standing,
         }
     }
 
-    pub(super) async fn standing(&self, disk: backstay_types::DiskId) -> Result<Standing, Refused> {
+    pub(super) async fn standing(
+        &self,
+        disk: backstay_types::DiskId,
+    ) -> Result<Ownership, Refused> {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         blocking(move || Ok(shared.owners.standing(&shared.vault, &who, disk)?)).await
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use backstay_types::DiskName;
 use backstay_vault::{DrillCheck, VaultError};
 
-use crate::lazy::LazyError;
+use crate::mount::MountError;
 use crate::run::{run_to_us, shell};
 pub use boot::Boot;
 pub use mounted::{Drill, drill, records};
@@ -63,7 +63,7 @@ pub enum DrillError {
     Vault(#[from] VaultError),
     /// The point was not mounted.
     #[error(transparent)]
-    Mount(#[from] LazyError),
+    Mount(#[from] MountError),
     /// Another one is at it.
     #[error("another drill of disk {0} is running on this host")]
     Busy(DiskName),

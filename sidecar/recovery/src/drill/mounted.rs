@@ -24,7 +24,7 @@ use backstay_vault::{DrillRecord, Vault, VaultError};
 use nix::fcntl::Flock;
 
 use super::{Check, DrillError, try_disk};
-use crate::lazy::{self, LazyError, MountOptions, PointChoice};
+use crate::mount::{self, MountError, MountOptions, PointChoice};
 use crate::run::tool;
 
 /// Blocks that a drill keeps of what it fetched.
@@ -78,12 +78,12 @@ fn folder(root: &Path) -> PathBuf {
 /// # Errors
 /// If the point could not be tried or the verdict not be put; nothing is said of the point then.
 pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
-    let place = Place::take(job.roots, job.name)?;
+    let place = DrillPlace::take(job.roots, job.name)?;
     place.take_down()?;
     let began_unix_ns = now_unix_ns();
     let vault = Vault::open(job.vault)?;
     let disk = vault.disk_named(job.name)?;
-    let point = lazy::choose(&vault, disk.disk, job.point)?;
+    let point = mount::choose(&vault, disk.disk, job.point)?;
     (job.say)("mounting");
     let options = MountOptions {
         vault: Some(job.vault.into()),
@@ -92,7 +92,7 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
         cache: Some(CACHE),
         ..MountOptions::default()
     };
-    let tried = lazy::spawn((job.program, job.config), &place.roots, job.name, &options)
+    let tried = mount::spawn((job.program, job.config), &place.roots, job.name, &options)
         .map_err(DrillError::from)
         .and_then(|served| {
             let environment: [(&str, OsString); 4] = [
@@ -142,14 +142,14 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
 }
 
 /// Where a disk is drilled: one drill at a time.
-struct Place<'a> {
+struct DrillPlace<'a> {
     roots: Roots,
     name: &'a DiskName,
     work: PathBuf,
     _lock: Flock<fs::File>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> DrillPlace<'a> {
     fn take(roots: &Roots, name: &'a DiskName) -> Result<Self, DrillError> {
         let (state, runtime) = (folder(&roots.state), folder(&roots.runtime));
         for dir in [&state, &runtime] {
@@ -197,9 +197,9 @@ impl<'a> Place<'a> {
             tool("umount", &["-l", &at.to_string_lossy()], DOWN_MAX, &never).map_err(io)?;
         }
         if paths.state.exists() {
-            match lazy::forget(self.name, &paths) {
+            match mount::forget(self.name, &paths) {
                 // It was killed before there was a mounted point.
-                Err(LazyError::Refused { .. }) => {
+                Err(MountError::Refused { .. }) => {
                     fs::remove_dir_all(&paths.state).map_err(io)?;
                 }
                 done => done?,
@@ -215,7 +215,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for DrillPlace<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.work);
     }

@@ -10,8 +10,8 @@ use backstay_host::atomic;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::{DiskRecord, TermRecord, Vault};
 
-use super::executor::{Executor, Place, may, place};
-use super::rules::{self, Verb, What, refusal};
+use super::executor::{Executor, ServedDisk, may, place};
+use super::rules::{self, NameKind, Verb, refusal};
 use super::target;
 use super::{
     FailoverError, FailoverRecord, Kind, NameLock, PointRef, Result, State, failed, now_unix_ns,
@@ -20,8 +20,8 @@ use super::{
 use crate::host::replica::{ReplicaOrder, Seed, real};
 use crate::host::serve::{From, How};
 use crate::host::{Doing, HostError, backing};
-use crate::lazy;
-use crate::replica::{ReplicaRecord, Standing, folder, status};
+use crate::mount;
+use crate::replica::{ReplicaRecord, ReplicaState, folder, status};
 
 /// How a disk is brought back.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ pub enum Back {
     /// The disk is back already, and this host's.
     Already(Option<CycleReport>),
     /// The disk is back.
-    Done(Place, Option<CycleReport>),
+    Done(ServedDisk, Option<CycleReport>),
 }
 
 impl Failback {
@@ -67,7 +67,7 @@ impl Failback {
         let _lock = NameLock::take(root, &self.name, "failback")?;
         let before = FailoverRecord::load(root, &self.name)?;
         // Of a disk of this host, the vault says whether another host has it now.
-        if rules::Standing::look(host.roots(), &self.name)?.what != What::Disk {
+        if rules::NameState::look(host.roots(), &self.name)?.what != NameKind::Disk {
             may(host, &self.name, Verb::Failback)?;
         }
         self.refuse_another_target(host, before.as_ref())?;
@@ -131,14 +131,14 @@ impl Failback {
         let replica = ReplicaRecord::load(&folder(&paths)).map_err(HostError::from)?;
         let is_one = |replica: &ReplicaRecord| {
             let is_disk = paths.state.join("super").exists();
-            !is_disk && !matches!(replica.standing, Standing::TakenOver { .. })
+            !is_disk && !matches!(replica.standing, ReplicaState::TakenOver { .. })
         };
         match replica.filter(is_one) {
             Some(replica) if self.real(&replica.target.path)? != to => {
                 Err(FailoverError::NotSafe(format!(
                     "disk {name} has a replica on {} on this host, which is not {}. Go on with --to {0}; or give it up \
                      (the file stays): backstay failover cancel {name}, backstay unprotect {name} --keep-points, then \
-                     begin anew",
+                     begin again",
                     replica.target.path.display(),
                     to.display()
                 )))
@@ -211,7 +211,7 @@ impl Failback {
         vault.check_readable()?;
         let term = newest_term(&vault, disk.disk)?;
         if self.is_ours(host)? {
-            let standing = rules::Standing { what: What::Disk, at_work: false };
+            let standing = rules::NameState { what: NameKind::Disk, at_work: false };
             let why =
                 refusal(standing, name, Verb::Failback).map_or_else(String::new, |e| e.to_string());
             let message = format!("{why} (term {} is this host's)", term.term);
@@ -289,7 +289,7 @@ impl Failback {
         if old.is_none() && paths.state.join("mounted").exists() {
             // What this host has is a mounted point: no backing that could be brought forward.
             host.step();
-            lazy::forget(&self.name, &paths)?;
+            mount::forget(&self.name, &paths)?;
         }
         let has_disk = has_disk && superblock.exists();
         let to = self.real(&self.to)?;

@@ -15,13 +15,13 @@ use backstay_host::clock;
 use backstay_types::{CycleNo, DiskName};
 use serde::Serialize;
 
-use super::rules::{self, Standing, Verb};
+use super::rules::{self, NameState, Verb};
 use super::{FailoverError, Result};
 use crate::host::cycle::run_once;
 use crate::host::devices::loop_devices;
 use crate::host::replica::ReplicaOrder;
 use crate::host::serve::{From, How};
-use crate::host::{Doing, HostError, LocalHost, Serving, Told, last};
+use crate::host::{Doing, HostError, Listener, LocalHost, Serving, last};
 use crate::run;
 
 /// All that a failover does to a host.
@@ -31,7 +31,7 @@ pub trait Executor {
     /// The configuration.
     fn config(&self) -> &Config;
     /// Who hears how far it is.
-    fn told(&self) -> &dyn Told;
+    fn told(&self) -> &dyn Listener;
     /// The status of a disk's driver, if one answers.
     fn status(&self, name: &DiskName) -> Option<DriverStatus>;
     /// Refuses if anybody uses a served disk.
@@ -128,7 +128,7 @@ impl Executor for LocalHost<'_> {
         self.config
     }
 
-    fn told(&self) -> &dyn Told {
+    fn told(&self) -> &dyn Listener {
         &*self.told
     }
 
@@ -217,13 +217,13 @@ impl Executor for LocalHost<'_> {
 }
 
 /// Asks the rules before a verb changes anything.
-pub(super) fn may(host: &dyn Executor, name: &DiskName, verb: Verb) -> Result<Standing> {
+pub(super) fn may(host: &dyn Executor, name: &DiskName, verb: Verb) -> Result<NameState> {
     rules::check(host.roots(), name, verb)
 }
 
 /// Where a disk is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct ServedDisk {
     /// Its name here.
     pub name: DiskName,
     /// The file.
@@ -238,9 +238,9 @@ pub struct Place {
 ///
 /// # Errors
 /// If it is not served, or a device cannot be attached.
-pub fn place(host: &dyn Executor, name: &DiskName, attach: bool) -> Result<Place> {
+pub fn place(host: &dyn Executor, name: &DiskName, attach: bool) -> Result<ServedDisk> {
     let status = host.status(name).doing(|| format!("disk {name} is not served"))?;
     let device = host.device(name, &status.served, attach).map_err(FailoverError::from)?;
     let cycle = status.base.map(|base| base.cycle);
-    Ok(Place { name: name.clone(), served: status.served, device, cycle })
+    Ok(ServedDisk { name: name.clone(), served: status.served, device, cycle })
 }

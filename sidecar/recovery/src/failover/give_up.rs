@@ -3,7 +3,7 @@
 use super::executor::Executor;
 use super::{FailoverRecord, Result};
 use crate::host::remove_folder;
-use crate::lazy;
+use crate::mount;
 
 /// Removes what is left here of a failover whose disk is gone. The recovery points stay where they are, and any host
 /// can bring them up.
@@ -18,7 +18,7 @@ pub fn give_up(host: &dyn Executor, record: FailoverRecord) -> Result<()> {
     }
     let backing = record.backing.clone();
     if paths.state.join("mounted.unfinished").exists() {
-        lazy::forget(&name, &paths)?;
+        mount::forget(&name, &paths)?;
     }
     remove_folder(&paths.runtime)?;
     remove_folder(&paths.state)?;

@@ -5,7 +5,7 @@ use backstay_engine::cycle::CycleReport;
 use backstay_types::DiskName;
 use backstay_vault::{GroupMember, GroupName, GroupPointNo, Vault};
 
-use super::executor::{Executor, Place};
+use super::executor::{Executor, ServedDisk};
 use super::source::Stopping;
 use super::target::{Committing, Order, Which};
 use super::{
@@ -13,7 +13,7 @@ use super::{
     take_back, target, vault as at_vault,
 };
 use crate::host::{Doing, HostError};
-use crate::lazy::PointChoice;
+use crate::mount::PointChoice;
 
 /// The disks of a group on this host, as its source.
 pub fn of_source(host: &dyn Executor, group: &GroupName) -> Result<Vec<DiskName>> {
@@ -65,7 +65,7 @@ pub fn bring_up(
     (kind, group): (Kind, &GroupName),
     (number, left_history): (Option<GroupPointNo>, bool),
     (vault, attach): (Option<&str>, bool),
-) -> Result<Vec<Place>> {
+) -> Result<Vec<ServedDisk>> {
     let url = vault.unwrap_or(&host.config().vault).to_owned();
     let (number, members) = members(&Vault::open(&url)?, group, number)?;
     let mut orders = vec![];
@@ -155,7 +155,7 @@ pub fn change(
     group: &GroupName,
     (number, left_history): (Option<GroupPointNo>, bool),
     attach: bool,
-) -> Result<Vec<Place>> {
+) -> Result<Vec<ServedDisk>> {
     let (_locks, records) = records(host, group, |record| is_target_of(record, group))?;
     let vault = Vault::open(&records[0].vault)?;
     let (number, members) = members(&vault, group, number)?;

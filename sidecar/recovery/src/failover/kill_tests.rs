@@ -23,13 +23,13 @@ use backstay_vault::{Manifest, Vault};
 use common::history::History;
 use fastrand::Rng;
 
-use super::executor::Place;
+use super::executor::ServedDisk;
 use super::target::{Committing, Order, Which, bring_up, change, commit, remove};
 use super::{Executor, FailoverRecord, Kind, Result, State, stopped};
 use crate::host::replica::ReplicaOrder;
 use crate::host::serve::{From, How};
-use crate::host::{HostError, Serving, Silent, Told};
-use crate::lazy::PointChoice;
+use crate::host::{HostError, Listener, Serving, Silent};
+use crate::mount::PointChoice;
 
 thread_local! {
     /// After how many steps this thread's command is killed.
@@ -86,7 +86,7 @@ impl Bench {
         Self { _dir: dir, roots, config, vault, points, served, asked }
     }
 
-    fn up(&self, kind: Kind) -> Result<Place> {
+    fn up(&self, kind: Kind) -> Result<ServedDisk> {
         let order = Order {
             kind,
             name: name(),
@@ -129,7 +129,7 @@ impl Executor for Bench {
         &self.config
     }
 
-    fn told(&self) -> &dyn Told {
+    fn told(&self) -> &dyn Listener {
         &Silent
     }
 

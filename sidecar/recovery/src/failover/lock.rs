@@ -3,7 +3,7 @@
 //!
 //! A lock of the process (`fcntl(2)`, `F_SETLK`), not of the open file: a driver that the command starts is a
 //! fork of it, and must not keep the lock. Such a lock goes with its process, however that ends. A command that
-//! runs another for the same name (failback runs `replica`) lends it the lock: whoever was started by the holder
+//! runs another for the same name (failback runs `replica`) lends it the lock: anyone who was started by the holder
 //! goes on without one of its own.
 
 use std::fs::{self, File, OpenOptions};
@@ -58,7 +58,7 @@ impl NameLock {
             options.create(true).truncate(false).read(true).write(true).mode(0o600);
             let mut file = options.open(&path).map_err(failed)?;
             if lock(&file).map_err(failed)? {
-                // Whoever had it may have removed the file since it was opened.
+                // Anyone who had it may have removed the file since it was opened.
                 if !is_still_there(&file, &path) {
                     continue;
                 }
@@ -85,7 +85,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(120);
 /// How often that is looked for: nothing tells.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A driver of a name is being started. Whoever was to be told may be killed meanwhile; the next command waits until
+/// A driver of a name is being started. Anyone who was to be told may be killed meanwhile; the next command waits until
 /// it is known what became of it. It is not inherited by the driver.
 #[derive(Debug)]
 pub struct Starting {

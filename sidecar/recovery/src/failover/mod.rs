@@ -37,9 +37,9 @@ use backstay_types::{CycleNo, DiskName, Term};
 use backstay_vault::{Class, VaultError};
 
 use crate::host::HostError;
-use crate::lazy::LazyError;
+use crate::mount::MountError;
 
-pub use executor::{Executor, Place};
+pub use executor::{Executor, ServedDisk};
 pub use lock::{NameLock, Starting};
 pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
 
@@ -156,7 +156,7 @@ pub enum FailoverError {
     Host(#[from] HostError),
     /// A mounted point was not brought up or removed.
     #[error("{0}")]
-    Lazy(#[from] LazyError),
+    Lazy(#[from] MountError),
     /// It failed while something was being done.
     #[error("{doing}: {source}")]
     At {

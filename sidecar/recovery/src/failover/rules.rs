@@ -11,11 +11,11 @@ use backstay_types::DiskName;
 use super::lock::is_lent;
 use super::record::STATES;
 use super::{FailoverError, FailoverRecord, Kind, State, way_on};
-use crate::replica::{self, ReplicaRecord, Standing as Held};
+use crate::replica::{self, ReplicaRecord, ReplicaState as Held};
 
 /// What this host has under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum What {
+pub enum NameKind {
     /// Nothing.
     Nothing,
     /// A disk with a backing: protected, or only served.
@@ -36,9 +36,9 @@ pub enum What {
 
 /// A name's state on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Standing {
+pub struct NameState {
     /// What is there.
-    pub what: What,
+    pub what: NameKind,
     /// Whether a driver serves it; of a replica, whether a process keeps it.
     pub at_work: bool,
 }
@@ -229,7 +229,7 @@ impl Verb {
     }
 }
 
-impl What {
+impl NameKind {
     /// In words, as what "it" is.
     #[must_use]
     pub fn explain(self) -> String {
@@ -256,7 +256,7 @@ impl What {
     }
 }
 
-impl Standing {
+impl NameState {
     /// How a name stands.
     ///
     /// # Errors
@@ -268,20 +268,22 @@ impl Standing {
             paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists();
         let is_disk = paths.state.join("super").exists();
         let what = match FailoverRecord::load(&roots.state, name)? {
-            Some(record) if is_orphan(&record, &paths) => What::Orphan(record.kind, record.state),
+            Some(record) if is_orphan(&record, &paths) => {
+                NameKind::Orphan(record.kind, record.state)
+            }
             // A failover that is over has left a disk like any other; but what was written to a mounted point is with
             // its state.
             Some(record) if record.state == State::Committed && !is_point => disk(&paths),
-            Some(record) => What::Failover(record.kind, record.state),
-            None if is_point => What::Point,
-            None if is_disk && is_taken_over(&paths) => What::TakenOver,
+            Some(record) => NameKind::Failover(record.kind, record.state),
+            None if is_point => NameKind::Point,
+            None if is_disk && is_taken_over(&paths) => NameKind::TakenOver,
             None if is_disk => disk(&paths),
-            None if is_replica(&paths) => What::Replica,
-            None if served => What::Disk,
-            None => What::Nothing,
+            None if is_replica(&paths) => NameKind::Replica,
+            None if served => NameKind::Disk,
+            None => NameKind::Nothing,
         };
         let at_work = match what {
-            What::Replica => replica::status::runner(&paths).is_some(),
+            NameKind::Replica => replica::status::runner(&paths).is_some(),
             _ => served,
         };
         Ok(Self { what, at_work })
@@ -289,10 +291,10 @@ impl Standing {
 }
 
 /// As far as this host knows: a cycle has been told.
-fn disk(paths: &DiskPaths) -> What {
+fn disk(paths: &DiskPaths) -> NameKind {
     match Record::load(&paths.state).failure {
-        Some(failure) if failure.fenced => What::Elsewhere,
-        _ => What::Disk,
+        Some(failure) if failure.fenced => NameKind::Elsewhere,
+        _ => NameKind::Disk,
     }
 }
 
@@ -330,7 +332,7 @@ pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
 
 /// What a verb does to a name in a state.
 #[must_use]
-pub fn rule(standing: Standing, verb: Verb) -> Rule {
+pub fn rule(standing: NameState, verb: Verb) -> Rule {
     use Verb::*;
     if matches!(verb, Test | Status) {
         return Rule::Allowed;
@@ -353,16 +355,18 @@ fn serving(at_work: bool, verb: Verb) -> Option<(bool, Verb)> {
 }
 
 /// Whether a verb is allowed, and which one is if it is not.
-fn in_state(Standing { what, at_work }: Standing, verb: Verb) -> (bool, Verb) {
+fn in_state(NameState { what, at_work }: NameState, verb: Verb) -> (bool, Verb) {
     use Verb::*;
     let is = |verbs: &[Verb]| verbs.contains(&verb);
-    if let (What::Disk | What::Elsewhere | What::Point | What::TakenOver, Some(serving)) =
-        (what, serving(at_work, verb))
+    if let (
+        NameKind::Disk | NameKind::Elsewhere | NameKind::Point | NameKind::TakenOver,
+        Some(serving),
+    ) = (what, serving(at_work, verb))
     {
         return serving;
     }
     match what {
-        What::Nothing => {
+        NameKind::Nothing => {
             let instead = match verb {
                 Change | Commit => Unplanned,
                 TakeOver | UnplannedReplica | StopReplica => Replica,
@@ -371,7 +375,7 @@ fn in_state(Standing { what, at_work }: Standing, verb: Verb) -> (bool, Verb) {
             };
             (is(&[TestAs, Planned, Unplanned, Failback, Protect, Replica, Mount, Attach]), instead)
         }
-        What::Disk => match verb {
+        NameKind::Disk => match verb {
             Unprotect | Delete | Handover => (true, Status),
             Cycle => (at_work, Mount),
             Protect => (!at_work, Umount),
@@ -380,14 +384,14 @@ fn in_state(Standing { what, at_work }: Standing, verb: Verb) -> (bool, Verb) {
             Planned | Unplanned | UnplannedReplica | Replica => (false, Handover),
             _ => (false, Status),
         },
-        What::Elsewhere => match verb {
+        NameKind::Elsewhere => match verb {
             Unprotect | Failback => (true, Status),
             TestAs => (false, Test),
             Forget | Delete => (false, Unprotect),
             _ => (false, Failback),
         },
-        What::Point => (verb == Forget, Forget),
-        What::Replica => match verb {
+        NameKind::Point => (verb == Forget, Forget),
+        NameKind::Replica => match verb {
             TakeOver | UnplannedReplica => (true, Status),
             StopReplica => (at_work, Unprotect),
             Unprotect | Replica | Failback => (!at_work, StopReplica),
@@ -398,15 +402,15 @@ fn in_state(Standing { what, at_work }: Standing, verb: Verb) -> (bool, Verb) {
             _ if at_work => (false, StopReplica),
             _ => (false, Unprotect),
         },
-        What::TakenOver => match verb {
+        NameKind::TakenOver => match verb {
             UnplannedReplica | Unprotect => (true, Status),
             TakeOver => (!at_work, Umount),
             TestAs => (false, Test),
             Delete | Forget => (false, Unprotect),
             _ => (false, UnplannedReplica),
         },
-        What::Failover(kind, state) => in_failover((kind, state), at_work, verb),
-        What::Orphan(kind, state) => {
+        NameKind::Failover(kind, state) => in_failover((kind, state), at_work, verb),
+        NameKind::Orphan(kind, state) => {
             let more: &[Verb] = match (kind, state) {
                 (_, State::Committed) => &[Unprotect],
                 (_, State::HandedOver) => &[Unprotect, Failback],
@@ -487,12 +491,12 @@ fn in_failover((kind, state): (Kind, State), at_work: bool, verb: Verb) -> (bool
 
 /// Why a verb is refused in a state, and what leads on from there; none if it is not.
 #[must_use]
-pub fn refusal(standing: Standing, name: &DiskName, verb: Verb) -> Option<FailoverError> {
+pub fn refusal(standing: NameState, name: &DiskName, verb: Verb) -> Option<FailoverError> {
     let Rule::Refused { instead } = rule(standing, verb) else { return None };
     let command = instead.command(name.as_str());
     let known = match standing.what {
-        What::Failover(kind, state) => Some(way_on(name, kind, state)),
-        What::Orphan(..) => Some(format!("{command} frees the name")),
+        NameKind::Failover(kind, state) => Some(way_on(name, kind, state)),
+        NameKind::Orphan(..) => Some(format!("{command} frees the name")),
         _ => None,
     };
     let ways = match known.filter(|ways| ways.contains(&command)) {
@@ -500,10 +504,10 @@ pub fn refusal(standing: Standing, name: &DiskName, verb: Verb) -> Option<Failov
         None => format!("{command} {}", instead.does()),
     };
     let at_work = match (standing.what, standing.at_work) {
-        (What::Replica, true) => ", and a process keeps it",
-        (What::Replica, false) => "",
+        (NameKind::Replica, true) => ", and a process keeps it",
+        (NameKind::Replica, false) => "",
         (_, true) => ", and it is served",
-        (What::Disk | What::Elsewhere | What::Point | What::TakenOver, false) => {
+        (NameKind::Disk | NameKind::Elsewhere | NameKind::Point | NameKind::TakenOver, false) => {
             ", and it is not served"
         }
         _ => "",
@@ -517,8 +521,8 @@ pub fn refusal(standing: Standing, name: &DiskName, verb: Verb) -> Option<Failov
 ///
 /// # Errors
 /// A refusal that names what leads on; or a record cannot be read.
-pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<Standing, FailoverError> {
-    let standing = Standing::look(roots, name)?;
+pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<NameState, FailoverError> {
+    let standing = NameState::look(roots, name)?;
     match refusal(standing, name, verb) {
         Some(refusal) if !is_lent(&roots.state, name) => Err(refusal),
         _ => Ok(standing),
@@ -527,20 +531,26 @@ pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<Standing, Fai
 
 /// All standings that there can be, for the table and for tests.
 #[must_use]
-pub fn all() -> Vec<Standing> {
-    let both = |what| [true, false].map(|at_work| Standing { what, at_work });
-    let mut all = vec![Standing { what: What::Nothing, at_work: false }];
-    for what in [What::Disk, What::Elsewhere, What::Point, What::Replica, What::TakenOver] {
+pub fn all() -> Vec<NameState> {
+    let both = |what| [true, false].map(|at_work| NameState { what, at_work });
+    let mut all = vec![NameState { what: NameKind::Nothing, at_work: false }];
+    for what in [
+        NameKind::Disk,
+        NameKind::Elsewhere,
+        NameKind::Point,
+        NameKind::Replica,
+        NameKind::TakenOver,
+    ] {
         all.extend(both(what));
     }
     for kind in [Kind::Test, Kind::Planned, Kind::Unplanned, Kind::Source, Kind::Failback] {
         for state in STATES.into_iter().filter(|&state| comes_to(kind, state)) {
-            let what = What::Failover(kind, state);
+            let what = NameKind::Failover(kind, state);
             match (kind, state) {
                 (Kind::Test | Kind::Planned | Kind::Unplanned, State::Up | State::Committed) => {
                     all.extend(both(what));
                 }
-                _ => all.push(Standing { what, at_work: false }),
+                _ => all.push(NameState { what, at_work: false }),
             }
         }
     }
@@ -556,7 +566,7 @@ pub fn all() -> Vec<Standing> {
         (Kind::Failback, State::TakingOver),
         (Kind::Failback, State::Committing),
     ] {
-        all.push(Standing { what: What::Orphan(kind, state), at_work: false });
+        all.push(NameState { what: NameKind::Orphan(kind, state), at_work: false });
     }
     all
 }
@@ -601,7 +611,7 @@ mod tests {
     fn every_way_on_is_allowed() {
         let name: DiskName = "db".parse().unwrap();
         for standing in all() {
-            let What::Failover(kind, state) = standing.what else { continue };
+            let NameKind::Failover(kind, state) = standing.what else { continue };
             let ways = way_on(&name, kind, state);
             for verb in VERBS {
                 // Given up after it was handed over, as the sentence says.

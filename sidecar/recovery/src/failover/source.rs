@@ -10,7 +10,7 @@ use backstay_types::{DiskName, Term};
 use backstay_vault::{GroupMember, GroupName, Vault};
 
 use super::executor::{Executor, may};
-use super::rules::{Standing, Verb, What, refusal};
+use super::rules::{NameKind, NameState, Verb, refusal};
 use super::vault::{Withdrawn, hand_over, withdraw};
 use super::{
     FailoverError, FailoverRecord, Kind, NameLock, PointRef, Result, State, failed, now_unix_ns,
@@ -131,7 +131,7 @@ impl Handover<'_> {
             member.begin(host)?;
             quiet(host, &member.record)?;
         }
-        // Whoever runs a cycle from now on finds disks that nobody writes.
+        // Anyone who runs a cycle from now on finds disks that nobody writes.
         for member in self.members.iter_mut().filter(to_do) {
             let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
             let last = host.ship((&name, &vault), true, member.job(host));
@@ -340,7 +340,7 @@ fn laid_down(host: &dyn Executor, record: &FailoverRecord) -> Result<Option<Poin
     if (base.cycle, base.point) != (handover.cycle, handover.point) {
         failed!(
             "disk {name} was handed over at recovery point {}, and counts from point {} now: cancel the handover \
-             (backstay failover cancel {name}) and begin anew",
+             (backstay failover cancel {name}) and begin again",
             handover.cycle,
             base.cycle
         );
@@ -367,7 +367,7 @@ fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
     let newest = Vault::open(&url)?.newest_term(base.vault_disk)?;
     let newest = newest.doing(|| format!("disk {name} has no term in {url}"))?;
     if newest.writer != stopped::writer(superblock.disk) {
-        let standing = Standing { what: What::Elsewhere, at_work: status.is_some() };
+        let standing = NameState { what: NameKind::Elsewhere, at_work: status.is_some() };
         let why =
             refusal(standing, name, Verb::Handover).map_or_else(String::new, |e| e.to_string());
         let message = format!("{why} (term {} belongs to {})", newest.term, newest.writer);

@@ -1,6 +1,6 @@
 //! The target's side: bringing a point up, changing and removing it, and the commit.
 //!
-//! Whoever calls these has the [`NameLock`](super::NameLock) of the name: without it a driver is not started for them.
+//! Anyone who calls these has the [`NameLock`](super::NameLock) of the name: without it a driver is not started for them.
 
 use std::path::PathBuf;
 
@@ -16,16 +16,16 @@ use backstay_host::own_dir::own_dir;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::{TermRecord, Vault};
 
-use super::executor::{Executor, Place, may, place};
+use super::executor::{Executor, ServedDisk, may, place};
 use super::rules::Verb;
-use super::vault::{self, Found};
+use super::vault::{self, PointInVault};
 use super::{
     FailoverError, FailoverRecord, Kind, OfGroup, PointRef, Result, State, failed, now_unix_ns,
     source, stopped, way_on,
 };
 use crate::host::serve::{From, How};
 use crate::host::{Doing, HostError, disks, remove_folder};
-use crate::lazy::{self, Hydration, MountedPoint, PointChoice};
+use crate::mount::{self, Hydration, MountedPoint, PointChoice};
 use crate::replica;
 
 /// What is to be brought up.
@@ -73,7 +73,7 @@ fn refused<T>(message: String) -> Result<T> {
 }
 
 /// Brings a point up, or goes on with that.
-pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<Place> {
+pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<ServedDisk> {
     let (root, local_name) = (&host.roots().state, &order.local);
     let is_it =
         |record: &FailoverRecord| record.kind == order.kind && record.disk_name == order.name;
@@ -176,7 +176,7 @@ pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     if order.kind != Kind::Test {
         refuse_if_here(host, local_name, &order.name, disk)?;
     }
-    let Found { term, point, .. } = match order.which {
+    let PointInVault { term, point, .. } = match order.which {
         Which::HandedOver => vault::handed_over(&vault, &order.name, disk)?,
         Which::Choice(PointChoice::Latest, _) => {
             let point = vault::newest_on_line(&vault, disk)?;
@@ -184,7 +184,7 @@ pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
             vault::look_at(&vault, &order.name, disk, point, false)?
         }
         Which::Choice(choice, left_history) => {
-            let point = lazy::choose(&vault, disk, choice)?;
+            let point = mount::choose(&vault, disk, choice)?;
             vault::look_at(&vault, &order.name, disk, point, left_history)?
         }
     };
@@ -240,7 +240,7 @@ fn refuse_if_here(
 }
 
 /// Serves what a record says; `Starting` or `Up` already.
-fn start(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Result<Place> {
+fn start(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Result<ServedDisk> {
     let name = record.name.clone();
     let jobs = JobBook::below(&host.roots().state);
     let work = match record.kind {
@@ -326,7 +326,7 @@ pub fn change(
     mut record: FailoverRecord,
     to: (PointChoice, bool),
     attach: bool,
-) -> Result<Place> {
+) -> Result<ServedDisk> {
     let root = &host.roots().state;
     match record.state {
         State::Up => {}
@@ -356,7 +356,7 @@ pub fn change(
                 vault.refuse_damaged(record.disk, point.cycle)?;
                 point
             }
-            choice => lazy::choose(&vault, record.disk, choice)?,
+            choice => mount::choose(&vault, record.disk, choice)?,
         };
         let found = vault::look_at(&vault, &record.disk_name, record.disk, point, to.1)?;
         if found.term.term != record.after {
@@ -376,7 +376,11 @@ pub fn change(
     go_on_changing(host, record, attach)
 }
 
-fn go_on_changing(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Result<Place> {
+fn go_on_changing(
+    host: &dyn Executor,
+    mut record: FailoverRecord,
+    attach: bool,
+) -> Result<ServedDisk> {
     take_away(host, &record)?;
     record.point = record.next;
     record.enter(&host.roots().state, State::Starting)?;
@@ -423,7 +427,7 @@ fn take_away(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     host.stop(name)?;
     host.step();
     if paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists() {
-        lazy::forget(name, &paths)?;
+        mount::forget(name, &paths)?;
     }
     host.step();
     remove_folder(&paths.runtime)?;
@@ -500,7 +504,7 @@ fn take_term(
     let is_it = record.point.is_some_and(|point| point.is(status.base));
     if !is_it && record.state == State::Up {
         failed!(
-            "disk {name} does not count from the point that was brought up; cancel it and begin anew"
+            "disk {name} does not count from the point that was brought up; cancel it and begin again"
         );
     }
     record.enter(root, State::Committing)?;

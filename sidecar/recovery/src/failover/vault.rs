@@ -7,7 +7,7 @@ use super::{FailoverError, FailoverRecord, PointRef, step};
 
 /// A point that a disk can be failed over to.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct PointInVault {
     /// The disk in the vault.
     pub disk: DiskId,
     /// The newest term.
@@ -34,13 +34,13 @@ pub fn look_at(
     disk: DiskId,
     point: Manifest,
     left_history: bool,
-) -> Result<Found, FailoverError> {
+) -> Result<PointInVault, FailoverError> {
     let term = newest_term(vault, disk)?;
     if !left_history && !vault.line(disk)?.has(&point) {
         let (name, cycle, term) = (name.clone(), point.cycle, term.term);
         return Err(FailoverError::LeftHistory { name, cycle, term });
     }
-    Ok(Found { disk, term, point })
+    Ok(PointInVault { disk, term, point })
 }
 
 /// The newest point on the line that goes on.
@@ -64,7 +64,11 @@ pub fn newest_on_line(vault: &Vault, disk: DiskId) -> Result<Manifest, FailoverE
 ///
 /// # Errors
 /// [`FailoverError::NotHandedOver`], [`FailoverError::NotQuiet`]; or the vault cannot be read.
-pub fn handed_over(vault: &Vault, name: &DiskName, disk: DiskId) -> Result<Found, FailoverError> {
+pub fn handed_over(
+    vault: &Vault,
+    name: &DiskName,
+    disk: DiskId,
+) -> Result<PointInVault, FailoverError> {
     let Some(handover) = vault.handover(disk)? else {
         return Err(FailoverError::NotHandedOver { name: name.clone() });
     };
@@ -77,7 +81,7 @@ pub fn handed_over(vault: &Vault, name: &DiskName, disk: DiskId) -> Result<Found
     if term.term != handover.term {
         return Err(FailoverError::NotHandedOver { name: name.clone() });
     }
-    Ok(Found { disk, term, point: newest })
+    Ok(PointInVault { disk, term, point: newest })
 }
 
 /// Lays down the term of a source that has stopped at the newest point of its disk. Returns that point.

@@ -18,7 +18,7 @@ use backstay_vault::Vault;
 
 use super::error::Doing;
 use super::{HostError, LocalHost};
-use crate::failover::rules::{Standing, Verb, What, refusal};
+use crate::failover::rules::{NameKind, NameState, Verb, refusal};
 
 /// How long to wait for the end of another cycle: with short intervals one runs often.
 const TURN_WAIT: Duration = Duration::from_secs(5);
@@ -88,12 +88,12 @@ pub fn run_once(
         record.note(&result, url, &paths.state);
     }
     let fenced = result.as_ref().is_err_and(backstay_engine::CycleError::is_fenced);
-    let standing = Standing::look(host.roots, name);
+    let standing = NameState::look(host.roots, name);
     let what = match standing.map_err(|e| HostError::Failed(e.to_string()))?.what {
-        What::TakenOver => What::TakenOver,
-        _ => What::Elsewhere,
+        NameKind::TakenOver => NameKind::TakenOver,
+        _ => NameKind::Elsewhere,
     };
-    let standing = Standing { what, at_work: true };
+    let standing = NameState { what, at_work: true };
     let ways = refusal(standing, name, Verb::Cycle).filter(|_| fenced);
     let report = result.doing(|| match ways {
         Some(ways) => format!("no recovery point was made; the guest is not affected: {ways}"),

@@ -1,7 +1,7 @@
 //! The disks of this host: which there are, how they are served, by whom they are used, and ending that.
 //!
 //! - [`error`]: why something was not done
-//! - [`told`]: how far it is, for whoever wants to show that
+//! - [`told`]: how far it is, for anyone who wants to show that
 //! - [`program`]: starting a driver, which is a process of its own
 //! - [`serve`]: having a disk, a point or a replica served
 //! - [`devices`]: loop devices and file systems on a served disk
@@ -38,9 +38,9 @@ pub(crate) use error::Doing;
 pub use error::HostError;
 pub use program::Program;
 pub use serving::Serving;
-pub use told::{Silent, Told};
+pub use told::{Listener, Silent};
 
-/// This host, as whoever works on its disks sees it.
+/// This host, as anyone who works on its disks sees it.
 pub struct LocalHost<'a> {
     /// Where state and sockets are.
     pub roots: &'a Roots,
@@ -49,7 +49,7 @@ pub struct LocalHost<'a> {
     /// What serves disks.
     pub program: Program,
     /// Who hears how far it is.
-    pub told: Box<dyn Told + 'a>,
+    pub told: Box<dyn Listener + 'a>,
 }
 
 impl LocalHost<'_> {

@@ -1,4 +1,4 @@
-//! Starting a driver: the one thing that a program is run for. A driver outlives whoever started it, and a process
+//! Starting a driver: the one thing that a program is run for. A driver outlives anyone who started it, and a process
 //! that has threads must not fork.
 
 use std::ffi::OsString;

@@ -97,12 +97,12 @@ pub struct ReplicaOrder<'a> {
     pub force: bool,
     /// How much it may take.
     pub limits: Limits,
-    /// Whether the name's lock is taken to begin; whoever has it does not.
+    /// Whether the name's lock is taken to begin; anyone who has it does not.
     pub lock: bool,
 }
 
 impl<'a> ReplicaOrder<'a> {
-    /// Going on with the one that there is, for whoever has the name's lock.
+    /// Going on with the one that there is, for anyone who has the name's lock.
     #[must_use]
     pub fn go_on(vault: &'a str) -> Self {
         let limits = Limits::default();
@@ -149,7 +149,7 @@ fn open(roots: &Roots, name: &DiskName, order: &ReplicaOrder<'_>) -> Result<Repl
         && real(to).map_err(|e| refused(format!("{}: {e}", to.display())))? != record.target.path
     {
         let on = record.target.path.display();
-        return Err(refused(format!("it is kept on {on}; use --force to begin anew")).into());
+        return Err(refused(format!("it is kept on {on}; use --force to begin again")).into());
     }
     if begun && !(order.force && order.to.is_some()) {
         return Ok(Replica::open(paths, name, order.limits.clone())?);

@@ -123,7 +123,7 @@ fn said(command: &mut std::process::Command, what: &str) -> Result<(), HostError
     Ok(())
 }
 
-/// A driver says its engine with what is special about it; what is not known again is chosen anew.
+/// A driver says its engine with what is special about it; what is not known again is chosen again.
 fn engine_flag(engine: &str) -> &str {
     match engine.split([' ', ',', '(']).next() {
         Some("buffered") => "buffered",

@@ -1,7 +1,7 @@
 //! Who hears how far work on this host is.
 
 /// Hears what a person may want to see. The library prints nothing itself.
-pub trait Told: Sync {
+pub trait Listener: Sync {
     /// What was done, and what to do next.
     fn note(&self, line: &str);
     /// What a person must hear, whatever else is left out.
@@ -15,7 +15,7 @@ pub trait Told: Sync {
 /// Nobody hears it.
 pub struct Silent;
 
-impl Told for Silent {
+impl Listener for Silent {
     fn note(&self, line: &str) {
         tracing::info!("{line}");
     }

@@ -124,7 +124,7 @@ impl RestoreTarget for Qcow2Target {
 /// Writes a point to a pipe, from its first byte to its last.
 ///
 /// # Errors
-/// If the vault cannot be read or is damaged, or the pipe is closed: whoever reads it has a
+/// If the vault cannot be read or is damaged, or the pipe is closed: anyone who reads it has a
 /// beginning of the disk then, right but not all.
 pub fn export_to_pipe(
     vault: &Vault,

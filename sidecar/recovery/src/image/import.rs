@@ -27,7 +27,7 @@ use backstay_vault::{
     VaultError, verify_cycle,
 };
 
-use super::qemu::{self, Parts, Served};
+use super::qemu::{self, ImageExtents, Served};
 use super::{Format, ImageError};
 
 /// What an import works with.
@@ -153,7 +153,7 @@ fn take_place(job: &Import<'_>, size: ByteLen) -> Result<(DiskId, TermRecord), I
             };
             let found = || {
                 job.vault.claim_name(job.name, disk)?;
-                // Before the record, so that whoever finds the record finds whose it is.
+                // Before the record, so that anyone who finds the record finds whose it is.
                 job.vault.term_or_first(disk, &writer(disk))?;
                 job.vault.found_disk(&record)
             };
@@ -192,7 +192,7 @@ struct Image {
 
 enum Kind {
     Raw,
-    Qcow2(Option<(Served, Parts)>),
+    Qcow2(Option<(Served, ImageExtents)>),
 }
 
 impl Image {
@@ -231,7 +231,7 @@ impl Image {
                 let size = qemu::size_of_qcow2(path)?;
                 let mut served = Served::open(path, false)?;
                 let there = served.nbd().size();
-                let parts = Parts::of(path);
+                let parts = ImageExtents::of(path);
                 match parts {
                     Ok(parts) if there == size.0 => (size, Kind::Qcow2(Some((served, parts)))),
                     Ok(_) => {

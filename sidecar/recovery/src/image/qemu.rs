@@ -56,7 +56,7 @@ struct SpecificData {
 }
 
 /// The disk's size of a qcow2 that stands for itself. One that names other files of this host is
-/// refused: whoever made the image would choose which files of ours are shipped.
+/// refused: anyone who made the image would choose which files of ours are shipped.
 pub(super) fn size_of_qcow2(path: &Path) -> Result<ByteLen, ImageError> {
     let said = run(
         "qemu-img",
@@ -86,7 +86,7 @@ pub(super) fn size_of_qcow2(path: &Path) -> Result<ByteLen, ImageError> {
 
 /// A part of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct Part {
+pub(super) struct ImageExtent {
     pub start: u64,
     pub length: u64,
     /// It reads as zeroes.
@@ -95,12 +95,12 @@ pub(super) struct Part {
 
 /// The parts of a qcow2 in their order, as `qemu-img map` says them, one a line: the map of a large
 /// image need not fit into memory.
-pub(super) struct Parts {
+pub(super) struct ImageExtents {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
-impl Parts {
+impl ImageExtents {
     pub fn of(path: &Path) -> Result<Self, ImageError> {
         let mut child = Command::new("qemu-img")
             .args(["map", "--output=json", "-f", "qcow2"])
@@ -117,7 +117,7 @@ impl Parts {
     }
 
     /// The next part; `None` after the last.
-    pub fn next(&mut self) -> Result<Option<Part>, ImageError> {
+    pub fn next(&mut self) -> Result<Option<ImageExtent>, ImageError> {
         let wrong = |why: String| ImageError::Qemu(format!("qemu-img map: {why}"));
         loop {
             let mut line = String::new();
@@ -134,7 +134,7 @@ impl Parts {
     }
 }
 
-impl Drop for Parts {
+impl Drop for ImageExtents {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -12,8 +12,8 @@ use super::run::{Answer, Executor};
 use super::state::{Chosen, Run, Up};
 use crate::failover::target::{self, Committing, Order, Which};
 use crate::failover::{FailoverRecord, Kind as Failover, NameLock, Result, State, failed};
-use crate::host::{Doing, HostError, LocalHost, Told};
-use crate::lazy::{PointChoice, choose};
+use crate::host::{Doing, HostError, Listener, LocalHost};
+use crate::mount::{PointChoice, choose};
 
 /// How long a run that was killed keeps its points.
 const HELD_FOR: Duration = Duration::from_secs(7 * 86_400);
@@ -30,7 +30,7 @@ pub struct HostExecutor<'a> {
     /// Whether only what would be done is wanted: no point is held then.
     pub dry: bool,
     /// Who hears how far the run is.
-    pub told: &'a dyn Told,
+    pub told: &'a dyn Listener,
     /// Whom to ask.
     pub ask: &'a Ask<'a>,
     /// Whether to stop.
@@ -159,7 +159,7 @@ impl Executor for HostExecutor<'_> {
                     until_unix_ns: Some(until),
                 };
                 match vault.hold(manifest.disk, &request) {
-                    // Whoever has only a copy of the vault must be able to recover.
+                    // Anyone who has only a copy of the vault must be able to recover.
                     Err(e @ backstay_vault::VaultError::Denied { .. }) => {
                         tracing::warn!("point {} of disk {disk} is not held: {e}", manifest.cycle);
                     }

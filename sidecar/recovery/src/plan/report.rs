@@ -7,7 +7,7 @@ use backstay_types::{CycleNo, DiskName, PointId};
 use serde::Serialize;
 
 use super::parse::Kind;
-use super::state::{Run, RunState, StepState, What};
+use super::state::{Run, RunState, StepKind, StepState};
 
 /// A report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,7 +48,7 @@ pub struct StepReport {
     /// What the plan calls it.
     pub name: String,
     /// What it is.
-    pub what: What,
+    pub what: StepKind,
     /// How it is.
     pub state: StepState,
     /// How often it was begun.
@@ -131,10 +131,10 @@ impl Report {
                 served: disk.up.as_ref().map(|up| up.served.clone()),
             })
             .collect();
-        let machines = || run.steps.iter().filter(|step| step.what == What::Machine);
+        let machines = || run.steps.iter().filter(|step| step.what == StepKind::Machine);
         let all_up = machines().all(|step| step.state == StepState::Done);
         let last = machines().filter_map(|step| step.ended_unix_ns).max();
-        let people = steps.iter().filter(|step| step.what == What::Manual);
+        let people = steps.iter().filter(|step| step.what == StepKind::Manual);
         Self {
             plan: run.plan.clone(),
             run: run.run,

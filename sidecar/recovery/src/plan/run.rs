@@ -18,7 +18,7 @@ use backstay_host::clock::now_unix_ns;
 use backstay_types::{DiskName, PointId};
 
 use super::parse::{Action, Group, Kind, Machine, Plan, Step, variable};
-use super::state::{Chosen, DiskRun, Run, RunFolder, RunState, StepRun, StepState, Up, What};
+use super::state::{Chosen, DiskRun, Run, RunFolder, RunState, StepKind, StepRun, StepState, Up};
 use crate::run::{run as run_command, shell};
 
 /// What a plan's run does to disks, and whom it asks.
@@ -108,21 +108,21 @@ pub enum RunError {
 
 /// Where in a plan a step is.
 #[derive(Debug, Clone, Copy)]
-enum Place<'a> {
+enum Task<'a> {
     Step(&'a Step),
     Machine(&'a Machine),
 }
 
 /// The steps of a plan for a kind of run, in their order, with their groups.
-fn places(plan: &Plan, kind: Kind) -> Vec<(&Group, Place<'_>)> {
+fn places(plan: &Plan, kind: Kind) -> Vec<(&Group, Task<'_>)> {
     let mut places = vec![];
     for group in &plan.groups {
         let steps = |steps: &'_ [Step]| -> Vec<usize> {
             (0..steps.len()).filter(|&n| steps[n].runs.contains(&kind)).collect()
         };
-        places.extend(steps(&group.before).iter().map(|&n| (group, Place::Step(&group.before[n]))));
-        places.extend(group.machines.iter().map(|machine| (group, Place::Machine(machine))));
-        places.extend(steps(&group.after).iter().map(|&n| (group, Place::Step(&group.after[n]))));
+        places.extend(steps(&group.before).iter().map(|&n| (group, Task::Step(&group.before[n]))));
+        places.extend(group.machines.iter().map(|machine| (group, Task::Machine(machine))));
+        places.extend(steps(&group.after).iter().map(|&n| (group, Task::Step(&group.after[n]))));
     }
     places
 }
@@ -140,11 +140,11 @@ pub fn prepare(
 ) -> Result<Run, RunError> {
     let steps = places(plan, kind).into_iter().map(|(group, place)| {
         let (name, what) = match place {
-            Place::Step(step) => match step.action {
-                Action::Script(_) => (&step.name, What::Script),
-                Action::Manual(_) => (&step.name, What::Manual),
+            Task::Step(step) => match step.action {
+                Action::Script(_) => (&step.name, StepKind::Script),
+                Action::Manual(_) => (&step.name, StepKind::Manual),
             },
-            Place::Machine(machine) => (&machine.name, What::Machine),
+            Task::Machine(machine) => (&machine.name, StepKind::Machine),
         };
         StepRun {
             group: group.name.clone(),
@@ -207,7 +207,7 @@ pub fn may_begin(last: Option<&Run>) -> Result<(), RunError> {
 }
 
 /// A run at work.
-struct Work<'a> {
+struct RunContext<'a> {
     run: Mutex<&'a mut Run>,
     folder: &'a RunFolder,
     executor: &'a dyn Executor,
@@ -243,7 +243,7 @@ pub fn go_on(
         };
         failed.state = StepState::Skipped;
     }
-    // Whoever goes on says that what a person was asked for is done.
+    // Anyone who goes on says that what a person was asked for is done.
     for step in run.steps.iter_mut().filter(|step| step.state == StepState::Waiting) {
         executor.say(&format!("{}: taken as done", step.name));
         (step.state, step.ended_unix_ns) = (StepState::Done, Some(now_unix_ns()));
@@ -251,19 +251,19 @@ pub fn go_on(
     (run.state, run.ended_unix_ns) = (RunState::Running, None);
     folder.save(run)?;
     let log = folder.log(run.steps.iter().all(|step| step.tries == 0))?;
-    let work = Work { run: Mutex::new(run), folder, executor, log: &log };
+    let work = RunContext { run: Mutex::new(run), folder, executor, log: &log };
     let mut next = 0;
     let result = loop {
         let Some((group, place)) = places.get(next) else { break Ok(()) };
         let (from, group) = (next, *group);
         let done = match place {
-            Place::Step(step) => {
+            Task::Step(step) => {
                 next += 1;
                 work.step(from, group, step)
             }
-            Place::Machine(_) => {
-                let of_group = |(other, place): &&(&Group, Place<'_>)| {
-                    std::ptr::eq(*other, group) && matches!(place, Place::Machine(_))
+            Task::Machine(_) => {
+                let of_group = |(other, place): &&(&Group, Task<'_>)| {
+                    std::ptr::eq(*other, group) && matches!(place, Task::Machine(_))
                 };
                 next += places[from..].iter().take_while(of_group).count();
                 work.machines(from, group)
@@ -287,7 +287,7 @@ pub fn go_on(
     result
 }
 
-impl<'a> Work<'a> {
+impl<'a> RunContext<'a> {
     fn run(&self) -> MutexGuard<'_, &'a mut Run> {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -491,7 +491,7 @@ pub fn clean_up(
     folder.save(run)?;
     let log = folder.log(false)?;
     let mut left = vec![];
-    let work = Work { run: Mutex::new(run), folder, executor, log: &log };
+    let work = RunContext { run: Mutex::new(run), folder, executor, log: &log };
     for group in plan.groups.iter().rev() {
         for step in group.cleanup.iter().filter(|step| step.runs.contains(&Kind::Test)) {
             let ended = match &step.action {

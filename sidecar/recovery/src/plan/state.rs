@@ -76,7 +76,7 @@ pub struct StepRun {
     /// Its name.
     pub name: String,
     /// What it is.
-    pub what: What,
+    pub what: StepKind,
     /// How it is.
     pub state: StepState,
     /// How often it was begun.
@@ -92,7 +92,7 @@ pub struct StepRun {
 /// What a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum StepKind {
     /// A script.
     Script,
     /// A person does it.
@@ -231,7 +231,7 @@ impl RunFolder {
         Ok(lock::exclusive(lock, lock::LOOKED_AT_WAIT)?.map(|lock| Self { dir, _lock: lock }))
     }
 
-    /// The last run of a plan, whoever is at it.
+    /// The last run of a plan, anyone who is at it.
     ///
     /// # Errors
     /// If its file is damaged.
@@ -319,7 +319,7 @@ mod tests {
             steps: vec![StepRun {
                 group: "db".into(),
                 name: "network".into(),
-                what: What::Manual,
+                what: StepKind::Manual,
                 state: StepState::Waiting,
                 tries: 1,
                 began_unix_ns: Some(1_700_000_000_000_000_001),

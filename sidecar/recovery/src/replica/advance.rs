@@ -12,8 +12,8 @@ use super::difference::{between, point_of};
 use super::error::{ReplicaError, on};
 use super::first_block::FirstBlock;
 use super::log::{LogHeader, LogWriter};
-use super::record::{LogRef, PointRef, Seed, Standing, new_file};
-use super::{Doing, Moved, Replica, Watch, set};
+use super::record::{LogRef, PointRef, ReplicaState, Seed, new_file};
+use super::{Activity, Moved, Replica, Watch, set};
 
 impl Replica {
     /// Brings the target to a point, from whatever it holds.
@@ -47,14 +47,14 @@ impl Replica {
         loop {
             let standing = self.record.standing.clone();
             // Who is there is there, whatever was told meanwhile.
-            if !matches!(&standing, Standing::At { point, .. } if point.point == to.point) {
+            if !matches!(&standing, ReplicaState::At { point, .. } if point.point == to.point) {
                 watch.go_on()?;
             }
             match standing {
-                Standing::TakenOver { .. } => {
+                ReplicaState::TakenOver { .. } => {
                     return Err(ReplicaError::TakenOver(self.record.name.clone()));
                 }
-                Standing::Ready { .. } | Standing::Applying { .. } => {
+                ReplicaState::Ready { .. } | ReplicaState::Applying { .. } => {
                     match self.finish_with(watch, moved) {
                         // The standing says now how to go on without it.
                         Err(ReplicaError::Log { path, source }) => {
@@ -63,11 +63,11 @@ impl Replica {
                         done => done?,
                     }
                 }
-                Standing::At { point, .. } if point.point == to.point => {
+                ReplicaState::At { point, .. } if point.point == to.point => {
                     self.hold(vault, None)?;
                     return Ok(());
                 }
-                Standing::At { point, .. } => {
+                ReplicaState::At { point, .. } => {
                     self.must_hold(vault, to)?;
                     match between(vault, self.record.disk, &point, to)? {
                         Some(sectors) => {
@@ -76,7 +76,7 @@ impl Replica {
                         None => self.forget(to, "its point is gone from the vault")?,
                     }
                 }
-                Standing::But { point, sectors, toward, seen } => {
+                ReplicaState::Partial { point, sectors, toward, seen } => {
                     let sizes =
                         [Some(point.size_bytes), Some(to.size), toward.map(|t| t.size_bytes)];
                     let largest = sizes.into_iter().flatten().max().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Replica {
                         None => self.forget(to, "its point is gone from the vault")?,
                     }
                 }
-                Standing::Seeding { to: was, how, seen } => {
+                ReplicaState::Seeding { to: was, how, seen } => {
                     let point = match was.point == to.point {
                         true => Some(to.clone()),
                         // What was begun is finished first, if that can be.
@@ -119,7 +119,7 @@ impl Replica {
                         _ if was.point == to.point => {
                             return Err(VaultError::Retired(to.cycle).into());
                         }
-                        _ => self.set(Standing::Seeding { to: to.into(), how, seen: 0 })?,
+                        _ => self.set(ReplicaState::Seeding { to: to.into(), how, seen: 0 })?,
                     }
                 }
             }
@@ -153,7 +153,7 @@ impl Replica {
             self.target.path().display(),
             to.cycle
         );
-        self.set(Standing::Seeding { to: to.into(), how: Seed::Compare, seen: 0 })
+        self.set(ReplicaState::Seeding { to: to.into(), how: Seed::Compare, seen: 0 })
     }
 
     /// Fetches some sectors and makes the target `to` with them. `whole`: the target holds `from`
@@ -183,7 +183,7 @@ impl Replica {
         };
         seam.step("log synced")?;
         if whole {
-            self.set(Standing::Ready { from: Some(from), to: to.into(), log })?;
+            self.set(ReplicaState::Ready { from: Some(from), to: to.into(), log })?;
         } else {
             // What is reserved changes no byte of the disk, so the set still says all.
             if let Err(e) = self.reserve(&log, &to.into()) {
@@ -191,7 +191,7 @@ impl Replica {
                 return Err(e);
             }
             seam.step("reserved")?;
-            self.set(Standing::Applying { from: Some(from), to: to.into(), log })?;
+            self.set(ReplicaState::Applying { from: Some(from), to: to.into(), log })?;
         }
         seam.step("standing said")?;
         self.finish_with(watch, moved)?;
@@ -224,7 +224,7 @@ impl Replica {
             return if over { Ok(None) } else { Err(e) };
         }
         let mut fetch = Fetch::part(vault, to, sectors, 0)?;
-        let progress = |done, all| (watch.progress)(Doing::Fetching, done, all);
+        let progress = |done, all| (watch.progress)(Activity::Fetching, done, all);
         let fetched = fetch
             .step(&writer, self.limits.threads, u64::MAX, &progress, watch.stop)
             .and_then(|_| fetch.finish());
@@ -300,7 +300,7 @@ impl Replica {
             set::save(sectors, &self.dir, &name).map_err(on("writing", &self.dir.join(&name)))?;
         seam.step("set saved")?;
         let (toward, seen) = (Some(to.into()), 0);
-        self.set(Standing::But { point: from, sectors: saved, toward, seen })?;
+        self.set(ReplicaState::Partial { point: from, sectors: saved, toward, seen })?;
         self.record.tidy(&self.dir);
         seam.step("standing said")?;
         self.write_directly(vault, sectors, to, 0, watch, moved)
@@ -319,7 +319,7 @@ impl Replica {
         let seam = self.limits.seam.clone();
         self.resize(to.size)?;
         let mut fetch = Fetch::part(vault, to, sectors, seen)?;
-        let progress = |done, all| (watch.progress)(Doing::Applying, done, all);
+        let progress = |done, all| (watch.progress)(Activity::Applying, done, all);
         let (threads, stretch) = (self.limits.threads, self.limits.stretch_sectors);
         let begun = fetch.done();
         self.mark(&to.into())?;
@@ -327,8 +327,10 @@ impl Replica {
         while fetch.step(&self.target, threads, stretch, &progress, watch.stop)? {
             seam.step("stretch written")?;
             self.target.sync().map_err(on("making durable", self.target.path()))?;
-            if let Standing::But { point, sectors, toward, .. } = self.record.standing.clone() {
-                self.set(Standing::But { point, sectors, toward, seen: fetch.seen() })?;
+            if let ReplicaState::Partial { point, sectors, toward, .. } =
+                self.record.standing.clone()
+            {
+                self.set(ReplicaState::Partial { point, sectors, toward, seen: fetch.seen() })?;
             }
             seam.step("stretch noted")?;
             self.hold(vault, Some(to.cycle))?;

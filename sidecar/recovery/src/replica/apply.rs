@@ -11,8 +11,8 @@ use backstay_types::{ByteLen, ByteOffset};
 
 use super::error::{ReplicaError, io_error, on};
 use super::log::{self, LogError, LogHeader};
-use super::record::{LogRef, PointRef, Seed, Standing};
-use super::{Doing, Moved, Replica, Watch};
+use super::record::{LogRef, PointRef, ReplicaState, Seed};
+use super::{Activity, Moved, Replica, Watch};
 
 /// Records applied between two steps of a test.
 const RECORDS_A_STEP: u64 = 16;
@@ -23,7 +23,7 @@ impl Replica {
         self.target.sync().map_err(on("making durable", self.target.path()))?;
         self.limits.seam.step("target synced")?;
         let mtime_unix_ns = self.target.mtime()?;
-        self.set(Standing::At { point, mtime_unix_ns })?;
+        self.set(ReplicaState::At { point, mtime_unix_ns })?;
         self.limits.seam.step("arrived")?;
         self.record.tidy(&self.dir);
         Ok(())
@@ -69,7 +69,7 @@ impl Replica {
         moved: &mut Moved,
     ) -> Result<(), ReplicaError> {
         let seam = self.limits.seam.clone();
-        if let Standing::Ready { from, to, log } = self.record.standing.clone() {
+        if let ReplicaState::Ready { from, to, log } = self.record.standing.clone() {
             if let Err(e) = self.check(&log, &to).and_then(|_| self.reserve(&log, &to)) {
                 // Not a byte of the target was written; taking space may have changed its times.
                 if let Some(point) = from {
@@ -78,10 +78,10 @@ impl Replica {
                 return Err(e);
             }
             seam.step("reserved")?;
-            self.set(Standing::Applying { from, to, log })?;
+            self.set(ReplicaState::Applying { from, to, log })?;
             seam.step("applying")?;
         }
-        let Standing::Applying { to, log, .. } = self.record.standing.clone() else {
+        let ReplicaState::Applying { to, log, .. } = self.record.standing.clone() else {
             return Ok(());
         };
         let has_first_block = match self.check(&log, &to) {
@@ -89,7 +89,7 @@ impl Replica {
             Err(e) => {
                 if matches!(e, ReplicaError::Log { .. }) {
                     // What it would have written is not known any more.
-                    self.set(Standing::Seeding { to, how: Seed::Compare, seen: 0 })?;
+                    self.set(ReplicaState::Seeding { to, how: Seed::Compare, seen: 0 })?;
                     self.record.tidy(&self.dir);
                 }
                 return Err(e);
@@ -163,7 +163,7 @@ impl Replica {
             }
             records += 1;
             read += data.len() as u64;
-            (watch.progress)(Doing::Applying, read, log.bytes);
+            (watch.progress)(Activity::Applying, read, log.bytes);
             match records % RECORDS_A_STEP {
                 1 => self.limits.seam.step("record written"),
                 _ => Ok(()),

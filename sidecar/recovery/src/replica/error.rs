@@ -41,7 +41,7 @@ pub enum ReplicaError {
     /// It was made a disk.
     #[error(
         "replica {0} was taken over: its target is the backing of disk {0} now. To make it a replica \
-         again, fail back, or umount the disk and start anew with --seed changes"
+         again, fail back, or umount the disk and start again with --seed changes"
     )]
     TakenOver(DiskName),
     /// It is at no whole point.
@@ -69,7 +69,7 @@ pub enum ReplicaError {
         how: &'static str,
     },
     /// Its state is damaged.
-    #[error("{path}: {source}; remove the folder it is in and seed the replica anew")]
+    #[error("{path}: {source}; remove the folder it is in and seed the replica again")]
     State {
         /// The file.
         path: PathBuf,

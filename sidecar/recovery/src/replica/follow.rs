@@ -15,9 +15,9 @@ use backstay_vault::{Manifest, Vault, VaultError};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::error::ReplicaError;
-use super::record::{PointRef, Standing};
+use super::record::{PointRef, ReplicaState};
 use super::status::{Phase, Shown};
-use super::{Doing, Moved, Replica, Watch, now_unix_ns};
+use super::{Activity, Moved, Replica, Watch, now_unix_ns};
 
 /// How to follow.
 pub struct Follow<'a> {
@@ -30,7 +30,7 @@ pub struct Follow<'a> {
     /// Ends it when something comes.
     pub stop: Receiver<()>,
     /// Told how far work is.
-    pub progress: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    pub progress: &'a (dyn Fn(Activity, u64, u64) + Sync),
     /// Told of each point it got to.
     pub arrived: &'a dyn Fn(&PointRef, &Moved),
 }
@@ -158,7 +158,7 @@ impl Follower<'_> {
         if self.given_up == Some(point.point) {
             return Ok(Round::GivenUp);
         }
-        if let Standing::At { point: at, .. } = *replica.standing() {
+        if let ReplicaState::At { point: at, .. } = *replica.standing() {
             if at.point == point.point {
                 self.stay(replica, &vault)?;
                 return Ok(Round::Fine);

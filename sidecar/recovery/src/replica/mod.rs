@@ -53,7 +53,7 @@ use nix::fcntl::Flock;
 
 pub use error::ReplicaError;
 pub use follow::{Follow, follow, newest};
-pub use record::{PointRef, ReplicaRecord, Seed, Standing};
+pub use record::{PointRef, ReplicaRecord, ReplicaState, Seed};
 pub use seam::Seam;
 pub use seed::{Begin, SeedChoice};
 pub use target::{Ground, Target};
@@ -88,7 +88,7 @@ impl Default for Limits {
 /// What is being done, for a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Doing {
+pub enum Activity {
     /// From the vault into the log.
     Fetching,
     /// From the log, or from the vault, to the target.
@@ -97,7 +97,7 @@ pub enum Doing {
     Comparing,
 }
 
-impl Doing {
+impl Activity {
     /// As a word for a progress bar.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -113,7 +113,7 @@ impl Doing {
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
     /// Told how far it is: bytes done, bytes in all.
-    pub progress: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    pub progress: &'a (dyn Fn(Activity, u64, u64) + Sync),
     /// Set to stop as soon as that is safe.
     pub stop: &'a AtomicBool,
 }
@@ -180,14 +180,14 @@ impl Replica {
         let dir = folder(paths);
         let load = || match ReplicaRecord::load(&dir)? {
             None => Err(ReplicaError::None { name: name.clone(), dir: dir.clone() }),
-            Some(ReplicaRecord { standing: Standing::TakenOver { .. }, .. }) => {
+            Some(ReplicaRecord { standing: ReplicaState::TakenOver { .. }, .. }) => {
                 Err(ReplicaError::TakenOver(name.clone()))
             }
             Some(record) => Ok(record),
         };
         load()?;
         let lock = lock(paths, name)?;
-        // Again: whoever had the lock may have changed it.
+        // Again: anyone who had the lock may have changed it.
         let record = load()?;
         if paths.state.join("super").exists() {
             return Err(has_a_disk(name));
@@ -208,7 +208,7 @@ impl Replica {
         lock: Option<Flock<File>>,
     ) -> Result<Self, ReplicaError> {
         target.objection(&record.name, &record.target)?;
-        if let Standing::At { point, mtime_unix_ns } = &record.standing {
+        if let ReplicaState::At { point, mtime_unix_ns } = &record.standing {
             let (size, mtime) = (target.size()?, target.mtime()?);
             let fits = if record.target.device {
                 size >= point.size_bytes
@@ -241,7 +241,7 @@ impl Replica {
 
     /// What its target holds.
     #[must_use]
-    pub fn standing(&self) -> &Standing {
+    pub fn standing(&self) -> &ReplicaState {
         &self.record.standing
     }
 
@@ -258,32 +258,32 @@ impl Replica {
     /// If it is at no whole point and cannot be brought to one with what is on this host.
     pub fn take_over(mut self) -> Result<TakenOver, ReplicaError> {
         self.finish()?;
-        let Standing::At { point, .. } = self.record.standing else {
+        let ReplicaState::At { point, .. } = self.record.standing else {
             return Err(ReplicaError::NotWhole {
                 name: self.record.name.clone(),
                 standing: self.record.standing.explain(),
             });
         };
         self.limits.seam.step("taking over")?;
-        self.set(Standing::TakenOver { point })?;
+        self.set(ReplicaState::TakenOver { point })?;
         self.limits.seam.step("taken over")?;
         Ok(taken_over(&self.record, point))
     }
 
-    /// What was taken over before, for whoever was killed before it served it.
+    /// What was taken over before, for anyone who was killed before it served it.
     ///
     /// # Errors
     /// If the record cannot be read.
     pub fn taken_over(paths: &DiskPaths) -> Result<Option<TakenOver>, ReplicaError> {
         let record = ReplicaRecord::load(&folder(paths))?;
         Ok(record.and_then(|record| match record.standing {
-            Standing::TakenOver { point } => Some(taken_over(&record, point)),
+            ReplicaState::TakenOver { point } => Some(taken_over(&record, point)),
             _ => None,
         }))
     }
 
     /// Makes a standing durable.
-    fn set(&mut self, standing: Standing) -> Result<(), ReplicaError> {
+    fn set(&mut self, standing: ReplicaState) -> Result<(), ReplicaError> {
         let record = ReplicaRecord { standing, ..self.record.clone() };
         record.save(&self.dir)?;
         self.record = record;
@@ -332,7 +332,7 @@ impl Replica {
 /// If its record cannot be read, or the vault not be written; the hold ends by itself then.
 pub fn release_taken_over(vault: &Vault, paths: &DiskPaths) -> Result<(), ReplicaError> {
     let record = ReplicaRecord::load(&folder(paths))?;
-    if let Some(record) = record.filter(|r| matches!(r.standing, Standing::TakenOver { .. })) {
+    if let Some(record) = record.filter(|r| matches!(r.standing, ReplicaState::TakenOver { .. })) {
         vault.release(record.disk, &hold_name(&record)?)?;
     }
     Ok(())

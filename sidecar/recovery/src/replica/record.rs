@@ -87,7 +87,7 @@ pub struct SetRef {
 /// What the target holds, and how it goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "standing", rename_all = "kebab-case")]
-pub enum Standing {
+pub enum ReplicaState {
     /// A point, whole.
     At {
         /// The point.
@@ -113,8 +113,9 @@ pub enum Standing {
         /// The log.
         log: LogRef,
     },
-    /// A point but for some sectors.
-    But {
+    /// A point but for some sectors. Records call it `but`.
+    #[serde(rename = "but")]
+    Partial {
         /// The point.
         point: PointRef,
         /// The sectors that may hold anything.
@@ -140,7 +141,7 @@ pub enum Standing {
     },
 }
 
-impl Standing {
+impl ReplicaState {
     /// The point that the target holds, or can be made to hold without the vault.
     #[must_use]
     pub fn whole(&self) -> Option<PointRef> {
@@ -148,7 +149,7 @@ impl Standing {
             Self::At { point, .. } => Some(*point),
             Self::Ready { to, .. } | Self::Applying { to, .. } => Some(*to),
             Self::TakenOver { point } => Some(*point),
-            Self::But { .. } | Self::Seeding { .. } => None,
+            Self::Partial { .. } | Self::Seeding { .. } => None,
         }
     }
 
@@ -159,7 +160,7 @@ impl Standing {
             Self::Ready { from, to, .. } | Self::Applying { from, to, .. } => {
                 from.iter().map(|from| from.cycle).chain([to.cycle]).collect()
             }
-            Self::But { point, toward, .. } => {
+            Self::Partial { point, toward, .. } => {
                 toward.iter().map(|to| to.cycle).chain([point.cycle]).collect()
             }
             Self::Seeding { to, .. } => vec![to.cycle],
@@ -174,7 +175,7 @@ impl Standing {
             Self::Ready { to, .. } | Self::Applying { to, .. } => {
                 format!("applying point {} from its log; the vault is not needed", to.cycle)
             }
-            Self::But { point, toward, .. } => format!(
+            Self::Partial { point, toward, .. } => format!(
                 "between point {} and {}; the vault is needed to finish it",
                 point.cycle,
                 toward.map_or_else(|| "the newest".into(), |to| to.cycle.to_string())
@@ -216,7 +217,7 @@ pub struct ReplicaRecord {
     pub target: TargetRecord,
     /// What that holds.
     #[serde(flatten)]
-    pub standing: Standing,
+    pub standing: ReplicaState,
 }
 
 impl Document for ReplicaRecord {
@@ -268,8 +269,8 @@ impl ReplicaRecord {
     /// Files of the folder that it names.
     fn named(&self) -> Option<&str> {
         match &self.standing {
-            Standing::Ready { log, .. } | Standing::Applying { log, .. } => Some(&log.file),
-            Standing::But { sectors, .. } => Some(&sectors.file),
+            ReplicaState::Ready { log, .. } | ReplicaState::Applying { log, .. } => Some(&log.file),
+            ReplicaState::Partial { sectors, .. } => Some(&sectors.file),
             _ => None,
         }
     }

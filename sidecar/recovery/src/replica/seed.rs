@@ -16,8 +16,8 @@ use backstay_vault::read::compare::{Comparison, Disk};
 use backstay_vault::{Manifest, SectorSet, Vault, VaultError};
 
 use super::error::{ReplicaError, on};
-use super::record::{PointRef, ReplicaRecord, Seed, Standing, new_file};
-use super::{Doing, Limits, Moved, Replica, Target, Watch, folder, has_a_disk, lock, set};
+use super::record::{PointRef, ReplicaRecord, ReplicaState, Seed, new_file};
+use super::{Activity, Limits, Moved, Replica, Target, Watch, folder, has_a_disk, lock, set};
 
 /// How a replica begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Begin<'a> {
     pub disk: DiskId,
     /// What to keep it on.
     pub to: &'a Path,
-    /// Whether what is there may be overwritten, and a replica of the name be begun anew.
+    /// Whether what is there may be overwritten, and a replica of the name be begun again.
     pub force: bool,
     /// Bounds of its work.
     pub limits: Limits,
@@ -52,7 +52,7 @@ impl Begin<'_> {
         &self,
         vault: &Vault,
         target: &Target,
-        standing: Standing,
+        standing: ReplicaState,
     ) -> Result<ReplicaRecord, ReplicaError> {
         let before = ReplicaRecord::load(&folder(self.paths)).ok().flatten();
         let replica = before.filter(|before| before.disk == self.disk);
@@ -90,7 +90,7 @@ impl Replica {
         }
         if ReplicaRecord::load(&dir)?.is_some() && !begin.force {
             let reason =
-                "there is one already; without --to it goes on, with --force it is begun anew";
+                "there is one already; without --to it goes on, with --force it is begun again";
             return Err(begin.refused(reason.into()));
         }
         let target = Target::open(begin.to, true)?;
@@ -113,7 +113,7 @@ impl Replica {
             SeedChoice::Auto if holds_something => Seed::Compare,
             SeedChoice::Auto => Seed::Full,
         };
-        let standing = Standing::Seeding { to: point.into(), how, seen: 0 };
+        let standing = ReplicaState::Seeding { to: point.into(), how, seen: 0 };
         let record = begin.record(vault, &target, standing)?;
         record.save(&dir)?;
         Self::with(dir, record, target, begin.limits, Some(lock))
@@ -154,9 +154,9 @@ impl Replica {
                 let name = new_file(&dir, "sectors");
                 let sectors =
                     set::save(dirty, &dir, &name).map_err(on("writing", &dir.join(&name)))?;
-                Standing::But { point: *base, sectors, toward: None, seen: 0 }
+                ReplicaState::Partial { point: *base, sectors, toward: None, seen: 0 }
             }
-            None => Standing::Seeding { to: point.into(), how: Seed::Compare, seen: 0 },
+            None => ReplicaState::Seeding { to: point.into(), how: Seed::Compare, seen: 0 },
         };
         seam.step("set saved")?;
         let record = begin.record(vault, &target, standing)?;
@@ -221,7 +221,7 @@ impl Replica {
         let done = AtomicU64::new(0);
         let progress = |now: u64, all| {
             done.store(now, Ordering::Relaxed);
-            (watch.progress)(Doing::Applying, now, all);
+            (watch.progress)(Activity::Applying, now, all);
         };
         let (threads, stretch) = (self.limits.threads, self.limits.stretch_sectors);
         while fetch.step(&self.target, threads, stretch, &progress, watch.stop)? {
@@ -243,7 +243,7 @@ impl Replica {
         let mut comparison = Comparison::new(vault, point, seen, false)?;
         let compared = AtomicU64::new(0);
         loop {
-            let side = Side {
+            let side = TargetSide {
                 target: &self.target,
                 all: SectorRange::whole(point.size).sectors(),
                 compared: &compared,
@@ -279,7 +279,7 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         self.limits.seam.step("stretch written")?;
         self.target.sync().map_err(on("making durable", self.target.path()))?;
-        self.set(Standing::Seeding { to: point.into(), how, seen })?;
+        self.set(ReplicaState::Seeding { to: point.into(), how, seen })?;
         self.limits.seam.step("stretch noted")?;
         self.hold(vault, Some(point.cycle))?;
         Ok(())
@@ -341,7 +341,7 @@ fn known(vault: &Vault, begin: &Begin<'_>) -> Result<Option<(PointRef, SectorSet
 }
 
 /// The target's side of a comparison.
-struct Side<'a> {
+struct TargetSide<'a> {
     target: &'a Target,
     all: u64,
     compared: &'a AtomicU64,
@@ -349,7 +349,7 @@ struct Side<'a> {
     watch: Watch<'a>,
 }
 
-impl Disk<ReplicaError> for Side<'_> {
+impl Disk<ReplicaError> for TargetSide<'_> {
     fn read(&self, range: SectorRange, buffer: &mut [u8]) -> io::Result<()> {
         self.target.read(range, buffer)
     }
@@ -365,7 +365,7 @@ impl Disk<ReplicaError> for Side<'_> {
 
     fn compared(&self, sectors: u64) -> Result<(), ReplicaError> {
         let done = self.compared.fetch_add(sectors, Ordering::Relaxed) + sectors;
-        (self.watch.progress)(Doing::Comparing, done * SECTOR_BYTES, self.all * SECTOR_BYTES);
+        (self.watch.progress)(Activity::Comparing, done * SECTOR_BYTES, self.all * SECTOR_BYTES);
         self.watch.go_on()
     }
 }

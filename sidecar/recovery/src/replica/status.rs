@@ -16,8 +16,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::error::ReplicaError;
-use super::record::{PointRef, ReplicaRecord, Standing};
-use super::{Doing, Moved, Replica, folder, now_unix_ns};
+use super::record::{PointRef, ReplicaRecord, ReplicaState};
+use super::{Activity, Moved, Replica, folder, now_unix_ns};
 
 const FILE: &str = "status.json";
 /// How often work in hand is shown.
@@ -147,7 +147,7 @@ impl Shown {
     pub(super) fn teller<'a>(
         &self,
         dir: &Path,
-        also: &'a (dyn Fn(Doing, u64, u64) + Sync),
+        also: &'a (dyn Fn(Activity, u64, u64) + Sync),
     ) -> Teller<'a> {
         Teller { dir: dir.into(), also, last: Mutex::new((clock::monotonic(), self.clone())) }
     }
@@ -155,12 +155,12 @@ impl Shown {
 
 pub(super) struct Teller<'a> {
     dir: PathBuf,
-    also: &'a (dyn Fn(Doing, u64, u64) + Sync),
+    also: &'a (dyn Fn(Activity, u64, u64) + Sync),
     last: Mutex<(Instant, Shown)>,
 }
 
 impl Teller<'_> {
-    pub fn tell(&self, doing: Doing, done: u64, all: u64) {
+    pub fn tell(&self, doing: Activity, done: u64, all: u64) {
         (self.also)(doing, done, all);
         // Who is showing already shows enough.
         let Ok(mut last) = self.last.try_lock() else { return };
@@ -184,7 +184,7 @@ pub struct ReplicaStatus {
     pub target: PathBuf,
     /// What the target holds, in a word.
     #[serde(flatten)]
-    pub standing: Standing,
+    pub standing: ReplicaState,
     /// The same in words.
     pub explained: String,
     /// The point it holds, or makes whole from what is on this host.
@@ -210,7 +210,7 @@ pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
     let Some(record) = ReplicaRecord::load(&dir)? else { return Ok(None) };
     let shown: Option<Shown> = record::load_shown(&dir.join(FILE));
     let whole = record.standing.whole();
-    let taken_over = matches!(record.standing, Standing::TakenOver { .. });
+    let taken_over = matches!(record.standing, ReplicaState::TakenOver { .. });
     Ok(Some(ReplicaStatus {
         running: !taken_over && is_locked(paths),
         stopped_pid: runner(paths).filter(|pid| is_stopped(*pid)),
@@ -230,13 +230,13 @@ pub fn of(paths: &DiskPaths) -> Result<Option<ReplicaStatus>, ReplicaError> {
 #[must_use]
 pub fn runner(paths: &DiskPaths) -> Option<i32> {
     let record = ReplicaRecord::load(&folder(paths)).ok().flatten()?;
-    // Then whoever has the lock is a driver.
-    let is_disk =
-        matches!(record.standing, Standing::TakenOver { .. }) || paths.state.join("super").exists();
+    // Then anyone who has the lock is a driver.
+    let is_disk = matches!(record.standing, ReplicaState::TakenOver { .. })
+        || paths.state.join("super").exists();
     if is_disk || !is_locked(paths) {
         return None;
     }
-    // Whoever locks it writes its number into it. A number that is left from one before, which
+    // Anyone who locks it writes its number into it. A number that is left from one before, which
     // another program may have by now, must not be told to stop.
     let pid: i32 = fs::read_to_string(paths.lock_file()).ok()?.trim().parse().ok()?;
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use backstay_recovery::replica::record::TargetRecord;
 use backstay_recovery::replica::{
-    Ground, Limits, Moved, PointRef, Replica, ReplicaError, ReplicaRecord, Seam, Seed, Standing,
-    Target, Watch,
+    Ground, Limits, Moved, PointRef, Replica, ReplicaError, ReplicaRecord, ReplicaState, Seam,
+    Seed, Target, Watch,
 };
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, CycleNo, SectorRange, Term};
@@ -139,7 +139,7 @@ impl Host {
             name: "lab".parse().unwrap(),
             vault: "steps".into(),
             target,
-            standing: Standing::Seeding { to: point.into(), how, seen: 0 },
+            standing: ReplicaState::Seeding { to: point.into(), how, seen: 0 },
         };
         Self {
             dir: keep.path().into(),

@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
-use backstay_vault::frame::{Chunk, Compressor, SealedFrame, SegmentBuilder};
+use backstay_vault::frame::{Chunk, Compressor, EncodedFrame, SegmentBuilder};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
     verify_cycle,
@@ -41,7 +41,7 @@ impl Laid {
     }
 
     /// A frame at the start of the disk, all of one byte.
-    fn frame(&mut self, sectors: u64, byte: u8) -> Result<SealedFrame, Box<dyn Error>> {
+    fn frame(&mut self, sectors: u64, byte: u8) -> Result<EncodedFrame, Box<dyn Error>> {
         let mut chunk = Chunk::with_room();
         let run = SectorRange::new(0, sectors);
         chunk.push(run, &vec![byte; run.bytes().0 as usize]);

@@ -3,7 +3,7 @@
 //! `{"format": …, "version": 1, "crc32c": …, "body": {…}}`, where the checksum covers the body in
 //! its canonical form: keys sorted, no white space, what `json.dumps(body, sort_keys=True,
 //! separators=(",", ":"), ensure_ascii=False)` makes in Python. In an encrypted vault most have a `signature`, too, of
-//! that canonical form (see [`crate::seal::sign`]).
+//! that canonical form (see [`crate::encrypt::sign`]).
 
 use backstay_format::FormatError;
 use backstay_types::{ByteLen, DiskId, DiskName};
@@ -24,7 +24,7 @@ pub trait Document: Serialize + for<'a> Deserialize<'a> {
 
 /// A document of a vault: it says which object it is.
 ///
-/// What stands under a key may have been copied there from somewhere else, checksum and all. So whoever reads an
+/// What stands under a key may have been copied there from somewhere else, checksum and all. So anyone who reads an
 /// object compares what it says of itself with the key it was read from: one function of a vault reads all
 /// documents, and asks.
 pub trait Object {
@@ -44,7 +44,7 @@ pub struct VaultRecord {
     /// Every disk in it has documents of its name. Not in vaults made before there were any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub names: bool,
-    /// All segments in it are sealed, and points and ledgers signed (see [`crate::seal`]).
+    /// All segments in it are sealed, and points and ledgers signed (see [`crate::encrypt`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
 }

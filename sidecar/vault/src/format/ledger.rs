@@ -10,7 +10,7 @@ use super::document::Object;
 use super::key::{ObjectKey, Piece};
 use super::manifest::{SEGMENT_BYTES, SEGMENTS_MAX, SegmentRef};
 use super::{Reader, checked, seal};
-use crate::seal::sign::content;
+use crate::encrypt::sign::content;
 
 const WHAT: &str = "ledger";
 const MAGIC: &[u8; 8] = b"BSTYLEDG";

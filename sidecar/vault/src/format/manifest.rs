@@ -13,7 +13,7 @@ use super::bounds::Bounds;
 use super::document::Object;
 use super::key::{ObjectKey, Piece};
 use super::{Reader, checked, seal};
-use crate::seal::sign::content;
+use crate::encrypt::sign::content;
 
 const WHAT: &str = "recovery point";
 const MAGIC: &[u8; 8] = b"BSTYPONT";
@@ -192,7 +192,7 @@ impl Manifest {
     }
 
     /// Disk, cycle and cut of a manifest of which only the first [`PEEK_BYTES`] are there: nothing says that they
-    /// are undamaged, so whoever chooses a manifest by them reads it as a whole afterwards.
+    /// are undamaged, so anyone who chooses a manifest by them reads it as a whole afterwards.
     pub(crate) fn peek(head: &[u8]) -> Result<(DiskId, CycleNo, u64), FormatError> {
         let mut r = Reader::new(WHAT, head);
         r.magic(MAGIC)?;

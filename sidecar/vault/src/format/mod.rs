@@ -83,7 +83,7 @@ pub(crate) fn checked<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8
 
 /// Whether bytes are any object of a vault but a segment, with the checksum it should have.
 pub(crate) fn is_whole(bytes: &[u8]) -> bool {
-    const TRAILER: usize = crate::seal::sign::TRAILER_BYTES;
+    const TRAILER: usize = crate::encrypt::sign::TRAILER_BYTES;
     let unsigned = bytes.len().checked_sub(TRAILER).map_or(bytes, |end| &bytes[..end]);
     [bytes, unsigned].iter().any(|bytes| bytes.len() > 8 && checked("object", bytes).is_ok())
         || document::is_whole(bytes)

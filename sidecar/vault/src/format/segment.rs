@@ -8,13 +8,13 @@ use backstay_format::FormatError;
 use backstay_types::{ByteLen, CycleNo, DiskId, Sector, SectorRange};
 
 use super::{Reader, checked, seal};
-use crate::seal::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
+use crate::encrypt::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
 
 const WHAT: &str = "segment";
 const MAGIC: &[u8; 8] = b"BSTYSEGM";
 const FOOTER_MAGIC: &[u8; 8] = b"BSTYSEGF";
 const VERSION: u32 = 1;
-/// Of the footer of a segment that is sealed (see [`crate::seal`]).
+/// Of the footer of a segment that is sealed (see [`crate::encrypt`]).
 const SEALED: u32 = 2;
 /// In a header: frames and index are sealed with AES-256-GCM.
 const AES_256_GCM: u32 = 1;
@@ -116,7 +116,7 @@ pub struct ChunkSum {
     pub sum: [u8; 16],
 }
 
-/// The strong checksum of a chunk's bytes: the first half of their BLAKE3. Whoever writes the disk
+/// The strong checksum of a chunk's bytes: the first half of their BLAKE3. Anyone who writes the disk
 /// (a guest, its users) must not be able to make two chunks of one checksum, so a plain fast hash
 /// will not do.
 #[must_use]

@@ -1,6 +1,6 @@
 //! Opening what lies in a vault's directory, and nothing else.
 //!
-//! Whoever can write into the directory can put a symbolic link there, and Backstay, mostly root, would
+//! Anyone who can write into the directory can put a symbolic link there, and Backstay, mostly root, would
 //! read or write where it leads; or a FIFO, on which an open waits for ever. So each name of a key is opened in
 //! the folder before it, never following a link (`O_NOFOLLOW`), and what stands at its end has to be a regular
 //! file. `openat2` would do it in one call, but a seccomp filter that restricts modes (systemd's
@@ -9,7 +9,7 @@
 //! Everything else goes through the descriptor of the folder that was opened like this
 //! (`/proc/self/fd/N/name`): nobody can exchange a folder between looking and doing.
 //!
-//! The root is opened anew each time, links in its own path are the administrator's: a vault on a file
+//! The root is opened again each time, links in its own path are the administrator's: a vault on a file
 //! system that is unmounted and mounted again stays usable, and nothing keeps it from being unmounted.
 
 use std::fs::{self, DirBuilder, File, Metadata};

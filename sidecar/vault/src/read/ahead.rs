@@ -1,6 +1,6 @@
 //! The indexes of a point's segments, read ahead by a few threads.
 //!
-//! An index costs some round trips to the store; one after the other, they would stop whoever works
+//! An index costs some round trips to the store; one after the other, they would stop anyone who works
 //! through the segments at the beginning of each.
 
 use std::thread;
@@ -78,7 +78,7 @@ impl Indexes {
             }
         };
         if let Err(source) = thread::Builder::new().name("index".into()).spawn(read) {
-            // Told to whoever asks for it, from a channel that has room for it.
+            // Told to anyone who asks for it, from a channel that has room for it.
             let (failed, told) = bounded(1);
             let what = "starting a thread".into();
             let _ = failed.send(Err(VaultError::Target { what, source }));

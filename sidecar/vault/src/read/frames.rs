@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::encrypt::segment::Opens;
 use crate::error::{In, VaultError};
 use crate::format::segment::{
     Codec, Extent, FRAME_BYTES_MAX, FrameEntry, HEADER_BYTES, Index, Place, decode_header,
 };
-use crate::seal::segment::Opens;
 use crate::store::{Vault, segment_key};
 
 /// Most stored bytes asked for at once.

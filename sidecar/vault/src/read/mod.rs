@@ -23,11 +23,11 @@ use std::sync::Arc;
 use backstay_types::{ByteLen, DiskId, SectorRange};
 use bytes::Bytes;
 
+use crate::encrypt::segment::{ENVELOPE_BYTES, Envelope, Opens, SegmentKey};
 use crate::error::{In, VaultError};
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index, SegmentId};
 use crate::remote::gateway::Role;
-use crate::seal::segment::{ENVELOPE_BYTES, Envelope, Opens, SegmentKey};
 use crate::store::{Vault, segment_id, segment_key};
 
 pub use restore::{Fetch, restore};
@@ -166,7 +166,7 @@ fn index_of(
     if index.sectors() != (segment.data_sectors, segment.zero_sectors) {
         return Err(wrong("its index holds other sectors than its manifest says"));
     }
-    // Whoever looked for one of these by the bounds did not find it.
+    // Anyone who looked for one of these by the bounds did not find it.
     if let Some(span) = index.span().filter(|span| !segment.bounds.admit(*span)) {
         return Err(VaultError::OutOfBounds { object: key, span });
     }

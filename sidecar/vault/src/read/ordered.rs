@@ -245,7 +245,7 @@ impl Source<'_> {
                         out.data(&bytes[..len.0 as usize])
                     }
                 };
-                // Whoever leaves here drops the channel; planner and threads end by that.
+                // Anyone who leaves here drops the channel; planner and threads end by that.
                 taken.map_err(|source| VaultError::Target {
                     what: format!("writing {range} to {}", out.name()),
                     source,

@@ -80,7 +80,7 @@ fn is_loss(error: &VaultError) -> bool {
     error.is_damage() || matches!(error, VaultError::NotFound { .. })
 }
 
-/// What is wrong with an object, without its name, which whoever is told has already.
+/// What is wrong with an object, without its name, which anyone who is told has already.
 fn reason(e: &VaultError) -> String {
     match e {
         VaultError::Damaged { source, .. } => source.to_string(),

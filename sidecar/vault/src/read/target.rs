@@ -54,7 +54,7 @@ impl FileTarget {
         Ok(Self::on(file, path.into(), true))
     }
 
-    /// An open file or block device. Whoever calls this knows that nobody else uses it, and that it has the
+    /// An open file or block device. Anyone who calls this knows that nobody else uses it, and that it has the
     /// size; `fresh`: that it reads as zeroes wherever nothing was restored to it.
     #[must_use]
     pub fn on(file: File, path: PathBuf, fresh: bool) -> Self {

@@ -14,10 +14,10 @@ use object_store::{
 
 use super::lock::Locker;
 use super::lock::bucket::Bucket;
-use super::patience::Patience;
+use super::permanent_error::Connector;
 use super::place::Kind;
-use super::refusal::Connector;
 use super::settings::StoreSettings;
+use super::timeouts::Patience;
 use super::variables::variables;
 use crate::error::VaultError;
 

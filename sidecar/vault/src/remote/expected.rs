@@ -1,7 +1,7 @@
 //! Whether an answer is what was asked for.
 //!
 //! A proxy that answers `<html>busy</html>` with 200, or a store that answers `<Error>` with 200, did not answer the
-//! request. The library's parsers take what they do not know for nothing: such a list would be empty, and whoever
+//! request. The library's parsers take what they do not know for nothing: such a list would be empty, and anyone who
 //! believed it would delete what it does not show. So the body of each answer in XML must be the document that was
 //! asked for, from its first element to its end, before the library sees it.
 
@@ -30,7 +30,7 @@ pub(super) fn not_expected(body: &[u8], roots: &[&str]) -> Option<String> {
         return Some(format!("no {} but {:?}", roots.join(" or "), short(&begins)));
     };
     if !roots.contains(&root) {
-        let code = super::refusal::between(text, "<Code>", "</Code>").unwrap_or_default();
+        let code = super::permanent_error::between(text, "<Code>", "</Code>").unwrap_or_default();
         return Some(format!(
             "<{}> {} instead of <{}>",
             short(root),

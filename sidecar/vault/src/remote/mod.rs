@@ -19,11 +19,11 @@ pub(crate) mod connect;
 mod expected;
 pub(crate) mod gateway;
 pub mod lock;
-mod patience;
+pub(crate) mod permanent_error;
 pub(crate) mod place;
-pub(crate) mod refusal;
 pub(crate) mod renewing;
 pub mod settings;
+mod timeouts;
 pub(crate) mod upload;
 mod variables;
 

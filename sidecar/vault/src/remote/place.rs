@@ -20,7 +20,7 @@ pub(crate) enum Kind {
 
 /// Where a vault is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum VaultPlace {
     /// In a local directory.
     Directory(PathBuf),
     /// In a bucket (Azure: container).
@@ -39,7 +39,7 @@ pub(crate) enum Place {
     },
 }
 
-impl Place {
+impl VaultPlace {
     /// What a URL means. Nothing of a URL that may hold a secret is repeated in the error.
     pub fn parse(url: &str) -> Result<Self, VaultError> {
         let wrong = |shown: &str, reason: &str| {
@@ -132,8 +132,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn bucket(url: &str) -> (Kind, String, String) {
-        match Place::parse(url).unwrap() {
-            Place::Bucket { kind, bucket, prefix } => (kind, bucket, prefix),
+        match VaultPlace::parse(url).unwrap() {
+            VaultPlace::Bucket { kind, bucket, prefix } => (kind, bucket, prefix),
             other => panic!("{url}: {other:?}"),
         }
     }
@@ -147,7 +147,7 @@ mod tests {
             ("https://[::1]:9443", &["[::1]:9443"]),
         ] {
             let hosts = host.iter().map(ToString::to_string).collect();
-            assert_eq!(Place::parse(url).unwrap(), Place::Gateway { hosts }, "{url}");
+            assert_eq!(VaultPlace::parse(url).unwrap(), VaultPlace::Gateway { hosts }, "{url}");
         }
         for wrong in [
             "https://",
@@ -164,7 +164,7 @@ mod tests {
             "HTTPS://host",
             "http://host",
         ] {
-            assert!(Place::parse(wrong).is_err(), "{wrong}");
+            assert!(VaultPlace::parse(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(bucket("az://c/x/y/"), (Kind::Azure, "c".into(), "x/y".into()));
         assert_eq!(bucket("gs://b/x"), (Kind::Google, "b".into(), "x".into()));
         for dir in ["file:///srv/v", "/srv/v"] {
-            assert_eq!(Place::parse(dir).unwrap(), Place::Directory("/srv/v".into()));
+            assert_eq!(VaultPlace::parse(dir).unwrap(), VaultPlace::Directory("/srv/v".into()));
         }
         for wrong in [
             "",
@@ -192,14 +192,14 @@ mod tests {
             "s3://..",
             "s3://b\\c/x",
         ] {
-            assert!(Place::parse(wrong).is_err(), "{wrong}");
+            assert!(VaultPlace::parse(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_secret_in_a_url_is_refused_and_not_repeated() {
         for url in ["s3://key:hunter2@bucket/x", "az://c/x?sig=hunter2", "https://u:hunter2@h/"] {
-            let error = Place::parse(url).unwrap_err().to_string();
+            let error = VaultPlace::parse(url).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_url_leads_out_of_its_prefix(url in "(s3|az|gs|https)://[a-z./@?%\\\\]{0,24}") {
-            if let Ok(Place::Bucket { prefix, .. }) = Place::parse(&url) {
+            if let Ok(VaultPlace::Bucket { prefix, .. }) = VaultPlace::parse(&url) {
                 prop_assert!(prefix.split('/').all(|part| part != ".." && part != "."));
             }
         }

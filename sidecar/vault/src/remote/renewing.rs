@@ -1,7 +1,7 @@
 //! A client of an object store that follows its credentials: when the file with them changes, the next request goes out
 //! with the new ones.
 //!
-//! Temporary credentials run out after an hour; a mounted point or a sidecar lives for months. Whoever renews the file
+//! Temporary credentials run out after an hour; a mounted point or a sidecar lives for months. Anyone who renews the file
 //! need not know who uses it.
 
 use std::fmt;

@@ -91,7 +91,7 @@ thread_local! {
     static WITHIN: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
-/// Has vaults that `work` opens on this thread tried once, and answer in about that time: for whoever only asks whether
+/// Has vaults that `work` opens on this thread tried once, and answer in about that time: for anyone who only asks whether
 /// they do.
 pub fn answers_within<T>(time: Duration, work: impl FnOnce() -> T) -> T {
     let before = WITHIN.replace(Some(time));

@@ -35,14 +35,14 @@ pub struct Collected {
 type Name = (CycleNo, u64, u32);
 
 /// What nothing names, and the ledger that has to hold before it may go.
-struct Found {
+struct Garbage {
     garbage: Vec<SegmentId>,
     next: Option<Ledger>,
     collected: Collected,
 }
 
 /// Looks for garbage as if the points of the cycles in `gone`, which are in order, were deleted already.
-fn find(job: &Job<'_>, gone: &[CycleNo]) -> Result<Found, VaultError> {
+fn find(job: &Job<'_>, gone: &[CycleNo]) -> Result<Garbage, VaultError> {
     let (vault, disk) = (job.vault, job.disk);
     let base = vault.ledger(disk)?;
     let segments = segments_of(vault, disk)?;
@@ -64,7 +64,7 @@ fn find(job: &Job<'_>, gone: &[CycleNo]) -> Result<Found, VaultError> {
         // Before the first point, everything may belong to the cycle that runs.
         let (kept, kept_bytes) = (segments.len() as u64, segments.iter().map(|s| s.1).sum());
         let collected = Collected { kept, kept_bytes, ..Collected::default() };
-        return Ok(Found { garbage: vec![], next: None, collected });
+        return Ok(Garbage { garbage: vec![], next: None, collected });
     };
     let (_, fit) = base.merged(&newest.segments);
     let merges: Vec<_> = base
@@ -91,13 +91,13 @@ fn find(job: &Job<'_>, gone: &[CycleNo]) -> Result<Found, VaultError> {
     points.retain(|point| objects.binary_search(&point.cycle).is_ok());
     let changes = merges != base.merges || points != base.points || !garbage.is_empty();
     let next = changes.then_some(Ledger { points, merges, ..base });
-    Ok(Found { garbage, next, collected })
+    Ok(Garbage { garbage, next, collected })
 }
 
 pub(super) fn collect(job: &Job<'_>) -> Result<Collected, VaultError> {
     for _ in 0..ROUNDS_MAX {
         job.go_on()?;
-        let Found { garbage, next, collected } = find(job, &[])?;
+        let Garbage { garbage, next, collected } = find(job, &[])?;
         // Only if it is seen to hold: see the head of this file.
         if let Some(next) = next
             && job.vault.advance(next)? != Advanced::Holds

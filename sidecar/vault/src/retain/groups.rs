@@ -17,7 +17,7 @@ use crate::store::Vault;
 
 /// A disk's part of a group point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct MemberPoint {
     number: GroupPointNo,
     cut_unix_ns: u64,
     /// The disk's point.
@@ -27,7 +27,7 @@ pub(super) struct Part {
 }
 
 /// A disk's parts of all group points, by group, in the order of their numbers.
-pub(super) type Parts = BTreeMap<GroupName, Vec<Part>>;
+pub(super) type Parts = BTreeMap<GroupName, Vec<MemberPoint>>;
 
 /// Finds the parts of a disk.
 pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError> {
@@ -36,7 +36,7 @@ pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError>
     for group in vault.groups()? {
         for number in vault.group_points(&group)? {
             let point = match vault.group_point(&group, number) {
-                // Whoever maintains another of its disks was faster.
+                // Anyone who maintains another of its disks was faster.
                 Err(VaultError::NotFound { .. }) => continue,
                 point => point?,
             };
@@ -54,7 +54,7 @@ pub(super) fn parts_of(vault: &Vault, disk: DiskId) -> Result<Parts, VaultError>
                 any_damaged |= known.contains(&member.cycle);
             }
             let (cut_unix_ns, cycle) = (point.cut_unix_ns, ours.cycle);
-            let part = Part { number, cut_unix_ns, cycle, damaged: any_damaged };
+            let part = MemberPoint { number, cut_unix_ns, cycle, damaged: any_damaged };
             parts.entry(group.clone()).or_default().push(part);
         }
     }
@@ -73,7 +73,7 @@ pub(super) fn kept(
 ) -> BTreeSet<CycleNo> {
     let mut kept = BTreeSet::new();
     for parts in parts.values() {
-        let numbered = |part: &Part| Candidate {
+        let numbered = |part: &MemberPoint| Candidate {
             cycle: CycleNo(part.number.0),
             cut_unix_ns: part.cut_unix_ns,
             held: false,

@@ -12,7 +12,7 @@ use crate::format::hold::{HoldKind, HoldName};
 use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
-/// How long a reader that was killed holds its points: it will be started anew, under a new name.
+/// How long a reader that was killed holds its points: it will be started again, under a new name.
 pub const READER_LASTS: Duration = Duration::from_secs(3600);
 /// How long a mount, replica, failover or resync that was killed holds its points: somebody has to
 /// notice, and it finds its hold again by its name.
@@ -69,7 +69,7 @@ impl Held {
     }
 
     /// Holds the points of these cycles, ends counted, for somebody who reads them. In a vault that
-    /// cannot be written, nothing is held and reading goes on: whoever has only a copy of the vault
+    /// cannot be written, nothing is held and reading goes on: anyone who has only a copy of the vault
     /// left must be able to restore.
     ///
     /// # Errors

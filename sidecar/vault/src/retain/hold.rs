@@ -1,6 +1,6 @@
 //! Pins and holds: points that must not be deleted.
 //!
-//! A hold is a small object with a name. Whoever was killed finds its hold again by that name and
+//! A hold is a small object with a name. Anyone who was killed finds its hold again by that name and
 //! renews it. First the hold is put, then its taker looks whether the points are still there; that
 //! order, and the maintainer's (first retire, then look for holds), is what makes it safe.
 

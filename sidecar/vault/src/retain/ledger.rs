@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use backstay_types::{CycleNo, DiskId, PointId};
 
 use super::hold::covered;
+use crate::encrypt::sign::TRAILER_BYTES;
 use crate::error::{In, VaultError};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
 use crate::format::manifest::Manifest;
-use crate::seal::sign::TRAILER_BYTES;
 use crate::store::{Vault, at_once, now_unix_ns};
 
 /// Revisions that may come while one is read; each takes a maintainer's round.
@@ -56,7 +56,7 @@ pub(crate) fn existing_points(vault: &Vault, disk: DiskId) -> Result<Vec<CycleNo
 
 /// What a list shows of a disk's points, and those that it does not show and that are there all the same: points that
 /// the ledger names, and those that follow the newest. They are asked for by name, because a list may lag, and a point
-/// that it lacks is needed by whoever goes on from it.
+/// that it lacks is needed by anyone who goes on from it.
 pub(super) fn asked_for(
     vault: &Vault,
     disk: DiskId,

@@ -1,6 +1,6 @@
 //! Marks beside points that are held: `held/<cycle>-<number>`, numbered without gaps, asked for by name.
 //!
-//! Holds are found by lists, and a list may be no list, or one of an hour ago. So whoever holds one point for longer than a read takes
+//! Holds are found by lists, and a list may be no list, or one of an hour ago. So anyone who holds one point for longer than a read takes
 //! puts a mark beside it as well, and puts another when it lets go. Before a point is deleted its marks are asked for, by name. A hold
 //! that is marked and that no list shows is a contradiction: the point stays until a person says otherwise.
 //!

@@ -2,7 +2,7 @@
 //!
 //! - `keep`: the rules people write, and what they mean
 //! - `time`: what a maintainer knows of time, and how long it has watched holds
-//! - `hold`: pins, and holds of whoever needs a point; `held`: such a hold, renewed while it lasts
+//! - `hold`: pins, and holds of anyone who needs a point; `held`: such a hold, renewed while it lasts
 //! - `marks`: beside a held point, asked for by name before it is deleted
 //! - `ledger`: the one small state that makes deleting safe; advanced a revision at a time
 //! - `retire`: points that no rule keeps go; `groups`: those that belong together, together

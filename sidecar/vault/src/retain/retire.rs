@@ -1,7 +1,7 @@
 //! Points that no rule keeps and nothing holds go.
 //!
 //! The ledger retires them first, at one stroke; then holds are listed, and only what is still not
-//! held is deleted. Whoever held a point before it was retired is in that list; whoever came later
+//! held is deleted. Anyone who held a point before it was retired is in that list; anyone who came later
 //! was told that it is gone.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! A chunk that is neither empty nor full: a few runs, or bits when there are many.
 //!
-//! Runs cost 4 bytes each, so scattered sectors of a large disk stay cheap, whoever chose them; from
+//! Runs cost 4 bytes each, so scattered sectors of a large disk stay cheap, anyone who chose them; from
 //! [`RUNS_MAX`] runs on, 4 KiB of bits are smaller and faster.
 
 /// Sectors in a chunk: one page of a bitmap.

@@ -107,7 +107,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
         );
         return Ok(mounted.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(code::FAILED));
     }
-    // From here on the file system has the device, and it goes with it, whoever unmounts.
+    // From here on the file system has the device, and it goes with it, anyone who unmounts.
     if let Some(device) = undo.attached.take() {
         loop_device::detach(Path::new(&device))?;
     }

@@ -85,7 +85,7 @@ fn end(behind: Behind) -> anyhow::Result<()> {
         return Ok(());
     }
     let _ = std::fs::remove_file(&mark);
-    // Also after a lazy one: whoever looks at the device in this instant (losetup, udev) is gone soon. While
+    // Also after a lazy one: anyone who looks at the device in this instant (losetup, udev) is gone soon. While
     // somebody really uses it, the driver goes on: it ends with the next umount, or by hand.
     if let Err(e) = stop(&name, driver, Ending::default()) {
         std::fs::write(&mark, format!("{pid}\n")).with_context(|| format!("{}", mark.display()))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use backstay_recovery::failover::rules::Verb;
-use backstay_recovery::lazy::{self, MountedPoint};
+use backstay_recovery::mount::{self, MountedPoint};
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -105,7 +105,7 @@ impl Attach {
                 bail!("disk {name} is served from {} already", status.backing.display())
             }
             (None, _) => {
-                let file = lazy::start(options(context, Path::new(""), &name, &self.how)?, of)?;
+                let file = mount::start(options(context, Path::new(""), &name, &self.how)?, of)?;
                 Ok(Served { name, file, started: true })
             }
         }

@@ -9,7 +9,7 @@ use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::alive::{Sidecar, sidecar};
 use backstay_host::clock;
-use backstay_recovery::failover::rules::{Standing, Verb, What};
+use backstay_recovery::failover::rules::{NameKind, NameState, Verb};
 use backstay_recovery::host::cycle::run_once;
 use backstay_types::DiskName;
 use clap::Args;
@@ -48,8 +48,9 @@ pub struct Cycle {
 impl Cycle {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         // Whether another host has taken the disk over, the vault says.
-        let standing = Standing::look(&context.roots, &self.name)?;
-        if !(standing.at_work && matches!(standing.what, What::Elsewhere | What::TakenOver)) {
+        let standing = NameState::look(&context.roots, &self.name)?;
+        if !(standing.at_work && matches!(standing.what, NameKind::Elsewhere | NameKind::TakenOver))
+        {
             context.may(&self.name, Verb::Cycle)?;
         }
         if self.by_sidecar {

@@ -12,7 +12,7 @@ use backstay_engine::schedule::Work;
 use backstay_engine::service::stop_on_signals;
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::drill::{Boot, Check, Drill as Job, DrillError, drill, records};
-use backstay_recovery::lazy::PointChoice;
+use backstay_recovery::mount::PointChoice;
 use backstay_types::DiskName;
 use backstay_vault::{DrillCheck, DrillRecord};
 use bytesize::ByteSize;

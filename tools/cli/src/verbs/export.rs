@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_recovery::image::{self as export, Format, export_to_file, export_to_pipe};
-use backstay_recovery::lazy::{PointChoice, choose};
+use backstay_recovery::mount::{PointChoice, choose};
 use backstay_types::DiskName;
 use backstay_vault::retain::Held;
 use clap::Args;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
 use backstay_engine::gateway::Verify;
-use backstay_engine::seen;
+use backstay_engine::rollback_guard;
 use backstay_engine::upkeep::policy;
 use backstay_gateway::limits::Limits;
 use backstay_gateway::retention::Retention;
@@ -76,7 +76,7 @@ impl GatewayVerb {
         if let Ok(vault) = Vault::open(&store)
             && vault.keys().is_ok()
         {
-            seen::keyring(&context.roots.state, &vault)?;
+            rollback_guard::keyring(&context.roots.state, &vault)?;
         }
         let gateway = Gateway::open(settings)?;
         let (address, health) = (gateway.address()?, gateway.health_address());

@@ -21,11 +21,11 @@ use crate::context::Context;
 #[derive(Args)]
 pub struct Group {
     #[command(subcommand)]
-    what: What,
+    what: Action,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Action {
     Cycle(Cycle),
     Join(Join),
     Points(Points),
@@ -80,9 +80,9 @@ pub struct Points {
 impl Group {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
-            What::Cycle(verb) => verb.run(context),
-            What::Join(verb) => verb.run(context),
-            What::Points(verb) => verb.run(context),
+            Action::Cycle(verb) => verb.run(context),
+            Action::Join(verb) => verb.run(context),
+            Action::Points(verb) => verb.run(context),
         }
     }
 }

@@ -76,7 +76,7 @@ impl Grow {
     }
 }
 
-/// Waits until no cycle runs: whoever has the lease may cut, and only one has it.
+/// Waits until no cycle runs: anyone who has the lease may cut, and only one has it.
 fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
     let client = format!("backstay grow, process {}", std::process::id());
     let mut said = false;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use backstay_host::clock;
-use backstay_recovery::lazy::{Hydration, HydrationStatus, Mounted, MountedPoint};
+use backstay_recovery::mount::{Hydration, HydrationStatus, Mounted, MountedPoint};
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::Args;

@@ -9,7 +9,7 @@ use backstay_front::life::{DriverOptions, Outcome, Traces, in_background, run};
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::Starting;
 use backstay_recovery::failover::rules::Verb;
-use backstay_recovery::lazy::{self, Hydration, MountOptions, MountedPoint, PointChoice};
+use backstay_recovery::mount::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use backstay_recovery::replica::Replica;
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
@@ -198,9 +198,9 @@ impl Mount {
         let (name, of) = self.of.options(context, self.name.as_ref())?;
         let driver = options(context, Path::new(""), &name, &self.how)?;
         if self.foreground {
-            return Ok(lazy::serve(driver, of, || ())?);
+            return Ok(mount::serve(driver, of, || ())?);
         }
-        let served = lazy::start(driver, of)?;
+        let served = mount::start(driver, of)?;
         Self::print(context, &name, &served)
     }
 

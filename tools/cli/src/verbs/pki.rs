@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use backstay_gateway::pki::{
-    Authority, CertificateRecord, Disks, HolderName, Issued, Kind, Passphrase, Request, Role,
+    Authority, AuthorityKind, CertificateRecord, Disks, HolderName, Issued, Passphrase, Request,
+    Role,
 };
 use backstay_host::clock;
-use backstay_vault::seal::settings::read_passphrase;
+use backstay_vault::encrypt::settings::read_passphrase;
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -26,7 +27,7 @@ Examples:
   backstay pki issue /root/pki dr-host --role recovery --disk '*'
   backstay pki revoke /root/pki db-host
 
-The directory is the authority: whoever reads ca.key in it, and knows its passphrase, can make any certificate. Keep \
+The directory is the authority: anyone who reads ca.key in it, and knows its passphrase, can make any certificate. Keep \
 it on a machine of its own, away from sources and gateways. The passphrase is asked for, or read from \
 --passphrase-file. Certificate and key of a holder are in one file, \
 issued/NAME.pem; `client_cert` and `client_key` (or a gateway's) may both name it.")]
@@ -86,7 +87,7 @@ enum Verb {
         /// The new passphrase: the first line of a file that nobody else can read [default: it is asked for]
         #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
         new_passphrase_file: Option<PathBuf>,
-        /// None: whoever reads the file has the key
+        /// None: anyone who reads the file has the key
         #[arg(long)]
         no_passphrase: bool,
     },
@@ -103,7 +104,7 @@ struct Protection {
     /// The key's passphrase: the first line of a file that nobody else can read [default: it is asked for]
     #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
     passphrase_file: Option<PathBuf>,
-    /// None: whoever reads the file has the key
+    /// None: anyone who reads the file has the key
     #[arg(long)]
     no_passphrase: bool,
 }
@@ -229,7 +230,7 @@ impl Pki {
                 authority.change_passphrase(new.take()?)?;
                 if !context.globals.quiet && !context.globals.json {
                     println!(
-                        "The key in {} opens {} now. Copies of before open as they did.",
+                        "The key in {} opens {} now. Older copies of the key still open as they did.",
                         dir.display(),
                         if no_passphrase {
                             "without a passphrase"
@@ -249,9 +250,9 @@ impl Issue {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let hosts = self.host.into_iter().chain(self.ip.iter().map(ToString::to_string)).collect();
         let kind = match self.role {
-            Some(role) => Kind::Client { role, disks: self.disk },
-            None if self.server => Kind::Server { hosts },
-            None => Kind::Group { hosts },
+            Some(role) => AuthorityKind::Client { role, disks: self.disk },
+            None if self.server => AuthorityKind::Server { hosts },
+            None => AuthorityKind::Group { hosts },
         };
         let mut authority = self.opens.open(&self.dir)?;
         let issued = authority.issue(&Request { name: self.name, kind, days: self.days })?;

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use backstay_recovery::host::Told;
+use backstay_recovery::host::Listener;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::context::Context;
@@ -55,7 +55,7 @@ impl Shown {
     }
 }
 
-impl Told for Shown {
+impl Listener for Shown {
     fn note(&self, line: &str) {
         if !self.quiet {
             eprintln!("{line}");

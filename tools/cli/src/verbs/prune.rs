@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use backstay_engine::record::{note_retained, note_upkeep};
-use backstay_engine::seen;
+use backstay_engine::rollback_guard;
 use backstay_engine::throttle::Throttle;
 use backstay_engine::upkeep::policy;
 use backstay_host::clock::trusted;
@@ -62,7 +62,7 @@ impl Prune {
         }
         let throttle = Throttle::new(context.config.throttle.clone(), context.config.zone());
         if !self.dry_run {
-            seen::keyring(&context.roots.state, &vault)?;
+            rollback_guard::keyring(&context.roots.state, &vault)?;
         }
         let vault = vault.paced(Arc::new(throttle));
         let mut policy = policy(&context.config, &self.name, true);
@@ -71,7 +71,7 @@ impl Prune {
         policy.merge = merges;
         let rules = policy.keep.as_ref().map(ToString::to_string);
         let state = &context.roots.state;
-        // Where the disk is known, whoever asks how it is learns what is found here.
+        // Where the disk is known, anyone who asks how it is learns what is found here.
         let of_disk = context.roots.disk(&self.name).state;
         let notes = !self.dry_run && self.vault.vault.is_none() && of_disk.exists();
         let (report, verdicts) = match self.dry_run {

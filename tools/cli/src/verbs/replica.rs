@@ -11,7 +11,7 @@ use backstay_recovery::failover::NameLock;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::host::replica::{ReplicaOrder, Seed, arrived_at, open_replica, stop_runner};
 use backstay_recovery::replica::status::{ReplicaStatus, of};
-use backstay_recovery::replica::{Follow, Limits, PointRef, Replica, Standing, follow};
+use backstay_recovery::replica::{Follow, Limits, PointRef, Replica, ReplicaState, follow};
 use backstay_types::{ByteLen, DiskName};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
@@ -222,7 +222,7 @@ impl ReplicaVerb {
 fn print(status: &ReplicaStatus) {
     let running = match status.running {
         true => "following",
-        false if matches!(status.standing, Standing::TakenOver { .. }) => "taken over",
+        false if matches!(status.standing, ReplicaState::TakenOver { .. }) => "taken over",
         false => "not running",
     };
     println!("{}: replica, {running}", status.name);

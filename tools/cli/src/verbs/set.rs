@@ -23,7 +23,7 @@ Examples:
   backstay set db --vault file:///mnt/new/vault   the same vault, moved
 
 The vault that a disk's points are in is remembered when the first one is made, and nothing else changes it: no \
-setting, and no --vault. The points that are there stay there. In another vault the disk begins anew: the next cycle \
+setting, and no --vault. The points that are there stay there. In another vault the disk begins again: the next cycle \
 ships all of it. The vault must exist: backstay vault init makes one.
 
 It is also said with this command that a disk is to begin again in a vault that lost its points, or that another \

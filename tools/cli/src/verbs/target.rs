@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use backstay_engine::seen;
+use backstay_engine::rollback_guard;
 use backstay_host::clock;
 use backstay_recovery::failover::stopped;
-use backstay_recovery::lazy::{PointChoice, choose};
+use backstay_recovery::mount::{PointChoice, choose};
 use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::{DiskRecord, Vault};
 use clap::Args;
@@ -44,7 +44,7 @@ impl InVault {
                 disk.disk
             );
         }
-        if let Some(seen) = seen::taken_away(&context.roots.state, &vault, disk.disk)? {
+        if let Some(seen) = rollback_guard::taken_away(&context.roots.state, &vault, disk.disk)? {
             eprintln!(
                 "backstay: {name}: this host has seen recovery point {seen} in {url}, and it ends before that now: newer points were \
                  taken away, or an older state of the vault is shown. What follows is of what is there"

@@ -1,8 +1,8 @@
 //! `backstay umount`: stop serving a disk.
 
-use backstay_recovery::failover::rules::{Standing, Verb, What};
+use backstay_recovery::failover::rules::{NameKind, NameState, Verb};
 use backstay_recovery::host::ending::stop;
-use backstay_recovery::lazy;
+use backstay_recovery::mount;
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -33,7 +33,7 @@ impl Umount {
         // What a kill left of a point that is forgotten already is removed, too.
         let is_left = self.forget
             && paths.state.exists()
-            && Standing::look(&context.roots, name)?.what == What::Nothing;
+            && NameState::look(&context.roots, name)?.what == NameKind::Nothing;
         if !is_left {
             context.may(name, verb)?;
         }
@@ -46,10 +46,10 @@ impl Umount {
             return Ok(end()?);
         }
         if context.driver(name).is_ok()
-            && lazy::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())
+            && mount::MountedPoint::load(name, &paths).map_or(true, |of| of.is_some())
         {
             end()?;
         }
-        Ok(lazy::forget(name, &paths)?)
+        Ok(mount::forget(name, &paths)?)
     }
 }

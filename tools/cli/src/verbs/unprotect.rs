@@ -13,11 +13,11 @@ use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_format::control::{DriverStatus, Request};
 use backstay_host::{clock, own_dir};
-use backstay_recovery::failover::rules::{Standing, Verb, What, refusal};
+use backstay_recovery::failover::rules::{NameKind, NameState, Verb, refusal};
 use backstay_recovery::failover::{
     FailoverRecord, NameLock, State, record_that_leaves, step, stopped,
 };
-use backstay_recovery::lazy;
+use backstay_recovery::mount;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::Time;
 use backstay_vault::{Vault, VaultError};
@@ -65,7 +65,8 @@ impl Unprotect {
         let _lock = NameLock::take(&context.roots.state, name, "unprotect")?;
         let verb = if self.delete_points { Verb::Delete } else { Verb::Unprotect };
         // A state folder that holds no disk, as a mount that failed leaves one, is removed, too.
-        if Standing::look(&context.roots, name)?.what != What::Nothing || !paths.state.exists() {
+        if NameState::look(&context.roots, name)?.what != NameKind::Nothing || !paths.state.exists()
+        {
             context.may(name, verb)?;
         }
         let failover = record_that_leaves(&context.roots.state, name)?;
@@ -186,7 +187,7 @@ impl Unprotect {
             if paths.state.join("mounted").exists()
                 || paths.state.join("mounted.unfinished").exists()
             {
-                lazy::forget(name, &paths)?;
+                mount::forget(name, &paths)?;
             }
             step();
             remove_folder(&paths.runtime)?;
@@ -269,7 +270,7 @@ fn refuse_elsewhere(
     if newest.is_none_or(|newest| Some(newest.writer) == ours) {
         return Ok(());
     }
-    let elsewhere = Standing { what: What::Elsewhere, at_work: false };
+    let elsewhere = NameState { what: NameKind::Elsewhere, at_work: false };
     Err(refusal(elsewhere, name, Verb::Delete)
         .context("whose points they are is not known")?
         .into())

@@ -112,7 +112,7 @@ impl Verify {
         }
     }
 
-    /// Writes down what was found, for every host, and for the health of this host's disk. Whoever may not write to the
+    /// Writes down what was found, for every host, and for the health of this host's disk. Anyone who may not write to the
     /// vault is told; what was found stays true.
     fn note(
         &self,

@@ -3,7 +3,7 @@
 use object_store::Error;
 use reqwest::{Response, StatusCode};
 
-use crate::remote::refusal::{Refusal, distrust};
+use crate::remote::permanent_error::{PermanentError, distrust};
 
 /// The name of this store in errors.
 pub(super) const STORE: &str = "gateway";
@@ -40,7 +40,7 @@ pub(super) fn broken(error: reqwest::Error) -> Answer {
 }
 
 /// An error that no second try will change.
-fn refused(refusal: Refusal) -> Error {
+fn refused(refusal: PermanentError) -> Error {
     Error::Generic { store: STORE, source: Box::new(refusal) }
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn sort(key: &str, sent: reqwest::Result<Response>) -> Answer {
         status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
             Answer::Again(passing(format!("the gateway answers {status}: {said}")))
         }
-        status => Answer::Final(refused(Refusal::Answer { status: status.as_u16(), said })),
+        status => Answer::Final(refused(PermanentError::Answer { status: status.as_u16(), said })),
     }
 }
 

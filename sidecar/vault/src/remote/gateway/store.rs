@@ -25,7 +25,7 @@ use super::answer::{Answer, STORE, broken, passing, sort};
 use super::client::client;
 use super::tries::Tries;
 use crate::error::VaultError;
-use crate::remote::refusal::refusal;
+use crate::remote::permanent_error::refusal;
 use crate::remote::settings::StoreSettings;
 
 /// Longest answer in JSON, in bytes: a page of a list.

@@ -14,7 +14,7 @@ use reqwest::Url;
 
 use super::versions::{Page, page};
 use super::{ObjectLock, value};
-use crate::remote::refusal::Refusal;
+use crate::remote::permanent_error::PermanentError;
 
 /// Longest answer: a page of a thousand versions is shorter.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
@@ -38,7 +38,7 @@ impl fmt::Debug for Bucket {
 
 /// What no second try will change.
 fn refused(status: u16, said: impl Into<String>) -> HttpError {
-    HttpError::new(HttpErrorKind::Unknown, Refusal::Answer { status, said: said.into() })
+    HttpError::new(HttpErrorKind::Unknown, PermanentError::Answer { status, said: said.into() })
 }
 
 fn unknown(error: impl std::error::Error + Send + Sync + 'static) -> HttpError {
@@ -77,8 +77,8 @@ impl Bucket {
                 return Ok(());
             }
             Ok(_) => "its object lock is not enabled".to_owned(),
-            Err(e) => match crate::remote::refusal::refusal(&e) {
-                Some(Refusal::Answer { said, .. }) => said.clone(),
+            Err(e) => match crate::remote::permanent_error::refusal(&e) {
+                Some(PermanentError::Answer { said, .. }) => said.clone(),
                 _ => return Err(e),
             },
         };

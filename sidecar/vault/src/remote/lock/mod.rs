@@ -37,7 +37,7 @@ const HASH: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 /// Who can end a lock before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// Whoever has a right of its own for that.
+    /// Anyone who has a right of its own for that.
     Governance,
     /// Nobody.
     Compliance,

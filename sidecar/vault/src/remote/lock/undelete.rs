@@ -1,6 +1,6 @@
 //! Bringing back what was deleted from a bucket that keeps versions, and keeping locks from running out.
 //!
-//! Whoever has the store's keys can delete and overwrite, but where objects are locked what was there before stays as
+//! Anyone who has the store's keys can delete and overwrite, but where objects are locked what was there before stays as
 //! an older version. Here the vault is put back to how it was at a time, but for what is new since: it is not
 //! opened, for its own record may be among what is gone.
 
@@ -19,7 +19,7 @@ use super::versions::Version;
 use crate::error::VaultError;
 use crate::objects::of_bucket;
 use crate::remote::connect::{Connected, connect};
-use crate::remote::place::{Kind, Place};
+use crate::remote::place::{Kind, VaultPlace};
 use crate::remote::settings::settings;
 
 /// Requests under way at a time.
@@ -63,7 +63,7 @@ impl Versions {
     /// If it is in no S3 bucket.
     pub fn of(url: &str) -> Result<Self, VaultError> {
         let wrong = |reason: &str| VaultError::Url { url: url.into(), reason: reason.into() };
-        let Place::Bucket { kind: Kind::S3, bucket, prefix } = Place::parse(url)? else {
+        let VaultPlace::Bucket { kind: Kind::S3, bucket, prefix } = VaultPlace::parse(url)? else {
             return Err(wrong(
                 "versions of objects are looked at in s3:// alone; see docs/reference/stores.md",
             ));
@@ -97,7 +97,7 @@ impl Versions {
                 let removed = self.bucket.delete_version(&key, &version.id);
                 match self.runtime.block_on(removed) {
                     Ok(()) => {}
-                    // It is locked, too: whoever put it saw to that.
+                    // It is locked, too: anyone who put it saw to that.
                     Err(e) if !version.is_marker => {
                         tracing::debug!("{key}: version {}: {e}", version.id);
                         hidden = true;

@@ -12,9 +12,9 @@ use backstay_recovery::failover::rules::{Verb, is_orphan};
 use backstay_recovery::failover::source::{self, Stopping};
 use backstay_recovery::failover::target::{self, Committing, Order, Which};
 use backstay_recovery::failover::{
-    FailoverRecord, Kind, NameLock, Place, State, give_up, group, take_back,
+    FailoverRecord, Kind, NameLock, ServedDisk, State, give_up, group, take_back,
 };
-use backstay_recovery::lazy::PointChoice;
+use backstay_recovery::mount::PointChoice;
 use backstay_types::DiskName;
 use backstay_vault::{GroupName, GroupPointNo};
 use clap::{Args, Subcommand};
@@ -49,11 +49,11 @@ A group as a whole: --group NAME instead of the disk, for all of these but failb
 Each command that was killed goes on when it is run again.")]
 pub struct Failover {
     #[command(subcommand)]
-    what: What,
+    what: Action,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Action {
     Test(Test),
     Cleanup(Cleanup),
     Handover(Handover),
@@ -320,15 +320,15 @@ impl Up {
 impl Failover {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
-            What::Test(verb) => verb.run(context),
-            What::Cleanup(verb) => verb.run(context),
-            What::Handover(verb) => verb.run(context),
-            What::Planned(verb) => verb.run(context),
-            What::Unplanned(verb) => verb.run(context),
-            What::Change(verb) => verb.run(context),
-            What::Cancel(verb) => verb.run(context),
-            What::Commit(verb) => verb.run(context),
-            What::Status(verb) => status::show(context, verb.name.as_ref()),
+            Action::Test(verb) => verb.run(context),
+            Action::Cleanup(verb) => verb.run(context),
+            Action::Handover(verb) => verb.run(context),
+            Action::Planned(verb) => verb.run(context),
+            Action::Unplanned(verb) => verb.run(context),
+            Action::Change(verb) => verb.run(context),
+            Action::Cancel(verb) => verb.run(context),
+            Action::Commit(verb) => verb.run(context),
+            Action::Status(verb) => status::show(context, verb.name.as_ref()),
         }
     }
 }
@@ -351,7 +351,7 @@ fn locked(
 }
 
 /// Prints where a disk is served.
-pub fn print_place(context: &Context, place: &Place) -> anyhow::Result<()> {
+pub fn print_place(context: &Context, place: &ServedDisk) -> anyhow::Result<()> {
     if context.globals.json {
         return context.print_json(place);
     }
@@ -360,7 +360,7 @@ pub fn print_place(context: &Context, place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_places(context: &Context, places: &[Place]) -> anyhow::Result<()> {
+fn print_places(context: &Context, places: &[ServedDisk]) -> anyhow::Result<()> {
     places.iter().try_for_each(|place| print_place(context, place))
 }
 

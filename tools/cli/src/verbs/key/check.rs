@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use backstay_engine::seen;
+use backstay_engine::rollback_guard;
 use backstay_host::clock;
 use backstay_types::DiskName;
+use backstay_vault::encrypt::Worry;
+use backstay_vault::encrypt::proofs::this_host;
 use backstay_vault::read::{verify_newest_segments, verify_points};
 use backstay_vault::retain::Held;
-use backstay_vault::seal::Worry;
-use backstay_vault::seal::proofs::this_host;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub struct Check {
 #[derive(Serialize)]
 struct Outcome {
     vault: String,
-    tried: Vec<backstay_vault::seal::Tried>,
+    tried: Vec<backstay_vault::encrypt::Tried>,
     disks: Vec<OfDisk>,
     warnings: Vec<String>,
     ok: bool,
@@ -69,7 +69,7 @@ impl Check {
         };
         let tried = vault.try_keys()?;
         if tried.iter().any(|one| one.slot.is_some()) {
-            seen::keyring(&context.roots.state, &vault)?;
+            rollback_guard::keyring(&context.roots.state, &vault)?;
         }
         let mut warnings = vec![];
         for slot in tried.iter().filter_map(|one| one.slot) {
@@ -143,7 +143,7 @@ impl Check {
                 Ok(())
             };
             let problem = match read() {
-                Ok(()) => seen::taken_away(&context.roots.state, vault, record.disk)?.map(|seen| {
+                Ok(()) => rollback_guard::taken_away(&context.roots.state, vault, record.disk)?.map(|seen| {
                     format!(
                         "this host has seen recovery point {seen}, and the vault ends before it now"
                     )

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use backstay_vault::Vault;
+use backstay_vault::encrypt::Keyring;
 use backstay_vault::format::document::encode;
-use backstay_vault::seal::Keyring;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -24,11 +24,11 @@ use secret::NewSecret;
 #[derive(Args)]
 pub struct Key {
     #[command(subcommand)]
-    what: What,
+    what: Action,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Action {
     Init(Init),
     Add(Add),
     Remove(Remove),
@@ -85,7 +85,7 @@ Examples:
   backstay key rotate --vault s3://backups/prod
   backstay key remove --writer db1           a host that was broken into
 
-Whoever had that secret can still read what is in the store already. Run key rotate afterwards, so that they \
+Anyone who had that secret can still read what is in the store already. Run key rotate afterwards, so that they \
 cannot read what comes from now on.
 
 After --writer, what that key signs is refused; what it shipped before stays readable. Nothing is encrypted \
@@ -167,14 +167,14 @@ impl OfVault {
 impl Key {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
-            What::Init(verb) => verb.run(context),
-            What::Add(verb) => verb.run(context),
-            What::Remove(verb) => verb.run(context),
-            What::List(verb) => verb.run(context),
-            What::Rotate(verb) => verb.run(context),
-            What::Check(verb) => verb.run(context),
-            What::Grant(verb) => verb.run(context),
-            What::Sign(verb) => verb.run(context),
+            Action::Init(verb) => verb.run(context),
+            Action::Add(verb) => verb.run(context),
+            Action::Remove(verb) => verb.run(context),
+            Action::List(verb) => verb.run(context),
+            Action::Rotate(verb) => verb.run(context),
+            Action::Check(verb) => verb.run(context),
+            Action::Grant(verb) => verb.run(context),
+            Action::Sign(verb) => verb.run(context),
         }
     }
 }
@@ -227,7 +227,7 @@ impl Remove {
         put(&vault, &keyring.without_slot(&opened, slot)?)?;
         said(context, &json!({ "removed": slot }), || {
             format!(
-                "slot {slot} is gone. Whoever had its secret may have kept what it opened: run backstay \
+                "slot {slot} is gone. Anyone who had its secret may have kept what it opened: run backstay \
                  key rotate, so that what is shipped from now on is not readable to them"
             )
         })

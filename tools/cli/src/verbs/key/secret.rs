@@ -5,9 +5,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use backstay_vault::seal::settings::{read_key_file, read_passphrase};
-use backstay_vault::seal::unlock::PASSPHRASE_CHARS_MIN;
-use backstay_vault::seal::{Hardness, NewSlot};
+use backstay_vault::encrypt::settings::{read_key_file, read_passphrase};
+use backstay_vault::encrypt::unlock::PASSPHRASE_CHARS_MIN;
+use backstay_vault::encrypt::{Hardness, NewSlot};
 use clap::Args;
 use zeroize::Zeroizing;
 
@@ -33,7 +33,7 @@ struct Which {
     /// A file of random bytes; made if it is not there
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// An age recipient: whoever has its identity opens the vault
+    /// An age recipient: anyone who has its identity opens the vault
     #[arg(long, value_name = "age1...")]
     recipient: Option<String>,
 }
@@ -82,7 +82,7 @@ fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let mut options = std::fs::OpenOptions::new();
     match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
-            let content = backstay_vault::seal::unlock::new_key_file();
+            let content = backstay_vault::encrypt::unlock::new_key_file();
             let content = content.context("the system has no random bytes to give")?;
             file.write_all(&content)?;
             file.sync_all()?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use backstay_vault::Vault;
-use backstay_vault::seal::{Keyring, WriterKey};
+use backstay_vault::encrypt::{Keyring, WriterKey};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;

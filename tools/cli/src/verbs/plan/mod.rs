@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use backstay_engine::service::stop_on_signals;
-use backstay_recovery::host::{LocalHost, Silent, Told};
+use backstay_recovery::host::{Listener, LocalHost, Silent};
 use backstay_recovery::plan::run::{clean_up, go_on, may_begin, prepare, read};
-use backstay_recovery::plan::state::What as StepWhat;
+use backstay_recovery::plan::state::StepKind;
 use backstay_recovery::plan::{
     Action, Answer, HostExecutor, Kind, Plan as Parsed, Report, Run, RunFolder, RunState, host,
 };
@@ -38,11 +38,11 @@ Examples:
 What a plan looks like is in docs/reference/plans.md.")]
 pub struct Plan {
     #[command(subcommand)]
-    what: What,
+    what: PlanVerb,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum PlanVerb {
     /// Check a plan's file and what it needs on this host; change nothing
     Check(File),
     /// Try a plan: test failovers of its disks, replication untouched
@@ -123,14 +123,14 @@ fn last(context: &Context, plan: &DiskName) -> anyhow::Result<(Run, Parsed)> {
 impl Plan {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
-            What::Check(verb) => check(context, &open(&verb.file)?.plan),
-            What::Test(verb) => begin(context, Kind::Test, &verb),
-            What::Planned(verb) => begin(context, Kind::Planned, &verb),
-            What::Unplanned(verb) => begin(context, Kind::Unplanned, &verb),
-            What::Resume(verb) => resume(context, &verb),
-            What::Cleanup(verb) => cleanup(context, &open(&verb.file)?.plan.name),
-            What::Commit(verb) => commit(context, &open(&verb.file)?.plan.name),
-            What::Report(verb) => {
+            PlanVerb::Check(verb) => check(context, &open(&verb.file)?.plan),
+            PlanVerb::Test(verb) => begin(context, Kind::Test, &verb),
+            PlanVerb::Planned(verb) => begin(context, Kind::Planned, &verb),
+            PlanVerb::Unplanned(verb) => begin(context, Kind::Unplanned, &verb),
+            PlanVerb::Resume(verb) => resume(context, &verb),
+            PlanVerb::Cleanup(verb) => cleanup(context, &open(&verb.file)?.plan.name),
+            PlanVerb::Commit(verb) => commit(context, &open(&verb.file)?.plan.name),
+            PlanVerb::Report(verb) => {
                 let (run, _) = last(context, &open(&verb.file)?.plan.name)?;
                 print(context, &Report::of(&run))
             }
@@ -210,9 +210,9 @@ fn with_executor<T>(
         }
         was_told.load(Ordering::Relaxed)
     };
-    // What each failover says is not for whoever runs a plan.
+    // What each failover says is not for anyone who runs a plan.
     let host = LocalHost { told: Box::new(Silent), ..context.host() };
-    let told: Box<dyn Told> = match context.globals.json {
+    let told: Box<dyn Listener> = match context.globals.json {
         true => Box::new(Silent),
         false => Box::new(Shown::new(context)),
     };
@@ -312,7 +312,7 @@ fn show_dry(context: &Context, plan: &Parsed, run: &Run) -> anyhow::Result<()> {
     for (number, step) in run.steps.iter().enumerate() {
         let group = plan.groups.iter().find(|group| group.name == step.group);
         let more = match step.what {
-            StepWhat::Machine => {
+            StepKind::Machine => {
                 let machine = group.and_then(|group| {
                     group.machines.iter().find(|machine| machine.name == step.name)
                 });
@@ -330,7 +330,7 @@ fn show_dry(context: &Context, plan: &Parsed, run: &Run) -> anyhow::Result<()> {
                     None => disks,
                 }
             }
-            StepWhat::Script | StepWhat::Manual => group
+            StepKind::Script | StepKind::Manual => group
                 .into_iter()
                 .flat_map(|group| group.before.iter().chain(&group.after))
                 .find(|of_plan| of_plan.name == step.name)

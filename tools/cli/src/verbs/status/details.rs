@@ -5,7 +5,7 @@ use std::time::Duration;
 use backstay_engine::health::{Cause, Level};
 use backstay_engine::service::alive::Sidecar;
 use backstay_recovery::failover::FailoverRecord;
-use backstay_recovery::lazy::HydrationStatus;
+use backstay_recovery::mount::HydrationStatus;
 use backstay_recovery::replica::status::ReplicaStatus;
 use backstay_types::Term;
 
@@ -50,7 +50,7 @@ pub fn details(shown: &Shown, width: usize) -> String {
     let mut out = Lines { text: String::new(), width };
     disk(&mut out, shown);
     shown.failover.iter().for_each(|record| failover(&mut out, record));
-    // A failback starts the process anew for each look: the disk's health says how far it is.
+    // A failback starts the process again for each look: the disk's health says how far it is.
     let of_failback = shown.failover.is_some();
     shown.replica.iter().for_each(|of| replica(&mut out, of, of_failback));
     shown.mounted_point.iter().for_each(|of| point(&mut out, of));

@@ -20,11 +20,11 @@ use disks::{Forget, Ls};
 #[derive(Args)]
 pub struct VaultVerb {
     #[command(subcommand)]
-    what: What,
+    what: Action,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Action {
     Init(Init),
     Accept(Accept),
     Ls(Ls),
@@ -130,12 +130,12 @@ struct Extend {
 impl VaultVerb {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         match self.what {
-            What::Init(verb) => verb.run(context),
-            What::Accept(verb) => verb.run(context),
-            What::Ls(verb) => verb.run(context),
-            What::Forget(verb) => verb.run(context),
-            What::Undelete(verb) => verb.run(context),
-            What::Extend(verb) => verb.run(context),
+            Action::Init(verb) => verb.run(context),
+            Action::Accept(verb) => verb.run(context),
+            Action::Ls(verb) => verb.run(context),
+            Action::Forget(verb) => verb.run(context),
+            Action::Undelete(verb) => verb.run(context),
+            Action::Extend(verb) => verb.run(context),
         }
     }
 }
@@ -204,7 +204,7 @@ impl Undelete {
         }
         if let Some(first) = done.hidden.first() {
             bail!(
-                "{} objects are hidden by newer versions that cannot be removed, such as {first}: whoever put those \
+                "{} objects are hidden by newer versions that cannot be removed, such as {first}: anyone who put those \
                  has locked them, too. The old ones are there: see docs/reference/stores.md, Object lock",
                 done.hidden.len()
             );

@@ -2,7 +2,7 @@
 //!
 //! It is made in a folder under another name, which is renamed when everything in it is durable: so it is there
 //! as a whole or not at all. First of all that folder gets a *claim*, which says what is made elsewhere: the hold
-//! in the vault, and the overlay if it is to be somewhere else. Whoever was killed finds both again by it.
+//! in the vault, and the overlay if it is to be somewhere else. Anyone who was killed finds both again by it.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -21,13 +21,13 @@ use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault, VaultError};
 use serde::{Deserialize, Serialize};
 
-use super::LazyError;
+use super::MountError;
 use super::choice::{PointChoice, choose};
 use super::keeper;
 use super::medium::{OverlayFile, overlay_parts};
-use super::mount::MountOptions;
 use super::overlay::{first_header, map_bytes};
 use super::record::{FOLDER, MountedPoint, folder};
+use super::serve::MountOptions;
 
 /// The point's manifest, the overlay, and its map, in the folder.
 pub(super) const MANIFEST: &str = "point.bin";
@@ -61,7 +61,7 @@ impl Claim {
         vault: &str,
         disk: DiskId,
         overlay: Option<PathBuf>,
-    ) -> Result<Self, LazyError> {
+    ) -> Result<Self, MountError> {
         let unfinished = unfinished(paths);
         let before = Self::load(&unfinished);
         before.iter().for_each(Self::remove_overlay);
@@ -71,10 +71,10 @@ impl Claim {
         };
         if let Some(path) = overlay.as_ref().filter(|path| path.exists()) {
             let source = io::ErrorKind::AlreadyExists.into();
-            return Err(LazyError::Io { path: path.clone(), source });
+            return Err(MountError::Io { path: path.clone(), source });
         }
         // A removal that was killed in the middle.
-        absent_is_fine(fs::remove_dir_all(folder(paths))).map_err(LazyError::io(folder(paths)))?;
+        absent_is_fine(fs::remove_dir_all(folder(paths))).map_err(MountError::io(folder(paths)))?;
         let make = || {
             own_dir(&unfinished)?;
             for entry in fs::read_dir(&unfinished)?.flatten() {
@@ -87,7 +87,7 @@ impl Claim {
             sync_folder_of(&unfinished)?;
             Ok(claim)
         };
-        make().map_err(LazyError::io(&unfinished))
+        make().map_err(MountError::io(&unfinished))
     }
 
     /// Removes the overlay that was made elsewhere; nothing was ever written to it.
@@ -120,8 +120,8 @@ pub(super) fn anew(
     name: &DiskName,
     paths: &DiskPaths,
     options: &MountOptions,
-) -> Result<(MountedPoint, Vault, Option<Held>), LazyError> {
-    let refused = |reason: &str| LazyError::Refused { name: name.clone(), reason: reason.into() };
+) -> Result<(MountedPoint, Vault, Option<Held>), MountError> {
+    let refused = |reason: &str| MountError::Refused { name: name.clone(), reason: reason.into() };
     if paths.state.join("super").exists() {
         return Err(refused(
             "there is a protected disk of this name on this host; choose another --name",
@@ -134,8 +134,10 @@ pub(super) fn anew(
     vault.check_readable()?;
     let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
     let choice = options.point.unwrap_or(PointChoice::Latest);
-    let overlay =
-        options.overlay.as_ref().map(|path| std::path::absolute(path).map_err(LazyError::io(path)));
+    let overlay = options
+        .overlay
+        .as_ref()
+        .map(|path| std::path::absolute(path).map_err(MountError::io(path)));
     let claim = Claim::take(paths, url, disk.disk, overlay.transpose()?)?;
     step();
     // Retention may be faster than the hold; the newest point may then be another one.
@@ -171,14 +173,14 @@ fn make_folder(
     paths: &DiskPaths,
     record: &mut MountedPoint,
     manifest: &Manifest,
-) -> Result<(), LazyError> {
+) -> Result<(), MountError> {
     let unfinished = unfinished(paths);
     let path = overlay_path(record, &unfinished);
-    OverlayFile::create(&path, manifest.size).map_err(LazyError::io(&path))?;
+    OverlayFile::create(&path, manifest.size).map_err(MountError::io(&path))?;
     record.overlay_identity = OverlayFile::open(&path, manifest.size)
         .map_err(io::Error::other)
         .and_then(|file| identity(&file))
-        .map_err(LazyError::io(&path))?;
+        .map_err(MountError::io(&path))?;
     step();
     let path = unfinished.join(MAP);
     let header = first_header(manifest.disk, manifest.point, manifest.size).encode();
@@ -189,17 +191,17 @@ fn make_folder(
         map.write_all_at(&header, 0)?;
         map.sync_all()
     };
-    make_map().map_err(LazyError::io(&path))?;
+    make_map().map_err(MountError::io(&path))?;
     step();
     let path = unfinished.join(MANIFEST);
     atomic::replace(&path, &manifest.encode(), Durability::Durable)
-        .map_err(LazyError::io(&path))?;
+        .map_err(MountError::io(&path))?;
     step();
     record.save(&unfinished)?;
     step();
     let renamed = atomic::rename_durably(&unfinished, &folder(paths))
         .and_then(|()| sync_folder_of(&paths.state));
-    renamed.map_err(LazyError::io(folder(paths)))?;
+    renamed.map_err(MountError::io(folder(paths)))?;
     // From here on the record says all that the claim does.
     let _ = fs::remove_file(folder(paths).join(CLAIM));
     Ok(())
@@ -219,8 +221,8 @@ pub(super) fn identity(file: &OverlayFile) -> io::Result<String> {
 ///
 /// # Errors
 /// If it is served, is no mounted point, or its files cannot be removed; run again, it goes on.
-pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
-    let refused = |reason: String| LazyError::Refused { name: name.clone(), reason };
+pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), MountError> {
+    let refused = |reason: String| MountError::Refused { name: name.clone(), reason };
     let unfinished = unfinished(paths);
     if !folder(paths).exists() && !unfinished.exists() && !is_bare(&paths.state) {
         return Err(refused("it is no mounted point".into()));
@@ -230,7 +232,7 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
     if let Ok(Some(record)) = MountedPoint::load(name, paths) {
         if let Some(overlay) = &record.overlay {
             for (part, _) in overlay_parts(overlay, record.size_bytes) {
-                absent_is_fine(fs::remove_file(&part)).map_err(LazyError::io(part))?;
+                absent_is_fine(fs::remove_file(&part)).map_err(MountError::io(part))?;
             }
         }
         release(&record.vault, record.disk, &record.hold, name);
@@ -242,14 +244,14 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), LazyError> {
     }
     step();
     // The folder last: as long as it is there, this can be finished.
-    own_dir::remove(&paths.runtime).map_err(LazyError::io(&paths.runtime))?;
-    let entries = fs::read_dir(&paths.state).map_err(LazyError::io(&paths.state))?;
+    own_dir::remove(&paths.runtime).map_err(MountError::io(&paths.runtime))?;
+    let entries = fs::read_dir(&paths.state).map_err(MountError::io(&paths.state))?;
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_file())) {
-        absent_is_fine(fs::remove_file(entry.path())).map_err(LazyError::io(entry.path()))?;
+        absent_is_fine(fs::remove_file(entry.path())).map_err(MountError::io(entry.path()))?;
     }
     for dir in [&unfinished, &folder(paths), &paths.state] {
         step();
-        own_dir::remove(dir).map_err(LazyError::io(dir))?;
+        own_dir::remove(dir).map_err(MountError::io(dir))?;
     }
     drop(lock);
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! The client library keeps apart what is not there or taken, and tries again what is the
 //! server's fault. Everything else (a malformed name, the wrong region, expired credentials, a bucket that is gone)
-//! it calls generic or forbidden, without the store's reason. Here such an answer becomes a [`Refusal`] where it
+//! it calls generic or forbidden, without the store's reason. Here such an answer becomes a [`PermanentError`] where it
 //! arrives, with the store's own code and message, so that a person sees what to mend. So does a certificate
 //! that is not trusted, which the library takes for a broken connection, too.
 //!
@@ -23,14 +23,14 @@ use rustls::AlertDescription as Alert;
 
 use super::expected::{expected, not_expected};
 use super::lock::Locker;
-use super::patience::Patience;
+use super::timeouts::Patience;
 
 /// Most bytes of an answer that are looked at.
 const BODY_BYTES_MAX: usize = 16 << 10;
 
 /// What an immediate second try will not change.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Refusal {
+pub(crate) enum PermanentError {
     /// A store's answer to a request that it does not carry out.
     Answer {
         /// The HTTP status.
@@ -42,7 +42,7 @@ pub(crate) enum Refusal {
     Distrust(rustls::Error),
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for PermanentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answer { status, said } => {
@@ -63,7 +63,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Error for Refusal {}
+impl Error for PermanentError {}
 
 /// Whether a store says that it has no room left.
 pub(crate) fn is_full(status: u16, said: &str) -> bool {
@@ -148,14 +148,14 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 /// The refusal at the bottom of an error.
-pub(crate) fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refusal> {
+pub(crate) fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a PermanentError> {
     find(error)
 }
 
 /// Distrust of either side at the bottom of an error of a connection. In TLS 1.3 the other side looks at our
 /// certificate after our handshake is done, so what it says of it comes with the first answer that is read,
 /// or in the middle of a request.
-pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<Refusal> {
+pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<PermanentError> {
     let tls = find::<rustls::Error>(error)?;
     match tls {
         rustls::Error::InvalidCertificate(_)
@@ -170,7 +170,7 @@ pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<Refusal> {
             | Alert::AccessDenied
             | Alert::ProtocolVersion
             | Alert::CertificateRequired,
-        ) => Some(Refusal::Distrust(tls.clone())),
+        ) => Some(PermanentError::Distrust(tls.clone())),
         _ => None,
     }
 }
@@ -252,7 +252,7 @@ impl HttpService for Teller {
         };
         match kind {
             HttpErrorKind::Request => Err(HttpError::new(kind, std::io::Error::other(said))),
-            kind => Err(HttpError::new(kind, Refusal::Answer { status, said })),
+            kind => Err(HttpError::new(kind, PermanentError::Answer { status, said })),
         }
     }
 }
@@ -311,7 +311,8 @@ mod tests {
     /// The codes that mattered in use name what a person has to mend.
     #[test]
     fn codes_say_what_to_mend() {
-        let shown = |status, said: &str| Refusal::Answer { status, said: said.into() }.to_string();
+        let shown =
+            |status, said: &str| PermanentError::Answer { status, said: said.into() }.to_string();
         for (status, code, mend) in [
             (403, "RequestTimeTooSkewed", "clock"),
             (400, "ExpiredToken", "expired"),
@@ -328,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_found_and_short() {
-        let refused = Refusal::Answer { status: 400, said: "InvalidBucketName".into() };
+        let refused = PermanentError::Answer { status: 400, said: "InvalidBucketName".into() };
         let error = object_store::Error::Generic {
             store: "S3",
             source: Box::new(HttpError::new(HttpErrorKind::Unknown, refused.clone())),
@@ -337,7 +338,7 @@ mod tests {
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let of_tls = std::io::Error::other(std::io::Error::other(unknown.clone()));
         let error = told(HttpError::new(HttpErrorKind::Connect, of_tls));
-        assert_eq!(refusal(&error), Some(&Refusal::Distrust(unknown)));
+        assert_eq!(refusal(&error), Some(&PermanentError::Distrust(unknown)));
         // A connection that breaks may work the next time.
         let broken = std::io::Error::other(rustls::Error::DecryptError);
         assert_eq!(refusal(&told(HttpError::new(HttpErrorKind::Connect, broken))), None);

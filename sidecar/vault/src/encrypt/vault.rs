@@ -300,7 +300,7 @@ impl Vault {
     pub fn new_writer(&self, label: &str) -> Result<WriterKey, VaultError> {
         let (keyring, opened) = self.open_keyring()?;
         let key = WriterKey::new(&keyring, &opened, label).map_err(|_| self.no_random())?;
-        // A gateway puts nothing below keys/; there, whoever grants keeps the writer's name.
+        // A gateway puts nothing below keys/; there, anyone who grants keeps the writer's name.
         if let Some(writer) = key.public().filter(|_| !self.is_behind_gateway()) {
             let writer = hex(&writer);
             let granted =
@@ -326,7 +326,7 @@ impl Vault {
     }
 
     /// Takes a writer out: what it signs from now on counts for nothing; what was there before is read as ever, and
-    /// nothing is encrypted anew. The revision of the keyring from which that is so.
+    /// nothing is encrypted again. The revision of the keyring from which that is so.
     ///
     /// # Errors
     /// If the keyring does not open or cannot be put, or the writer was removed before.

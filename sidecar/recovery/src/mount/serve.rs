@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use backstay_front::backing::{AnyBacking, Made};
+use backstay_front::backing::{AnyBacking, RemoteBacking};
 use backstay_front::life::{DriverError, DriverOptions, Outcome, in_background, run_with};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_host::clock;
@@ -16,7 +16,7 @@ use backstay_types::{ByteLen, DiskName};
 use backstay_vault::retain::Held;
 use backstay_vault::{Manifest, Vault, VaultError};
 
-use super::LazyError;
+use super::MountError;
 use super::backing::{Point, PointBacking};
 use super::choice::{PointChoice, choose};
 use super::heap;
@@ -75,8 +75,8 @@ impl MountOptions {
     /// Sees that what is mounted under a name already is what is meant.
     ///
     /// # Errors
-    /// [`LazyError::Refused`] if it is not; or the vault cannot say.
-    pub fn fits(&self, name: &DiskName, mounted: &MountedPoint) -> Result<(), LazyError> {
+    /// [`MountError::Refused`] if it is not; or the vault cannot say.
+    pub fn fits(&self, name: &DiskName, mounted: &MountedPoint) -> Result<(), MountError> {
         again(name, mounted.clone(), self).map(drop)
     }
 }
@@ -94,7 +94,7 @@ pub fn serve(
     heap::give_back_large_blocks();
     let mut keeper = None;
     let open = |driver: &mut DriverOptions| {
-        let failed = |e: LazyError| DriverError::Made {
+        let failed = |e: MountError| DriverError::RemoteBacking {
             name: driver.name.clone(),
             refused: e.is_refusal(),
             source: e.into(),
@@ -103,7 +103,7 @@ pub fn serve(
         driver.base = opened.base;
         let (backing, kept) = opened.begin(&driver.name, &driver.paths).map_err(failed)?;
         keeper = Some(kept);
-        Ok(AnyBacking::Made(backing))
+        Ok(AnyBacking::Remote(backing))
     };
     let ended = run_with(driver, open, ready);
     if let Some(keeper) = keeper {
@@ -116,13 +116,13 @@ pub fn serve(
 ///
 /// # Errors
 /// As for [`serve`].
-pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, LazyError> {
+pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, MountError> {
     const REFUSED: &str = "refused: ";
     const DAMAGED: &str = "damaged: ";
     let (served, name) = (driver.mount_point.join("disk"), driver.name.clone());
     let (paths, state) = (driver.paths.clone(), &driver.paths.state);
     let is_new = !state.exists();
-    own_dir(state).map_err(|e| LazyError::io(state)(e.into()))?;
+    own_dir(state).map_err(|e| MountError::io(state)(e.into()))?;
     let log = driver.paths.driver_log();
     let outcome = in_background(&log, |ready| {
         serve(driver, options, ready).map_err(|e| match (e.is_busy(), found_damage(&e)) {
@@ -131,7 +131,7 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
             (false, false) => e.to_string(),
         })
     });
-    match outcome.map_err(LazyError::io(log))? {
+    match outcome.map_err(MountError::io(log))? {
         Outcome::Serving => Ok(served),
         Outcome::Failed(said) => {
             let (refused, damaged) = (said.strip_prefix(REFUSED), said.strip_prefix(DAMAGED));
@@ -139,7 +139,7 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
             if is_new && damaged.is_some() {
                 leave_nothing(&paths);
             }
-            Err(LazyError::Driver {
+            Err(MountError::Driver {
                 refused: refused.is_some(),
                 damaged: damaged.is_some(),
                 said: refused.or(damaged).unwrap_or(&said).to_owned(),
@@ -153,7 +153,7 @@ pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, La
 fn found_damage(error: &DriverError) -> bool {
     let first: &(dyn std::error::Error + 'static) = error;
     std::iter::successors(Some(first), |e| e.source()).any(|e| {
-        e.downcast_ref::<LazyError>().is_some_and(LazyError::is_damage)
+        e.downcast_ref::<MountError>().is_some_and(MountError::is_damage)
             || e.downcast_ref().is_some_and(VaultError::is_damage)
     })
 }
@@ -180,7 +180,7 @@ pub fn spawn(
     roots: &Roots,
     name: &DiskName,
     options: &MountOptions,
-) -> Result<PathBuf, LazyError> {
+) -> Result<PathBuf, MountError> {
     let mut command = Command::new(program);
     command.args(config.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]));
     command.arg("--state-dir").arg(&roots.state).arg("--runtime-dir").arg(&roots.runtime);
@@ -201,11 +201,11 @@ pub fn spawn(
         flag("--hydrate-limit", limit.map(|bytes| bytes.to_string()));
         command.arg("--hydrate");
     }
-    let output = command.stdin(Stdio::null()).output().map_err(LazyError::io(program))?;
+    let output = command.stdin(Stdio::null()).output().map_err(MountError::io(program))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     match output.status.success() {
         true => Ok(text(&output.stdout).into()),
-        false => Err(LazyError::Driver {
+        false => Err(MountError::Driver {
             name: name.clone(),
             said: text(&output.stderr),
             refused: output.status.code() == Some(3),
@@ -223,7 +223,7 @@ struct Opened {
     held: Option<Option<Held>>,
 }
 
-fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Opened, LazyError> {
+fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Opened, MountError> {
     let (record, vault, held) = match MountedPoint::load(name, paths)? {
         Some(record) => (again(name, record, options)?, None, None),
         None => {
@@ -235,9 +235,9 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
         hydrate.save(paths)?;
     }
     let folder = folder(paths);
-    let damaged = |what: String| LazyError::Damaged { name: name.clone(), what };
+    let damaged = |what: String| MountError::Damaged { name: name.clone(), what };
     let path = folder.join(MANIFEST);
-    let bytes = fs::read(&path).map_err(LazyError::io(&path))?;
+    let bytes = fs::read(&path).map_err(MountError::io(&path))?;
     let manifest =
         Manifest::decode(&bytes).map_err(|e| damaged(format!("{}: {e}", path.display())))?;
     if (manifest.disk, manifest.point) != (record.disk, record.point) {
@@ -246,14 +246,15 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let size = manifest.size;
     let path = overlay_path(&record, &folder);
     let data = OverlayFile::open(&path, size).map_err(|e| match e.is_busy() {
-        true => LazyError::Refused { name: name.clone(), reason: e.to_string() },
+        true => MountError::Refused { name: name.clone(), reason: e.to_string() },
         false => damaged(e.to_string()),
     })?;
-    if identity(&data).map_err(LazyError::io(&path))? != record.overlay_identity {
+    if identity(&data).map_err(MountError::io(&path))? != record.overlay_identity {
         return Err(damaged(format!("{} is not the overlay that was made for it", path.display())));
     }
     let map = folder.join(MAP);
-    let file = OpenOptions::new().read(true).write(true).open(&map).map_err(LazyError::io(&map))?;
+    let file =
+        OpenOptions::new().read(true).write(true).open(&map).map_err(MountError::io(&map))?;
     let overlay = Overlay::open(data, PlainFile(file), size, (record.disk, record.point))
         .map_err(|e| damaged(format!("{}: {e}", map.display())))?;
     // Without a superblock nothing was ever written, unless somebody removed it.
@@ -261,8 +262,8 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let url = options.vault.clone().unwrap_or_else(|| record.vault.clone());
     let cache = options.cache.unwrap_or(record.cache_bytes);
     let source = Source::open(&folder, &url, vault, Arc::new(manifest), cache, options.timeout)
-        .map_err(LazyError::io(&folder))?;
-    let point = Point::new(overlay, source, size).map_err(LazyError::io(&folder))?;
+        .map_err(MountError::io(&folder))?;
+    let point = Point::new(overlay, source, size).map_err(MountError::io(&folder))?;
     Ok(Opened { record, base, point, held })
 }
 
@@ -271,9 +272,9 @@ fn again(
     name: &DiskName,
     record: MountedPoint,
     options: &MountOptions,
-) -> Result<MountedPoint, LazyError> {
+) -> Result<MountedPoint, MountError> {
     let is_not = |what: String| {
-        Err(LazyError::Refused {
+        Err(MountError::Refused {
             name: name.clone(),
             reason: format!(
                 "it is point {} of disk {} already, and keeps what was written to it; {what}. To go on with \
@@ -306,7 +307,7 @@ impl Opened {
         self,
         name: &DiskName,
         paths: &DiskPaths,
-    ) -> Result<(Box<dyn Made>, Arc<Keeper>), LazyError> {
+    ) -> Result<(Box<dyn RemoteBacking>, Arc<Keeper>), MountError> {
         let point = Arc::new(self.point);
         // A disk that is here as a whole needs no point.
         let held = if point.overlay.is_whole() { Some(None) } else { self.held };
@@ -320,7 +321,7 @@ impl Opened {
                 kept.release();
             }
         });
-        let hydrate: JoinHandle<()> = hydrate.map_err(LazyError::io(&paths.state))?;
+        let hydrate: JoinHandle<()> = hydrate.map_err(MountError::io(&paths.state))?;
         let (of, kept, to) = (Arc::clone(&point), Arc::clone(&keeper), paths.clone());
         let tell = move || {
             let mut told = None;
@@ -336,7 +337,7 @@ impl Opened {
         thread::Builder::new()
             .name("status".into())
             .spawn(tell)
-            .map_err(LazyError::io(&paths.state))?;
+            .map_err(MountError::io(&paths.state))?;
         let hydrate = Mutex::new(Some(hydrate));
         let stop = move || {
             if let Some(hydrate) = hydrate.lock().ok().and_then(|mut hydrate| hydrate.take()) {

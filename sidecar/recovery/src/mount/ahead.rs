@@ -1,4 +1,4 @@
-//! Read-ahead: whoever reads one piece after the other finds the next ones in the cache.
+//! Read-ahead: anyone who reads one piece after the other finds the next ones in the cache.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -77,7 +77,7 @@ fn fetch(source: &Source, queue: &Receiver<SectorRange>) {
             continue;
         }
         bytes.resize(run.bytes().0 as usize, 0);
-        // Whoever wants it will see what is wrong.
+        // Anyone who wants it will see what is wrong.
         let _ = source.read(run, &mut bytes);
     }
 }

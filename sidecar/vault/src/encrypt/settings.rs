@@ -37,7 +37,7 @@ pub struct KeySettings {
     pub identity_file: Option<PathBuf>,
     /// A file of a writer's key (see [`WriterKey`]): this host writes and cannot read.
     pub writer_file: Option<PathBuf>,
-    /// The owner that this host believes; whoever opens the keyring with a passphrase or a key file knows it anyway.
+    /// The owner that this host believes; anyone who opens the keyring with a passphrase or a key file knows it anyway.
     pub owner: Option<PublicKey>,
     /// Whether vaults that are not encrypted are refused.
     pub required: bool,
@@ -137,7 +137,7 @@ impl KeySettings {
             || is_given()
     }
 
-    /// The writer's key, if this process is to write and not to read: whoever brings a key in the environment wants to
+    /// The writer's key, if this process is to write and not to read: anyone who brings a key in the environment wants to
     /// read, on a host that otherwise cannot.
     pub(crate) fn writer(&self) -> Option<&Path> {
         self.writer_file.as_deref().filter(|_| !is_given())

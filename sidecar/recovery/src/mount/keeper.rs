@@ -44,7 +44,7 @@ pub(crate) fn request(
     })
 }
 
-/// Takes the hold; `None` in a vault that cannot be written: whoever has only a copy of the vault left
+/// Takes the hold; `None` in a vault that cannot be written: anyone who has only a copy of the vault left
 /// must be able to mount.
 pub(crate) fn take(
     vault: &Vault,

@@ -1,4 +1,4 @@
-//! Threads that fetch indexes and frames from the vault, so that whoever waits for one can stop waiting.
+//! Threads that fetch indexes and frames from the vault, so that anyone who waits for one can stop waiting.
 //!
 //! A thread that hangs in the vault holds up nothing but what else was asked of the vault; each wait has its
 //! end. Some fetch frames and others indexes, which are many and small, so that neither waits for the other.
@@ -19,8 +19,8 @@ use backstay_vault::{Manifest, Vault, VaultError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::Trouble;
-use super::flight::Flights;
 use super::index::IndexStore;
+use super::single_flight::Flights;
 
 const FRAME_THREADS: usize = 16;
 /// A store answers after some 50 ms: a thousand indexes are here within a second.
@@ -353,7 +353,7 @@ impl Shared {
             }
         };
         drop(room);
-        // What is damaged stays so: whoever asks for it is told.
+        // What is damaged stays so: anyone who asks for it is told.
         let later = !asked && matches!(result, Err(Trouble::Gone(_) | Trouble::Local(_)));
         self.indexes.land(segment, result);
         if later {

@@ -1,8 +1,8 @@
 //! What this host has seen of encrypted vaults: the newest revision of the keyring, the newest point of each disk.
 //!
-//! Whoever has a store's credentials can make nothing in an encrypted vault, but can take the newest away and show an older state,
+//! Anyone who has a store's credentials can make nothing in an encrypted vault, but can take the newest away and show an older state,
 //! which is as well signed as it ever was. A host that has seen what is newer sees that. An older keyring is refused where something
-//! would be sealed: somebody whose key was removed could read it. Missing points are told to whoever looks for points.
+//! would be sealed: somebody whose key was removed could read it. Missing points are told to anyone who looks for points.
 //!
 //! One small file for each vault in the state directory; it only ever grows up.
 
@@ -34,7 +34,7 @@ fn file(root: &Path, vault: &Vault) -> Option<PathBuf> {
     Some(root.join(FOLDER).join(format!("{id}.json")))
 }
 
-/// What was seen of a vault. Damaged is not the same as nothing seen: whoever shows an older vault would
+/// What was seen of a vault. Damaged is not the same as nothing seen: anyone who shows an older vault would
 /// only have to wait for that.
 fn load(file: &Path, vault: &Vault) -> Result<Seen, VaultError> {
     Ok(record::load(file).map_err(|e| forgotten(vault, &e))?.unwrap_or_default())

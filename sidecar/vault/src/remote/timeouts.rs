@@ -1,6 +1,6 @@
 //! How long a request may take.
 //!
-//! An answer has to begin within the time-out after all that goes up is up; how long that takes hangs on its length,
+//! An answer has to begin within the time-out after all that goes up is up; how long that takes depends on its length,
 //! so a part of some MiB gets more time than a small object: as much as the slowest line that is put up with needs
 //! for it. From then on the body has to come at least that fast, looked at once in each time-out: an answer that
 //! stands still ends, and so does one that trickles and would not end for days.

@@ -10,7 +10,7 @@ pub(crate) const WINDOW_SECTORS: u64 = 1 << 16;
 
 /// A run that shows, and the extent it is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct VisibleRun {
     pub run: SectorRange,
     pub segment: u32,
     pub extent: Extent,
@@ -19,25 +19,25 @@ pub(crate) struct Piece {
 /// The pieces of a window, in order and without overlap.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<VisibleRun>,
     /// Runs that no segment holds: the vault is damaged.
     pub holes: Vec<SectorRange>,
 }
 
 impl Window {
     /// The pieces that hold sectors of a run.
-    pub fn within(&self, run: SectorRange) -> impl Iterator<Item = Piece> {
+    pub fn within(&self, run: SectorRange) -> impl Iterator<Item = VisibleRun> {
         let first = self.pieces.partition_point(|piece| piece.run.end <= run.start);
         self.pieces[first..]
             .iter()
             .take_while(move |piece| piece.run.start < run.end)
-            .map(move |piece| Piece { run: piece.run.intersect(run), ..*piece })
+            .map(move |piece| VisibleRun { run: piece.run.intersect(run), ..*piece })
     }
 }
 
 /// Puts a window together, from the newest segment to the oldest.
 pub(crate) struct Builder {
-    pieces: Vec<Piece>,
+    pieces: Vec<VisibleRun>,
     /// What no segment so far holds: start to end.
     open: BTreeMap<u64, u64>,
 }
@@ -71,7 +71,7 @@ impl Builder {
             if last < end {
                 self.open.insert(last, end);
             }
-            self.pieces.push(Piece { run: SectorRange::new(first, last), segment, extent });
+            self.pieces.push(VisibleRun { run: SectorRange::new(first, last), segment, extent });
         }
     }
 

@@ -19,7 +19,7 @@ use crate::backing::{AnyBacking, Seek};
 const THREADS: usize = 16;
 
 /// The threads; they end when this is dropped and their queue is empty.
-pub(super) struct Far {
+pub(super) struct BlockingPool {
     /// Without a bound of its own: the kernel has one for what it asks at a time.
     requests: Sender<Request>,
 }
@@ -30,12 +30,12 @@ enum Request {
     Seek { offset: ByteOffset, what: Seek, reply: ReplyLseek },
 }
 
-impl Far {
+impl BlockingPool {
     pub fn start<E: Env>(disk: &Arc<ProtectedDisk<E, AnyBacking>>) -> io::Result<Self> {
         let (requests, waiting) = unbounded();
         for _ in 0..THREADS {
             let (disk, waiting) = (Arc::clone(disk), waiting.clone());
-            thread::Builder::new().name("far".into()).spawn(move || serve(&disk, &waiting))?;
+            thread::Builder::new().name("remote".into()).spawn(move || serve(&disk, &waiting))?;
         }
         Ok(Self { requests })
     }
@@ -84,8 +84,8 @@ fn write<E: Env>(
     offset: ByteOffset,
     data: &[u8],
 ) -> io::Result<()> {
-    if let Some(made) = disk.backing().made() {
-        made.prepare(offset, ByteLen(data.len() as u64))?;
+    if let Some(remote) = disk.backing().remote() {
+        remote.prepare(offset, ByteLen(data.len() as u64))?;
     }
     disk.write(offset, data)
 }

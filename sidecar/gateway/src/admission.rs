@@ -1,19 +1,19 @@
 //! What small objects must be before they are put: that they are what their key says, that nobody speaks for
 //! another's disk, and that nothing is dated back or ahead. Points are looked at by
-//! [`backstay_vault::receive`], segments in [`crate::spool`].
+//! [`backstay_vault::admission`], segments in [`crate::spool`].
 
 use backstay_types::{CycleNo, Term};
+use backstay_vault::admission::{self, NotTaken, Rules, check_point};
+use backstay_vault::encrypt::proofs::KeyProof;
 use backstay_vault::format::document::{DiskRecord, Document, NameRecord, Object, decode};
 use backstay_vault::format::drill::DrillRecord;
 use backstay_vault::format::group::GroupPoint;
 use backstay_vault::format::hold::{HeldRecord, HoldKind, HoldRecord};
 use backstay_vault::format::ledger::Ledger;
 use backstay_vault::format::term::{HandoverRecord, TermRecord};
-use backstay_vault::receive::{self, NotTaken, Rules, check_point};
-use backstay_vault::seal::proofs::KeyProof;
 use backstay_vault::{Vault, VaultError};
 
-use crate::owners::{Owners, Standing};
+use crate::owners::{Owners, Ownership};
 use crate::pki::{Identity, Role};
 use backstay_vault::format::key::{ObjectKey, Piece};
 
@@ -122,7 +122,7 @@ impl Arriving<'_> {
                     Piece::Drill(..) => document::<DrillRecord>(key, bytes).map(drop),
                     Piece::Ledger(_) => {
                         let next =
-                            receive::ledger(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
+                            admission::ledger(bytes).map_err(|e| NotTaken::Wrong(e.to_string()))?;
                         match next.differs(key) {
                             None => self.ledger(&next),
                             Some(found) => wrong(format!("it is {found}, not what its key says")),
@@ -149,13 +149,13 @@ impl Arriving<'_> {
         if record.renamed_to.is_some() {
             // Given back by its disk.
             return match (standing, &held) {
-                (Standing::Own, None) => Ok(()),
-                (Standing::Own, Some(held)) if held.disk == record.disk => Ok(()),
+                (Ownership::Own, None) => Ok(()),
+                (Ownership::Own, Some(held)) if held.disk == record.disk => Ok(()),
                 _ => wrong("only the disk that has a name gives it back"),
             };
         }
         match (standing, record.change) {
-            (Standing::Own, _) | (Standing::Begun | Standing::Unknown, 0) => {}
+            (Ownership::Own, _) | (Ownership::Begun | Ownership::Unknown, 0) => {}
             _ => return wrong("that disk is not one of this certificate's"),
         }
         let Some(held) = held else {
@@ -197,7 +197,7 @@ impl Arriving<'_> {
             for member in self.vault.group_point(&point.group, newest)?.members {
                 // A disk that is gone has no owner.
                 match self.owners.standing(self.vault, self.who, member.disk)? {
-                    Standing::Own | Standing::Unknown => {}
+                    Ownership::Own | Ownership::Unknown => {}
                     _ => {
                         return wrong(format!(
                             "disk {} of that group is not one of this certificate's",
@@ -208,7 +208,7 @@ impl Arriving<'_> {
             }
         }
         for member in &point.members {
-            if self.owners.standing(self.vault, self.who, member.disk)? != Standing::Own {
+            if self.owners.standing(self.vault, self.who, member.disk)? != Ownership::Own {
                 return wrong(format!("disk {} is not one of this certificate's", member.name));
             }
             let there = self.vault.manifest(member.disk, member.cycle)?;

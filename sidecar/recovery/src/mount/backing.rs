@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backstay_format::mark::Mark;
 use backstay_format::superblock::BackingId;
-use backstay_front::backing::{Made, Seek};
+use backstay_front::backing::{RemoteBacking, Seek};
 use backstay_track::Backing;
 use backstay_types::{ByteLen, ByteOffset, SECTOR_BYTES, SectorRange};
 
@@ -237,7 +237,7 @@ impl Backing for PointBacking {
     }
 }
 
-impl Made for PointBacking {
+impl RemoteBacking for PointBacking {
     fn name(&self) -> &'static str {
         "recovery point"
     }

@@ -14,10 +14,10 @@ use backstay_vault::{Manifest, Vault};
 use super::Trouble;
 use super::cache::{Cache, PAGE_BYTES, PAGE_SECTORS};
 use super::fetch::{Fetcher, Frame, FrameKey, Health};
-use super::flight::Flights;
 use super::index::IndexStore;
 use super::record::FirstRead;
-use super::window::{Builder, Piece, WINDOW_SECTORS, Window};
+use super::single_flight::Flights;
+use super::window::{Builder, VisibleRun, WINDOW_SECTORS, Window};
 
 /// Most pieces of windows kept in memory (some 56 bytes each).
 const PIECES_MAX: usize = 1 << 20;
@@ -274,7 +274,7 @@ impl Source {
 
     fn checked<'a>(
         &self,
-        piece: &Piece,
+        piece: &VisibleRun,
         place: &Place,
         frame: &'a Frame,
     ) -> Result<&'a [u8], Trouble> {
@@ -328,7 +328,7 @@ impl Source {
         }
     }
 
-    /// What a window is made of; whoever asks first finds out.
+    /// What a window is made of; anyone who asks first finds out.
     fn window(&self, number: u64, until: Instant) -> Result<Arc<Window>, Trouble> {
         self.fetcher.trusted()?;
         if let Some(window) = self.windows().get(number) {
@@ -408,7 +408,7 @@ impl Windows {
     }
 }
 
-fn key_of(piece: &Piece) -> Option<FrameKey> {
+fn key_of(piece: &VisibleRun) -> Option<FrameKey> {
     piece.extent.place.map(|place| (piece.segment, place.frame))
 }
 

@@ -180,7 +180,7 @@ pub(crate) mod memory {
 
     #[derive(Default, Clone)]
     struct State {
-        /// What is there for whoever reads.
+        /// What is there for anyone who reads.
         now: Vec<u8>,
         /// What a crash leaves for sure.
         durable: Vec<u8>,

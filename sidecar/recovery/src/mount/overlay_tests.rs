@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::lazy::medium::memory::Memory;
+use crate::mount::medium::memory::Memory;
 
 const SECTORS: u64 = 96;
 const SIZE: ByteLen = ByteLen(SECTORS * SECTOR_BYTES - 100);

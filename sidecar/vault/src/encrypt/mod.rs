@@ -13,7 +13,7 @@
 
 mod agree;
 mod bounds;
-pub mod care;
+pub mod key_health;
 pub mod keyring;
 pub mod keys;
 pub mod proofs;
@@ -26,7 +26,7 @@ pub mod unlock;
 mod vault;
 pub mod writer;
 
-pub use care::Worry;
+pub use key_health::Worry;
 pub use keyring::{Keyring, KeyringError, NewSlot, Slot, SlotKind};
 pub use keys::configure;
 pub use settings::KeySettings;

@@ -115,7 +115,7 @@ impl SegmentKey {
         Ok((Self { key, id, fresh }, Envelope { generation, hint, fresh }))
     }
 
-    /// The key of an envelope, for whoever has the generation's secret.
+    /// The key of an envelope, for anyone who has the generation's secret.
     pub(crate) fn opened(secret: &Secret, envelope: &Envelope, id: SegmentId) -> Option<Self> {
         let (fresh, to) = (envelope.fresh, public_of(secret));
         let key = aead(&agree(secret, &fresh, &fresh, &to, PURPOSE)?)?;

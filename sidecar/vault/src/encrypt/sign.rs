@@ -166,7 +166,7 @@ fn split(bytes: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// An object's content, whoever signed it, or nobody.
+/// An object's content, anyone who signed it, or nobody.
 #[must_use]
 pub fn content(bytes: &[u8]) -> &[u8] {
     split(bytes).0

@@ -12,7 +12,7 @@ use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId};
 use backstay_vault::format::document::{DOCUMENT_BYTES_MAX, Document, decode, encode};
 use serde::{Deserialize, Serialize};
 
-use super::LazyError;
+use super::MountError;
 
 /// The folder of a mounted point in the state directory of its disk.
 pub(crate) const FOLDER: &str = "mounted";
@@ -20,7 +20,7 @@ const RECORD: &str = "point.json";
 const WANTED: &str = "wanted.json";
 const STATUS: &str = "mounted.json";
 
-/// Which point a disk of this host is of. Made once, never changed.
+/// Which point a disk of this host is of. RemoteBacking once, never changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountedPoint {
     /// Where the vault is.
@@ -56,24 +56,26 @@ impl MountedPoint {
     ///
     /// # Errors
     /// If that cannot be read.
-    pub fn load(name: &DiskName, paths: &DiskPaths) -> Result<Option<Self>, LazyError> {
+    pub fn load(name: &DiskName, paths: &DiskPaths) -> Result<Option<Self>, MountError> {
         let path = folder(paths).join(RECORD);
         let bytes = record::read(&path, DOCUMENT_BYTES_MAX as u64);
-        let Some(bytes) = bytes.map_err(|e| LazyError::io(&path)(e.into()))? else {
+        let Some(bytes) = bytes.map_err(|e| MountError::io(&path)(e.into()))? else {
             return Ok(None);
         };
-        let damaged =
-            |e| LazyError::Damaged { name: name.clone(), what: format!("{}: {e}", path.display()) };
+        let damaged = |e| MountError::Damaged {
+            name: name.clone(),
+            what: format!("{}: {e}", path.display()),
+        };
         decode(&bytes).map(Some).map_err(damaged)
     }
 
     /// Writes it into a folder, durably.
-    pub(crate) fn save(&self, folder: &Path) -> Result<(), LazyError> {
+    pub(crate) fn save(&self, folder: &Path) -> Result<(), MountError> {
         let path = folder.join(RECORD);
         let bytes = encode(self).map_err(io::Error::other);
         bytes
             .and_then(|bytes| atomic::replace(&path, &bytes, Durability::Durable))
-            .map_err(LazyError::io(path))
+            .map_err(MountError::io(path))
     }
 
     /// What the disk's tracking counts from.
@@ -109,9 +111,9 @@ impl Hydration {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn save(&self, paths: &DiskPaths) -> Result<(), LazyError> {
+    pub fn save(&self, paths: &DiskPaths) -> Result<(), MountError> {
         let path = folder(paths).join(WANTED);
-        record::save(&path, self, Durability::Durable).map_err(|e| LazyError::io(&path)(e.into()))
+        record::save(&path, self, Durability::Durable).map_err(|e| MountError::io(&path)(e.into()))
     }
 }
 

@@ -7,7 +7,7 @@ use backstay_types::{CycleNo, DiskId};
 use backstay_vault::{Manifest, Vault};
 use jiff::Timestamp;
 
-use super::LazyError;
+use super::MountError;
 
 /// A recovery point as people name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +56,11 @@ impl fmt::Display for PointChoice {
 ///
 /// # Errors
 /// If there is none, or the vault cannot be read.
-pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manifest, LazyError> {
+pub fn choose(vault: &Vault, disk: DiskId, choice: PointChoice) -> Result<Manifest, MountError> {
     let points = vault.points(disk)?;
     let none = |what: String| {
         let disk = vault.disk(disk)?.name;
-        Err(LazyError::NoPoint(format!(
+        Err(MountError::NoPoint(format!(
             "disk {disk} has no recovery point {what} in {}; it has {}",
             vault.url(),
             match (points.first(), points.last()) {

@@ -20,7 +20,6 @@ mod backing;
 mod cache;
 mod choice;
 mod fetch;
-mod flight;
 mod heap;
 mod hydrate;
 mod index;
@@ -28,10 +27,11 @@ mod keeper;
 mod make;
 mod map;
 mod medium;
-mod mount;
 mod overlay;
 mod present;
 mod record;
+mod serve;
+mod single_flight;
 mod source;
 mod window;
 
@@ -43,8 +43,8 @@ use backstay_vault::VaultError;
 
 pub use choice::{PointChoice, choose};
 pub use make::forget;
-pub use mount::{MountOptions, serve, spawn, start};
 pub use record::{FirstRead, Hydration, HydrationStatus, Mounted, MountedPoint};
+pub use serve::{MountOptions, serve, spawn, start};
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl std::fmt::Display for Trouble {
 
 /// Why a point was not mounted, or a mounted point not changed.
 #[derive(Debug, thiserror::Error)]
-pub enum LazyError {
+pub enum MountError {
     /// The vault did not do it.
     #[error("{0}")]
     Vault(#[from] VaultError),
@@ -90,7 +90,7 @@ pub enum LazyError {
     /// What is here of the mounted point is damaged.
     #[error(
         "disk {name}: {what}. What was written to the mounted point since then may be lost; nothing was \
-         changed. To give it up and mount the point anew: backstay umount {name} --forget"
+         changed. To give it up and mount the point again: backstay umount {name} --forget"
     )]
     Damaged {
         /// The disk on this host.
@@ -120,7 +120,7 @@ pub enum LazyError {
     },
 }
 
-impl LazyError {
+impl MountError {
     /// Whether nothing is wrong but it would not be safe.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

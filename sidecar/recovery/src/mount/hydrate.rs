@@ -1,5 +1,5 @@
 //! Hydration: all of the point fetched in the background, from the start of the disk to its end, standing
-//! back for whoever waits for the vault meanwhile.
+//! back for anyone who waits for the vault meanwhile.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};

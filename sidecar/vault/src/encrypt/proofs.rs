@@ -1,13 +1,13 @@
 //! Proofs that a slot's secret was there and opened the vault: so that a lost one is missed before it matters.
 //!
-//! Whoever opens a slot with `backstay key check` notes it. Nobody decides anything by it but a person who is
+//! Anyone who opens a slot with `backstay key check` notes it. Nobody decides anything by it but a person who is
 //! reminded.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::care::{Known, Worry, worries};
+use super::key_health::{Known, Worry, worries};
 use crate::error::VaultError;
 use crate::format::document::{Document, Object};
 use crate::format::key::ObjectKey;

@@ -1,7 +1,7 @@
 //! What about a vault's keys should worry somebody while the disks still run, so that a lost key is told before it matters.
 //!
 //! A host looks from where it stands. What it has itself is lost with it; so what counts is whether a key that is *elsewhere*
-//! was shown to open the vault, lately. Whoever has one shows it with `backstay key check`, which leaves a proof
+//! was shown to open the vault, lately. Anyone who has one shows it with `backstay key check`, which leaves a proof
 //! ([`super::proofs`]).
 
 use std::time::Duration;
@@ -123,7 +123,7 @@ impl std::fmt::Display for Worry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seal::keyring::{NewSlot, SlotKind};
+    use crate::encrypt::keyring::{NewSlot, SlotKind};
     use zeroize::Zeroizing;
 
     const DAY: u64 = 86_400 * 1_000_000_000;

@@ -1,7 +1,7 @@
 //! Whose signatures count in an encrypted vault, and whether an object has one.
 //!
 //! The owner's, and those of writers that the owner allowed to, until the owner removes one: then the keyring says so, and
-//! what that writer signs afterwards counts for nothing, with no byte encrypted anew. So who has the vault open for
+//! what that writer signs afterwards counts for nothing, with no byte encrypted again. So who has the vault open for
 //! months looks for a newer keyring now and then.
 
 use std::collections::BTreeMap;
@@ -132,7 +132,7 @@ impl Vault {
         }
         let keyring = self.keyring()?.ok_or_else(|| self.locked("it is not encrypted".into()))?;
         let trust = Arc::new(Trust::load(self, &keyring)?);
-        // A writer's key knows the owner, and whoever opened the keyring has it proved.
+        // A writer's key knows the owner, and anyone who opened the keyring has it proved.
         match trust.owner == *keys.owner() {
             true => Ok(chain.trust(trust)),
             false => {

@@ -1,4 +1,4 @@
-//! Things that are on their way: whoever wants one that somebody else has asked for already waits for the
+//! Things that are on their way: anyone who wants one that somebody else has asked for already waits for the
 //! same.
 
 use std::collections::HashMap;
@@ -41,7 +41,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Flights<K, V> {
         Self(Mutex::default())
     }
 
-    /// The flight of a thing, and whether it is new: then whoever asked has to see that it lands.
+    /// The flight of a thing, and whether it is new: then anyone who asked has to see that it lands.
     pub fn join(&self, key: K) -> (Arc<Flight<V>>, bool) {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new = false;

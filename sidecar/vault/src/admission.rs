@@ -11,6 +11,7 @@ use backstay_format::FormatError;
 use backstay_format::superblock::Geometry;
 use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
 
+use crate::encrypt::sign::content;
 use crate::error::{In, VaultError};
 use crate::format::ledger::Ledger;
 use crate::format::manifest::{CycleKind, Manifest, SegmentRef};
@@ -19,7 +20,6 @@ use crate::format::segment::{
 };
 use crate::format::term::TermRecord;
 use crate::read::{read_footer, read_index, verify_segment};
-use crate::seal::sign::content;
 use crate::sectors::SectorSet;
 use crate::store::{Vault, point_key, segment_id, segment_key};
 
@@ -199,7 +199,7 @@ fn before(
     }
 }
 
-/// No back-dating, and no dating ahead: which points are kept, and for how long, hangs on their times.
+/// No back-dating, and no dating ahead: which points are kept, and for how long, depends on their times.
 fn check_times(point: &Manifest, before: Option<&Manifest>, rules: Rules) -> Result<(), NotTaken> {
     let latest = rules.now_unix_ns.saturating_add(rules.skew_ns);
     let wrong = |what: &str| {
