@@ -1,6 +1,6 @@
 //! The configuration, as it changes: looked at again when its file changes and on SIGHUP.
 //!
-//! A file that makes no sense changes nothing: the settings that hold stay in force, and what is
+//! A file that makes no sense changes nothing: the previous settings stay in force, and what is
 //! wrong is said once. A changed file is taken only when it has stood still for one look, so that
 //! one that is being written is not read by halves; SIGHUP says that it is whole.
 
@@ -99,12 +99,12 @@ impl ConfigWatch {
         match Config::load(self.named.as_deref()) {
             Ok(config) => {
                 if self.problem.take().is_some() {
-                    tracing::info!("the configuration makes sense again");
+                    tracing::info!("the configuration is valid again");
                 }
                 self.take(config)
             }
             Err(e) => {
-                tracing::error!("{e}\nthe settings that hold stay in force");
+                tracing::error!("{e}\nthe previous settings stay in force");
                 self.problem = Some(e.to_string());
                 None
             }

@@ -56,7 +56,7 @@ fn save(file: &Path, seen: &Seen) {
         .map_err(|e| e.to_string())
         .and_then(|()| record::save(file, seen, Durability::Durable).map_err(|e| e.to_string()));
     if let Err(e) = saved {
-        tracing::warn!("what was seen of a vault is not remembered: {e}");
+        tracing::warn!("cannot record what was seen of a vault: {e}");
     }
 }
 

@@ -65,7 +65,7 @@ impl TryFrom<String> for Every {
             })?,
         };
         match long.is_zero() {
-            true => Err("scrub: an interval of zero; say never".into()),
+            true => Err("scrub: an interval of zero; use never".into()),
             false => Ok(Self(Some(long))),
         }
     }

@@ -144,7 +144,7 @@ fn tell(name: &DiskName, done: &Result<Report, VaultError>) {
             collected.deleted_bytes
         ),
         Err(e) => tracing::error!(
-            "disk {name}: looking after its vault: {e}. Cycles go on; run backstay prune {name} to \
+            "disk {name}: maintenance of its vault failed: {e}. Cycles go on; run backstay prune {name} to \
              see whether this lasts"
         ),
     }

@@ -250,7 +250,7 @@ pub enum VaultError {
         "recovery point {cycle} is damaged ({why}). {}. To use the damaged one all the same, name it by its number. \
          Nothing was changed",
         whole.map_or("No older point is known to be whole".into(), |whole| format!(
-            "The newest one that is not known to be damaged is {whole}: to use it, say so (--point {whole})"
+            "The newest one that is not known to be damaged is {whole}: to use it, pass --point {whole}"
         ))
     )]
     PointDamaged {

@@ -174,7 +174,7 @@ fn unreachable_vault(point: &Point) -> Option<Cause> {
     let reason = format!(
         "the vault of the mounted point cannot be reached, and reads of blocks that are not here fail: {why}"
     );
-    let advice = "mend what it says; reads are tried again by themselves";
+    let advice = "fix the cause; reads are retried automatically";
     Some(Cause::critical(ids::POINT_UNREACHABLE, reason).advise(advice))
 }
 
@@ -203,7 +203,7 @@ fn of_replica(replica: &ReplicaStatus) -> Option<Cause> {
     let failure = shown?.failure.as_ref()?;
     let cause = match shown.is_some_and(|shown| shown.person_must_act) {
         true => Cause::critical(ids::REPLICA_STOPPED, failure)
-            .advise("mend what it says; it is tried again by itself"),
+            .advise("fix the cause; it is retried automatically"),
         false => Cause::warning(ids::REPLICA_FAILED, failure).advise("it is tried again by itself"),
     };
     Some(cause.retried(retry))

@@ -90,8 +90,8 @@ pub fn meter(context: Context, stop: &AtomicBool) {
                 Err(e) if !warned => {
                     warned = true;
                     tracing::warn!(
-                        "metrics cannot be told at {at}: {e}; it is tried again. Say where else, or \"off\", with listen \
-                         in [metrics]. Disks are protected all the same"
+                        "cannot serve metrics at {at}: {e}; will retry. Set another address, or \"off\", with listen \
+                         in [metrics]. Replication is not affected"
                     );
                 }
                 Err(_) => {}
@@ -106,7 +106,7 @@ pub fn meter(context: Context, stop: &AtomicBool) {
                 && !failing
             {
                 tracing::warn!(
-                    "metrics cannot be written to {}: {e}; it is tried again",
+                    "cannot write metrics to {}: {e}; will retry",
                     path.display()
                 );
             }

@@ -73,7 +73,7 @@ pub enum ClientError {
         reason: String,
     },
     /// An answer that does not fit the question: another version on the other side.
-    #[error("the driver gave an answer that does not fit the question; is it of this version?")]
+    #[error("the driver's answer does not match the request; does it run the same version?")]
     Confused,
 }
 

@@ -33,7 +33,7 @@ pub fn disk(roots: &Roots, config: &Config, name: &DiskName) -> Vec<Finding> {
     };
     let mut found = vec![("driver", driver(name, status.as_ref(), Silence::of(&paths), known))];
     if let Some(e) = unreadable {
-        found.push(("backing", Bad(format!("where it is cannot be read: {e}"))));
+        found.push(("backing", Bad(format!("the backing's path cannot be read: {e}"))));
     }
     // The backing of a driver that does not answer may not answer either.
     if let (None, Some(path)) = (&status, &record)

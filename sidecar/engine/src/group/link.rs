@@ -34,7 +34,7 @@ pub enum LinkError {
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
     /// What came is no message.
-    #[error("{0}; are both sides of one version?")]
+    #[error("{0}; do both sides run the same version?")]
     Format(#[from] FormatError),
     /// A message that has no place here.
     #[error("the other side said {said} when it was to {step}")]
@@ -100,7 +100,7 @@ impl Link {
         }
         link.push(ends)?;
         if link.tls.alpn_protocol() != Some(ALPN) {
-            let other = io::Error::new(ErrorKind::InvalidData, "the other side is no Backstay");
+            let other = io::Error::new(ErrorKind::InvalidData, "the other side is not Backstay");
             return Err(other.into());
         }
         Ok(link)

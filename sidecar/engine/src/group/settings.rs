@@ -146,7 +146,7 @@ impl Group {
         }
         if group.coordinator.as_ref().is_some_and(|c| c.hosts.is_empty()) {
             return wrong(
-                "coordinator.hosts: name the other hosts, or leave the section away".into(),
+                "coordinator.hosts: name the other hosts, or remove the section".into(),
             );
         }
         let remote = group.coordinator.is_some() || group.member.is_some();

@@ -45,7 +45,7 @@ pub(super) async fn accept(
         let (stream, peer) = match taken {
             Ok(taken) => taken,
             Err(e) => {
-                tracing::warn!("no connection can be taken: {e}");
+                tracing::warn!("cannot accept connections: {e}");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }

@@ -49,7 +49,7 @@ pub(super) async fn put(
             return Err(match found {
                 Some(len) if len > most => Refused::TooLong,
                 _ => Refused::BadRequest(
-                    "a PUT says If-None-Match: * and how long it is: nothing is overwritten".into(),
+                    "a PUT must carry If-None-Match: * and its length; nothing is overwritten".into(),
                 ),
             });
         }

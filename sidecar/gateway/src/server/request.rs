@@ -112,7 +112,7 @@ impl Refused {
                 answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 answer
             }
-            Self::Slow => text(S::REQUEST_TIMEOUT, "the request does not come to its end"),
+            Self::Slow => text(S::REQUEST_TIMEOUT, "timed out reading the request body"),
             Self::Wait(bytes) => {
                 let reason = format!("{bytes} bytes of its segments are on their way to the store");
                 let mut answer = text(S::SERVICE_UNAVAILABLE, reason);

@@ -70,7 +70,7 @@ pub enum FailoverError {
         source: io::Error,
     },
     /// What was asked for is not the next thing that can happen.
-    #[error("disk {name}: what is {} cannot be {}. Nothing was changed", state.explain(), next.explain())]
+    #[error("disk {name} is {}; it cannot be {} from there. Nothing was changed", state.explain(), next.explain())]
     Illegal {
         /// The name here.
         name: DiskName,
@@ -125,7 +125,7 @@ pub enum FailoverError {
     /// The point belongs to a history that was left.
     #[error(
         "recovery point {cycle} of disk {name} belongs to a history that was left when the disk was failed over \
-         (now in term {term}). Nothing was changed; if it is what you want, say --left-history"
+         (now in term {term}). Nothing was changed; if it is what you want, pass --left-history"
     )]
     LeftHistory {
         /// The disk.

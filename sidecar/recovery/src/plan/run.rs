@@ -74,7 +74,7 @@ pub enum RunError {
     State(#[from] io::Error),
     /// A step failed.
     #[error(
-        "step {number} ({step}) failed: {why}. What came up stays up; mend it and go on with \
+        "step {number} ({step}) failed: {why}. What came up stays up; fix it and go on with \
          backstay plan resume, or leave the step out with --skip"
     )]
     Step {

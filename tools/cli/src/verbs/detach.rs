@@ -81,7 +81,7 @@ impl Detach {
         }
         if let Some(entry) = mounted(loops)?.pop().filter(|_| !self.how.force) {
             let message = format!(
-                "disk {name}: its driver died, and {} is mounted on {}; unmount it first, or say --force: the device \
+                "disk {name}: its driver died, and {} is mounted on {}; unmount it first, or pass --force: the device \
                  then goes when it is unmounted. Nothing was changed",
                 entry.source.display(),
                 entry.at.display()

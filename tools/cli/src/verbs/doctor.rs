@@ -67,7 +67,7 @@ fn health(context: &Context, name: &DiskName) -> Vec<Finding> {
             of: name.to_string(),
             what: "health",
             verdict: Verdict::Failed,
-            found: format!("it cannot be found out how the disk is: {e}"),
+            found: format!("the state of the disk is unknown: {e}"),
             id: None,
         }],
     }
@@ -76,7 +76,7 @@ fn health(context: &Context, name: &DiskName) -> Vec<Finding> {
 fn configuration(globals: &Globals, error: Option<&ConfigError>) -> Finding {
     let path = globals.config.clone().unwrap_or_else(|| PATH_DEFAULT.into());
     let (verdict, found) = match error {
-        Some(e) => (Verdict::Failed, format!("{e}; what follows is of a host without one")),
+        Some(e) => (Verdict::Failed, format!("{e}; the findings below assume that there is none")),
         None if path.exists() => (Verdict::Ok, path.display().to_string()),
         None => (
             Verdict::Ok,

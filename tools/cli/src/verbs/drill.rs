@@ -122,7 +122,7 @@ impl Drill {
         });
         remember(context, name, &result);
         let verdict = result.with_context(|| {
-            format!("disk {name}: the point was not tried; nothing is said of it")
+            format!("disk {name}: the point was not tested; its state is unknown")
         })?;
         if context.globals.json {
             context.print_json(&verdict)?;
@@ -175,7 +175,7 @@ impl Drill {
             DrillCheck::Scrub | DrillCheck::Fsck => Check::Fsck,
             DrillCheck::Command => match &settings.command {
                 Some(line) => Check::Command(line.clone()),
-                None => bail!("the configuration's drill of {name} says no command"),
+                None => bail!("the drill of {name} in the configuration has no command"),
             },
             DrillCheck::Boot => {
                 let usual = Boot::default();
@@ -209,7 +209,7 @@ fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, Dri
     };
     let saved = own_dir(&dir).map_err(anyhow::Error::from);
     if let Err(e) = saved.and_then(|()| Ok(drilled.save(&dir)?)) {
-        tracing::warn!("the drill is not remembered: {e}");
+        tracing::warn!("cannot record the drill: {e}");
     }
 }
 

@@ -304,7 +304,7 @@ pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
         Outcome::Serving => Ok(served),
         Outcome::Failed(said) => match said.strip_prefix(BUSY) {
             Some(said) => Err(Refused(format!("disk {name} was not mounted: {said}")).into()),
-            None if said.is_empty() => bail!("disk {name}: the driver said nothing"),
+            None if said.is_empty() => bail!("disk {name}: the driver ended without a message"),
             None => Err(anyhow!("disk {name} was not mounted: {said}")),
         },
     }

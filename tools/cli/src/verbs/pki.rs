@@ -150,7 +150,7 @@ fn from_file(file: &Path) -> anyhow::Result<Passphrase> {
 
 fn ask(what: &str) -> anyhow::Result<Passphrase> {
     if !std::io::stdin().is_terminal() {
-        bail!("nobody is there to ask for a passphrase; use --passphrase-file. Nothing was done");
+        bail!("cannot ask for a passphrase without a terminal; use --passphrase-file. Nothing was done");
     }
     long_enough(Zeroizing::new(rpassword::prompt_password(what)?))
 }
@@ -158,14 +158,14 @@ fn ask(what: &str) -> anyhow::Result<Passphrase> {
 fn ask_twice() -> anyhow::Result<Passphrase> {
     if !std::io::stdin().is_terminal() {
         bail!(
-            "nobody is there to ask for a passphrase; use --passphrase-file, or --no-passphrase if the key \
+            "cannot ask for a passphrase without a terminal; use --passphrase-file, or --no-passphrase if the key \
              is safe without one. Nothing was done"
         );
     }
     let first = Zeroizing::new(rpassword::prompt_password("New passphrase: ")?);
     let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
     if first != again {
-        bail!("they differ; nothing was done");
+        bail!("the passphrases differ; nothing was done");
     }
     long_enough(first)
 }
@@ -299,7 +299,7 @@ fn revoke(context: &Context, mut authority: Authority, which: &str) -> anyhow::R
     for record in revoked {
         println!("Revoked: {} {} ({})", record.name, record.serial, rights(&record));
     }
-    println!("Copy {} to every gateway now: until then they do not know.", crl.display());
+    println!("Copy {} to every gateway now: until then they still accept the certificate.", crl.display());
     Ok(())
 }
 

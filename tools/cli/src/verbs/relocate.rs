@@ -72,7 +72,7 @@ impl Move {
             protection.save(&order.paths.state)
         });
         told.with_context(|| {
-            format!("disk {} was moved, but its protection not told; run this again", self.name)
+            format!("disk {} was moved, but the record of its protection was not updated; run this again", self.name)
         })?;
         if context.globals.json {
             return context.print_json(&serde_json::json!({

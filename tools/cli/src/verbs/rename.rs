@@ -77,7 +77,7 @@ impl Rename {
         if !context.globals.quiet {
             println!("disk {old} is {new} now");
             if !in_vault {
-                println!("it was never shipped: no vault had to be told");
+                println!("it was never shipped, so no vault had to be changed");
             }
             if self.is_configured(context, protection.as_ref()) {
                 println!("rename [disk.{old}] in the configuration to [disk.{new}]");

@@ -101,12 +101,12 @@ impl PointName {
 pub fn past(text: &str) -> Result<SystemTime, String> {
     let now = clock::now();
     if let Ok(ago) = humantime::parse_duration(text) {
-        return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago there was no time"));
+        return now.checked_sub(ago).ok_or_else(|| format!("{text:?} ago is out of range"));
     }
     match humantime::parse_rfc3339_weak(text) {
-        Ok(at) if at > now => Err(format!("{text:?} has not been yet")),
+        Ok(at) if at > now => Err(format!("{text:?} is in the future")),
         Ok(at) => Ok(at),
-        Err(_) => Err(format!("{text:?} is no time: 2026-11-21T03:00:00Z, or how long ago, 6h")),
+        Err(_) => Err(format!("{text:?} is not a time: 2026-11-21T03:00:00Z, or how long ago, 6h")),
     }
 }
 

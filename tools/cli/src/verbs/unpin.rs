@@ -62,7 +62,7 @@ impl Unpin {
         }
         if !context.globals.quiet {
             println!(
-                "{}: {} holds recovery point {} no more",
+                "{}: {} no longer holds recovery point {}",
                 self.name, self.pin, hold.last_cycle
             );
         }

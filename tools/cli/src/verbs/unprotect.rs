@@ -97,8 +97,8 @@ impl Unprotect {
                 .collect();
             if !held.is_empty() {
                 let message = format!(
-                    "disk {name}: somebody still needs its points: {}. See backstay holds {name}; \
-                     unpin them, or say --even-if-held. Nothing was changed",
+                    "disk {name}: its points are still held: {}. See backstay holds {name}; \
+                     unpin them, or pass --even-if-held. Nothing was changed",
                     held.join(", ")
                 );
                 return Err(Refused(message).into());
@@ -169,7 +169,7 @@ impl Unprotect {
         let paths = context.roots.disk(name);
         if !self.keep_points {
             let message = format!(
-                "disk {name} may be another host's now, and so are its points: say --keep-points. They can be deleted \
+                "disk {name} may be another host's now, and so are its points: pass --keep-points. They can be deleted \
                  where it is served. Nothing was changed"
             );
             return Err(Refused(message).into());
@@ -208,7 +208,7 @@ impl Unprotect {
         }
         if context.globals.json || !std::io::stdin().is_terminal() {
             let message = format!(
-                "disk {name}: say --keep-points, or --delete-points --yes. Nothing was changed"
+                "disk {name}: pass --keep-points, or --delete-points --yes. Nothing was changed"
             );
             return Err(Refused(message).into());
         }
@@ -272,7 +272,7 @@ fn refuse_elsewhere(
     }
     let elsewhere = NameState { what: NameKind::Elsewhere, at_work: false };
     Err(refusal(elsewhere, name, Verb::Delete)
-        .context("whose points they are is not known")?
+        .context("the owner of these points is unknown")?
         .into())
 }
 

@@ -123,7 +123,7 @@ impl Verify {
         found: &Survey,
     ) {
         if let Err(e) = vault.note_survey(disk.disk, cycles, found) {
-            tracing::warn!("disk {}: other hosts are not told what was found: {e}", self.name);
+            tracing::warn!("disk {}: cannot tell other hosts about the damage: {e}", self.name);
         }
         let state = context.roots.disk(&self.name).state;
         let ours = Record::load(&state).last.is_some_and(|last| last.disk == Some(disk.disk));

@@ -74,7 +74,7 @@ impl Check {
         let mut warnings = vec![];
         for slot in tried.iter().filter_map(|one| one.slot) {
             if let Err(e) = vault.note_proof(slot, &this_host()) {
-                warnings.push(format!("that slot {slot} was proved could not be noted: {e}"));
+                warnings.push(format!("cannot record that slot {slot} was proved: {e}"));
             }
         }
         let now = Duration::from_nanos(clock::now_unix_ns());
@@ -83,7 +83,7 @@ impl Check {
             let since = proof.as_ref().map_or(slot.since_unix_ns, |proof| proof.proved_unix_ns);
             if now.saturating_sub(Duration::from_nanos(since)) >= self.stale {
                 let label = if slot.label.is_empty() { "" } else { &format!(" ({})", slot.label) };
-                let how = proof.map_or("was never proved since it was made", |_| "was last proved");
+                let how = proof.map_or("was not proved since it was made", |_| "was last proved");
                 warnings.push(format!(
                     "slot {}, a {}{label}, {how} {}: is its secret still there? Run this with it, or \
                      remove the slot",

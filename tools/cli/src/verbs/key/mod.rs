@@ -199,7 +199,7 @@ impl Init {
         if !context.globals.quiet {
             eprintln!(
                 "\nThere is one way to open it. Keep a copy of it away from this host, or add another \
-                 (backstay key add): without any, nobody can read the vault, ever."
+                 (backstay key add): without one, nobody can read the vault."
             );
         }
         Ok(())
@@ -243,7 +243,7 @@ impl Rotate {
         let generation = keyring.generations.len();
         said(context, &json!({ "generation": generation }), || {
             format!(
-                "generation {generation} seals what is shipped from now on; all {} slots open it. \
+                "generation {generation} encrypts what is shipped from now on; all {} slots open it. \
                  Hosts with a writer's key seal to the one they were given until they get a new one",
                 keyring.slots.len()
             )

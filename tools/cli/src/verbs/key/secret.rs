@@ -98,12 +98,12 @@ fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
 
 fn ask_twice() -> anyhow::Result<Zeroizing<String>> {
     if !std::io::stdin().is_terminal() {
-        bail!("nobody is there to ask for a passphrase; use --passphrase-file or --key-file");
+        bail!("cannot ask for a passphrase without a terminal; use --passphrase-file or --key-file");
     }
     let first = Zeroizing::new(rpassword::prompt_password("New passphrase: ")?);
     let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
     if first != again {
-        bail!("they differ; nothing was changed");
+        bail!("the passphrases differ; nothing was changed");
     }
     Ok(first)
 }

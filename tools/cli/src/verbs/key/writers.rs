@@ -29,7 +29,7 @@ impl Sign {
         let vault = self.vault.open(context)?;
         let changed = vault.sign_documents()?;
         said(context, &json!({ "documents_signed": true, "changed": changed }), || match changed {
-            true => format!("{}: from now on terms, names and holds are signed", vault.url()),
+            true => format!("{}: terms, names and holds are signed from now on", vault.url()),
             false => format!("{}: terms, names and holds are signed already", vault.url()),
         })
     }

@@ -220,8 +220,8 @@ impl Forget {
             .collect();
         if !held.is_empty() && !self.even_if_held {
             return refused(format!(
-                "disk {name} in {url}: somebody still needs its points: {}. See backstay holds {name}; unpin \
-                 them, or say --even-if-held",
+                "disk {name} in {url}: its points are still held: {}. See backstay holds {name}; unpin \
+                 them, or pass --even-if-held",
                 held.join(", ")
             ));
         }
@@ -250,7 +250,7 @@ impl Forget {
     fn ask(&self, context: &Context, listed: &Listed, url: &str) -> anyhow::Result<()> {
         if context.globals.json || !std::io::stdin().is_terminal() {
             return refused(format!(
-                "disk {} in {url}: say --yes to delete it for good",
+                "disk {} in {url}: pass --yes to delete it for good",
                 self.name
             ));
         }
