@@ -68,7 +68,7 @@ pub enum HomeError {
     },
     /// What was written down cannot be read or written.
     #[error(
-        "disk {name}: which vault its recovery points are in cannot be told: {source}. Nothing was shipped"
+        "disk {name}: the vault of its recovery points is unknown: {source}. Nothing was shipped"
     )]
     Record {
         /// The disk.

@@ -181,7 +181,7 @@ pub fn note_keys(state_dir: &Path, worries: &[Worry]) -> bool {
 fn load_trouble(path: &Path) -> Option<Failure> {
     record::load(path).unwrap_or_else(|e| {
         let now = now_unix_ns();
-        let message = format!("something was wrong, but what cannot be read: {e}");
+        let message = format!("something was wrong, but the record of it cannot be read: {e}");
         Some(Failure {
             message,
             person_must_act: false,
@@ -251,7 +251,7 @@ pub struct Failure {
     pub message: String,
     /// Whether a person must act.
     pub person_must_act: bool,
-    /// Whether it is tried again by itself all the same: then nobody has to be told when it is mended.
+    /// Whether it is retried automatically all the same: then nobody has to be told when it is mended.
     #[serde(default)]
     pub tried_again: bool,
     /// The disk was failed over: another host writes it now (I5).

@@ -39,7 +39,7 @@ pub fn serve(listen: SocketAddr, look: Arc<Look>) -> io::Result<SocketAddr> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         if let Err(e) = runtime.block_on(answer_all(listener, look)) {
-            tracing::warn!("metrics are not told any more: {e}");
+            tracing::warn!("metrics are no longer served: {e}");
         }
     })?;
     Ok(at)

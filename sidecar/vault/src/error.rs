@@ -72,7 +72,7 @@ pub enum VaultError {
         url: String,
     },
     /// The store cannot do what a vault needs; nothing was begun in it.
-    #[error("vault {url}: this store is no place for a vault: {reason}")]
+    #[error("vault {url}: this store cannot hold a vault: {reason}")]
     Unfit {
         /// The vault.
         url: String,

@@ -204,7 +204,7 @@ fn of_replica(replica: &ReplicaStatus) -> Option<Cause> {
     let cause = match shown.is_some_and(|shown| shown.person_must_act) {
         true => Cause::critical(ids::REPLICA_STOPPED, failure)
             .advise("fix the cause; it is retried automatically"),
-        false => Cause::warning(ids::REPLICA_FAILED, failure).advise("it is tried again by itself"),
+        false => Cause::warning(ids::REPLICA_FAILED, failure).advise("it is retried automatically"),
     };
     Some(cause.retried(retry))
 }

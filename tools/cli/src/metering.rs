@@ -105,10 +105,7 @@ pub fn meter(context: Context, stop: &AtomicBool) {
             if let Err(e) = &done
                 && !failing
             {
-                tracing::warn!(
-                    "cannot write metrics to {}: {e}; will retry",
-                    path.display()
-                );
+                tracing::warn!("cannot write metrics to {}: {e}; will retry", path.display());
             }
             failing = done.is_err();
         }

@@ -76,7 +76,7 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
         (None, Some(seen)) => seen.path.clone(),
         (None, None) => {
             return Err(OfflineError::Refused(format!(
-                "where the backing of disk {name} is was never noted: say it with --from"
+                "the backing of disk {name} is unknown; pass --from PATH"
             )));
         }
     };

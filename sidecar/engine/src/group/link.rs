@@ -163,7 +163,7 @@ impl Link {
         let more = state.plaintext_bytes_to_read();
         // One message is waited for at a time, so more than one at a time makes no sense.
         if self.inbox.len() + more > 2 * (HEADER_BYTES + BODY_BYTES_MAX) {
-            let much = io::Error::new(ErrorKind::InvalidData, "the other side says too much");
+            let much = io::Error::new(ErrorKind::InvalidData, "the other side sent too much");
             return Err(much.into());
         }
         let at = self.inbox.len();

@@ -145,9 +145,7 @@ impl Group {
             return wrong("this host is its coordinator or a member, not both".into());
         }
         if group.coordinator.as_ref().is_some_and(|c| c.hosts.is_empty()) {
-            return wrong(
-                "coordinator.hosts: name the other hosts, or remove the section".into(),
-            );
+            return wrong("coordinator.hosts: name the other hosts, or remove the section".into());
         }
         let remote = group.coordinator.is_some() || group.member.is_some();
         if remote && config.tls.is_none() {

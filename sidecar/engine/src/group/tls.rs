@@ -54,7 +54,7 @@ pub enum TlsError {
         reason: String,
     },
     /// A name that no certificate can have.
-    #[error("{name:?} is no host name and no IP address")]
+    #[error("{name:?} is neither a host name nor an IP address")]
     Name {
         /// What was given.
         name: String,

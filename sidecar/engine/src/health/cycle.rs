@@ -27,17 +27,17 @@ fn failed(facts: &Facts<'_>, failure: &Failure) -> Cause {
     }
     let cause = match (failure.fenced, failure.person_must_act) {
         (true, _) => Cause::critical(ids::FENCED, &failure.message).advise(format!(
-            "its users go on undisturbed, but nothing they write is protected any more. If the other \
+            "its users are not affected, but nothing they write is protected any more. If the other \
              side is right, stop using this disk and bring it back: backstay failback {name} --to \
              BACKING. If this side is right, protect it under another name (unprotect {name} \
              --keep-points first)"
         )),
         (false, true) => Cause::critical(ids::CYCLE_STOPPED, &failure.message)
-            .advise(format!("mend what it says, then: backstay resume {name}")),
+            .advise(format!("fix the cause, then run: backstay resume {name}")),
         (false, false) => {
             let reason = format!("{} ({} times)", failure.message, facts.record.failures);
             Cause::warning(ids::CYCLE_FAILED, reason)
-                .advise("it is tried again by itself")
+                .advise("it is retried automatically")
                 .retried(facts.record.next_unix_ns)
         }
     };
@@ -51,8 +51,7 @@ fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Caus
     match trouble {
         VaultTrouble::Refused => Cause::critical(ids::STORE_REFUSED, &failure.message)
             .advise(format!(
-                "mend what the store says; it is tried again by itself, at once when the credentials file changes, or \
-                 now by: backstay cycle {name}"
+                "fix what the store reports; it is retried automatically, at once when the credentials file changes, or now with: backstay cycle {name}"
             ))
             .retried(facts.record.next_unix_ns),
         // The message names the way out.

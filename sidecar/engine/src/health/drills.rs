@@ -6,8 +6,9 @@ use crate::drills::Drilled;
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
     let name = facts.name;
     let trouble = facts.record.drilled.as_ref().and_then(Drilled::trouble).map(|reason| {
-        Cause::warning(ids::DRILL, reason)
-            .advise(format!("see backstay points {name}; mend it, then: backstay drill {name}"))
+        Cause::warning(ids::DRILL, reason).advise(format!(
+            "see backstay points {name}; fix the cause, then run: backstay drill {name}"
+        ))
     });
     trouble.into_iter().collect()
 }

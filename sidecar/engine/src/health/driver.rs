@@ -111,7 +111,7 @@ fn untracked(facts: &Facts<'_>, driver: &DriverStatus) -> Option<Cause> {
         Noted::Nowhere => " (after a reboot, too)",
     };
     let advice = format!(
-        "its users go on undisturbed. Mend the file system of {state} (see dmesg): the next cycle \
+        "its users are not affected. Mend the file system of {state} (see dmesg): the next cycle \
          then compares the whole disk{after}"
     );
     Some(Cause::critical(ids::NOT_TRACKED, reason).advise(advice).since(untracked.since_unix_ns))

@@ -44,7 +44,7 @@ fn gone(facts: &Facts<'_>) -> Option<Cause> {
     }
     let reason = format!("the state directory of the disk is gone: {}", state.display());
     Some(Cause::critical(ids::STATE_GONE, reason).advise(
-        "its users go on undisturbed; bring the directory back before the driver ends, or the whole disk is compared \
+        "its users are not affected; bring the directory back before the driver ends, or the whole disk is compared \
          when it is mounted again",
     ))
 }
@@ -70,7 +70,7 @@ pub(crate) fn of_sidecar(sidecar: &Sidecar) -> Option<Cause> {
     let cause = match sidecar {
         Sidecar::Runs { .. } => return None,
         Sidecar::NotRunning { since_unix_ns } => {
-            let reason = "no sidecar runs: no recovery points are made by themselves";
+            let reason = "no sidecar runs, so no recovery points are made";
             since(Cause::warning(ids::SIDECAR_NOT_RUNNING, reason), since_unix_ns)
         }
         Sidecar::Silent { pid, since_unix_ns, stopped } => {
@@ -80,7 +80,7 @@ pub(crate) fn of_sidecar(sidecar: &Sidecar) -> Option<Cause> {
             since(Cause::warning(ids::SIDECAR_SILENT, reason), since_unix_ns)
         }
         Sidecar::Unknown { reason } => {
-            let reason = format!("whether a sidecar runs could not be found out: {reason}");
+            let reason = format!("cannot find out whether a sidecar runs: {reason}");
             return Some(Cause::warning(ids::SIDECAR_UNKNOWN, reason));
         }
     };

@@ -59,7 +59,7 @@ pub struct Cause {
     pub advice: Option<String>,
     /// Since when, nanoseconds since 1970, if that is known.
     pub since_unix_ns: Option<u64>,
-    /// When it is tried again by itself, if it is.
+    /// When it is retried automatically, if it is.
     pub next_retry_unix_ns: Option<u64>,
 }
 
@@ -99,7 +99,7 @@ impl Cause {
         Self { since_unix_ns: Some(unix_ns), ..self }
     }
 
-    /// Says when it is tried again by itself, in nanoseconds since 1970, if that is known.
+    /// Says when it is retried automatically, in nanoseconds since 1970, if that is known.
     #[must_use]
     pub fn retried(self, unix_ns: Option<u64>) -> Self {
         Self { next_retry_unix_ns: unix_ns, ..self }

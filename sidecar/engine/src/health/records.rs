@@ -7,11 +7,11 @@ use super::{Cause, Facts, ids};
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
     let (name, record) = (facts.name, facts.record);
     let protection = record.protection_unreadable.as_ref().map(|e| {
-        Cause::critical(ids::RECORD_UNREADABLE, format!("where its points go is not known: {e}"))
-            .advise("say again how it is protected: backstay protect")
+        Cause::critical(ids::RECORD_UNREADABLE, format!("the vault of its points is unknown: {e}"))
+            .advise("protect it again: backstay protect")
     });
     let cycles = record.unreadable.as_ref().map(|e| {
-        let reason = format!("how its cycles went is not known: {e}");
+        let reason = format!("the result of its cycles is unknown: {e}");
         Cause::warning(ids::RECORD_UNREADABLE, reason)
             .advise(format!("the next cycle writes it again: backstay cycle {name}"))
     });

@@ -9,7 +9,7 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<Cause> {
             failure.message
         );
         let advice =
-            format!("cycles go on; mend what it says, then: backstay prune {}", facts.name);
+            format!("cycles go on; fix the cause, then run: backstay prune {}", facts.name);
         Cause::warning(ids::UPKEEP_FAILED, reason).advise(advice).since(failure.since_unix_ns)
     });
     let unlisted = facts.record.withheld.as_ref();

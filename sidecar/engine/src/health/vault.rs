@@ -38,7 +38,7 @@ pub(super) fn scrubs(facts: &Facts<'_>) -> Vec<Cause> {
     }
     if let Some((at, why)) = &scrubbed.failed {
         let reason = format!("its points could not be read back: {why}");
-        let advice = "it is tried again by itself; mend what it says";
+        let advice = "it is retried automatically; fix the cause";
         causes.push(Cause::warning(ids::SCRUB_FAILED, reason).advise(advice).since(*at));
     }
     causes
@@ -78,8 +78,8 @@ fn silent(facts: &Facts<'_>) -> Option<Cause> {
 
 fn unknown(facts: &Facts<'_>) -> Option<Cause> {
     let e = Home::load(&facts.paths.state).err()?;
-    let reason = format!("which vault its recovery points are in cannot be told: {e}");
-    let advice = format!("say it: backstay set {} --vault URL", facts.name);
+    let reason = format!("the vault of its recovery points is unknown: {e}");
+    let advice = format!("name it: backstay set {} --vault URL", facts.name);
     Some(Cause::critical(ids::VAULT_UNKNOWN, reason).advise(advice))
 }
 

@@ -31,7 +31,7 @@ impl Rate {
 
 /// A text that is no rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no rate: write bytes a second as in 10MiB/s, 500kB/s, or 0 for no limit")]
+#[error("{0:?} is not a rate: write bytes a second as in 10MiB/s, 500kB/s, or 0 for no limit")]
 pub struct NotARate(String);
 
 impl FromStr for Rate {

@@ -41,7 +41,7 @@ fn of_link(path: &Path) -> TimeZone {
 /// A name that is no time zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no time zone: use a name of the IANA database as in Europe/Berlin, or leave it out for \
+    "{0:?} is not a time zone: use a name of the IANA database as in Europe/Berlin, or leave it out for \
      the host's own"
 )]
 pub struct NoSuchZone(String);

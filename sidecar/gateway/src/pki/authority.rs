@@ -427,7 +427,7 @@ fn lock_folder(dir: &Path) -> Result<Flock<File>, PkiError> {
     let wrong = |reason: String| PkiError::File { path: dir.into(), reason };
     let locked = File::open(dir).and_then(|file| lock::exclusive(file, lock::LOOKED_AT_WAIT));
     let locked = locked.map_err(|e| wrong(e.to_string()))?;
-    locked.ok_or_else(|| wrong("somebody else is at it; try again".into()))
+    locked.ok_or_else(|| wrong("another command is using it; try again".into()))
 }
 
 fn distinguished(name: &str) -> DistinguishedName {
@@ -467,7 +467,9 @@ fn host_names(hosts: &[String]) -> Result<Vec<SanType>, PkiError> {
         Ok(address) => Ok(SanType::IpAddress(address)),
         Err(_) => match rustls::pki_types::DnsName::try_from(host.as_str()) {
             Ok(_) => Ok(SanType::DnsName(host.as_str().try_into()?)),
-            Err(_) => Err(PkiError::Request(format!("{host:?} is no host name and no address"))),
+            Err(_) => {
+                Err(PkiError::Request(format!("{host:?} is neither a host name nor an address")))
+            }
         },
     };
     hosts.iter().map(name).collect()

@@ -117,7 +117,7 @@ impl TryFrom<String> for Serial {
             && (2..=Self::BYTES_MAX * 2).contains(&text.len());
         match fine && !text.starts_with("00") {
             true => Ok(Self(text)),
-            false => Err(PkiError::Certificate(format!("{text:?} is no serial number"))),
+            false => Err(PkiError::Certificate(format!("{text:?} is not a serial number"))),
         }
     }
 }
@@ -282,7 +282,7 @@ impl<'a> CertificateClaims<'a> {
                 Some(("role", text)) if role.is_none() => role = Some(text.parse()?),
                 Some(("disk", text)) => disks.push(text),
                 Some(("name" | "role", _)) => return Err(no("it has two names or two roles")),
-                _ => return Err(no("it says something that is not known here")),
+                _ => return Err(no("it contains something unknown")),
             }
         }
         let name = name.ok_or_else(|| no("it has no name"))?;

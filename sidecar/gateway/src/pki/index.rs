@@ -100,7 +100,7 @@ impl Index {
             return Err(format!("version {} is unknown here", envelope.version));
         }
         if checksum(&envelope.body) != envelope.crc32c {
-            return Err("its checksum does not fit: it was damaged or edited".into());
+            return Err("its checksum does not match: it was damaged or edited".into());
         }
         serde_json::from_value(envelope.body).map_err(|e| e.to_string())
     }

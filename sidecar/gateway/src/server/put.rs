@@ -49,7 +49,8 @@ pub(super) async fn put(
             return Err(match found {
                 Some(len) if len > most => Refused::TooLong,
                 _ => Refused::BadRequest(
-                    "a PUT must carry If-None-Match: * and its length; nothing is overwritten".into(),
+                    "a PUT must carry If-None-Match: * and its length; nothing is overwritten"
+                        .into(),
                 ),
             });
         }

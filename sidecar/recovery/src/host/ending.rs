@@ -53,7 +53,7 @@ pub enum Devices {
 pub fn users(status: &DriverStatus, devices: Devices) -> Result<Vec<User>, HostError> {
     let look = Look { readers: true, spare: vec![status.pid] };
     let found = Subject::at(&status.served).and_then(|subject| in_use::users(&subject, &look));
-    let mut found = found.doing(|| format!("disk {}: looking who uses it", status.name))?;
+    let mut found = found.doing(|| format!("disk {}: checking who uses it", status.name))?;
     if devices == Devices::Spare {
         found.retain(|user| !matches!(user.kind, UserKind::Loop { .. }));
     }

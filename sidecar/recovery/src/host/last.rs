@@ -93,7 +93,7 @@ fn by_sidecar(
         } else {
             if clock::since(began) > BEGINS_WITHIN || !is_running(host.roots) {
                 host.told.progress_ends();
-                tracing::info!("disk {name}: the sidecar has no place for it: made here");
+                tracing::info!("disk {name}: the sidecar is busy: made here");
                 return Ok(false);
             }
             if asked.is_none_or(|at| clock::since(at) > ASK_EVERY) {

@@ -64,7 +64,7 @@ impl std::str::FromStr for Format {
         match text {
             "raw" => Ok(Self::Raw),
             "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!("{text:?} is no format of images: raw or qcow2")),
+            _ => Err(format!("{text:?} is not an image format: raw or qcow2")),
         }
     }
 }

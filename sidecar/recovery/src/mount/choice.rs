@@ -31,7 +31,7 @@ impl FromStr for PointChoice {
         }
         let wrong = || {
             format!(
-                "{text:?} is no recovery point: a number, latest, or a time as 2026-02-03T04:05:06Z"
+                "{text:?} is not a recovery point: use a number, latest, or a time as 2026-02-03T04:05:06Z"
             )
         };
         let at: Timestamp = text.parse().map_err(|_| wrong())?;

@@ -139,7 +139,7 @@ impl Shown {
 
     fn put(&self, dir: &Path) {
         if let Err(e) = record::save(&dir.join(FILE), self, Durability::Relaxed) {
-            tracing::warn!("how the replica is cannot be shown: {e}");
+            tracing::warn!("cannot show the state of the replica: {e}");
         }
     }
 

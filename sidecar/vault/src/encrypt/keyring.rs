@@ -189,8 +189,8 @@ pub enum KeyringError {
     /// The kernel has no random bytes.
     #[error("the system has no random bytes to give")]
     NoRandom,
-    /// That is no age recipient.
-    #[error("{0:?} is no age recipient (age1…)")]
+    /// That is not an age recipient.
+    #[error("{0:?} is not an age recipient (age1…)")]
     Recipient(String),
     /// There is no such slot.
     #[error("there is no slot {0}; see backstay key list")]
@@ -204,7 +204,7 @@ pub enum KeyringError {
     #[error("there are {0} already, and more have no place in a keyring")]
     TooMany(&'static str),
     /// Argon2id was given what it refuses.
-    #[error("Argon2id cannot work with what it was given")]
+    #[error("invalid Argon2id parameters")]
     Hardness,
 }
 

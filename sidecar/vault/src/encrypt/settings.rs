@@ -71,7 +71,7 @@ pub fn read_secret(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
         return Err(io::Error::other("it is no file"));
     }
     if meta.mode() & 0o077 != 0 || !(meta.uid() == us || meta.uid() == 0) {
-        let reason = "others can read or change it and it holds a secret: chown it to the user that \
+        let reason = "others can read or change it, and it holds a secret: chown it to the user that \
                       runs Backstay and chmod 600 it";
         return Err(io::Error::other(reason));
     }

@@ -40,7 +40,7 @@ pub enum NotSigned {
     )]
     Removed,
     /// It is of other bytes, another object or another vault.
-    #[error("its signature does not fit: it was changed, or is another object")]
+    #[error("its signature does not match: the object was changed, or is another one")]
     Wrong,
 }
 

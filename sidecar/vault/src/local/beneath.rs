@@ -106,7 +106,7 @@ impl Beneath {
 /// Opens a name right in a folder.
 fn step(within: &File, name: &str, flags: OFlag, key: &str) -> io::Result<File> {
     if matches!(name, "" | "." | "..") {
-        return Err(io::Error::other(format!("{key:?} is no key of an object")));
+        return Err(io::Error::other(format!("{key:?} is not the key of an object")));
     }
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     loop {

@@ -43,7 +43,7 @@ pub(super) fn read_private(path: &Path) -> io::Result<String> {
     let meta = file.metadata()?;
     let us = nix::unistd::geteuid().as_raw();
     if meta.mode() & 0o077 != 0 || !(meta.uid() == us || meta.uid() == 0) {
-        let reason = "others can read or change it and it holds secrets: chown it to the user that \
+        let reason = "others can read or change it, and it holds secrets: chown it to the user that \
                       runs Backstay and chmod 600 it";
         return Err(io::Error::other(reason));
     }

@@ -150,7 +150,9 @@ fn from_file(file: &Path) -> anyhow::Result<Passphrase> {
 
 fn ask(what: &str) -> anyhow::Result<Passphrase> {
     if !std::io::stdin().is_terminal() {
-        bail!("cannot ask for a passphrase without a terminal; use --passphrase-file. Nothing was done");
+        bail!(
+            "cannot ask for a passphrase without a terminal; use --passphrase-file. Nothing was done"
+        );
     }
     long_enough(Zeroizing::new(rpassword::prompt_password(what)?))
 }
@@ -299,7 +301,10 @@ fn revoke(context: &Context, mut authority: Authority, which: &str) -> anyhow::R
     for record in revoked {
         println!("Revoked: {} {} ({})", record.name, record.serial, rights(&record));
     }
-    println!("Copy {} to every gateway now: until then they still accept the certificate.", crl.display());
+    println!(
+        "Copy {} to every gateway now: until then they still accept the certificate.",
+        crl.display()
+    );
     Ok(())
 }
 

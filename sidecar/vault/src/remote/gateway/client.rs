@@ -53,8 +53,9 @@ pub(super) fn client(url: &str, settings: &StoreSettings) -> Result<Client, Vaul
         builder = builder.tls_certs_only(certificates);
     }
     if let Some(proxy) = &settings.proxy {
-        let proxy = Proxy::all(proxy).map_err(|_| wrong("store.proxy is no proxy's URL".into()))?;
+        let proxy =
+            Proxy::all(proxy).map_err(|_| wrong("store.proxy is not the URL of a proxy".into()))?;
         builder = builder.no_proxy().proxy(proxy);
     }
-    builder.build().map_err(|e| wrong(format!("no client can be made: {e:?}")))
+    builder.build().map_err(|e| wrong(format!("cannot make a client: {e:?}")))
 }

@@ -164,7 +164,7 @@ impl GatewayStore {
         // A list that does not go on would never end.
         match &page.next {
             Some(next) if next.as_str() <= after => {
-                Err(passing("a list of the gateway goes round in circles"))
+                Err(passing("the gateway's list repeats itself"))
             }
             _ => Ok(page),
         }
@@ -207,7 +207,9 @@ fn listed_key(key: &str) -> Result<Path> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
     match key.bytes().all(known) {
         true => Ok(Path::parse(key)?),
-        false => Err(passing(format!("the gateway lists {key:?}, which is no key of an object"))),
+        false => {
+            Err(passing(format!("the gateway lists {key:?}, which is not the key of an object")))
+        }
     }
 }
 

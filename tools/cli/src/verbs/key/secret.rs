@@ -98,7 +98,9 @@ fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
 
 fn ask_twice() -> anyhow::Result<Zeroizing<String>> {
     if !std::io::stdin().is_terminal() {
-        bail!("cannot ask for a passphrase without a terminal; use --passphrase-file or --key-file");
+        bail!(
+            "cannot ask for a passphrase without a terminal; use --passphrase-file or --key-file"
+        );
     }
     let first = Zeroizing::new(rpassword::prompt_password("New passphrase: ")?);
     let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);

@@ -117,7 +117,7 @@ pub fn remove(context: &Context, vault: &Vault, which: &str) -> anyhow::Result<(
         ),
     };
     let public =
-        Vault::writer_named(&id).with_context(|| format!("{id:?} is no id of a writer"))?;
+        Vault::writer_named(&id).with_context(|| format!("{id:?} is not the id of a writer"))?;
     let revision = vault.remove_writer(&public, &label)?;
     said(context, &json!({ "removed": id, "label": label, "revision": revision }), || {
         format!(
