@@ -55,22 +55,28 @@ impl Guest {
             Task::Check => "check",
             Task::Write => "write",
         };
+        Self::start(disk, "192", &["-smbios", &format!("type=1,serial={what}")])
+    }
+
+    /// Boots a system in memory (see [`super::lab`]), with a disk.
+    ///
+    /// # Panics
+    /// If QEMU cannot be started: package qemu-system-x86.
+    pub fn boot_lab(lab: &super::lab::Lab, disk: &Path) -> Self {
+        let (kernel, initrd) = (lab.kernel(), lab.initrd());
+        let [kernel, initrd] = [&kernel, &initrd].map(|path| path.to_str().unwrap());
+        let append = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check";
+        Self::start(disk, "1024", &["-kernel", kernel, "-initrd", initrd, "-append", append])
+    }
+
+    fn start(disk: &Path, memory_mib: &str, more: &[&str]) -> Self {
         // Past the host's page cache: what the guest has flushed is on the disk, and nothing else.
         let drive =
             format!("file={},if=virtio,format=raw,cache=none,discard=unmap", disk.display());
         let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-            "-m",
-            "192",
-            "-nodefaults",
-            "-no-user-config",
-        ]);
-        command.args(["-display", "none", "-serial", "stdio", "-no-reboot", "-drive", &drive]);
-        command.args(["-smbios", &format!("type=1,serial={what}")]);
+        command.args(["-accel", "tcg", "-cpu", "max", "-m", memory_mib, "-nodefaults"]);
+        command.args(["-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
+        command.args(["-drive", &drive]).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut qemu = command.spawn().expect("package qemu-system-x86 is installed");
         let said = BufReader::new(qemu.stdout.take().unwrap());
@@ -90,7 +96,7 @@ impl Guest {
     /// # Panics
     /// If it does not, or ends.
     #[track_caller]
-    fn says(&self, beginning: &[&str]) -> (usize, String) {
+    pub fn says(&self, beginning: &[&str]) -> (usize, String) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -103,6 +109,19 @@ impl Guest {
                     return (which, rest.trim().to_owned());
                 }
             }
+        }
+    }
+
+    /// Waits for a line that begins so; the rest of it.
+    ///
+    /// # Panics
+    /// If it does not come, or the machine says first that something failed.
+    #[track_caller]
+    #[must_use]
+    pub fn line(&self, beginning: &str) -> String {
+        match self.says(&[beginning, "GUEST failed: "]) {
+            (0, rest) => rest,
+            (_, why) => panic!("the guest says, instead of {beginning:?}: {why}"),
         }
     }
 

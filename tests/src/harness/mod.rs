@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod guest;
 pub mod host;
 pub mod https;
+pub mod lab;
 pub mod metrics;
 pub mod netns;
 pub mod ordered;
