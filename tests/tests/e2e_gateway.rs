@@ -131,6 +131,43 @@ fn a_life_through_a_gateway() {
     assert_eq!(gateway.told("/readyz").0, 200);
 }
 
+/// What the first cycle would be refused for is found before anything is started: a certificate for another disk, or
+/// for no shipping at all; a name that another host has.
+#[test]
+fn protect_asks_for_rights_and_the_name_first() {
+    let site = Site::new("gateway-protect");
+    let gateway = site.gateway("gw", "");
+    let url = gateway.url();
+    let host = &site.source;
+    let disk = host.disk("db", MIB as u64);
+    let backing = pin(&disk.backing);
+    let refused = |name: &str, words: &[&str]| {
+        for more in [&[][..], &["--check"]] {
+            let args = [&["protect", &backing, "--name", name], more].concat();
+            let output = host.try_backstay(&args);
+            let text = said(&output);
+            assert!(words.iter().all(|word| text.contains(word)), "{args:?}: {text}");
+            assert!(more.len() == 1 || output.status.code() == Some(1), "{args:?}: {text}");
+            let left = [host.path("state").join(name), host.runtime.join(name)];
+            assert!(left.iter().all(|left| !left.exists()), "{args:?}: {left:?} is left");
+        }
+    };
+    site.configure(host, &url, &site.pki.source("web", &["web"]), "");
+    refused("db", &["FAILED", "name in the vault", "(web)", "pki"]);
+    site.configure(host, &url, &site.pki.client("keeper", "maintainer", &["*"]), "");
+    refused("db", &["FAILED", "name in the vault", "(keeper)"]);
+    let other = Host::new("gateway-protect-other");
+    site.configure(&other, &url, &site.pki.source("both", &["db"]), "");
+    let theirs = other.disk("db", MIB as u64);
+    theirs.mount(&[]);
+    theirs.cycle();
+    site.configure(host, &url, &site.pki.source("src", &["db", "free"]), "");
+    refused("db", &["FAILED", "another name", "--the-disk-is-right"]);
+    assert_eq!(theirs.points().len(), 1);
+    host.backstay(&["protect", &backing, "--name", "free"]);
+    host.backstay(&["unprotect", "free", "--keep-points"]);
+}
+
 /// Nobody deletes points through a gateway, whatever the certificate; on the host of the vault there is a verb that does.
 #[test]
 fn the_points_of_a_source_are_deleted_on_the_vaults_host() {

@@ -118,7 +118,8 @@ fn protect_ships_follows_its_policy_and_is_ended_as_told() {
     let again = ["protect", backing, "--name", "d", "--vault", &other];
     let refused = said(&host.try_backstay(&again));
     assert!(refused.contains("--the-disk-is-right"), "{refused}");
-    host.backstay(&["resync", "d", "--now", "--the-disk-is-right"]);
+    assert!(!host.path("state").join("d").exists(), "nothing was started");
+    host.backstay(&[&again[..], &["--the-disk-is-right"]].concat());
     assert_eq!(points(&disk), kept + 1);
     // What is pinned is not deleted by the way.
     host.backstay(&["pin", "d", "latest", "--name", "audit"]);

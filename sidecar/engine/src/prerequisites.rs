@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::time::Duration;
 
+use backstay_format::superblock::Superblock;
 use backstay_front::backing::{self, Engine};
 use backstay_front::paths::Roots;
 use backstay_host::clock;
@@ -47,15 +48,21 @@ pub enum Verdict {
     Failed,
 }
 
-/// Looks at everything; nothing is changed. A vault on this host is no warning where that is allowed.
+/// What the caller says of the disk and its vault.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told {
+    /// A vault on this host is no warning.
+    pub allow_local_vault: bool,
+    /// The disk goes on from the points of its name, although nothing proves that it is newer.
+    pub disk_is_right: bool,
+    /// Most bytes of preserved blocks; half the disk, if nothing is said.
+    pub change_log_limit: Option<ByteLen>,
+}
+
+/// Looks at everything; nothing is changed.
 #[must_use]
-pub fn check(
-    roots: &Roots,
-    name: &DiskName,
-    disk: &Path,
-    (vault, allow_local): (&str, bool),
-    change_log_limit: Option<ByteLen>,
-) -> Vec<Check> {
+pub fn check(roots: &Roots, name: &DiskName, disk: &Path, vault: &str, told: Told) -> Vec<Check> {
+    let Told { allow_local_vault: allow_local, disk_is_right, change_log_limit } = told;
     let size = backing_size(disk);
     let log = change_log_limit.unwrap_or(ByteLen(size.unwrap_or_default() / 2));
     vec![
@@ -67,6 +74,7 @@ pub fn check(
         looked("change log", room_for_log(&roots.state, log)),
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
         looked("vault", writable_vault(vault)),
+        looked("name in the vault", name_in_vault(roots, name, vault, disk_is_right)),
         looked("vault's place", place_of_vault(roots, name, disk, (vault, allow_local))),
         looked("clock", clock()),
     ]
@@ -261,6 +269,58 @@ fn writable_vault(url: &str) -> Result<Checked, VaultError> {
     Ok(Good(format!("{url} can be written and read back; it is encrypted, {what}")))
 }
 
+/// What the first cycle would be refused for is asked before anything is started: whether this host may ship a disk of
+/// the name, and whose the name is.
+fn name_in_vault(
+    roots: &Roots,
+    name: &DiskName,
+    url: &str,
+    disk_is_right: bool,
+) -> Result<Checked, VaultError> {
+    let vault = match Vault::open_to_look(url) {
+        Err(VaultError::NoVault { .. }) => return Ok(Good(format!("{name} is free"))),
+        vault => vault?,
+    };
+    if let Some(who) = vault.who_am_i()?.filter(|who| !who.may_ship(name)) {
+        return Ok(Bad(format!(
+            "the certificate of this host ({}) does not let it ship disk {name} through {url}: it is for {}. Ask for one \
+             that names it (backstay pki), or use another name",
+            who.name,
+            who.disks()
+        )));
+    }
+    let super_block = std::fs::read(roots.disk(name).state.join("super")).ok();
+    let here = super_block.and_then(|bytes| Superblock::newest(&bytes).ok());
+    for id in here.iter().flat_map(|here| {
+        let points = here.base.iter().chain(&here.announced);
+        [here.disk].into_iter().chain(points.map(|point| point.vault_disk))
+    }) {
+        match vault.disk(id) {
+            Ok(_) => return Ok(Good(format!("{url} has this disk already"))),
+            Err(VaultError::NotFound { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let there = match vault.disk_named(name) {
+        // A name that its disk gave back is free.
+        Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => {
+            return Ok(Good(format!("{name} is free")));
+        }
+        there => there?.disk,
+    };
+    Ok(match (vault.newest_point(there, None)?, disk_is_right) {
+        (Some(newest), true) => Good(format!("{name} goes on from recovery point {newest}")),
+        (Some(newest), false) => Bad(format!(
+            "{url} has a disk {name} already ({there}, newest recovery point {newest}), and nothing proves that this disk \
+             is newer, or that it is that disk. Use another name; or, if you know that it is that disk and newer than its \
+             points: --the-disk-is-right"
+        )),
+        (None, _) => Bad(format!(
+            "{url} has a disk {name} already ({there}), of which there is no recovery point yet: use another name"
+        )),
+    })
+}
+
 /// A vault on the disk itself is none; one that is lost with it is worth a word.
 fn place_of_vault(
     roots: &Roots,
@@ -331,7 +391,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
         let found = |disk: &Path, vault: &str| {
-            let all = check(&roots, &name, disk, (vault, false), None);
+            let all = check(&roots, &name, disk, vault, Told::default());
             let failed = all.into_iter().filter(|c| c.verdict == Verdict::Failed);
             failed.map(|c| (c.what, c.found)).collect::<Vec<_>>()
         };
@@ -342,8 +402,9 @@ mod tests {
         assert!(empty.iter().any(|(what, why)| *what == "backing" && why.contains("empty")));
         let vault = found(&file, "ftp://nowhere");
         assert!(vault.iter().any(|(what, _)| *what == "vault"), "{vault:?}");
-        let place = |allow_local| {
-            let all = check(&roots, &name, &file, (url.to_str().unwrap(), allow_local), None);
+        let place = |allow_local_vault| {
+            let told = Told { allow_local_vault, ..Told::default() };
+            let all = check(&roots, &name, &file, url.to_str().unwrap(), told);
             all.into_iter().find(|c| c.what == "vault's place").unwrap()
         };
         assert_eq!(place(false).verdict, Verdict::Warning, "{:?}", place(false));

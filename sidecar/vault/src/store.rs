@@ -26,7 +26,7 @@ use crate::local::{self, Folders};
 use crate::paced::Pace;
 use crate::read::tails::Tails;
 use crate::remote::connect::{connect, refuse_lock};
-use crate::remote::gateway::{Gateway, Role};
+use crate::remote::gateway::{Gateway, Role, WhoAmI};
 use crate::remote::lock::bucket::Bucket;
 use crate::remote::place::{Kind, VaultPlace};
 use crate::remote::renewing::Renewing;
@@ -301,13 +301,21 @@ impl Vault {
         Self::build(url, store, None, Some(gateway), keychain)
     }
 
+    /// Whom the gateway that it is behind takes us for; `None` if it is behind none.
+    ///
+    /// # Errors
+    /// If the gateway does not say.
+    pub fn who_am_i(&self) -> Result<Option<&WhoAmI>, VaultError> {
+        let Inner { gateway, runtime, .. } = &*self.inner;
+        gateway.as_ref().map(|gateway| gateway.who(runtime)).transpose()
+    }
+
     /// What the gateway that it is behind lets us do; `None` if it is behind none.
     ///
     /// # Errors
     /// If the gateway does not say.
     pub fn role(&self) -> Result<Option<Role>, VaultError> {
-        let Inner { gateway, runtime, .. } = &*self.inner;
-        gateway.as_ref().map(|gateway| gateway.role(runtime)).transpose()
+        Ok(self.who_am_i()?.map(|who| who.role))
     }
 
     /// Whether it is behind a gateway, which does the upkeep itself.

@@ -27,7 +27,7 @@ mod timeouts;
 pub(crate) mod upload;
 mod variables;
 
-pub use gateway::Role;
 #[doc(hidden)]
 pub use gateway::keys_of_page;
+pub use gateway::{Role, WhoAmI};
 pub use settings::{StoreSettings, answers_within, configure};

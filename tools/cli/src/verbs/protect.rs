@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use backstay_engine::cycle::newest_point;
+use backstay_engine::cycle::resync::Request;
 use backstay_engine::home;
-use backstay_engine::prerequisites::{Check, Verdict, check};
+use backstay_engine::prerequisites::{Check, Told, Verdict, check};
 use backstay_engine::protection::Protection;
 use backstay_engine::requests::{Asked, ask};
 use backstay_engine::service::is_running;
@@ -47,6 +49,9 @@ pub struct Protect {
     /// Only check whether it can be protected
     #[arg(long)]
     check: bool,
+    /// Go on from the recovery points that the vault has of this name, although nothing proves that the disk is newer
+    #[arg(long)]
+    the_disk_is_right: bool,
     /// Attach a loop device, too, and print it
     #[arg(long)]
     attach: bool,
@@ -70,8 +75,12 @@ impl Protect {
             );
         }
         let limit = self.how.change_log_limit().map(|limit| ByteLen(limit.as_u64()));
-        let checks =
-            check(roots, name, &backing, (&vault, context.config.allow_local_vault), limit);
+        let told = Told {
+            allow_local_vault: context.config.allow_local_vault,
+            disk_is_right: self.the_disk_is_right,
+            change_log_limit: limit,
+        };
+        let checks = check(roots, name, &backing, &vault, told);
         if !self.check {
             context.may(name, Verb::Protect)?;
         }
@@ -103,6 +112,9 @@ impl Protect {
         };
         protection.save(&state).with_context(|| format!("disk {name}"))?;
         home::remember(&state, name, &opened, false)?;
+        if self.the_disk_is_right {
+            follow_newest(context, name, &opened)?;
+        }
         home::note_default(&state, &context.config.vault);
         let device = match self.attach {
             true => Some(context.host().device_of(name, &served, false)?.path),
@@ -133,6 +145,19 @@ impl Protect {
         }
         Ok(())
     }
+}
+
+/// Has the first cycle compare the disk with the newest point of its name, and follow it.
+fn follow_newest(context: &Context, name: &DiskName, vault: &Vault) -> anyhow::Result<()> {
+    let status = context.driver(name)?.status()?;
+    let Some(newest) = newest_point(vault, &status)? else { return Ok(()) };
+    let request = Request {
+        disk_is_right: Some(newest.point),
+        now: true,
+        asked_unix_ns: backstay_host::clock::now_unix_ns(),
+        ..Request::default()
+    };
+    request.save(&context.roots.disk(name).state).with_context(|| format!("disk {name}"))
 }
 
 /// Makes the vault, if there is none and never was one; that is said.

@@ -12,6 +12,7 @@ mod tries;
 
 use std::sync::{Arc, OnceLock};
 
+use backstay_types::DiskName;
 use object_store::PutPayload;
 use tokio::runtime::Runtime;
 
@@ -34,34 +35,55 @@ pub enum Role {
     Maintainer,
 }
 
-/// What `/v1/whoami` says. What else it may say is of no interest here.
-#[derive(Debug, serde::Deserialize)]
-struct WhoAmI {
-    role: Role,
+/// Whom a gateway takes this host for, as `/v1/whoami` says. What else it may say is of no interest here.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct WhoAmI {
+    /// The name in the certificate.
+    #[serde(default)]
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// With which disks; `*`: with all of them.
+    disks: Vec<String>,
+}
+
+impl WhoAmI {
+    /// Whether it may make a disk of this name and ship its points.
+    #[must_use]
+    pub fn may_ship(&self, name: &DiskName) -> bool {
+        self.role != Role::Maintainer
+            && self.disks.iter().any(|disk| disk == "*" || disk == name.as_str())
+    }
+
+    /// The disks of its certificate, for people.
+    #[must_use]
+    pub fn disks(&self) -> String {
+        self.disks.join(", ")
+    }
 }
 
 /// A gateway, as a vault sees it.
 pub(crate) struct Gateway {
     pub store: Arc<GatewayStore>,
-    role: OnceLock<Role>,
+    who: OnceLock<WhoAmI>,
 }
 
 impl Gateway {
     /// A client for gateways before one store. Nothing is asked of it yet.
     pub fn new(url: &str, hosts: &[String], settings: &StoreSettings) -> Result<Self, VaultError> {
         let store = Arc::new(GatewayStore::new(url, hosts, settings)?);
-        Ok(Self { store, role: OnceLock::new() })
+        Ok(Self { store, who: OnceLock::new() })
     }
 
-    /// What it lets us do.
-    pub fn role(&self, runtime: &Runtime) -> Result<Role, VaultError> {
-        if let Some(role) = self.role.get() {
-            return Ok(*role);
+    /// Whom it takes us for.
+    pub fn who(&self, runtime: &Runtime) -> Result<&WhoAmI, VaultError> {
+        if let Some(who) = self.who.get() {
+            return Ok(who);
         }
         let who: WhoAmI = runtime
             .block_on(self.store.json("whoami", &[]))
             .map_err(|e| VaultError::of_store("whoami", e))?;
-        Ok(*self.role.get_or_init(|| who.role))
+        Ok(self.who.get_or_init(|| who))
     }
 
     /// Puts a segment; false if it was given up, and nothing is there.
