@@ -47,9 +47,65 @@ impl Vault {
     /// The record of a disk.
     ///
     /// # Errors
-    /// If there is none, or it is damaged.
+    /// [`VaultError::NotFound`] if there is no such disk, or it was never finished; or the record is damaged. A record that
+    /// is gone although the disk has points, terms or a ledger is damage: it is put before any of them, and deleted after
+    /// all of them.
     pub fn disk(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
-        self.document(&disk_key(disk))
+        let key = disk_key(disk);
+        match self.document(&key) {
+            Err(VaultError::NotFound { .. }) if self.has_history(disk)? => {}
+            read => return read,
+        }
+        // It may have been put since.
+        self.judged(true, || self.document(&key)).map_err(|e| match e {
+            VaultError::NotFound { .. } => VaultError::Inconsistent {
+                object: key.clone(),
+                reason: "it is not there, although the disk has recovery points, terms or a ledger"
+                    .into(),
+            },
+            e => e,
+        })
+    }
+
+    /// Whether a disk has anything that is there only after its record.
+    fn has_history(&self, disk: DiskId) -> Result<bool, VaultError> {
+        for folder in ["points", "terms", "ledger"] {
+            if !self.listed(&format!("disks/{disk}/{folder}"))?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A disk by its identity. What its record says is made up from its newest point, if that record is gone or damaged:
+    /// its points are as whole as before.
+    ///
+    /// # Errors
+    /// As for [`Self::disk`], if no point of it can be read either.
+    pub fn disk_by_id(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
+        let damage = match self.disk(disk) {
+            Err(e) if e.is_damage() => e,
+            read => return read,
+        };
+        for cycle in self.points(disk)?.into_iter().rev() {
+            match self.manifest(disk, cycle) {
+                Ok(point) => {
+                    tracing::warn!(
+                        "{damage}; what is known of the disk is of recovery point {cycle}"
+                    );
+                    return Ok(DiskRecord {
+                        disk,
+                        name: disk.to_string().parse().map_err(|_| damage)?,
+                        size_bytes: point.size,
+                        sector_bytes: 512,
+                        created_unix_ns: point.cut_unix_ns,
+                    });
+                }
+                Err(e) if e.is_damage() || matches!(e, VaultError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(damage)
     }
 
     /// Puts the record of a new disk.

@@ -164,7 +164,7 @@ impl Vault {
     /// The disk whose identity was given in the place of a name, as when the document of its name is lost.
     fn disk_by_identity(&self, name: &DiskName) -> Result<Option<DiskRecord>, VaultError> {
         let Ok(disk) = name.as_str().parse::<uuid::Uuid>() else { return Ok(None) };
-        match self.disk(DiskId::from_bytes(disk.into_bytes())) {
+        match self.disk_by_id(DiskId::from_bytes(disk.into_bytes())) {
             Err(VaultError::NotFound { .. }) => Ok(None),
             disk => disk.map(Some),
         }

@@ -68,6 +68,40 @@ fn a_renamed_disk_is_found_by_its_new_name() {
     assert_eq!(names(&vault), [("a".into(), b), ("c".into(), a)]);
 }
 
+/// A record is put before all else that a disk has, and goes after it. Without it, a disk that has a history is damaged, and
+/// is not one that was never finished: its name is not free, and by its identity its points are found.
+#[test]
+fn a_record_that_is_gone_is_damage() {
+    let (dir, vault) = vault();
+    let mut history = common::history::History::new(&vault, 1 << 20, 1);
+    let disk = history.disk;
+    vault.claim_name(&name("db"), disk).unwrap();
+    let folder = dir.path().join(format!("disks/{disk}"));
+    let lose = || std::fs::remove_file(folder.join("disk.json")).unwrap();
+    let by_id = |vault: &Vault| vault.disk_named(&name(&disk.to_string()));
+    let begun = DiskId::random();
+    vault.claim_name(&name("begun"), begun).unwrap();
+    assert!(matches!(vault.disk(begun), Err(VaultError::NotFound { .. })), "never finished");
+    history.cycle(&vault, &mut fastrand::Rng::with_seed(1)).unwrap();
+    lose();
+    let is_damage = |e: VaultError| {
+        assert!(e.is_damage() && e.damaged_document().is_some(), "{e}");
+        assert!(e.to_string().contains("disk.json"), "{e}");
+    };
+    is_damage(vault.disk(disk).unwrap_err());
+    is_damage(vault.disk_named(&name("db")).unwrap_err());
+    is_damage(vault.claim_name(&name("db"), DiskId::random()).unwrap_err());
+    let (disks, damaged) = vault.list_disks().unwrap();
+    assert!(disks.is_empty() && damaged.len() == 1, "{disks:?} {damaged:?}");
+    assert_eq!((damaged[0].disk, damaged[0].name.clone()), (Some(disk), Some(name("db"))));
+    let found = by_id(&vault).unwrap();
+    assert_eq!((found.disk, found.size_bytes), (disk, ByteLen(1 << 20)));
+    // Terms alone, or a ledger, say that there was a record.
+    std::fs::remove_dir_all(folder.join("points")).unwrap();
+    is_damage(vault.disk(disk).unwrap_err());
+    is_damage(by_id(&vault).unwrap_err());
+}
+
 #[test]
 fn of_many_who_want_a_name_one_gets_it() {
     let (_dir, vault) = vault();
