@@ -165,10 +165,15 @@ impl CycleError {
         }
     }
 
-    /// Whether the vault has none of the points that were made.
+    /// Whether points that this disk made are not in the vault any more: all of them, or the newest.
     #[must_use]
     pub fn is_vanished(&self) -> bool {
-        matches!(self, Self::Vault(VaultError::PointsVanished { .. }))
+        match self {
+            Self::Vault(VaultError::PointsVanished { .. })
+            | Self::Home(HomeError::Forgotten { .. }) => true,
+            Self::WhichSide { newest, known, .. } => known.is_some_and(|known| known > *newest),
+            _ => false,
+        }
     }
 
     /// Whether nothing was done to stay safe.

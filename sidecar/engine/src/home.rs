@@ -56,9 +56,9 @@ pub enum HomeError {
     /// The vault does not know the disk any more.
     #[error(
         "disk {name}: vault {} has no record of it, although this host has shipped points there: they were \
-         deleted, or an older copy of the vault is there. Nothing was shipped. If it is to begin there again, with the \
-         whole disk: backstay set {name} --vault {}",
-        home.shown(), home.url
+         deleted, or an older copy of the vault is there. Nothing was shipped. If the vault cannot be \
+         brought back, ship all of the disk again: backstay resync {name} --now --the-disk-is-right",
+        home.shown()
     )]
     Forgotten {
         /// The disk.

@@ -97,8 +97,10 @@ pub struct Scrubbed {
     pub whole: Option<CycleNo>,
     /// Segments that the last one mended.
     pub mended: u64,
-    /// Somebody else found damage: one is due now, also where none are made by themselves.
+    /// Somebody else found damage, or a point was laid over it: one is due now, also where none are made by themselves.
     pub asked: bool,
+    /// The newest damaged point for which one was asked because another was laid over it: that is asked for once.
+    pub asked_over: Option<CycleNo>,
 }
 
 impl Scrubbed {
@@ -150,6 +152,18 @@ impl Scrubbed {
     pub fn note_whole(state_dir: &Path, cycle: CycleNo) {
         let Some(mut record) = Self::load(state_dir) else { return };
         record.whole = Some(cycle);
+        record.save(state_dir);
+    }
+
+    /// A point was made that needs what others have. If what it may need is damaged, only reading it back tells whether it
+    /// is whole: that is asked for, once for what is damaged now.
+    pub fn note_layered(state_dir: &Path, cycle: CycleNo) {
+        let Some(mut record) = Self::load(state_dir) else { return };
+        let newest = record.damaged.last_key_value().map(|(cycle, _)| *cycle);
+        if newest <= record.asked_over || !record.newest_is_damaged(Some(cycle)) {
+            return;
+        }
+        (record.asked, record.asked_over) = (true, newest);
         record.save(state_dir);
     }
 
@@ -309,6 +323,7 @@ fn scrub(
         newest: points.last().copied(),
         whole: points.iter().copied().filter(|cycle| !found.damaged.contains_key(cycle)).max(),
         mended,
+        asked_over: record.asked_over,
         ..Scrubbed::default()
     };
     // What the disk still has is laid over what is damaged.
@@ -417,6 +432,28 @@ mod tests {
         // It went behind our back.
         Scrubbed::note_verify(dir.path(), &at(&[6]), &damaged(&[]), &at(&[5, 6]));
         assert!(loaded().damaged.is_empty() && !loaded().newest_is_damaged(Some(CycleNo(6))));
+    }
+
+    #[test]
+    fn what_is_laid_over_damage_is_read_back_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = || Scrubbed::load(dir.path()).unwrap();
+        Scrubbed::note_layered(dir.path(), CycleNo(3));
+        assert_eq!(Scrubbed::load(dir.path()), None);
+        let damaged = BTreeMap::from([(CycleNo(3), String::from("a segment"))]);
+        let ended = Scrubbed { damaged, newest: Some(CycleNo(3)), ..Scrubbed::default() };
+        ended.save(dir.path());
+        Scrubbed::note_layered(dir.path(), CycleNo(4));
+        assert!(loaded().asked && loaded().due(None) == Some(0));
+        // It was read back, and is damaged, too.
+        Scrubbed { asked: false, ..loaded() }.save(dir.path());
+        Scrubbed::note_layered(dir.path(), CycleNo(5));
+        assert!(!loaded().asked, "once");
+        // What has the whole disk needs none of it.
+        Scrubbed { asked_over: None, ..loaded() }.save(dir.path());
+        Scrubbed::note_whole(dir.path(), CycleNo(6));
+        Scrubbed::note_layered(dir.path(), CycleNo(7));
+        assert!(!loaded().asked);
     }
 
     #[test]

@@ -64,8 +64,8 @@ pub fn share(throttle: &Arc<Throttle>) {
 pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     static LAST: Mutex<BTreeMap<DiskName, Instant>> = Mutex::new(BTreeMap::new());
     static WORKER: OnceLock<Option<Sender<Due>>> = OnceLock::new();
-    // Behind a gateway retention is the gateway's: a source may not delete anything.
-    if url.starts_with("https://") {
+    // Behind a gateway retention is the gateway's: a source may not delete anything. What it has deleted is to be seen.
+    if is_gateways(url) && !knows_damage(state) {
         return;
     }
     let Some(worker) = WORKER.get_or_init(start) else { return };
@@ -79,6 +79,25 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     if worker.try_send(due).is_ok() {
         last.insert(name.clone(), clock::monotonic());
     }
+}
+
+/// Whether a vault is looked after by its gateway.
+fn is_gateways(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+/// Whether points of a disk are known to be damaged.
+fn knows_damage(state: &Path) -> bool {
+    Scrubbed::load(state).is_some_and(|scrubbed| !scrubbed.damaged.is_empty())
+}
+
+/// Others retire points, too: what is said of those that are gone ends with them.
+fn forget_gone(vault: &Vault, disk: DiskId, state: &Path) -> Result<(), VaultError> {
+    if knows_damage(state) {
+        let there = vault.points(disk)?;
+        Scrubbed::note_gone(state, |cycle| !there.contains(&cycle));
+    }
+    Ok(())
 }
 
 fn start() -> Option<Sender<Due>> {
@@ -113,13 +132,21 @@ fn work(jobs: &Receiver<Due>) {
                 None => vault,
             };
             let root = state.parent().unwrap_or(&state);
-            // Others retire points, too.
-            if Scrubbed::load(&state).is_some_and(|scrubbed| !scrubbed.damaged.is_empty()) {
-                let there = vault.points(disk)?;
-                Scrubbed::note_gone(&state, |cycle| !there.contains(&cycle));
+            forget_gone(&vault, disk, &state)?;
+            if is_gateways(&key.0) {
+                return Ok(None);
             }
-            maintain(&vault, disk, &policy, &Time::look(root), &AtomicBool::new(false))
+            maintain(&vault, disk, &policy, &Time::look(root), &AtomicBool::new(false)).map(Some)
         });
+        let done = match done {
+            Ok(None) => continue,
+            Ok(Some(report)) => Ok(report),
+            Err(e) if is_gateways(&key.0) => {
+                tracing::debug!("disk {}: which points are gone: {e}", key.1);
+                continue;
+            }
+            Err(e) => Err(e),
+        };
         note_upkeep(&state, done.as_ref().err());
         if let Ok(report) = &done {
             note_retained(&state, &report.retired);

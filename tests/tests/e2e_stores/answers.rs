@@ -116,7 +116,7 @@ fn odd_answers_cost_nothing_and_are_told() {
     });
     let failed = said(&host.try_backstay(&["cycle", "db"]));
     assert!(failed.contains("no recovery point of disk db any more"), "{failed}");
-    assert!(failed.contains("resync db --now --full"), "{failed}");
+    assert!(failed.contains("resync db --now --the-disk-is-right"), "{failed}");
     assert_eq!(disk.status()["health"]["causes"][0]["id"], "points-vanished");
     assert!(!uploads.load(Ordering::Relaxed), "nothing is shipped");
 }

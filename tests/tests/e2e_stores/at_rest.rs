@@ -147,10 +147,12 @@ fn points_that_were_deleted_behind_our_back() {
     for _ in 0..2 {
         let failed = host.try_backstay(&["cycle", "db"]);
         assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
-        assert!(said(&failed).contains("resync db --now --full"), "{}", said(&failed));
+        assert!(said(&failed).contains("resync db --now --the-disk-is-right"), "{}", said(&failed));
     }
     assert_eq!(segments(&host), shipped, "nothing is shipped");
-    host.backstay(&["resync", "db", "--now", "--full"]);
+    let advice = disk.status()["health"]["causes"].to_string();
+    assert!(advice.contains("resync db --now --the-disk-is-right"), "{advice}");
+    host.backstay(&["resync", "db", "--now", "--the-disk-is-right"]);
     wait_for("health", || disk.causes().is_empty());
     drop(service);
     disk.cycle();

@@ -160,7 +160,8 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     refuse_fault(&status)?;
     let asked = resync::Request::load(job.state);
     refuse_on_disk(job.vault, &status)?;
-    let mut found = look_at_vault(job.state, job.vault, &status)?;
+    let begins_again = asked.as_ref().is_some_and(|asked| asked.full);
+    let mut found = look_at_vault(job.state, job.vault, &status, begins_again)?;
     // What another host took over is refused before anything else is said of it (I5).
     found.refuse_fenced()?;
     found.refuse_to_begin_again(asked.as_ref(), &status)?;
@@ -244,10 +245,13 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     if flow == (Flow::Resync { deep: true }) {
         note_whole(job.vault, &point);
     }
-    if flow == (Flow::Resync { deep: true }) || run.stands_alone {
+    let reads_no_other = !layered || run.stands_alone;
+    if flow == (Flow::Resync { deep: true }) || reads_no_other {
         Scrubbed::note_whole(job.state, point.cycle);
+    } else {
+        Scrubbed::note_layered(job.state, point.cycle);
     }
-    resync::forget(job.state);
+    resync::forget(job.state, asked.as_ref());
     kept::forget(job.state);
     // The point is there, and the next cycle does this again.
     if let Err(e) = home::remember(job.state, &status.name, job.vault, true) {
@@ -431,14 +435,15 @@ fn refuse_on_disk(vault: &Vault, status: &DriverStatus) -> Result<(), CycleError
 }
 
 /// Finds the disk and its newest point in the vault, which must be the one that the disk is shipped to; makes what
-/// is not there yet.
+/// is not there yet. `begins_again`: a full copy was asked for, so that the vault may have forgotten the disk.
 fn look_at_vault(
     state: &Path,
     vault: &Vault,
     status: &DriverStatus,
+    begins_again: bool,
 ) -> Result<VaultDisk, CycleError> {
     let found = find_disk(vault, status)?;
-    home::check(state, &status.name, vault, found.is_some())?;
+    home::check(state, &status.name, vault, found.is_some() || begins_again)?;
     if let Some(found) = found {
         // Its name alone makes no disk another's: nothing would say that anybody wants that.
         if found.adopted && found.newest.is_none() && found.damage.is_none() {

@@ -105,11 +105,13 @@ pub fn has_progress(state_dir: &Path) -> bool {
     state_dir.join(PROGRESS).exists()
 }
 
-/// The cycle is committed: nothing of its resync is needed any more.
-pub(super) fn forget(state_dir: &Path) {
-    for name in [REQUEST, PROGRESS] {
-        remove(&state_dir.join(name));
+/// The cycle is committed that answers a request, if it does: nothing of its resync is needed any more. What was asked for
+/// while it ran is the next one's.
+pub(super) fn forget(state_dir: &Path, answered: Option<&Request>) {
+    if Request::load(state_dir).as_ref() == answered {
+        remove(&state_dir.join(REQUEST));
     }
+    remove(&state_dir.join(PROGRESS));
 }
 
 /// What a resync had done does not hold any more.
@@ -141,7 +143,23 @@ mod tests {
         assert!(Request::load(dir.path()).unwrap().deep);
         fs::write(dir.path().join(PROGRESS), b"{").unwrap();
         assert_eq!(Progress::load(dir.path()), None);
-        forget(dir.path());
+        forget(dir.path(), Request::load(dir.path()).as_ref());
+        assert_eq!(Request::load(dir.path()), None);
+        assert!(!has_progress(dir.path()));
+    }
+
+    #[test]
+    fn what_was_asked_for_while_a_cycle_ran_stays_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (
+            Request { now: true, asked_unix_ns: 1, ..Request::default() },
+            Request { deep: true, asked_unix_ns: 2, ..Request::default() },
+        );
+        second.save(dir.path()).unwrap();
+        forget(dir.path(), None);
+        forget(dir.path(), Some(&first));
+        assert_eq!(Request::load(dir.path()), Some(second.clone()));
+        forget(dir.path(), Some(&second));
         assert_eq!(Request::load(dir.path()), None);
     }
 }

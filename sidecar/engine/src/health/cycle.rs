@@ -57,7 +57,8 @@ fn of_vault(facts: &Facts<'_>, failure: &Failure, trouble: VaultTrouble) -> Caus
         // The message names the way out.
         VaultTrouble::PointsVanished => Cause::critical(ids::POINTS_VANISHED, &failure.message)
             .advise(format!(
-                "bring the vault back, then: backstay resume {name}; or begin again: backstay resync {name} --now --full"
+                "bring the vault back, then: backstay resume {name}; or, if the points are lost for good: backstay resync \
+                 {name} --now --the-disk-is-right"
             )),
         VaultTrouble::DocumentDamaged => {
             Cause::critical(ids::VAULT_DAMAGED, &failure.message).advise(format!(

@@ -41,7 +41,8 @@ pub struct Resync {
     /// Ship everything, compare nothing
     #[arg(long, conflicts_with = "deep")]
     full: bool,
-    /// Ship what the disk holds on top of the vault's newest point, although nothing proves that the disk is newer
+    /// Ship what the disk holds on top of the vault's newest point, although nothing proves that the disk is newer; all of
+    /// it where no point is left
     #[arg(long)]
     the_disk_is_right: bool,
     /// The vault's URL [default: the disk's, from the configuration]
@@ -60,7 +61,9 @@ impl Resync {
             Err(e) if self.full && e.is_damage() => None,
             newest => newest?,
         };
-        if newest.is_none() && !self.full {
+        // Where no point is left, all of the disk is what differs.
+        let full = self.full || (self.the_disk_is_right && newest.is_none());
+        if newest.is_none() && !full {
             bail!(
                 "disk {} has no recovery point in {url}: there is nothing to compare with. Run \
                  backstay cycle {}",
@@ -72,7 +75,7 @@ impl Resync {
         let request = Request {
             disk_is_right: right.map(|newest| newest.point),
             deep: self.deep,
-            full: self.full,
+            full,
             now: self.now,
             asked_unix_ns: backstay_host::clock::now_unix_ns(),
         };
@@ -84,7 +87,7 @@ impl Resync {
         ask(&context.roots.state, &Asked::Look(self.name.clone()))?;
         match newest {
             _ if context.globals.quiet => {}
-            Some(newest) if !self.full => println!(
+            Some(newest) if !full => println!(
                 "{}: the sidecar will compare it with recovery point {} (cut {}) in its resync \
                  window",
                 self.name,
