@@ -25,8 +25,12 @@ fn noise(path: &Path, len: u64, seed: u64) {
 }
 
 fn delta(host: &Host, disk: &str, state: &str) -> Option<Value> {
+    job(host, disk, "delta", state)
+}
+
+fn job(host: &Host, disk: &str, work: &str, state: &str) -> Option<Value> {
     let jobs = host.json(&["jobs", disk]);
-    let is = |job: &&Value| job["work"] == "delta" && job["state"] == state;
+    let is = |job: &&Value| job["work"] == work && job["state"] == state;
     jobs.as_array().unwrap().iter().find(is).cloned()
 }
 
@@ -34,11 +38,9 @@ fn number(job: &Value, field: &str) -> f64 {
     job[field].as_f64().unwrap_or_else(|| panic!("{field}: {job}"))
 }
 
-/// Seconds left, as `backstay jobs` works them out.
+/// Seconds left, as `backstay jobs` says them.
 fn left(job: &Value) -> f64 {
-    let took = number(job, "updated_unix_ns") - number(job, "stage_began_unix_ns");
-    let (done, all) = (number(job, "done_bytes"), number(job, "all_bytes"));
-    took * (all - done) / done / 1e9
+    number(job, "left_ns") / 1e9
 }
 
 /// A disk with a point, and then more to ship than goes in a moment.
@@ -52,18 +54,25 @@ fn with_work(host: &std::sync::Arc<Host>, name: &str) -> Disk {
 
 /// Waits for a running delta that has done a third, and then for its end: what it said was left is what it took.
 fn is_right_about_its_end(host: &Host, disk: &str) {
+    is_right_at(host, disk, "delta", "changes", 0.34);
+}
+
+/// The same of any work in a stage, when it has done this part of it.
+fn is_right_at(host: &Host, disk: &str, work: &str, stage: &str, part: f64) {
     let mut early = Value::Null;
-    wait_for("a running delta", || {
-        let Some(job) = delta(host, disk, "running") else { return false };
-        let third = number(&job, "done_bytes") * 3.0 >= number(&job, "all_bytes");
-        let is_shipping = job["stage"] == "changes" && third;
+    wait_for("a running job", || {
+        let Some(job) = job(host, disk, work, "running") else { return false };
+        let enough = number(&job, "done_bytes") >= part * number(&job, "all_bytes");
+        let is_shipping = job["stage"] == stage && enough;
         early = job;
         is_shipping
     });
     assert!(number(&early, "done_bytes") < number(&early, "all_bytes"), "{early}");
     let said = left(&early);
     let mut ended = Value::Null;
-    wait_for("its end", || delta(host, disk, "done").inspect(|job| ended = job.clone()).is_some());
+    wait_for("its end", || {
+        job(host, disk, work, "done").inspect(|job| ended = job.clone()).is_some()
+    });
     assert_eq!(early["id"], ended["id"]);
     let took = (number(&ended, "updated_unix_ns") - number(&early, "updated_unix_ns")) / 1e9;
     assert!(took <= said * 2.0 && said <= took * 2.0, "said {said} s, took {took} s: {early}");
@@ -77,6 +86,22 @@ fn a_long_delta_is_shown_and_knows_when_it_ends() {
     write_config(&host, &format!("interval = \"1s\"\n{SLOW}"));
     let _service = Service::start(&host);
     is_right_about_its_end(&host, "d");
+}
+
+/// Most of the disk is equal, and compared in a moment; what differs waits for the throttle.
+#[test]
+fn a_resync_under_a_throttle_knows_when_it_ends() {
+    let host = Host::new("jobs-resync");
+    write_config(&host, "interval = \"1d\"\n");
+    let disk = host.disk("d", 32 * MIB);
+    let served = disk.mount(&[]);
+    noise(&served, 32 * MIB, 1);
+    disk.cycle();
+    noise(&served, 8 * MIB, 2);
+    write_config(&host, &format!("interval = \"1d\"\n{SLOW}"));
+    let mut resync = host.command().args(["resync", "d", "--now"]).spawn().unwrap();
+    is_right_at(&host, "d", "resync", "comparing", 0.93);
+    assert!(resync.wait().unwrap().success());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! second, or fails: with cycles every second the rest would only be noise. A job whose process
 //! is gone without an end is shown, and written down by the next sidecar, as interrupted.
 
+use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -30,6 +31,10 @@ use crate::schedule::Work;
 const KEPT: usize = 500;
 /// After how long work is a job although it says nothing.
 pub const LONG: Duration = Duration::from_secs(1);
+/// What happened before does not count for how fast it goes.
+const RECENT: Duration = Duration::from_secs(10);
+/// How often is remembered how far it was.
+const SEEN_EVERY: Duration = Duration::from_millis(500);
 /// How often a running job's progress is written down.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
@@ -54,6 +59,9 @@ pub struct Job {
     pub began_unix_ns: u64,
     /// When this stage began.
     pub stage_began_unix_ns: u64,
+    /// How long this stage will still take, nanoseconds, at the pace of the last ten seconds; none while nothing moves.
+    #[serde(default)]
+    pub left_ns: Option<u64>,
     /// When it was last heard of, or ended.
     pub updated_unix_ns: u64,
     /// The recovery point it made.
@@ -115,13 +123,30 @@ impl Job {
     /// How long it will still take, as far as its stage says.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        let took = self.updated_unix_ns.saturating_sub(self.stage_began_unix_ns);
-        let left = self.all_bytes.saturating_sub(self.done_bytes);
-        (self.state == JobState::Running && self.done_bytes > 0).then(|| {
-            Duration::from_nanos(
-                (u128::from(took) * u128::from(left) / u128::from(self.done_bytes)) as u64,
-            )
-        })
+        self.left_ns.filter(|_| self.state == JobState::Running).map(Duration::from_nanos)
+    }
+}
+
+/// How fast a stage goes now. What is compared or was done before goes fast, and what waits for a throttle or a vault does
+/// not: an average of the whole stage would promise the pace of the one for the other.
+#[derive(Debug, Default)]
+struct Recent {
+    /// When how many bytes were done, oldest first.
+    seen: VecDeque<(Instant, u64)>,
+}
+
+impl Recent {
+    fn left(&mut self, now: Instant, done: u64, all: u64) -> Option<u64> {
+        if self.seen.back().is_none_or(|(at, _)| now.duration_since(*at) >= SEEN_EVERY) {
+            self.seen.push_back((now, done));
+        }
+        while self.seen.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RECENT) {
+            self.seen.pop_front();
+        }
+        let (at, before) = *self.seen.front()?;
+        let (took, went) = (now.duration_since(at).as_nanos(), done.saturating_sub(before));
+        let left = took * u128::from(all.saturating_sub(done)) / u128::from(went.max(1));
+        (went > 0 && took > 0).then(|| u64::try_from(left).unwrap_or(u64::MAX))
     }
 }
 
@@ -197,6 +222,7 @@ impl JobBook {
             all_bytes: 0,
             began_unix_ns: now,
             stage_began_unix_ns: now,
+            left_ns: None,
             updated_unix_ns: now,
             point: None,
             message: None,
@@ -206,7 +232,7 @@ impl JobBook {
             book: self.clone(),
             began: clock::monotonic(),
             moves: AtomicU64::new(0),
-            state: Mutex::new(Watched { job, written: None }),
+            state: Mutex::new(Watched { job, recent: Recent::default(), written: None }),
         }
     }
 
@@ -256,6 +282,7 @@ pub struct JobHandle {
 #[derive(Debug)]
 struct Watched {
     job: Job,
+    recent: Recent,
     written: Option<Instant>,
 }
 
@@ -294,13 +321,15 @@ impl JobHandle {
     pub fn progress(&self, stage: &str, done_bytes: u64, all_bytes: u64) {
         self.moves.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
-        let job = &mut state.job;
+        let Watched { job, recent, .. } = &mut *state;
         let now = now_unix_ns();
         let new_stage = job.stage != stage;
         if new_stage {
             (job.stage, job.stage_began_unix_ns) = (stage.into(), now);
+            *recent = Recent::default();
         }
         (job.done_bytes, job.all_bytes, job.updated_unix_ns) = (done_bytes, all_bytes, now);
+        job.left_ns = recent.left(clock::monotonic(), done_bytes, all_bytes);
         let since = clock::since(state.written.unwrap_or(self.began));
         if since >= WRITE_EVERY || (new_stage && state.written.is_some()) {
             self.write(&mut state);
@@ -460,15 +489,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_follows_from_what_was_done() {
+    fn what_is_left_follows_from_how_fast_it_goes_now() {
+        let mut recent = Recent::default();
+        let began = clock::monotonic();
+        let mut at = |seconds: u64, done: u64| {
+            let left = recent.left(began + Duration::from_secs(seconds), done, 1_000);
+            left.map(|left| left / 1_000_000_000)
+        };
+        assert_eq!(at(0, 0), None, "nothing is known yet");
+        assert_eq!(at(10, 250), Some(30));
+        // What was equal went fast; the rest waits for a throttle: one in a second.
+        assert_eq!(at(20, 900), Some(1));
+        for second in 21..=35 {
+            at(second, 900 + (second - 20));
+        }
+        assert_eq!(at(36, 916), Some(84));
+        // Nothing moves: nobody knows.
+        assert_eq!(at(90, 916), None);
+        // Done is done.
+        assert_eq!(at(91, 1_000), Some(0));
+    }
+
+    #[test]
+    fn only_a_job_that_runs_has_time_left() {
         let dir = tempfile::tempdir().unwrap();
         let book = JobBook::below(dir.path());
-        let handle = book.begin(&name(), Work::Initial);
-        let mut job = handle.state().job.clone();
-        (job.done_bytes, job.all_bytes) = (25, 100);
-        job.updated_unix_ns = job.stage_began_unix_ns + 10_000_000_000;
-        assert_eq!(job.left(), Some(Duration::from_secs(30)));
-        job.done_bytes = 0;
+        let mut job = book.begin(&name(), Work::Initial).state().job.clone();
+        job.left_ns = Some(2_000_000_000);
+        assert_eq!(job.left(), Some(Duration::from_secs(2)));
+        job.state = JobState::Failed;
         assert_eq!(job.left(), None);
     }
 }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use backstay_format::control::CutReply;
@@ -21,7 +21,7 @@ use super::pass::Scope;
 use super::resync::{Progress, Stretch, forget_progress};
 use super::{Run, Stage};
 use crate::error::CycleError;
-use crate::pipeline::{Beside, Feed, ship, ship_beside};
+use crate::pipeline::{Beside, Feed, ship_beside};
 use crate::source::extents::{self, Run as DiskRun};
 
 /// Sectors after which what was done is written down (8 GiB).
@@ -69,7 +69,7 @@ impl Run<'_> {
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
         let data = data_of(&file, size)?;
         let mut comparison = Comparison::new(self.job.vault, newest, progress.seen, deep)?;
-        let compared = AtomicU64::new(0);
+        let count = Count::new(self.job.progress, Stage::Resync, size.0);
         let stretch = std::env::var(STRETCH_VARIABLE).ok().and_then(|sectors| sectors.parse().ok());
         let stretch = stretch.unwrap_or(STRETCH_SECTORS);
         loop {
@@ -77,16 +77,15 @@ impl Run<'_> {
             let mut more = false;
             let threads = self.job.ship.compress_threads();
             let to = self.shipment();
-            let (stage, report) = (Stage::Resync, self.job.progress);
-            let shipped = ship(to, |feed| {
+            let beside = Beside { went: &|bytes| count.went(bytes), ..Beside::default() };
+            let shipped = ship_beside(to, beside, |feed| {
                 let side = Side {
                     file: &file,
                     size,
                     data: &data,
                     feed,
                     differs: &differs,
-                    compared: &compared,
-                    report: &|sectors| report(stage, sectors * 512, size.0),
+                    count: &count,
                     stop: self.job.stop,
                 };
                 more = comparison.step(&side, threads, stretch)?;
@@ -125,11 +124,13 @@ impl Run<'_> {
         let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
         let data = data_of(&file, size)?;
         let mut comparison = Comparison::new(self.job.vault, newest, 0, false)?.within(dirty);
-        let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
+        let differs = Mutex::new(SectorSet::new());
+        let count = Count::new(self.job.progress, Stage::Resync, all);
         let threads = self.job.ship.compress_threads();
-        let (to, report) = (self.shipment(), self.job.progress);
+        let to = self.shipment();
         let noting = self.noting();
-        let beside = Beside { put: &noting, ..Beside::default() };
+        let went = |bytes| count.went(bytes);
+        let beside = Beside { put: &noting, went: &went, ..Beside::default() };
         let shipped = ship_beside(to, beside, |feed| {
             let side = Side {
                 file: &file,
@@ -137,8 +138,7 @@ impl Run<'_> {
                 data: &data,
                 feed,
                 differs: &differs,
-                compared: &compared,
-                report: &|sectors| report(Stage::Resync, sectors * 512, all),
+                count: &count,
                 stop: self.job.stop,
             };
             while comparison.step(&side, threads, u64::MAX)? {}
@@ -199,6 +199,40 @@ pub(super) fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, Cy
     Ok(runs.filter_map(data).collect())
 }
 
+/// How far a pass is that compares: what was found equal is done, and what differs when it has gone to the vault.
+pub(super) struct Count<'a> {
+    progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
+    stage: Stage,
+    all: u64,
+    /// Bytes that are done; what differs is taken off before it is counted as compared.
+    done: AtomicI64,
+}
+
+impl<'a> Count<'a> {
+    pub fn new(progress: &'a (dyn Fn(Stage, u64, u64) + Sync), stage: Stage, all: u64) -> Self {
+        progress(stage, 0, all);
+        Self { progress, stage, all, done: AtomicI64::new(0) }
+    }
+
+    /// Some of what differs is in the vault.
+    pub fn went(&self, bytes: u64) {
+        self.add(bytes as i64);
+    }
+
+    fn compared(&self, sectors: u64) {
+        self.add((sectors * 512) as i64);
+    }
+
+    fn differs(&self, sectors: u64) {
+        self.done.fetch_sub((sectors * 512) as i64, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: i64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.progress)(self.stage, (done.max(0) as u64).min(self.all), self.all);
+    }
+}
+
 /// The disk's side of a comparison; what differs goes into the pipeline.
 pub(super) struct Side<'a> {
     pub file: &'a File,
@@ -207,8 +241,7 @@ pub(super) struct Side<'a> {
     pub data: &'a Vec<SectorRange>,
     pub feed: &'a Feed<'a>,
     pub differs: &'a Mutex<SectorSet>,
-    pub compared: &'a AtomicU64,
-    pub report: &'a (dyn Fn(u64) + Sync),
+    pub count: &'a Count<'a>,
     pub stop: &'a AtomicBool,
 }
 
@@ -237,12 +270,12 @@ impl Disk<CycleError> for Side<'_> {
         let mut chunk = self.feed.chunk()?;
         chunk.push(range, bytes);
         self.differs.lock().unwrap_or_else(PoisonError::into_inner).insert(range);
+        self.count.differs(range.sectors());
         self.feed.send(chunk)
     }
 
     fn compared(&self, sectors: u64) -> Result<(), CycleError> {
-        let all = self.compared.fetch_add(sectors, Ordering::Relaxed) + sectors;
-        (self.report)(all);
+        self.count.compared(sectors);
         if self.stop.load(Ordering::Relaxed) { Err(CycleError::Stopped) } else { Ok(()) }
     }
 }

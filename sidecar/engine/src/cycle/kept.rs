@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use backstay_format::control::CutReply;
@@ -21,7 +20,7 @@ use backstay_vault::{Consistency, CycleKind, Manifest, Pass, SectorSet, SegmentR
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::compare::{Side, data_of};
+use super::compare::{Count, Side, data_of};
 use super::pass::Scope;
 use super::{Run, Stage, is_loss};
 use crate::error::CycleError;
@@ -214,12 +213,13 @@ impl Run<'_> {
         let data = data_of(&file, size)?;
         let mut comparison =
             Comparison::new(self.job.vault, &point, 0, false)?.within(compared_with);
-        let (differs, compared) = (Mutex::new(SectorSet::new()), AtomicU64::new(0));
+        let differs = Mutex::new(SectorSet::new());
         let threads = self.job.ship.compress_threads();
-        let (stage, report) = (Stage::Fuzzy, self.job.progress);
+        let count = Count::new(self.job.progress, Stage::Fuzzy, size.0);
         let mut work = self.work()?;
         let noting = self.noting();
-        let beside = Beside { put: &noting, ..Beside::default() };
+        let went = |bytes| count.went(bytes);
+        let beside = Beside { put: &noting, went: &went, ..Beside::default() };
         let shipped = ship_beside(self.shipment(), beside, |feed| {
             let side = Side {
                 file: &file,
@@ -227,8 +227,7 @@ impl Run<'_> {
                 data: &data,
                 feed,
                 differs: &differs,
-                compared: &compared,
-                report: &|sectors| report(stage, sectors * 512, size.0),
+                count: &count,
                 stop: self.job.stop,
             };
             while comparison.step(&side, threads, u64::MAX)? {}
