@@ -159,7 +159,7 @@ pub enum VaultError {
     #[error(
         "the vault has no recovery point of disk {disk} any more, though {known} was made: somebody deleted them, \
          or this is not the whole vault. Nothing was shipped. If the vault can be brought back (its backup, \
-         backstay vault undelete), do that; to begin again with a full copy: backstay resync {disk} --now --full"
+         backstay vault undelete), do that; if they are lost for good, ship all of the disk again: backstay resync {disk} --now --the-disk-is-right"
     )]
     PointsVanished {
         /// The disk's name.
@@ -445,6 +445,10 @@ impl VaultError {
     /// What the system says of a directory.
     fn of_kind(object: String, source: object_store::Error) -> Self {
         use std::io::ErrorKind as K;
+        // No put of ours makes it: what belongs there is not there.
+        if let Some(planted) = planted(&source) {
+            return Self::Inconsistent { object, reason: planted.to_string() };
+        }
         match io_kind(&source) {
             Some(K::StorageFull | K::QuotaExceeded) => Self::Full { object },
             Some(K::PermissionDenied) => Self::Denied { object, why: OF_DIRECTORY.into() },
@@ -481,14 +485,14 @@ fn is_refused(error: &object_store::Error) -> bool {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. }
     );
-    by_library || refusal(error).is_some() || is_planted(error)
+    by_library || refusal(error).is_some()
 }
 
-/// Whether a link or a device stands where a vault's directory should have an object.
-fn is_planted(error: &(dyn std::error::Error + 'static)) -> bool {
+/// The link or device that stands where a vault's directory should have an object.
+fn planted<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Planted> {
     let io = std::iter::successors(Some(error), |error| error.source())
         .find_map(|error| error.downcast_ref::<std::io::Error>());
-    io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<Planted>())
+    io?.get_ref()?.downcast_ref::<Planted>()
 }
 
 /// The I/O error at the bottom of a store's error.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use backstay_vault::Vault;
@@ -27,6 +27,8 @@ pub struct Host {
     sealed: bool,
     /// Whether its vault is made before its first command.
     has_vault: AtomicBool,
+    /// Seconds by which its commands see the clock of the boot ahead.
+    boot_clock_ahead: AtomicU64,
 }
 
 /// Environment variables, by name.
@@ -84,8 +86,8 @@ impl Host {
             fs::create_dir_all(dir).unwrap();
         }
         let (disks, elsewhere) = (Mutex::default(), Mutex::default());
-        let has_vault = AtomicBool::new(true);
-        Arc::new(Self { dir, runtime, disks, elsewhere, sealed, has_vault })
+        let (has_vault, boot_clock_ahead) = (AtomicBool::new(true), AtomicU64::new(0));
+        Arc::new(Self { dir, runtime, disks, elsewhere, sealed, has_vault, boot_clock_ahead })
     }
 
     /// Has its vault not be made: the test is about that, or makes it itself.
@@ -134,8 +136,20 @@ impl Host {
         command
     }
 
+    /// Has commands run from now on in a time namespace whose clock of the boot is ahead by so many seconds; 0: in none.
+    pub fn boot_clock_ahead(&self, seconds: u64) {
+        self.boot_clock_ahead.store(seconds, Ordering::Relaxed);
+    }
+
     fn plain_command(&self, config: &Path) -> Command {
-        let mut command = Command::new(backstay());
+        let mut command = match self.boot_clock_ahead.load(Ordering::Relaxed) {
+            0 => Command::new(backstay()),
+            ahead => {
+                let mut there = Command::new("unshare");
+                there.args(["--time", "--boottime", &ahead.to_string()]).arg(backstay());
+                there
+            }
+        };
         if let Some((_, variables)) = &*self.elsewhere.lock().unwrap() {
             command.envs(variables.iter().map(|(name, value)| (name, value)));
         }

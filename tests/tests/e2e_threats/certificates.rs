@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::https::{Answer, Line};
-use backstay_tests::harness::pki::Pki;
+use backstay_tests::harness::pki::{Pki, signed_by_hand};
 use backstay_tests::harness::service::{Service, wait_for};
 use backstay_tests::harness::{Disk, Host};
 
@@ -85,27 +84,6 @@ impl Drop for Gateway {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Signs a client's certificate as the authority itself would not.
-fn signed_by_hand(pki_dir: &Path, to: &Path, change: impl FnOnce(&mut rcgen::CertificateParams)) {
-    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
-    let key = KeyPair::from_pem(&fs::read_to_string(pki_dir.join("ca.key")).unwrap()).unwrap();
-    let mut authority = CertificateParams::default();
-    authority.distinguished_name = rcgen::DistinguishedName::new();
-    authority.distinguished_name.push(DnType::CommonName, "Backstay");
-    let issuer = Issuer::new(authority, key);
-    let mut params = CertificateParams::default();
-    let uris = ["backstay:name:mallory", "backstay:role:source", "backstay:disk:db"];
-    params.subject_alt_names =
-        uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    change(&mut params);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    fs::write(to, certificate.pem() + &key.serialize_pem()).unwrap();
-    fs::set_permissions(to, PermissionsExt::from_mode(0o600)).unwrap();
 }
 
 /// Who is not let in, and to whom a source does not speak.

@@ -116,6 +116,34 @@ pub const FAULTS: &[Fault] = &[
         mend: mended,
     },
     Fault {
+        name: "the certificate has expired",
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &["expired", "run out", "ended"],
+        inject: |lab| {
+            let pki = lab.pki.as_ref().unwrap();
+            let (old, url) = (pki.expired(Some(&["d", "e"])), lab.gateway.as_ref().unwrap().url());
+            put(&lab.host, &url, &old, &pki.ca());
+        },
+        mend: mended,
+    },
+    Fault {
+        name: "the gateway's certificate has expired",
+        seen: Seen::Itself,
+        cause: FAILED,
+        says: &["expired", "Expired"],
+        inject: |lab| {
+            let pki = lab.pki.as_ref().unwrap();
+            let (old, bundle) = (fs::read(pki.expired(None)).unwrap(), pki.bundle("gateway"));
+            lab.hurt(&bundle, |bundle| fs::write(bundle, old).unwrap());
+            lab.gateway.as_mut().unwrap().crash_and_restart();
+        },
+        mend: |lab| {
+            lab.bring_back();
+            lab.gateway.as_mut().unwrap().crash_and_restart();
+        },
+    },
+    Fault {
         name: "the gateway does not run",
         seen: Seen::Itself,
         cause: FAILED,

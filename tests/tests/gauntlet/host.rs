@@ -100,6 +100,22 @@ pub const FAULTS: &[Fault] = &[
         // It agrees again: healthy by itself.
         mend: |lab| remember(lab, |_| {}),
     },
+    // In a time namespace: its clock of the boot is ahead, and the wall clock, which has no namespace, is not.
+    Fault {
+        name: "the wall clock and the clock of the boot differ by forty days",
+        seen: Seen::Itself,
+        cause: &["clock-jumped"],
+        says: &["40 d back"],
+        inject: |lab| {
+            lab.host.boot_clock_ahead(40 * DAY / SECOND);
+            lab.begin_again();
+        },
+        // They agree again: healthy by itself.
+        mend: |lab| {
+            lab.host.boot_clock_ahead(0);
+            lab.begin_again();
+        },
+    },
     Fault {
         name: "the clock lies before the reboot",
         seen: Seen::Itself,

@@ -64,6 +64,13 @@ fn empty(path: &std::path::Path) {
     fs::write(path, b"").unwrap();
 }
 
+/// The same bytes, elsewhere.
+fn link(path: &std::path::Path) {
+    let real = path.with_extension("real");
+    fs::rename(path, &real).unwrap();
+    std::os::unix::fs::symlink(real, path).unwrap();
+}
+
 fn remove(path: &std::path::Path) {
     fs::remove_file(path).unwrap();
 }
@@ -152,6 +159,19 @@ pub const FAULTS: &[Fault] = &[
     ),
     newest!("a segment is damaged", VERIFY, "segments", DAMAGED, &["segments/"], flip, verified),
     newest!("a segment is cut short", VERIFY, "segments", DAMAGED, &["segments/"], halve, verified),
+    newest!(
+        "a segment is a symbolic link",
+        VERIFY,
+        "segments",
+        DAMAGED,
+        &["symbolic link"],
+        link,
+        |lab| {
+            let linked = lab.newest("d", "segments");
+            verified(lab);
+            let _ = fs::remove_file(linked.with_extension("real"));
+        }
+    ),
     newest!("a segment is empty", VERIFY, "segments", DAMAGED, &["segments/"], empty, verified),
     foreign!("a segment is another disk's", VERIFY, "segments", DAMAGED, &["segments/"], verified),
     Fault {
@@ -329,9 +349,9 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the disk's record is gone",
-        seen: Seen::Itself,
+        seen: Seen::After(&["verify", "d"], 4),
         cause: STOPPED,
-        says: &["no record"],
+        says: &["disk.json"],
         inject: |lab| {
             let record = lab.of("d").join("disk.json");
             lab.hurt(&record, remove);

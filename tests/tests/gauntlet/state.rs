@@ -80,6 +80,19 @@ pub const FAULTS: &[Fault] = &[
         mend: |_| {},
     },
     Fault {
+        name: "the runtime directory is gone",
+        seen: Seen::Idle,
+        cause: &["driver-silent", "not-served", "driver-died"],
+        says: &[],
+        inject: |lab| {
+            // Its file system is the test's: all that is in it.
+            for entry in fs::read_dir(&lab.host.runtime).unwrap().flatten() {
+                lab.take_away(&entry.path());
+            }
+        },
+        mend: |_| {},
+    },
+    Fault {
         name: "the driver's socket is gone",
         seen: Seen::Idle,
         cause: &["driver-silent", "not-served"],
