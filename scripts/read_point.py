@@ -28,7 +28,10 @@ import urllib.parse
 import uuid
 from collections import OrderedDict, namedtuple
 
-import zstandard
+try:
+    import zstandard
+except ImportError as error:
+    sys.exit(f"read_point.py: {error}: install it with apt install python3-zstandard (PyPI: zstandard). Nothing was read.")
 
 SECTOR = 512
 DOCUMENT_LIMIT = 64 * 1024

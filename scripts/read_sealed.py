@@ -11,14 +11,19 @@ import json
 import os
 import stat
 import struct
+import sys
 import uuid
 
-import argon2.low_level
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+try:
+    import argon2.low_level
+    from cryptography.exceptions import InvalidSignature, InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+except ImportError as error:
+    sys.exit(f"read_sealed.py: {error}: the vault is encrypted, and reading it needs more: install it with apt install "
+             "python3-cryptography python3-argon2 (PyPI: cryptography, argon2-cffi). Nothing was read.")
 
 TRAILER = 168
 ENVELOPE = 56

@@ -260,3 +260,28 @@ fn damage_is_refused() {
     ];
     assert_eq!(kinds, all);
 }
+
+/// A library that is not installed is named with the package that brings it, and nothing is done.
+#[test]
+fn a_missing_library_is_a_sentence() {
+    let host = Host::new("read-point-library");
+    let scripts = repository().join("scripts");
+    for (library, package, code) in [
+        ("zstandard", "python3-zstandard", "import read_point"),
+        ("cryptography", "python3-cryptography", "import read_point; read_point.sealed()"),
+        ("argon2", "python3-argon2", "import read_point; read_point.sealed()"),
+    ] {
+        let shadow = host.path(&format!("{library}.py"));
+        fs::write(&shadow, "import nowhere_to_be_found\n").unwrap();
+        let paths = format!("{}:{}", host.dir.display(), scripts.display());
+        let mut python = Command::new("/usr/bin/python3");
+        python.args(["-B", "-c", code]).env("PYTHONPATH", paths);
+        let output = python.output().unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{library}: {said}");
+        let named = said.contains(package) && said.contains("apt install");
+        assert!(named && !said.contains("Traceback"), "{library}: {said}");
+        assert_eq!(said.trim().lines().count(), 1, "{library}: {said}");
+        fs::remove_file(shadow).unwrap();
+    }
+}
