@@ -1,6 +1,8 @@
 //! How one disk of this host is, put together from all who know of it: driver, records, failover,
 //! replica, certificates. `status` and `doctor` both ask here, so they cannot contradict each other.
 
+use std::time::Duration;
+
 use backstay_engine::health::{Cause, Health, Level, ids};
 use backstay_engine::jobs::{JobBook, JobState};
 use backstay_engine::schedule::Work;
@@ -8,7 +10,7 @@ use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
 use backstay_recovery::mount::{HydrationStatus, Mounted, MountedPoint};
-use backstay_recovery::replica::status::{self as replica, ReplicaStatus};
+use backstay_recovery::replica::status::{self as replica, ReplicaStatus, Shown as Follower};
 use backstay_types::{DiskName, Term};
 use serde::Serialize;
 
@@ -126,7 +128,11 @@ pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
         disk.rpo_ns = replica.rpo_ns;
         // A failback brings its replica on by itself, and its record says what to do.
         if failover.is_none() {
-            disk.health = Health::of(of_replica(replica).into_iter().collect());
+            let config = &context.config;
+            let every = (config.interval_of(name), config.heartbeat_of(name));
+            let follower = replica.shown.as_ref().filter(|_| replica.running);
+            let silent = follower.and_then(|follower| silent(follower, name, every, now));
+            disk.health = Health::of(of_replica(replica).into_iter().chain(silent).collect());
         }
     }
     let mounted_point = of.map(|of| Point { of, now: Mounted::load(&paths).filter(|_| served) });
@@ -207,4 +213,76 @@ fn of_replica(replica: &ReplicaStatus) -> Option<Cause> {
         false => Cause::warning(ids::REPLICA_FAILED, failure).advise("it is retried automatically"),
     };
     Some(cause.retried(retry))
+}
+
+/// Intervals after which no new point in the vault is worth a word, and the least time.
+const SILENT_INTERVALS: u32 = 3;
+const SILENT_MIN: Duration = Duration::from_secs(60);
+
+/// A replica sees no more of its source than its points. With a heartbeat, a source that makes none any more is in trouble;
+/// without one, nobody here can tell it from a disk at rest, and that is said.
+fn silent(
+    follower: &Follower,
+    name: &DiskName,
+    (interval, heartbeat): (Duration, Option<Duration>),
+    now_unix_ns: u64,
+) -> Option<Cause> {
+    let newest = follower.newest.as_ref()?;
+    let age = Duration::from_nanos(now_unix_ns.saturating_sub(newest.cut_unix_ns));
+    let most = SILENT_MIN.max(interval.max(heartbeat.unwrap_or_default()) * SILENT_INTERVALS);
+    if age <= most {
+        return None;
+    }
+    let age = humantime::format_duration(Duration::from_secs(age.as_secs()));
+    Some(match heartbeat {
+        Some(_) => Cause::warning(
+            ids::POINT_LATE,
+            format!("its source makes no recovery points any more: the newest in the vault is {age} old"),
+        )
+        .advise(format!("look at the source: backstay status {name} there; if it is lost: backstay failover unplanned {name} --replica")),
+        None => Cause::note(
+            ids::POINT_LATE,
+            format!(
+                "the newest recovery point in the vault is {age} old: its source is at rest, or makes none any more"
+            ),
+        )
+        .advise("set heartbeat in the configuration of both hosts: then it can be told"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn follower(cut_unix_ns: u64) -> Follower {
+        let newest = json!({
+            "cycle": 3, "point": "00000000-0000-0000-0000-000000000000", "term": 1, "size_bytes": 512, "cut_unix_ns": cut_unix_ns,
+        });
+        serde_json::from_value(json!({
+            "pid": 1, "since_unix_ns": 0, "phase": "waiting", "newest": newest, "looked_unix_ns": 0, "points": 1,
+            "skipped": 0, "written_bytes": 0, "fetched_bytes": 0, "failures": 0, "failure": null,
+            "person_must_act": false, "next_try_unix_ns": null, "doing": null,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_source_that_says_nothing_is_told_from_one_at_rest_by_its_heartbeat() {
+        let follower = follower(1_000 * SECOND);
+        let minute = Duration::from_secs(60);
+        let cause = |heartbeat, after: u64| {
+            silent(&follower, &"db".parse().unwrap(), (minute, heartbeat), (1_000 + after) * SECOND)
+        };
+        assert_eq!(cause(None, 170), None);
+        let rest = cause(None, 190).unwrap();
+        assert_eq!((rest.level, rest.id), (Level::Ok, ids::POINT_LATE));
+        let hour = Some(Duration::from_secs(3_600));
+        assert_eq!(cause(hour, 7_200), None, "its heartbeat may still come");
+        let dead = cause(hour, 11_000).unwrap();
+        assert_eq!(dead.level, Level::Warning);
+        assert!(dead.reason.contains("3h 3m 20s old"), "{}", dead.reason);
+    }
 }
