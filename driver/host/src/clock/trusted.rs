@@ -284,6 +284,10 @@ mod tests {
             let disciplined = Reading { synchronised: true, ..at("a", 110, unix) };
             assert_eq!(judge(disciplined), None);
         }
+        // A virtual machine was paused for a day: only a time server tells that from a clock that was set forward.
+        let resumed = at("a", 160, 1_000_060 + 86_400);
+        assert!(matches!(judge(resumed.clone()), Some(Doubt::Jumped { ahead: true, .. })));
+        assert_eq!(judge(Reading { synchronised: true, ..resumed }), None);
         let forty = judge(at("a", 107, 1_000_007 + 40 * 86_400)).unwrap();
         assert_eq!(forty.to_string(), "the clock of this host jumped 40 d ahead");
         // After a reboot.
