@@ -1,4 +1,4 @@
-//! No command ends a disk under its users, anyone who and wherever they are; and a driver that hangs has a way
+//! No command ends a disk under its users, wherever they are; and a driver that hangs has a way
 //! out.
 //!
 //! Needs root, /dev/fuse, loop devices, swap, unshare, qemu-utils (`scripts/setup test`).
@@ -10,9 +10,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backstay_host::clock;
+use backstay_host::{clock, fuse_connection};
 use backstay_tests::harness::command::{must, run, said};
-use backstay_tests::harness::host::{FsMount, hash, wait_gone};
+use backstay_tests::harness::host::{FsMount, backstay, hash, wait_gone};
+use backstay_tests::harness::service::wait_for;
 use backstay_tests::harness::{Disk, Host};
 
 const SIZE: u64 = 64 << 20;
@@ -384,4 +385,43 @@ fn what_a_dead_driver_leaves_is_told_and_freed() {
     let causes = disk.causes();
     assert!(causes.contains(&"not-served".to_owned()), "{causes:?}");
     assert!(!causes.contains(&"driver-died".to_owned()), "{causes:?}");
+}
+
+/// A container is killed with its driver, which is its last process: the kernel takes the container's mounts apart first, and
+/// waits for the driver that is just ending. Nothing but the end of the connection helps.
+#[test]
+fn a_disk_that_died_with_its_container_is_named_with_its_way_out() {
+    let _alone = alone();
+    let host = Host::new("container");
+    let disk = host.disk("d", SIZE);
+    let command = host.command();
+    let words = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+    let ours = format!("{} {}", text(&backstay()), words.collect::<Vec<_>>().join(" "));
+    let (at, backing) = (host.path("fs"), text(&disk.backing));
+    let script = format!(
+        "set -e; device=$({ours} attach {backing} --name d); mkfs.ext4 -q -F $device; mkdir {0}; mount $device {0}; \
+         echo there; read x",
+        text(&at)
+    );
+    let inside = ["--mount", "--propagation", "private", "bash", "-c", &script];
+    end(process("unshare", &inside, b""));
+    let driver = disk.driver_pid().expect("it is the last process of its namespace");
+    must("kill", ["-KILL", &driver.to_string()]);
+    // As long as a connection is abandoned, every sync of this host waits: no other command in between.
+    let mut abandoned = vec![];
+    wait_for("the kernel's wait for the driver", || {
+        abandoned = fuse_connection::abandoned().unwrap();
+        !abandoned.is_empty()
+    });
+    let doctor = host.try_backstay(&["doctor"]);
+    for connection in &abandoned {
+        fuse_connection::abort(*connection).unwrap();
+    }
+    let line = said(&doctor);
+    let line = line.lines().find(|line| line.contains("dead disks")).expect("a finding").to_owned();
+    let way = format!("echo 1 > /sys/fs/fuse/connections/{}/abort", abandoned[0]);
+    assert!(line.starts_with("FAILED") && line.contains(&way), "{line}");
+    wait_gone(driver);
+    assert!(fuse_connection::abandoned().unwrap().is_empty());
+    must("sync", [""; 0]);
 }

@@ -14,6 +14,7 @@
 //! - [`kill_point`]: where tests kill a process
 //! - [`mounts`]: the table of mounts
 //! - [`loop_device`]: loop devices
+//! - [`fuse_connection`]: FUSE file systems, as the kernel sees them
 //! - [`stack`]: what a file or block device finally stands on
 //! - [`claim`]: bytes that one driver of this host has for itself
 //! - [`in_use`]: who uses a file or device
@@ -36,6 +37,7 @@ pub mod child;
 pub mod claim;
 pub mod clock;
 pub mod doing;
+pub mod fuse_connection;
 pub mod in_use;
 pub mod kill_point;
 pub mod lock;

@@ -42,7 +42,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// The files of a host; anyone who's authority it trusts.
+    /// The files of a host, and those of the authority it trusts.
     fn host(&self, dir: &Path, name: &str, trusts: &Self) -> TlsConfig {
         self.host_of_number(dir, name, trusts, 1)
     }

@@ -155,7 +155,7 @@ fn objects_are_their_owners_alone() {
         assert_eq!(mode, 0o600, "{}", object.display());
         let folder = object.parent().unwrap();
         let mode = fs::metadata(folder).unwrap().mode() & 0o7777;
-        // The root was there: it is anyone who's who made it.
+        // The root was there: it belongs to its maker.
         assert!(mode == 0o700 || folder == lab.dir.path(), "{}: {mode:o}", folder.display());
     }
 }

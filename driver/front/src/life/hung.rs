@@ -3,24 +3,21 @@
 //! Its file system takes no writes, so anyone who calls sync(2) on this host waits for it. The kernel can end the
 //! file system without the driver's help (fusectl, `abort`): anyone who waits then gets an error.
 
-use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_host::clock;
 use backstay_host::doing::{Doing, doing};
 use backstay_host::in_use::Namespaces;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use backstay_host::{clock, fuse_connection};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 
 use crate::paths::DiskPaths;
 
-/// Where the kernel's switches for FUSE file systems are.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// How long a killed process may take to be gone. One that waits for a disk that does not answer is not.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// There is no event for the end of a process that is not ours and may be waiting in the kernel.
@@ -54,7 +51,7 @@ pub fn look(paths: &DiskPaths) -> Option<Seen> {
 pub fn end(paths: &DiskPaths, seen: &Seen) -> io::Result<()> {
     let mounted = mount_of(paths, seen.pid);
     if let Some((_, connection)) = &mounted {
-        abort(*connection)?;
+        fuse_connection::abort(*connection)?;
     }
     let pid = Pid::from_raw(seen.pid as i32);
     match kill(pid, Signal::SIGKILL) {
@@ -81,20 +78,6 @@ pub fn end(paths: &DiskPaths, seen: &Seen) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a file system of FUSE.
-fn abort(connection: u32) -> io::Result<()> {
-    let switch = Path::new(CONNECTIONS).join(connection.to_string()).join("abort");
-    if switch.exists() {
-        return fs::write(switch, b"1");
-    }
-    // Not mounted on this host, for example in a container.
-    let none = None::<&str>;
-    mount(Some("fusectl"), CONNECTIONS, Some("fusectl"), MsFlags::empty(), none)?;
-    let done = fs::write(switch, b"1");
-    let _ = umount2(CONNECTIONS, MntFlags::MNT_DETACH);
-    done
-}
-
 /// The process that listens on a socket: the kernel knows it, and does not ask it.
 fn listener(socket: &Path) -> Option<u32> {
     let stream = nonblocking(socket)?;
@@ -114,7 +97,7 @@ fn nonblocking(socket: &Path) -> Option<UnixStream> {
 
 /// Where a driver has its disk mounted, and the number of the connection.
 fn mount_of(paths: &DiskPaths, pid: u32) -> Option<(PathBuf, u32)> {
-    let connection = connection_of(pid);
+    let connection = fuse_connection::of_process(pid);
     let own = Namespaces::own().ok()?;
     let mut mounts = own.mounts.into_iter().filter(|mount| mount.kind == "fuse.backstay");
     let mount = mounts.find(|mount| match connection {
@@ -123,19 +106,4 @@ fn mount_of(paths: &DiskPaths, pid: u32) -> Option<(PathBuf, u32)> {
         None => mount.at.starts_with(&paths.runtime),
     })?;
     Some((mount.at, mount.device.minor))
-}
-
-/// The FUSE connection that a process serves.
-fn connection_of(pid: u32) -> Option<u32> {
-    let links = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
-    let fuse = |entry: &fs::DirEntry| {
-        fs::read_link(entry.path()).is_ok_and(|link| link == Path::new("/dev/fuse"))
-    };
-    links.filter(fuse).find_map(|entry| {
-        let name = entry.file_name();
-        let info = Path::new(&format!("/proc/{pid}/fdinfo")).join(name);
-        let info = fs::read_to_string(info).ok()?;
-        let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
-        line.trim().parse().ok()
-    })
 }

@@ -447,7 +447,7 @@ fn sender(
     }
 }
 
-/// Locks the state of a disk: one driver, or anyone who else must be alone with it. The lock lasts as
+/// Locks the state of a disk: one driver, or another command that must be alone with it. The lock lasts as
 /// long as the file.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use backstay_front::paths::Roots;
-use backstay_host::loop_device;
+use backstay_host::{fuse_connection, loop_device};
 use backstay_types::DiskName;
 use io_uring::IoUring;
 use nix::sys::resource::{Resource, getrlimit};
@@ -38,6 +38,7 @@ pub fn host(roots: &Roots, names: &[DiskName]) -> Vec<Finding> {
         looked("kernel", kernel()),
         looked("/dev/fuse", fuse()),
         ("loop devices", loops()),
+        ("dead disks", dead_disks()),
         ("io_uring", uring()),
         ("programs", programs()),
         looked("runtime directory", runtime(&roots.runtime)),
@@ -94,6 +95,23 @@ fn loops() -> Checked {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Good(format!("{path} can be opened")),
         Err(e) => Bad(format!("{path}: {e}; load the module: modprobe loop")),
+    }
+}
+
+/// Disks that nobody serves and that somebody waits for.
+fn dead_disks() -> Checked {
+    match fuse_connection::abandoned() {
+        Ok(none) if none.is_empty() => Good("no request waits for a process that is gone".into()),
+        Ok(abandoned) => {
+            let switches = fuse_connection::CONNECTIONS;
+            let end = abandoned.iter().map(|n| format!("echo 1 > {switches}/{n}/abort"));
+            Bad(format!(
+                "requests wait for a driver that is gone (killed with its container?), and every sync of this host \
+                 waits with them. End that: {} (if the file is missing, first: mount -t fusectl none {switches})",
+                end.collect::<Vec<_>>().join("; ")
+            ))
+        }
+        Err(e) => Odd(format!("cannot see whether requests wait for a process that is gone: {e}")),
     }
 }
 
