@@ -13,6 +13,7 @@ use backstay_tests::harness::Host;
 use backstay_tests::harness::host::Disk;
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::format::document::DiskRecord;
+use backstay_vault::format::segment::SegmentId;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::{
     Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, verify_cycle,
@@ -249,7 +250,8 @@ fn a_full_tebibyte_needs_few_indexes() {
     // One damaged index costs what its segment may hold.
     let number = segments / 2;
     let segment =
-        format!("{}/disks/{}/segments/{:020}-{:016x}-{number}", large.url, laid.disk, 1, 1);
+        SegmentId { disk: laid.disk, cycle: CycleNo(1), attempt: 1, number: number as u32 };
+    let segment = format!("{}/{}", large.url, segment.key());
     let bytes = File::options().read(true).write(true).open(&segment).unwrap();
     let mut byte = [0];
     // In its footer, whose checksum does not match then.

@@ -3,7 +3,7 @@
 use backstay_gateway::pki::{Disks, Identity, Revocations, Role};
 use backstay_gateway::rights::{Right, Verb, right};
 use backstay_gateway::server::fuzzing;
-use backstay_vault::format::key::{ObjectKey, Scope};
+use backstay_vault::format::key::{Folder, ObjectKey};
 
 /// A client's certificate.
 pub fn certificate(data: &[u8]) {
@@ -46,7 +46,7 @@ pub fn request(data: &[u8]) {
         }
     }
     for prefix in [key, query] {
-        if Scope::parse(prefix).is_some() {
+        if Folder::parse(prefix).is_some() {
             assert!(!prefix.split('/').any(|part| matches!(part, "." | "..")));
         }
     }

@@ -57,13 +57,14 @@ impl Arriving<'_> {
     pub fn check(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
         match key {
             // A segment is looked at as it arrives, a point below; what belongs to keys has signatures of its own.
-            ObjectKey::Disk(_, Piece::Segment(_) | Piece::Point(_))
+            ObjectKey::Disk(_, Piece::Segment { .. } | Piece::Point(_))
             | ObjectKey::Vault
             | ObjectKey::Keyring(_)
             | ObjectKey::KeyNote(..)
+            | ObjectKey::Probe(_)
             | ObjectKey::Proof(..) => {}
             ObjectKey::Disk(..) | ObjectKey::Name(..) | ObjectKey::GroupPoint(..) => {
-                self.vault.check_arriving(&key.to_string(), bytes)?;
+                self.vault.check_arriving(key, bytes)?;
             }
         }
         self.check_content(key, bytes)
@@ -71,9 +72,10 @@ impl Arriving<'_> {
 
     fn check_content(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), NotTaken> {
         match key {
-            ObjectKey::Vault | ObjectKey::Keyring(_) | ObjectKey::KeyNote(..) => {
-                wrong("that is made where the store is")
-            }
+            ObjectKey::Vault
+            | ObjectKey::Keyring(_)
+            | ObjectKey::KeyNote(..)
+            | ObjectKey::Probe(_) => wrong("that is made where the store is"),
             ObjectKey::Proof(_, at) => {
                 document::<KeyProof>(key, bytes)?;
                 self.recent(*at)
@@ -92,7 +94,7 @@ impl Arriving<'_> {
                 let disk = *disk;
                 match piece {
                     // Looked at as it arrives.
-                    Piece::Segment(_) => Ok(()),
+                    Piece::Segment { .. } => Ok(()),
                     Piece::Point(cycle) => {
                         check_point(self.vault, (disk, *cycle), bytes, self.rules).map(drop)
                     }

@@ -32,14 +32,16 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
     use ObjectKey as K;
     let yes_if = |yes: bool| if yes { Right::Yes } else { Right::No };
     match (verb, key) {
-        (Verb::Get, K::Disk(_, Piece::Segment(_))) if role == Role::Source => Right::IndexOnly,
+        // Stores are tried from where they are.
+        (_, K::Probe(_)) => Right::No,
+        (Verb::Get, K::Disk(_, Piece::Segment { .. })) if role == Role::Source => Right::IndexOnly,
         (Verb::Get, _) => Right::Yes,
         // What is put is looked at besides (`crate::admission`).
         (Verb::Put, K::Vault | K::Keyring(_) | K::KeyNote(..)) => Right::No,
         (Verb::Put, K::Proof(..)) => yes_if(role != Role::Source),
         (Verb::Put, K::Name(..) | K::GroupPoint(..)) => yes_if(role != Role::Maintainer),
         (Verb::Put, K::Disk(_, piece)) => yes_if(match piece {
-            Piece::Record | Piece::Handover(_) | Piece::Segment(_) | Piece::Point(_) => {
+            Piece::Record | Piece::Handover(_) | Piece::Segment { .. } | Piece::Point(_) => {
                 role != Role::Maintainer
             }
             // A source begins its disk; taking one over is recovery's.
@@ -72,7 +74,7 @@ mod tests {
         vec![
             ObjectKey::Vault,
             ObjectKey::Keyring(1),
-            ObjectKey::KeyNote(KeyNote::Bounds, "0".repeat(64)),
+            ObjectKey::KeyNote(KeyNote::Bounds, [0; 32]),
             ObjectKey::Proof(1, 1),
             ObjectKey::Name("db".parse().unwrap(), 1),
             ObjectKey::GroupPoint("shop".parse().unwrap(), 1),
@@ -80,12 +82,13 @@ mod tests {
             of(Piece::Term(Term(1))),
             of(Piece::Term(Term(2))),
             of(Piece::Handover(Term(1))),
-            of(Piece::Segment(segment)),
+            segment.key(),
             of(Piece::Point(CycleNo(1))),
             of(Piece::Ledger(1)),
             of(Piece::Hold(1, "h".parse().unwrap())),
             of(Piece::Held(CycleNo(1), 1)),
             of(Piece::Drill(CycleNo(1), disk.0)),
+            ObjectKey::Probe(disk.0),
         ]
     }
 
@@ -100,15 +103,15 @@ mod tests {
             };
             keys().iter().map(|key| mark(right(role, verb, key))).collect()
         };
-        //                                               VKBPNGRTthSPLHMD
-        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyyiyyyyy");
-        assert_eq!(mark(Role::Source, Verb::Put), "----yyyy-yyy-y--");
-        assert_eq!(mark(Role::Source, Verb::Delete), "----------------");
-        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Put), "---yyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Recovery, Verb::Delete), "---y---------y--");
-        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyyyy");
-        assert_eq!(mark(Role::Maintainer, Verb::Put), "---y---------yy-");
-        assert_eq!(mark(Role::Maintainer, Verb::Delete), "---y---------y--");
+        //                                               VKBPNGRTthSPLHMDX
+        assert_eq!(mark(Role::Source, Verb::Get), "yyyyyyyyyyiyyyyy-");
+        assert_eq!(mark(Role::Source, Verb::Put), "----yyyy-yyy-y---");
+        assert_eq!(mark(Role::Source, Verb::Delete), "-----------------");
+        assert_eq!(mark(Role::Recovery, Verb::Get), "yyyyyyyyyyyyyyyy-");
+        assert_eq!(mark(Role::Recovery, Verb::Put), "---yyyyyyyyyyyyy-");
+        assert_eq!(mark(Role::Recovery, Verb::Delete), "---y---------y---");
+        assert_eq!(mark(Role::Maintainer, Verb::Get), "yyyyyyyyyyyyyyyy-");
+        assert_eq!(mark(Role::Maintainer, Verb::Put), "---y---------yy--");
+        assert_eq!(mark(Role::Maintainer, Verb::Delete), "---y---------y---");
     }
 }

@@ -42,8 +42,8 @@ pub struct Spool {
     dir: PathBuf,
     room: Arc<Semaphore>,
     room_units: u64,
-    waiting: Mutex<HashMap<String, Waiting>>,
-    uploads: mpsc::UnboundedSender<String>,
+    waiting: Mutex<HashMap<ObjectKey, Waiting>>,
+    uploads: mpsc::UnboundedSender<ObjectKey>,
     /// Told whenever a segment got to the store.
     moved: Notify,
     next: AtomicU64,
@@ -68,7 +68,7 @@ impl Spool {
     pub fn open(
         dir: &Path,
         limit_bytes: u64,
-    ) -> io::Result<(Arc<Self>, mpsc::UnboundedReceiver<String>)> {
+    ) -> io::Result<(Arc<Self>, mpsc::UnboundedReceiver<ObjectKey>)> {
         for dir in [dir, &dir.join("incoming"), &dir.join("segments")] {
             own_dir(dir)?;
         }
@@ -91,7 +91,7 @@ impl Spool {
             let found = found?;
             let len = found.metadata()?.len();
             let key = found.file_name().to_str().map(|name| name.replace('+', "/"));
-            let Some(key) = key.filter(|key| ObjectKey::parse(key).is_some()) else { continue };
+            let Some(key) = key.and_then(|key| ObjectKey::parse(&key)) else { continue };
             // More than fits now, if the limit was lowered: it takes what there is.
             let units = units(len).min(room.available_permits() as u64) as u32;
             let room = Arc::clone(&room).try_acquire_many_owned(units).ok();
@@ -142,7 +142,7 @@ impl Spool {
     /// If it cannot be made durable.
     pub fn keep(
         &self,
-        key: &str,
+        key: &ObjectKey,
         mut incoming: Incoming,
         file: &File,
         len: u64,
@@ -158,8 +158,8 @@ impl Spool {
         incoming.kept = true;
         let _ = fs::remove_file(&incoming.path);
         let waiting = Waiting { path, len, _room: incoming.room.take() };
-        self.waiting().insert(key.into(), waiting);
-        let _ = self.uploads.send(key.into());
+        self.waiting().insert(key.clone(), waiting);
+        let _ = self.uploads.send(key.clone());
         Ok(true)
     }
 
@@ -167,7 +167,7 @@ impl Spool {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn open_segment(&self, key: &str) -> io::Result<Option<(File, u64)>> {
+    pub fn open_segment(&self, key: &ObjectKey) -> io::Result<Option<(File, u64)>> {
         let waiting = self.waiting();
         let Some(found) = waiting.get(key) else { return Ok(None) };
         Ok(Some((File::open(&found.path)?, found.len)))
@@ -175,13 +175,13 @@ impl Spool {
 
     /// The file of a segment that is here, and its length.
     #[must_use]
-    pub fn find(&self, key: &str) -> Option<(PathBuf, u64)> {
+    pub fn find(&self, key: &ObjectKey) -> Option<(PathBuf, u64)> {
         self.waiting().get(key).map(|waiting| (waiting.path.clone(), waiting.len))
     }
 
     /// How many bytes of these segments are here and not in the store.
     #[must_use]
-    pub fn waiting_bytes(&self, keys: &[String]) -> u64 {
+    pub fn waiting_bytes(&self, keys: &[ObjectKey]) -> u64 {
         let waiting = self.waiting();
         keys.iter().filter_map(|key| waiting.get(key)).map(|waiting| waiting.len).sum()
     }
@@ -204,7 +204,7 @@ impl Spool {
     pub async fn upload(
         self: Arc<Self>,
         vault: Vault,
-        queue: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<String>>>,
+        queue: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<ObjectKey>>>,
     ) {
         loop {
             let next = queue.lock().await.recv().await;
@@ -236,17 +236,17 @@ impl Spool {
         }
     }
 
-    fn path(&self, key: &str) -> PathBuf {
-        self.dir.join("segments").join(key.replace('/', "+"))
+    fn path(&self, key: &ObjectKey) -> PathBuf {
+        self.dir.join("segments").join(key.to_string().replace('/', "+"))
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, Waiting>> {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Puts a segment into the store. One that is there stays: the name is used once.
-fn put(vault: &Vault, key: &str, from: &Path, len: u64) -> Result<(), VaultError> {
+fn put(vault: &Vault, key: &ObjectKey, from: &Path, len: u64) -> Result<(), VaultError> {
     match vault.put_file(key, from) {
         Err(VaultError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
             tracing::debug!("{key}, {len} bytes: it is in the store already");

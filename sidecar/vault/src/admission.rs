@@ -13,6 +13,7 @@ use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
 
 use crate::encrypt::sign::content;
 use crate::error::{In, VaultError};
+use crate::format::key::{ObjectKey, Piece};
 use crate::format::ledger::Ledger;
 use crate::format::manifest::{CycleKind, Manifest, SegmentRef};
 use crate::format::segment::{
@@ -21,7 +22,7 @@ use crate::format::segment::{
 use crate::format::term::TermRecord;
 use crate::read::{read_footer, read_index, verify_segment};
 use crate::sectors::SectorSet;
-use crate::store::{Vault, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Bytes that are looked at at a time.
 const STEP_BYTES: usize = 256 << 10;
@@ -64,9 +65,9 @@ pub fn check_segment(
     len: u64,
     id: SegmentId,
 ) -> Result<(), VaultError> {
-    let key = segment_key(id);
+    let key = id.key();
     let of_io = |e| VaultError::of_io(&key, e);
-    let wrong = |reason: String| VaultError::Inconsistent { object: key.clone(), reason };
+    let wrong = |reason: String| VaultError::Inconsistent { object: String::from(&key), reason };
     if !((HEADER_BYTES + FOOTER_BYTES) as u64..=SEGMENT_BYTES_MAX).contains(&len) {
         return Err(wrong(format!("{len} bytes are no segment")));
     }
@@ -131,7 +132,7 @@ pub fn check_point(
     bytes: &[u8],
     rules: Rules,
 ) -> Result<Manifest, NotTaken> {
-    let key = point_key(disk, cycle);
+    let key = Piece::Point(cycle).of(disk);
     vault.check_arriving(&key, bytes)?;
     let point = Manifest::decode(content(bytes)).within(&key)?;
     if (point.disk, point.cycle) != (disk, cycle) {
@@ -338,9 +339,9 @@ fn is_list_after(list: &[SegmentRef], ledger: Option<&Ledger>, found: &[SegmentR
 ///
 /// # Errors
 /// If it is no point.
-pub fn own_keys(bytes: &[u8]) -> Result<Vec<String>, FormatError> {
+pub fn own_keys(bytes: &[u8]) -> Result<Vec<ObjectKey>, FormatError> {
     let point = Manifest::decode(content(bytes))?;
-    let key = |segment| segment_key(segment_id(point.disk, segment));
+    let key = |segment: &SegmentRef| segment.id(point.disk).key();
     Ok(point.own_segments().map(key).collect())
 }
 

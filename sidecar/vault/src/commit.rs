@@ -14,10 +14,11 @@
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SECTOR_BYTES, SectorRange, Term};
 
 use crate::error::VaultError;
+use crate::format::key::Piece;
 use crate::format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 use crate::read::ahead::Indexes;
 use crate::sectors::{SectorSet, Side};
-use crate::store::{Vault, at_once, now_unix_ns, point_key, segment_id, segment_key};
+use crate::store::{Vault, at_once, now_unix_ns};
 
 /// One pass of a cycle over the disk: what had to move, and the segments that moved it.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ pub fn verify_cycle(
         let mut arrived = SectorSet::new();
         if let Some(segment) = pass.segments.iter().find(|segment| segment.cycle != cycle) {
             return Err(VaultError::Inconsistent {
-                object: segment_key(segment_id(disk, segment)),
+                object: segment.id(disk).key().into(),
                 reason: format!("it was made by cycle {}, not by {cycle}", segment.cycle),
             });
         }
@@ -142,7 +143,7 @@ impl Vault {
         // The point it goes on from, and whether that is the newest one.
         let before = meta.from.as_ref().or(newest);
         let wrong = |reason: String| {
-            Err(VaultError::Inconsistent { object: point_key(disk, cycle), reason })
+            Err(VaultError::Inconsistent { object: Piece::Point(cycle).of(disk).into(), reason })
         };
         // Where points were deleted behind our back, a full copy begins again beyond them: no number is used twice.
         if newest.is_some_and(|point| point.cycle.next() != cycle) || cycle < CycleNo(1) {
@@ -226,6 +227,6 @@ impl Vault {
     fn is_ours(&self, point: &Manifest) -> bool {
         let there = self.manifest(point.disk, point.cycle);
         there.is_ok_and(|there| there == *point)
-            && self.settle(&point_key(point.disk, point.cycle)).is_ok()
+            && self.settle(&Piece::Point(point.cycle).of(point.disk)).is_ok()
     }
 }

@@ -7,8 +7,9 @@ use object_store::path::Path;
 use crate::encrypt::sign::TRAILER_BYTES;
 use crate::error::{In, VaultError};
 use crate::format::document::DiskRecord;
+use crate::format::key::{DiskFolder, Folder, ObjectKey, Piece};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
-use crate::store::{Vault, disk_key, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Objects deleted at a time.
 const DELETES: usize = 256;
@@ -26,14 +27,9 @@ impl Vault {
 
     /// The records of all disks, each as it was read.
     pub(crate) fn each_record(&self) -> Result<Vec<(DiskId, ReadRecord)>, VaultError> {
-        let prefix = Path::from("disks");
-        let listed = self.block_on(self.store().list_with_delimiter(Some(&prefix)));
-        let listed = listed.map_err(|e| VaultError::of_store("disks", e))?;
         let mut disks = vec![];
-        for folder in listed.common_prefixes {
-            // Other folders are not ours.
-            let id = folder.filename().and_then(|name| name.parse().ok());
-            let Some(disk) = id.map(DiskId) else { continue };
+        for folder in self.folders(&Folder::Disks)? {
+            let Folder::Disk(disk) = folder else { continue };
             match self.disk(disk) {
                 // A folder whose record was never finished.
                 Err(VaultError::NotFound { .. }) => {}
@@ -51,7 +47,7 @@ impl Vault {
     /// is gone although the disk has points, terms or a ledger is damage: it is put before any of them, and deleted after
     /// all of them.
     pub fn disk(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
-        let key = disk_key(disk);
+        let key = Piece::Record.of(disk);
         match self.document(&key) {
             Err(VaultError::NotFound { .. }) if self.has_history(disk)? => {}
             read => return read,
@@ -59,7 +55,7 @@ impl Vault {
         // It may have been put since.
         self.judged(true, || self.document(&key)).map_err(|e| match e {
             VaultError::NotFound { .. } => VaultError::Inconsistent {
-                object: key.clone(),
+                object: (&key).into(),
                 reason: "it is not there, although the disk has recovery points, terms or a ledger"
                     .into(),
             },
@@ -69,8 +65,8 @@ impl Vault {
 
     /// Whether a disk has anything that is there only after its record.
     fn has_history(&self, disk: DiskId) -> Result<bool, VaultError> {
-        for folder in ["points", "terms", "ledger"] {
-            if !self.listed(&format!("disks/{disk}/{folder}"))?.is_empty() {
+        for folder in [DiskFolder::Points, DiskFolder::Terms, DiskFolder::Ledger] {
+            if !self.listed(&folder.of(disk))?.is_empty() {
                 return Ok(true);
             }
         }
@@ -113,7 +109,7 @@ impl Vault {
     /// # Errors
     /// If it is there already, or the vault cannot be written.
     pub fn create_disk(&self, record: &DiskRecord) -> Result<(), VaultError> {
-        self.put_document(&disk_key(record.disk), record)
+        self.put_document(&Piece::Record.of(record.disk), record)
     }
 
     /// The cycles of all recovery points of a disk, oldest first. Those that retention deletes while
@@ -164,7 +160,7 @@ impl Vault {
         cycle: CycleNo,
         must_be_there: bool,
     ) -> Result<bool, VaultError> {
-        let key = point_key(disk, cycle);
+        let key = Piece::Point(cycle).of(disk);
         match self.judged(must_be_there, || self.len(&key)) {
             Ok(_) => Ok(true),
             Err(VaultError::NotFound { .. }) => Ok(false),
@@ -174,7 +170,7 @@ impl Vault {
 
     /// The cycles of all objects among a disk's points, whatever the ledger says of them.
     pub(crate) fn point_objects(&self, disk: DiskId) -> Result<Vec<CycleNo>, VaultError> {
-        let points = self.numbers(&format!("disks/{disk}/points"))?;
+        let points = self.numbers(&DiskFolder::Points.of(disk))?;
         Ok(points.into_iter().map(CycleNo).collect())
     }
 
@@ -183,7 +179,7 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn stored_bytes(&self, disk: DiskId) -> Result<u64, VaultError> {
-        let segments = self.listed(&format!("disks/{disk}/segments"))?;
+        let segments = self.listed(&DiskFolder::Segments.of(disk))?;
         Ok(segments.iter().map(|(_, bytes)| bytes).sum())
     }
 
@@ -212,7 +208,7 @@ impl Vault {
     }
 
     fn manifest_once(&self, disk: DiskId, cycle: CycleNo) -> Result<Manifest, VaultError> {
-        let key = point_key(disk, cycle);
+        let key = Piece::Point(cycle).of(disk);
         let bytes = self.get(&key, MANIFEST_BYTES_MAX + TRAILER_BYTES)?;
         let manifest = Manifest::decode(self.verified(&key, &bytes)?).within(&key)?;
         let manifest = self.is_at(&key, manifest)?;
@@ -227,54 +223,54 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be listed or refuses to delete; [`VaultError::Inconsistent`] if something stays.
     pub fn remove_disk(&self, disk: DiskId) -> Result<(), VaultError> {
-        let prefix = format!("disks/{disk}");
-        let record = disk_key(disk);
-        let points = format!("{prefix}/points/");
+        let folder = Folder::Disk(disk);
+        let record = Path::from(&Piece::Record.of(disk));
+        let is_point = |path: &Path| path.prefix_matches(&Path::from(&DiskFolder::Points.of(disk)));
         // Before anything goes, what names the rest is asked for: a list may lag.
-        let mut known = self.named_objects(disk)?;
+        let mut known: Vec<Path> = self.named_objects(disk)?.iter().map(Path::from).collect();
         let mut left = vec![];
         for _ in 0..REMOVALS_MAX {
-            let mut keys = self.all_below(&prefix)?;
-            keys.append(&mut known);
-            keys.sort_unstable();
-            keys.dedup();
-            keys.sort_by_key(|key| !key.starts_with(&points));
-            let rest: Vec<String> = keys.into_iter().filter(|key| *key != record).collect();
+            // Whatever else lies there goes, too.
+            let mut paths = self.all_below(&folder)?;
+            paths.append(&mut known);
+            paths.sort_unstable();
+            paths.dedup();
+            paths.sort_by_key(|path| !is_point(path));
+            let rest: Vec<Path> = paths.into_iter().filter(|path| *path != record).collect();
             for some in rest.chunks(DELETES) {
-                self.delete_all(some.to_vec())?;
+                self.delete_all(some.iter().cloned())?;
             }
             // A store that says it deleted something may be mistaken, and so may its list.
-            left = self.all_below(&prefix)?;
-            for key in rest.into_iter().filter(|key| key.starts_with(&points)) {
-                if self.has(&key)? {
-                    left.push(key);
+            left = self.all_below(&folder)?;
+            for path in rest.into_iter().filter(is_point) {
+                match ObjectKey::parse(path.as_ref()) {
+                    Some(key) if self.has(&key)? => left.push(path),
+                    _ => {}
                 }
             }
-            left.retain(|key| *key != record);
+            left.retain(|path| *path != record);
             if left.is_empty() {
-                return self.delete(&record);
+                return self.delete(&Piece::Record.of(disk));
             }
             known = left.clone();
         }
         let reason = format!(
             "{} of its objects are still there after they were deleted, {} among them: its points are not deleted",
             left.len(),
-            left.first().map_or("", String::as_str)
+            left.first().map_or("", Path::as_ref)
         );
-        Err(VaultError::Inconsistent { object: prefix, reason })
+        Err(VaultError::Inconsistent { object: folder.to_string(), reason })
     }
 
     /// Objects of a disk that are there whether a list shows them or not: its points, and the segments of the newest one.
-    fn named_objects(&self, disk: DiskId) -> Result<Vec<String>, VaultError> {
+    fn named_objects(&self, disk: DiskId) -> Result<Vec<ObjectKey>, VaultError> {
         let points = self.points(disk)?;
-        let mut keys: Vec<String> = points.iter().map(|&cycle| point_key(disk, cycle)).collect();
+        let mut keys: Vec<_> = points.iter().map(|&cycle| Piece::Point(cycle).of(disk)).collect();
         if let Some(&newest) = points.last() {
             match self.listed_manifest(disk, newest) {
                 Ok(point) => {
                     let segments = point.map(|point| point.segments).unwrap_or_default();
-                    keys.extend(
-                        segments.iter().map(|segment| segment_key(segment_id(disk, segment))),
-                    );
+                    keys.extend(segments.iter().map(|segment| segment.id(disk).key()));
                 }
                 // It goes all the same.
                 Err(e) if e.is_damage() => tracing::warn!("{e}"),
@@ -284,20 +280,20 @@ impl Vault {
         Ok(keys)
     }
 
-    /// The keys of all objects below a prefix, as two lists show them that are asked for in different ways.
-    fn all_below(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
-        let path = Path::from(prefix);
-        let of_store = |e| VaultError::of_store(prefix, e);
+    /// All objects below a folder, as two lists show them that are asked for in different ways.
+    fn all_below(&self, folder: &Folder) -> Result<Vec<Path>, VaultError> {
+        let path = Path::from(folder);
+        let of_store = |e| VaultError::of_store(folder, e);
         let listed = self.store().list(Some(&path)).try_collect::<Vec<_>>();
         let mut listed = self.block_on(listed).map_err(of_store)?;
         if !self.is_local() && !self.is_behind_gateway() {
-            let first = Path::from(format!("{prefix}/!"));
+            let first = Path::from(format!("{folder}/!"));
             let again = self.store().list_with_offset(Some(&path), &first).try_collect::<Vec<_>>();
             listed.append(&mut self.block_on(again).map_err(of_store)?);
         }
-        let mut keys: Vec<String> = listed.into_iter().map(|meta| meta.location.into()).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(keys)
+        let mut paths: Vec<Path> = listed.into_iter().map(|meta| meta.location).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        Ok(paths)
     }
 }

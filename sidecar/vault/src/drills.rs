@@ -9,18 +9,8 @@ use backstay_types::{CycleNo, DiskId};
 
 use crate::error::{In, VaultError};
 use crate::format::drill::DrillRecord;
+use crate::format::key::{DiskFolder, ObjectKey, Piece};
 use crate::store::Vault;
-
-fn prefix(disk: DiskId) -> String {
-    format!("disks/{disk}/drills")
-}
-
-/// The cycle in the name of a verdict.
-fn cycle_of(name: &str) -> Option<CycleNo> {
-    let (cycle, drill) = name.split_once('-')?;
-    drill.parse::<uuid::Uuid>().ok()?;
-    cycle.parse().ok().map(CycleNo)
-}
 
 impl Vault {
     /// Puts a verdict on a point.
@@ -29,7 +19,7 @@ impl Vault {
     /// If it does not fit its limits, or the vault cannot be written.
     pub fn put_drill(&self, verdict: &DrillRecord) -> Result<(), VaultError> {
         let (disk, cycle) = (verdict.disk, verdict.cycle);
-        let key = format!("{}/{:020}-{}", prefix(disk), cycle.0, verdict.drill);
+        let key = Piece::Drill(cycle, verdict.drill).of(disk);
         verdict.check().within(&key)?;
         self.put_document(&key, verdict)
     }
@@ -41,11 +31,7 @@ impl Vault {
     /// If the vault cannot be read.
     pub fn drills(&self, disk: DiskId) -> Result<Vec<DrillRecord>, VaultError> {
         let mut found = vec![];
-        for (name, _) in self.listed(&prefix(disk))? {
-            if cycle_of(&name).is_none() {
-                continue;
-            }
-            let key = format!("{}/{name}", prefix(disk));
+        for (key, _) in self.listed(&DiskFolder::Drills.of(disk))? {
             let read = self.document::<DrillRecord>(&key);
             match read.and_then(|read| read.check().within(&key).map(|()| read)) {
                 Ok(verdict) => found.push(verdict),
@@ -66,10 +52,14 @@ impl Vault {
         horizon: CycleNo,
         there: &BTreeSet<CycleNo>,
     ) -> Result<(), VaultError> {
-        for (name, _) in self.listed(&prefix(disk))? {
-            let gone = |cycle: &CycleNo| *cycle <= horizon && !there.contains(cycle);
-            if cycle_of(&name).filter(gone).is_some() {
-                self.delete(&format!("{}/{name}", prefix(disk)))?;
+        for (key, _) in self.listed(&DiskFolder::Drills.of(disk))? {
+            match key {
+                ObjectKey::Disk(_, Piece::Drill(cycle, _))
+                    if cycle <= horizon && !there.contains(&cycle) =>
+                {
+                    self.delete(&key)?;
+                }
+                _ => {}
             }
         }
         Ok(())

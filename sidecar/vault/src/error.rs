@@ -4,6 +4,7 @@ use backstay_format::FormatError;
 use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange, Term};
 
 use crate::encrypt::sign::NotSigned;
+use crate::format::key::{Folder, ObjectKey, Piece};
 use crate::local::Planted;
 use crate::remote::permanent_error::{PermanentError, is_full, refusal};
 
@@ -391,12 +392,14 @@ impl VaultError {
         else {
             return None;
         };
-        let once = ["vault.json", "disk.json"].iter().any(|name| {
-            object
-                .strip_suffix(name)
-                .is_some_and(|folder| folder.is_empty() || folder.ends_with('/'))
-        });
-        (once || object.starts_with("names/")).then_some(object)
+        let once = match ObjectKey::parse(object) {
+            Some(key) => matches!(
+                key,
+                ObjectKey::Vault | ObjectKey::Name(..) | ObjectKey::Disk(_, Piece::Record)
+            ),
+            None => matches!(Folder::parse(object), Some(Folder::NamesOf(_))),
+        };
+        once.then_some(object)
     }
 
     /// Whether an object of that name is there already.
@@ -412,16 +415,16 @@ impl VaultError {
         self.class() == Class::PersonShouldAct
     }
 
-    pub(crate) fn of_io(object: &str, source: std::io::Error) -> Self {
+    pub(crate) fn of_io(object: impl Into<String>, source: std::io::Error) -> Self {
         Self::of_store(
             object,
             object_store::Error::Generic { store: "local directory", source: source.into() },
         )
     }
 
-    pub(crate) fn of_store(object: &str, source: object_store::Error) -> Self {
+    pub(crate) fn of_store(object: impl Into<String>, source: object_store::Error) -> Self {
         use object_store::Error as E;
-        let object = object.to_owned();
+        let object = object.into();
         match source {
             E::NotFound { .. } => Self::NotFound { object },
             E::PermissionDenied { source, .. } | E::Unauthenticated { source, .. } => {
@@ -509,11 +512,11 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 /// Adds the object's key to a format error.
 pub(crate) trait In<T> {
-    fn within(self, object: &str) -> Result<T, VaultError>;
+    fn within(self, object: impl Into<String>) -> Result<T, VaultError>;
 }
 
 impl<T> In<T> for Result<T, FormatError> {
-    fn within(self, object: &str) -> Result<T, VaultError> {
+    fn within(self, object: impl Into<String>) -> Result<T, VaultError> {
         self.map_err(|source| VaultError::Damaged { object: object.into(), source })
     }
 }

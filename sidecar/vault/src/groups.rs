@@ -7,20 +7,21 @@ use backstay_types::PointId;
 
 use crate::error::{In, VaultError};
 use crate::format::group::{GroupMember, GroupName, GroupPoint, GroupPointNo};
-use crate::store::{Vault, now_unix_ns, point_key};
+use crate::format::key::{Folder, ObjectKey, Piece};
+use crate::store::{Vault, now_unix_ns};
 
 /// How often the next number is tried when others put group points at the same time.
 const TRIES: u32 = 16;
 
 /// The key of a group point.
-fn group_point_key(group: &GroupName, number: GroupPointNo) -> String {
-    format!("groups/{group}/points/{:020}", number.0)
+fn group_point_key(group: &GroupName, number: GroupPointNo) -> ObjectKey {
+    ObjectKey::GroupPoint(group.clone(), number.0)
 }
 
 /// The number after one.
 fn next_number(group: &GroupName, number: GroupPointNo) -> Result<GroupPointNo, VaultError> {
     number.0.checked_add(1).map(GroupPointNo).ok_or_else(|| VaultError::Inconsistent {
-        object: group_point_key(group, number),
+        object: group_point_key(group, number).into(),
         reason: "no group has that many points: remove it".into(),
     })
 }
@@ -31,9 +32,13 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn groups(&self) -> Result<Vec<GroupName>, VaultError> {
-        let names = self.folders("groups")?;
-        let mut groups: Vec<GroupName> =
-            names.iter().filter_map(|name| name.parse().ok()).collect();
+        let folders = self.folders(&Folder::Groups)?.into_iter();
+        let mut groups: Vec<GroupName> = folders
+            .filter_map(|folder| match folder {
+                Folder::Group(group) => Some(group),
+                _ => None,
+            })
+            .collect();
         groups.sort();
         Ok(groups)
     }
@@ -43,7 +48,7 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn group_points(&self, group: &GroupName) -> Result<Vec<GroupPointNo>, VaultError> {
-        let numbers = self.numbers(&format!("groups/{group}/points"))?;
+        let numbers = self.numbers(&Folder::GroupPoints(group.clone()))?;
         Ok(numbers.into_iter().map(GroupPointNo).collect())
     }
 
@@ -76,13 +81,13 @@ impl Vault {
         members.sort_by_key(|member| member.disk);
         for member in &members {
             if !self.points(member.disk)?.contains(&member.cycle) {
-                let object = point_key(member.disk, member.cycle);
+                let object = Piece::Point(member.cycle).of(member.disk).into();
                 return Err(VaultError::NotFound { object });
             }
             let there = self.manifest(member.disk, member.cycle)?;
             if there.point != member.point {
                 return Err(VaultError::Inconsistent {
-                    object: point_key(member.disk, member.cycle),
+                    object: Piece::Point(member.cycle).of(member.disk).into(),
                     reason: format!("it is point {}, not {}", there.point, member.point),
                 });
             }
@@ -124,7 +129,7 @@ impl Vault {
         self.delete(&group_point_key(group, number))
     }
 
-    fn is_our_group_point(&self, point: &GroupPoint, key: &str) -> bool {
+    fn is_our_group_point(&self, point: &GroupPoint, key: &ObjectKey) -> bool {
         let there = self.group_point(&point.group, point.number);
         there.is_ok_and(|there| there == *point) && self.settle(key).is_ok()
     }

@@ -16,12 +16,11 @@ use std::time::Duration;
 
 use backstay_host::clock;
 use backstay_types::{DiskId, DiskName};
-use futures::TryStreamExt;
-use object_store::path::Path;
 
 use crate::error::VaultError;
 use crate::format::document::{DiskRecord, NameRecord, VaultRecord};
-use crate::store::{VAULT_OBJECT, Vault, disk_key, now_unix_ns};
+use crate::format::key::{Folder, ObjectKey, Piece};
+use crate::store::{Vault, now_unix_ns};
 
 /// Most steps from an old name to the name that holds now.
 const RENAMES_FOLLOWED: usize = 64;
@@ -31,14 +30,14 @@ const CONFIRM_LOOKS: u32 = 40;
 const CONFIRM_EVERY: Duration = Duration::from_millis(50);
 
 /// The key of a document of a name.
-fn name_key(name: &DiskName, number: u64) -> String {
-    format!("names/{name}/{number:020}")
+fn name_key(name: &DiskName, number: u64) -> ObjectKey {
+    ObjectKey::Name(name.clone(), number)
 }
 
 /// The number of the next document of a name.
 fn next_number(name: &DiskName, newest: Option<u64>) -> Result<u64, VaultError> {
     newest.unwrap_or(0).checked_add(1).ok_or_else(|| VaultError::Inconsistent {
-        object: name_key(name, u64::MAX),
+        object: name_key(name, u64::MAX).into(),
         reason: "no document of a name has such a number: remove it".into(),
     })
 }
@@ -149,7 +148,7 @@ impl Vault {
         }
         match self.disk_named(name) {
             Ok(found) if found.disk != disk => Err(VaultError::Inconsistent {
-                object: format!("names/{name}"),
+                object: Folder::NamesOf(name.clone()).to_string(),
                 reason: format!(
                     "it leads to disk {}, and disk {disk} goes by that name here: anyone who restores {name} elsewhere gets \
                      another disk",
@@ -194,7 +193,7 @@ impl Vault {
         self.create_disk(record)?;
         let confirmed = self.confirm_name(&record.name, record.disk);
         if matches!(confirmed, Err(VaultError::NameTaken { .. }))
-            && let Err(e) = self.delete(&disk_key(record.disk))
+            && let Err(e) = self.delete(&Piece::Record.of(record.disk))
         {
             // A source deletes nothing at a gateway. No name leads there.
             tracing::debug!("{e}: the record of a disk without a name is left behind");
@@ -394,7 +393,7 @@ impl Vault {
 
     /// The numbers of the documents of a name.
     fn numbers_of(&self, name: &DiskName) -> Result<Vec<u64>, VaultError> {
-        self.numbers_to_newest(&format!("names/{name}"), |number| name_key(name, number))
+        self.numbers_to_newest(&Folder::NamesOf(name.clone()), |number| name_key(name, number))
     }
 
     /// The document of every name that counts.
@@ -410,14 +409,13 @@ impl Vault {
 
     /// Every name that there are documents of.
     fn listed_names(&self) -> Result<Vec<DiskName>, VaultError> {
-        let prefix = Path::from("names");
-        let listed = self.block_on(self.store().list(Some(&prefix)).try_collect::<Vec<_>>());
-        let listed = listed.map_err(|e| VaultError::of_store("names", e))?;
-        let mut names: Vec<DiskName> = listed
-            .iter()
-            .filter_map(|meta| meta.location.parts().nth(1)?.as_ref().parse().ok())
+        let documents = self.listed(&Folder::Names)?.into_iter();
+        let mut names: Vec<DiskName> = documents
+            .filter_map(|(key, _)| match key {
+                ObjectKey::Name(name, _) => Some(name),
+                _ => None,
+            })
             .collect();
-        names.sort();
         names.dedup();
         Ok(names)
     }
@@ -437,7 +435,7 @@ impl Vault {
     /// made before there were any.
     fn disk_of_record(&self, name: &DiskName) -> Result<Option<DiskRecord>, VaultError> {
         let known = self.inner.record.get().cloned();
-        match known.map_or_else(|| self.document::<VaultRecord>(VAULT_OBJECT), Ok) {
+        match known.map_or_else(|| self.document::<VaultRecord>(&ObjectKey::Vault), Ok) {
             Ok(vault) if vault.names => Ok(None),
             Ok(_) | Err(VaultError::NotFound { .. }) => {
                 Ok(self.disk_records()?.into_iter().find(|disk| disk.name == *name))

@@ -10,8 +10,9 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
 use crate::error::{In, VaultError};
+use crate::format::key::Piece;
 use crate::format::manifest::{Manifest, PEEK_BYTES};
-use crate::store::{Vault, point_key};
+use crate::store::Vault;
 
 /// Heads of points that are asked for at the same time.
 const PARALLEL: usize = 64;
@@ -77,14 +78,14 @@ impl Vault {
         if let Some(cut) = known {
             return Ok(cut);
         }
-        let key = point_key(disk, cycle);
+        let key = Piece::Point(cycle).of(disk);
         self.inner.requests.fetch_add(1, Ordering::Relaxed);
-        let head = self.store().get_range(&Path::from(key.as_str()), 0..PEEK_BYTES as u64).await;
+        let head = self.store().get_range(&Path::from(&key), 0..PEEK_BYTES as u64).await;
         let head = head.map_err(|e| VaultError::of_store(&key, e))?;
         let (of, number, cut) = Manifest::peek(&head).within(&key)?;
         if (of, number) != (disk, cycle) {
             let reason = format!("it is point {number} of disk {of}");
-            return Err(VaultError::Inconsistent { object: key, reason });
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
         }
         Ok(cut)
     }

@@ -1,5 +1,6 @@
 //! Objects: getting, putting, listing, deleting, over any store.
 
+use std::fmt::Display;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::client::HttpError;
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, Document, Object, decode};
 use crate::format::is_whole;
-use crate::format::key::ObjectKey;
+use crate::format::key::{DiskFolder, Folder, ObjectKey};
 use crate::prove::PUTS_MAX;
 use crate::store::Vault;
 
@@ -43,22 +44,29 @@ pub(crate) fn same(there: &[u8], payload: &PutPayload) -> bool {
 }
 
 /// What a request of our own to a bucket has met.
-pub(crate) fn of_bucket(object: &str, e: HttpError) -> VaultError {
+pub(crate) fn of_bucket(object: impl Into<String>, e: HttpError) -> VaultError {
     let source = object_store::Error::Generic { store: "S3", source: Box::new(e) };
     VaultError::of_store(object, source)
 }
 
 impl Vault {
     /// Makes durable the name of an object that is there though its put failed.
-    pub(crate) fn settle(&self, key: &str) -> Result<(), VaultError> {
+    pub(crate) fn settle(&self, key: &ObjectKey) -> Result<(), VaultError> {
         match &self.inner.folders {
-            Some(folders) => folders.settle(key).map_err(|e| VaultError::of_io(key, e)),
+            Some(folders) => {
+                folders.settle(&key.to_string()).map_err(|e| VaultError::of_io(key, e))
+            }
             None => Ok(()),
         }
     }
 
     /// Reads a range of an object.
-    pub(crate) fn get_range(&self, key: &str, at: u64, len: u64) -> Result<Bytes, VaultError> {
+    pub(crate) fn get_range(
+        &self,
+        key: &ObjectKey,
+        at: u64,
+        len: u64,
+    ) -> Result<Bytes, VaultError> {
         // Stores refuse to read nothing.
         if len == 0 {
             return Ok(Bytes::new());
@@ -81,7 +89,7 @@ impl Vault {
     /// and the bytes, which mean something if that is `len`.
     pub(crate) fn get_end(
         &self,
-        key: &str,
+        key: &ObjectKey,
         len: u64,
         tail: u64,
     ) -> Result<(u64, Bytes), VaultError> {
@@ -130,21 +138,21 @@ impl Vault {
     }
 
     /// The store, which is asked for something.
-    fn ask(&self, verb: &'static str, key: &str) -> &dyn ObjectStore {
+    fn ask(&self, verb: &'static str, key: impl Display) -> &dyn ObjectStore {
         tracing::trace!("{verb} {key}");
         self.inner.requests.fetch_add(1, Ordering::Relaxed);
         &*self.inner.store
     }
 
     /// The length of an object.
-    pub(crate) fn len(&self, key: &str) -> Result<u64, VaultError> {
+    pub(crate) fn len(&self, key: &ObjectKey) -> Result<u64, VaultError> {
         let head = self.inner.runtime.block_on(self.ask("look for", key).head(&Path::from(key)));
         Ok(head.map_err(|e| VaultError::of_store(key, e))?.size)
     }
 
     /// When the store got an object, by the store's own clock, nanoseconds since 1970. `None` where the clock would
     /// be this host's (directories), or is not told (gateways).
-    pub(crate) fn stored_unix_ns(&self, key: &str) -> Result<Option<u64>, VaultError> {
+    pub(crate) fn stored_unix_ns(&self, key: &ObjectKey) -> Result<Option<u64>, VaultError> {
         if self.is_local() || self.is_behind_gateway() {
             return Ok(None);
         }
@@ -154,7 +162,7 @@ impl Vault {
     }
 
     /// Whether an object is there.
-    pub(crate) fn has(&self, key: &str) -> Result<bool, VaultError> {
+    pub(crate) fn has(&self, key: &ObjectKey) -> Result<bool, VaultError> {
         match self.len(key) {
             Ok(_) => Ok(true),
             Err(VaultError::NotFound { .. }) => Ok(false),
@@ -163,7 +171,7 @@ impl Vault {
     }
 
     /// Reads a whole object that is not longer than `most`.
-    pub(crate) fn get(&self, key: &str, most: usize) -> Result<Bytes, VaultError> {
+    pub(crate) fn get(&self, key: &ObjectKey, most: usize) -> Result<Bytes, VaultError> {
         let path = Path::from(key);
         let got = self.inner.runtime.block_on(async {
             let got = self.ask("read", key).get(&path).await?;
@@ -229,7 +237,7 @@ impl Vault {
     ///
     /// What is put says who put it, or when: nobody else puts the same bytes. So if the answer was lost, or
     /// a put that was sent again found itself, reading back tells.
-    pub(crate) fn put(&self, key: &str, payload: PutPayload) -> Result<(), VaultError> {
+    pub(crate) fn put(&self, key: &ObjectKey, payload: PutPayload) -> Result<(), VaultError> {
         for _ in 0..PUTS_MAX {
             let e_tag = match self.put_if_absent(key, &payload)? {
                 Put::Found => return Ok(()),
@@ -245,7 +253,11 @@ impl Vault {
 
     /// Deletes what this process put a moment ago and is not what it should be. Nobody can have put another there since,
     /// unless the store overwrites: then it is whole, and stays.
-    pub(crate) fn remove_altered(&self, key: &str, put: &PutPayload) -> Result<(), VaultError> {
+    pub(crate) fn remove_altered(
+        &self,
+        key: &ObjectKey,
+        put: &PutPayload,
+    ) -> Result<(), VaultError> {
         tracing::warn!("{key}: the store has other bytes than were put; they are put again");
         let there = match self.get(key, 2 * put.content_length() + DOCUMENT_BYTES_MAX) {
             Err(VaultError::NotFound { .. }) => return Ok(()),
@@ -258,9 +270,9 @@ impl Vault {
         self.delete(key)
     }
 
-    fn put_if_absent(&self, key: &str, payload: &PutPayload) -> Result<Put, VaultError> {
+    fn put_if_absent(&self, key: &ObjectKey, payload: &PutPayload) -> Result<Put, VaultError> {
         if let Some(folders) = &self.inner.folders {
-            folders.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
+            folders.prepare(&key.to_string()).map_err(|e| VaultError::of_io(key, e))?;
             return self.put_once(key, payload.clone()).map(Put::Done);
         }
         let mut tries = 0;
@@ -282,7 +294,7 @@ impl Vault {
     }
 
     /// Puts an object if it is absent; the store's tag of it.
-    fn put_once(&self, key: &str, payload: PutPayload) -> Result<Option<String>, VaultError> {
+    fn put_once(&self, key: &ObjectKey, payload: PutPayload) -> Result<Option<String>, VaultError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = Path::from(key);
         let put = self.ask("put", key).put_opts(&path, payload, options);
@@ -291,7 +303,7 @@ impl Vault {
     }
 
     /// Locks an object that was put in parts, where what is put is locked.
-    pub(crate) fn lock_whole(&self, key: &str) -> Result<(), VaultError> {
+    pub(crate) fn lock_whole(&self, key: &ObjectKey) -> Result<(), VaultError> {
         let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.settings.object_lock) else {
             return Ok(());
         };
@@ -312,7 +324,7 @@ impl Vault {
 
     /// Deletes an object. One that is not there is deleted already. In a local directory a power loss
     /// may bring it back until [`Self::settle`] was called.
-    pub(crate) fn delete(&self, key: &str) -> Result<(), VaultError> {
+    pub(crate) fn delete(&self, key: &ObjectKey) -> Result<(), VaultError> {
         let path = Path::from(key);
         let deleted = self.inner.runtime.block_on(self.ask("delete", key).delete(&path));
         match deleted.map_err(|e| VaultError::of_store(key, e)) {
@@ -322,14 +334,18 @@ impl Vault {
     }
 
     /// Deletes objects, with as few requests as the store allows.
-    pub(crate) fn delete_all(&self, keys: Vec<String>) -> Result<(), VaultError> {
-        let first = keys.first().cloned().unwrap_or_default();
-        let paths = keys.into_iter().map(|key| Ok(Path::from(key))).collect::<Vec<_>>();
+    pub(crate) fn delete_all(
+        &self,
+        paths: impl IntoIterator<Item = Path>,
+    ) -> Result<(), VaultError> {
+        let paths: Vec<Path> = paths.into_iter().collect();
+        let Some(first) = paths.first().cloned() else { return Ok(()) };
+        let paths: Vec<_> = paths.into_iter().map(Ok).collect();
         let deleted =
             self.ask("delete from", &first).delete_stream(futures::stream::iter(paths).boxed());
         let deleted: Vec<_> = self.inner.runtime.block_on(deleted.collect());
         for one in deleted {
-            match one.map_err(|e| VaultError::of_store(&first, e)) {
+            match one.map_err(|e| VaultError::of_store(first.as_ref(), e)) {
                 // Somebody else deleted it.
                 Ok(_) | Err(VaultError::NotFound { .. }) => {}
                 Err(e) => return Err(e),
@@ -342,11 +358,10 @@ impl Vault {
     pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
         const DAY: Duration = Duration::from_secs(86_400);
         let Some(folders) = &self.inner.folders else { return Ok(()) };
-        for folder in
-            ["segments", "points", "ledger", "holds", "held", "terms", "handovers", "drills"]
-        {
-            let folder = format!("disks/{disk}/{folder}");
-            let swept = folders.sweep(&folder, DAY).map_err(|e| VaultError::of_io(&folder, e))?;
+        for folder in DiskFolder::ALL {
+            let folder = folder.of(disk);
+            let swept = folders.sweep(&folder.to_string(), DAY);
+            let swept = swept.map_err(|e| VaultError::of_io(&folder, e))?;
             if swept > 0 {
                 tracing::info!("{folder}: {swept} unfinished objects removed");
             }
@@ -354,57 +369,54 @@ impl Vault {
         Ok(())
     }
 
-    /// The names of the objects directly below a prefix, and their lengths, by name.
-    pub(crate) fn listed(&self, prefix: &str) -> Result<Vec<(String, u64)>, VaultError> {
-        let path = Path::from(prefix);
-        let objects = self.ask("list", prefix).list(Some(&path)).try_collect::<Vec<_>>();
-        let objects =
-            self.inner.runtime.block_on(objects).map_err(|e| VaultError::of_store(prefix, e))?;
-        let mut names: Vec<(String, u64)> = objects
-            .iter()
-            .filter_map(|meta| Some((meta.location.filename()?.to_owned(), meta.size)))
-            .collect();
-        names.sort_unstable();
-        Ok(names)
+    /// The objects below a folder, and their lengths, in order; what has no key is not ours.
+    pub(crate) fn listed(&self, folder: &Folder) -> Result<Vec<(ObjectKey, u64)>, VaultError> {
+        let path = Path::from(folder);
+        let objects = self.ask("list", folder).list(Some(&path)).try_collect::<Vec<_>>();
+        let objects = self.block_on(objects).map_err(|e| VaultError::of_store(folder, e))?;
+        let ours = |meta: &ObjectMeta| Some((ObjectKey::parse(meta.location.as_ref())?, meta.size));
+        let mut ours: Vec<_> = objects.iter().filter_map(ours).collect();
+        ours.sort_unstable();
+        Ok(ours)
     }
 
-    /// The names of the objects directly below a prefix, as two lists show them that are asked for in different ways: what
-    /// only one of them shows is there, too. For what must not be overlooked; an answer that a cache gives again is one
-    /// to the same request.
-    pub(crate) fn listed_twice(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
-        let mut names: Vec<String> =
-            self.listed(prefix)?.into_iter().map(|(name, _)| name).collect();
-        names.append(&mut self.listed_otherwise(prefix)?);
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+    /// The objects below a folder, as two lists show them that are asked for in different ways: what only one of them
+    /// shows is there, too. For what must not be overlooked; an answer that a cache gives again is one to the same request.
+    pub(crate) fn listed_twice(&self, folder: &Folder) -> Result<Vec<ObjectKey>, VaultError> {
+        let mut keys: Vec<_> = self.listed(folder)?.into_iter().map(|(key, _)| key).collect();
+        keys.append(&mut self.listed_otherwise(folder)?);
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
     }
 
-    /// The names of the objects directly below a prefix, asked for in another way than usual; none of a directory, whose
-    /// list is what it has.
-    pub(crate) fn listed_otherwise(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
+    /// The objects below a folder, asked for in another way than usual; none of a directory, whose list is what it has.
+    pub(crate) fn listed_otherwise(&self, folder: &Folder) -> Result<Vec<ObjectKey>, VaultError> {
         if self.is_local() || self.is_behind_gateway() {
             return Ok(vec![]);
         }
         // From a name on that is below all of ours.
-        let (path, first) = (Path::from(prefix), Path::from(format!("{prefix}/!")));
-        let objects = self.ask("list again", prefix).list_with_offset(Some(&path), &first);
+        let (path, first) = (Path::from(folder), Path::from(format!("{folder}/!")));
+        let objects = self.ask("list again", folder).list_with_offset(Some(&path), &first);
         let objects = self.block_on(objects.try_collect::<Vec<_>>());
-        let objects = objects.map_err(|e| VaultError::of_store(prefix, e))?;
-        Ok(objects.iter().filter_map(|meta| Some(meta.location.filename()?.to_owned())).collect())
+        let objects = objects.map_err(|e| VaultError::of_store(folder, e))?;
+        Ok(objects.iter().filter_map(|meta| ObjectKey::parse(meta.location.as_ref())).collect())
     }
 
     /// Reads a document, which must say that it is what its key says. The one way to read any.
-    pub(crate) fn document<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
+    pub(crate) fn document<D: Document + Object>(&self, key: &ObjectKey) -> Result<D, VaultError> {
         self.judged(false, || self.document_once(key))
     }
 
     /// The same of one that a list shows: that it is gone is believed when it was asked for several times.
-    pub(crate) fn listed_document<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
+    pub(crate) fn listed_document<D: Document + Object>(
+        &self,
+        key: &ObjectKey,
+    ) -> Result<D, VaultError> {
         self.judged(true, || self.document_once(key))
     }
 
-    fn document_once<D: Document + Object>(&self, key: &str) -> Result<D, VaultError> {
+    fn document_once<D: Document + Object>(&self, key: &ObjectKey) -> Result<D, VaultError> {
         let bytes = self.get(key, DOCUMENT_BYTES_MAX)?;
         let document = decode(&bytes).within(key)?;
         self.verify_document(key, &bytes)?;
@@ -412,11 +424,9 @@ impl Vault {
     }
 
     /// An object, if it is what the key says that it was read from.
-    pub(crate) fn is_at<O: Object>(&self, key: &str, object: O) -> Result<O, VaultError> {
+    pub(crate) fn is_at<O: Object>(&self, key: &ObjectKey, object: O) -> Result<O, VaultError> {
         let wrong = |reason: String| VaultError::Inconsistent { object: key.into(), reason };
-        let typed =
-            ObjectKey::parse(key).ok_or_else(|| wrong("no object has such a key".into()))?;
-        match object.differs(&typed) {
+        match object.differs(key) {
             None => Ok(object),
             Some(found) => Err(wrong(format!(
                 "it is {found}, copied here from somewhere else. Nothing it says was believed, and nothing was \
@@ -427,47 +437,37 @@ impl Vault {
 
     pub(crate) fn put_document<D: Document + Object>(
         &self,
-        key: &str,
+        key: &ObjectKey,
         document: &D,
     ) -> Result<(), VaultError> {
-        debug_assert_eq!(
-            ObjectKey::parse(key).map(|key| document.differs(&key)),
-            Some(None),
-            "{key}"
-        );
+        debug_assert_eq!(document.differs(key), None, "{key}");
         self.put(key, self.signed_document(key, document)?.into())
     }
 
-    /// The names of the folders right below a prefix.
-    pub(crate) fn folders(&self, prefix: &str) -> Result<Vec<String>, VaultError> {
-        let path = Path::from(prefix);
-        let listed = self
-            .inner
-            .runtime
-            .block_on(self.ask("list folders of", prefix).list_with_delimiter(Some(&path)));
-        let listed = listed.map_err(|e| VaultError::of_store(prefix, e))?;
-        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
-        Ok(names.map(str::to_owned).collect())
+    /// The folders right below a folder; others are not ours.
+    pub(crate) fn folders(&self, folder: &Folder) -> Result<Vec<Folder>, VaultError> {
+        let path = Path::from(folder);
+        let listed = self.ask("list folders of", folder).list_with_delimiter(Some(&path));
+        let listed = self.block_on(listed).map_err(|e| VaultError::of_store(folder, e))?;
+        Ok(listed.common_prefixes.iter().filter_map(|path| Folder::parse(path.as_ref())).collect())
     }
 
-    /// The objects below a prefix whose names are numbers, sorted; others are not ours.
-    pub(crate) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, VaultError> {
-        let mut numbers: Vec<u64> =
-            self.listed(prefix)?.iter().filter_map(|(name, _)| name.parse().ok()).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+    /// The numbers of the objects in a folder, in order.
+    pub(crate) fn numbers(&self, folder: &Folder) -> Result<Vec<u64>, VaultError> {
+        Ok(self.listed(folder)?.iter().filter_map(|(key, _)| key.number()).collect())
     }
 
     /// As [`Self::numbers`], to the newest. Who writes, and what the ledger says, hang on it, so a store's
     /// list is not believed to end with the newest: what follows is asked for by name.
     pub(crate) fn numbers_to_newest(
         &self,
-        prefix: &str,
-        key: impl Fn(u64) -> String,
+        folder: &Folder,
+        key: impl Fn(u64) -> ObjectKey,
     ) -> Result<Vec<u64>, VaultError> {
-        let mut numbers = self.numbers(prefix)?;
-        while !self.is_local() {
-            let next = numbers.last().map_or(1, |newest| newest.saturating_add(1));
+        let mut numbers = self.numbers(folder)?;
+        while !self.is_local()
+            && let Some(next) = numbers.last().copied().unwrap_or(0).checked_add(1)
+        {
             if !self.has(&key(next))? {
                 break;
             }

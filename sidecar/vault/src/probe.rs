@@ -11,7 +11,8 @@ use object_store::PutPayload;
 
 use crate::error::VaultError;
 use crate::format::document::VaultRecord;
-use crate::store::{VAULT_OBJECT, Vault};
+use crate::format::key::{Folder, ObjectKey};
+use crate::store::Vault;
 
 const FIRST: &[u8] = b"backstay";
 const SECOND: &[u8] = b"another writer";
@@ -26,13 +27,12 @@ impl Vault {
         if self.is_behind_gateway() {
             // It has tried its store itself, and nobody deletes through it. That it lets us in is what
             // can be found out.
-            self.document::<VaultRecord>(VAULT_OBJECT)?;
+            self.document::<VaultRecord>(&ObjectKey::Vault)?;
             return self.role().map(drop);
         }
-        let name = uuid::Uuid::new_v4();
-        let key = format!("probes/{name}");
+        let key = ObjectKey::Probe(uuid::Uuid::new_v4());
         self.put(&key, PutPayload::from_static(FIRST)).map_err(|e| self.unfit(e))?;
-        let looked = self.look_at(&key, &name.to_string());
+        let looked = self.look_at(&key);
         let deleted = self.delete(&key);
         looked.and(deleted)
     }
@@ -54,7 +54,7 @@ impl Vault {
         Ok(())
     }
 
-    fn look_at(&self, key: &str, name: &str) -> Result<(), VaultError> {
+    fn look_at(&self, key: &ObjectKey) -> Result<(), VaultError> {
         let unfit =
             |reason: &str| Err(VaultError::Unfit { url: self.url().into(), reason: reason.into() });
         // I5: of two writers one must lose.
@@ -78,7 +78,7 @@ impl Vault {
                 reason: "something else was read back than was put".into(),
             });
         }
-        match self.listed("probes")?.iter().any(|(listed, _)| listed == name) {
+        match self.listed(&Folder::Probes)?.iter().any(|(listed, _)| listed == key) {
             true => Ok(()),
             false => unfit("it does not list an object that was just put"),
         }

@@ -16,6 +16,7 @@ use md5::{Digest, Md5};
 use object_store::PutPayload;
 
 use crate::error::VaultError;
+use crate::format::key::ObjectKey;
 use crate::objects::same;
 use crate::store::Vault;
 
@@ -57,7 +58,7 @@ impl Vault {
     /// If it cannot be read back; then nobody knows.
     pub(crate) fn has_exactly(
         &self,
-        key: &str,
+        key: &ObjectKey,
         parts: &[PutPayload],
         e_tag: Option<&str>,
     ) -> Result<bool, VaultError> {
@@ -74,7 +75,7 @@ impl Vault {
     }
 
     /// The same of a small object, with one request.
-    fn is_exactly(&self, key: &str, payload: &PutPayload) -> Result<bool, VaultError> {
+    fn is_exactly(&self, key: &ObjectKey, payload: &PutPayload) -> Result<bool, VaultError> {
         for read in 0.. {
             match self.get(key, payload.content_length()) {
                 Ok(there) if same(&there, payload) => return Ok(true),
@@ -94,12 +95,12 @@ impl Vault {
     /// If it cannot be read, or `wanted` cannot.
     pub(crate) fn reads_back(
         &self,
-        key: &str,
+        key: &ObjectKey,
         wanted: impl Iterator<Item = std::io::Result<Bytes>>,
     ) -> Result<bool, VaultError> {
         let of_io = |e| VaultError::of_io(key, e);
         if let Some(folders) = &self.inner.folders {
-            return folders.reads_back(key, wanted).map_err(of_io);
+            return folders.reads_back(&key.to_string(), wanted).map_err(of_io);
         }
         let mut at = 0;
         for bytes in wanted {

@@ -5,12 +5,13 @@ use object_store::PutPayload;
 use object_store::path::Path;
 
 use crate::error::VaultError;
+use crate::format::key::{ObjectKey, Piece};
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::frame::{FinishedSegment, Object};
 use crate::paced::{self, Pace, Unlimited};
 use crate::prove::PUTS_MAX;
 use crate::remote::{Role, upload};
-use crate::store::{Vault, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 impl Vault {
     /// Puts a segment. It is durable when this returns.
@@ -35,7 +36,7 @@ impl Vault {
         pace: &dyn Pace,
     ) -> Result<SegmentRef, VaultError> {
         let id = segment.id;
-        let key = segment_key(id);
+        let key = id.key();
         tracing::trace!("put {key}");
         let sealing = self.segment_key_to_seal(id)?;
         let segment = segment
@@ -57,7 +58,7 @@ impl Vault {
             }
         };
         if !whole {
-            return Err(VaultError::Stopped { object: key });
+            return Err(VaultError::Stopped { object: key.into() });
         }
         tracing::trace!("{key} is there");
         self.inner.tails.put(id, segment.tail);
@@ -75,32 +76,35 @@ impl Vault {
 
     fn put_at_gateway(
         &self,
-        key: &str,
+        key: &ObjectKey,
         segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
         let Some(gateway) = &self.inner.gateway else { return Ok(false) };
-        let put = gateway.put_segment(&self.inner.runtime, key, &segment.payload, pace);
+        let put =
+            gateway.put_segment(&self.inner.runtime, &key.to_string(), &segment.payload, pace);
         put.map_err(|e| VaultError::of_store(key, e))
     }
 
     fn put_in_folder(
         &self,
-        key: &str,
+        key: &ObjectKey,
         segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
         let Some(folders) = &self.inner.folders else { return Ok(false) };
         self.until_proven(key, std::slice::from_ref(&segment.payload), || {
             let parts = segment.payload.iter().map(Ok);
-            let put = folders.put(key, parts, pace).map_err(|e| VaultError::of_io(key, e))?;
+            let put = folders
+                .put(&key.to_string(), parts, pace)
+                .map_err(|e| VaultError::of_io(key, e))?;
             Ok(put.then_some(None))
         })
     }
 
     fn put_in_parts(
         &self,
-        key: &str,
+        key: &ObjectKey,
         segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
@@ -124,7 +128,7 @@ impl Vault {
     /// Puts a segment until it is proven (see `prove`): false if it was given up. Its name is this attempt's alone.
     fn until_proven(
         &self,
-        key: &str,
+        key: &ObjectKey,
         parts: &[PutPayload],
         put: impl Fn() -> Result<Option<Option<String>>, VaultError>,
     ) -> Result<bool, VaultError> {
@@ -167,7 +171,7 @@ impl Vault {
             if named.as_ref().is_none_or(|named| named.iter().any(is_this)) {
                 continue;
             }
-            let key = segment_key(segment_id(disk, segment));
+            let key = segment.id(disk).key();
             if let Err(e) = self.delete(&key) {
                 tracing::debug!("{key}: {e}: left behind, no point names it");
             }
@@ -175,7 +179,7 @@ impl Vault {
     }
 
     pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<(), VaultError> {
-        let key = point_key(manifest.disk, manifest.cycle);
+        let key = Piece::Point(manifest.cycle).of(manifest.disk);
         let bytes = self.signed(&key, manifest.encode())?;
         self.put(&key, bytes.into())
     }

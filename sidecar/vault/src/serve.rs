@@ -13,6 +13,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::VaultError;
+use crate::format::key::ObjectKey;
 use crate::paced::Unlimited;
 use crate::store::Vault;
 
@@ -32,7 +33,7 @@ impl Vault {
     ///
     /// # Errors
     /// If it is there and something else, or the vault cannot be written.
-    pub fn put_object(&self, key: &str, bytes: Bytes) -> Result<(), VaultError> {
+    pub fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), VaultError> {
         self.put(key, bytes.into())
     }
 
@@ -40,7 +41,7 @@ impl Vault {
     ///
     /// # Errors
     /// If the store does not let us or cannot be reached.
-    pub fn delete_object(&self, key: &str) -> Result<(), VaultError> {
+    pub fn delete_object(&self, key: &ObjectKey) -> Result<(), VaultError> {
         self.delete(key)
     }
 
@@ -51,12 +52,12 @@ impl Vault {
     ///
     /// # Errors
     /// If it is there, the file cannot be read, or the vault cannot be written.
-    pub fn put_file(&self, key: &str, path: &FsPath) -> Result<(), VaultError> {
+    pub fn put_file(&self, key: &ObjectKey, path: &FsPath) -> Result<(), VaultError> {
         let of_io = |e| VaultError::of_io(key, e);
         let file = File::open(path).map_err(of_io)?;
         let len = file.metadata().map_err(of_io)?.len();
         if let Some(folders) = &self.inner.folders {
-            let put = folders.put(key, steps(file, STEP_BYTES), &Unlimited);
+            let put = folders.put(&key.to_string(), steps(file, STEP_BYTES), &Unlimited);
             return match put {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(exists(key)),
                 put => {
@@ -98,7 +99,7 @@ impl Vault {
     }
 
     /// Proves that what was put from a file is there. What is not goes: it is put again by who asks again.
-    fn prove_file(&self, key: &str, path: &FsPath) -> Result<(), VaultError> {
+    fn prove_file(&self, key: &ObjectKey, path: &FsPath) -> Result<(), VaultError> {
         let file = File::open(path).map_err(|e| VaultError::of_io(key, e))?;
         if self.reads_back(key, steps(file, STEP_BYTES))? {
             return Ok(());
@@ -108,7 +109,7 @@ impl Vault {
     }
 }
 
-fn exists(key: &str) -> VaultError {
+fn exists(key: &ObjectKey) -> VaultError {
     let source = io::Error::from(io::ErrorKind::AlreadyExists).into();
     let source = object_store::Error::AlreadyExists { path: key.into(), source };
     VaultError::Store { object: key.into(), source }

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, RwLock};
 
 pub(crate) use backstay_host::clock::now_unix_ns;
-use backstay_types::{ByteLen, CycleNo, DiskId, Term};
+use backstay_types::ByteLen;
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
@@ -19,8 +19,7 @@ use crate::encrypt::KeySettings;
 use crate::encrypt::keys::{Keychain, Keys, SegmentKeys};
 use crate::error::{OF_DIRECTORY, VaultError};
 use crate::format::document::VaultRecord;
-use crate::format::manifest::SegmentRef;
-use crate::format::segment::SegmentId;
+use crate::format::key::ObjectKey;
 use crate::known;
 use crate::local::{self, Folders};
 use crate::paced::Pace;
@@ -70,34 +69,6 @@ pub(crate) struct Inner {
     pub decided: Decided,
     /// Where the indexes of segments are that were put.
     pub tails: Tails,
-}
-
-pub(crate) const VAULT_OBJECT: &str = "vault.json";
-
-/// The key of a disk's record.
-pub(crate) fn disk_key(disk: DiskId) -> String {
-    format!("disks/{disk}/disk.json")
-}
-
-/// The key of a recovery point.
-pub(crate) fn point_key(disk: DiskId, cycle: CycleNo) -> String {
-    format!("disks/{disk}/points/{:020}", cycle.0)
-}
-
-/// The key of a term.
-pub(crate) fn term_key(disk: DiskId, term: Term) -> String {
-    format!("disks/{disk}/terms/{:020}", term.0)
-}
-
-/// The key of the handover of a term.
-pub(crate) fn handover_key(disk: DiskId, term: Term) -> String {
-    format!("disks/{disk}/handovers/{:020}", term.0)
-}
-
-/// The key of a segment.
-pub(crate) fn segment_key(id: SegmentId) -> String {
-    let SegmentId { disk, cycle, attempt, number } = id;
-    format!("disks/{disk}/segments/{:020}-{attempt:016x}-{number}", cycle.0)
 }
 
 impl Vault {
@@ -151,7 +122,7 @@ impl Vault {
             }
             VaultPlace::Gateway { hosts } => Self::behind(url, &hosts, keychain)?,
         };
-        match vault.document::<VaultRecord>(VAULT_OBJECT) {
+        match vault.document::<VaultRecord>(&ObjectKey::Vault) {
             Err(VaultError::NotFound { .. }) => Err(known::none_at(url)),
             record => vault.take_record(record?).map(|()| vault),
         }
@@ -184,7 +155,7 @@ impl Vault {
 
     /// Puts the record of a new vault: from now on it is one, and this host means it by its URL.
     pub(crate) fn found(&self, record: VaultRecord) -> Result<(), VaultError> {
-        match self.put_document(VAULT_OBJECT, &record) {
+        match self.put_document(&ObjectKey::Vault, &record) {
             // Somebody else made one at the same time.
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..
@@ -422,24 +393,4 @@ pub fn at_once<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() 
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-/// Which segment a name below `segments/` means; `None` for what is not ours.
-pub(crate) fn segment_named(disk: DiskId, name: &str) -> Option<SegmentId> {
-    let mut parts = name.splitn(3, '-');
-    let (cycle, attempt, number) = (parts.next()?, parts.next()?, parts.next()?);
-    let id = SegmentId {
-        disk,
-        cycle: CycleNo(cycle.parse().ok()?),
-        attempt: u64::from_str_radix(attempt, 16).ok()?,
-        number: number.parse().ok()?,
-    };
-    // Only what is written the one way we write it.
-    segment_key(id).ends_with(&format!("/{name}")).then_some(id)
-}
-
-/// Which object a segment reference means.
-pub(crate) fn segment_id(disk: DiskId, segment: &SegmentRef) -> SegmentId {
-    let SegmentRef { cycle, attempt, number, .. } = *segment;
-    SegmentId { disk, cycle, attempt, number }
 }

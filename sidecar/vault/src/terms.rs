@@ -6,10 +6,11 @@ use backstay_types::{CycleNo, DiskId, PointId, Term};
 
 use crate::error::{In, VaultError};
 use crate::format::hold::{HoldKind, HoldName};
+use crate::format::key::{DiskFolder, Piece};
 use crate::format::manifest::Manifest;
 use crate::format::term::{HandoverRecord, TermFrom, TermRecord};
 use crate::retain::{HoldRequest, holder};
-use crate::store::{Vault, at_once, handover_key, now_unix_ns, term_key};
+use crate::store::{Vault, at_once, now_unix_ns};
 
 /// Which points of a disk are on the line that its newest term goes on; the others belong to a history
 /// that was left at a failover.
@@ -98,7 +99,7 @@ impl Vault {
             since_unix_ns: now_unix_ns(),
             from: None,
         };
-        match self.put_document(&term_key(disk, first.term), &first) {
+        match self.put_document(&Piece::Term(first.term).of(disk), &first) {
             // Somebody else was first: theirs holds.
             Err(VaultError::Store {
                 source: object_store::Error::AlreadyExists { .. }, ..
@@ -121,7 +122,7 @@ impl Vault {
             since_unix_ns: now_unix_ns(),
             from: None,
         };
-        self.put_document(&term_key(disk, term), &ours)?;
+        self.put_document(&Piece::Term(term).of(disk), &ours)?;
         Ok(ours)
     }
 
@@ -139,7 +140,7 @@ impl Vault {
             since_unix_ns: now_unix_ns(),
             from: Some(claim.from),
         };
-        let ours = ours.checked().within(&term_key(disk, claim.after.next()))?;
+        let ours = ours.checked().within(Piece::Term(claim.after.next()).of(disk))?;
         let is_ours = |there: &TermRecord| {
             (there.term, &there.writer, there.from) == (ours.term, &ours.writer, ours.from)
         };
@@ -151,7 +152,7 @@ impl Vault {
         match self.newest_term(disk)? {
             Some(newest) if newest.term == claim.after => {}
             Some(newest) if is_ours(&newest) => {
-                self.settle(&term_key(disk, newest.term))?;
+                self.settle(&Piece::Term(newest.term).of(disk))?;
                 return Ok(newest);
             }
             Some(newest) if newest.term > claim.after => return Err(lost(newest)),
@@ -160,12 +161,12 @@ impl Vault {
                 return Err(VaultError::NotFound { object });
             }
         }
-        let put = self.put_document(&term_key(disk, ours.term), &ours);
+        let put = self.put_document(&Piece::Term(ours.term).of(disk), &ours);
         let Err(failed) = put else { return Ok(ours) };
         // Another's may be there; or a put whose answer was lost was done.
         match self.term(disk, ours.term) {
             Ok(there) if is_ours(&there) => {
-                self.settle(&term_key(disk, there.term))?;
+                self.settle(&Piece::Term(there.term).of(disk))?;
                 Ok(there)
             }
             Ok(there) => Err(lost(there)),
@@ -183,12 +184,12 @@ impl Vault {
     }
 
     fn term_numbers(&self, disk: DiskId) -> Result<Vec<u64>, VaultError> {
-        let key = |term| term_key(disk, Term(term));
-        self.numbers_to_newest(&format!("disks/{disk}/terms"), key)
+        let key = |term| Piece::Term(Term(term)).of(disk);
+        self.numbers_to_newest(&DiskFolder::Terms.of(disk), key)
     }
 
     fn term(&self, disk: DiskId, term: Term) -> Result<TermRecord, VaultError> {
-        let key = term_key(disk, term);
+        let key = Piece::Term(term).of(disk);
         self.document::<TermRecord>(&key)?.checked().within(&key)
     }
 
@@ -231,7 +232,7 @@ impl Vault {
             point,
             since_unix_ns: now_unix_ns(),
         };
-        let key = handover_key(disk, term);
+        let key = Piece::Handover(term).of(disk);
         let Err(failed) = self.put_document(&key, &ours) else { return Ok(ours) };
         let Ok(there) = self.document::<HandoverRecord>(&key) else { return Err(failed) };
         if (&there.writer, there.cycle, there.point) == (&ours.writer, cycle, point) {
@@ -240,7 +241,7 @@ impl Vault {
         }
         let reason =
             format!("term {term} was handed over at recovery point {} already", there.cycle);
-        Err(VaultError::Inconsistent { object: key, reason })
+        Err(VaultError::Inconsistent { object: key.into(), reason })
     }
 
     /// The handover of a disk's newest term, if there is one: then nobody writes, and its point is
@@ -250,14 +251,14 @@ impl Vault {
     /// If the vault cannot be read, or the handover does not fit its term.
     pub fn handover(&self, disk: DiskId) -> Result<Option<HandoverRecord>, VaultError> {
         let Some(newest) = self.newest_term(disk)? else { return Ok(None) };
-        let key = handover_key(disk, newest.term);
+        let key = Piece::Handover(newest.term).of(disk);
         let handover = match self.document::<HandoverRecord>(&key) {
             Err(VaultError::NotFound { .. }) => return Ok(None),
             handover => handover?,
         };
         if handover.writer != newest.writer {
             let reason = format!("it is not of term {} of disk {disk}", newest.term);
-            return Err(VaultError::Inconsistent { object: key, reason });
+            return Err(VaultError::Inconsistent { object: key.into(), reason });
         }
         Ok(Some(handover))
     }
@@ -282,7 +283,7 @@ impl Vault {
         let there = self.manifest(disk, from.cycle)?;
         if there.point != from.point {
             return Err(VaultError::Inconsistent {
-                object: term_key(disk, term),
+                object: Piece::Term(term).of(disk).into(),
                 reason: format!("recovery point {} is not the one it goes on from", from.cycle),
             });
         }
@@ -301,7 +302,7 @@ impl Vault {
     pub(crate) fn check_term(&self, disk: DiskId, ours: Term) -> Result<TermRecord, VaultError> {
         // Terms have no gaps and none is ever deleted, so the next one by name says it all.
         let (next, record) =
-            at_once(|| self.has(&term_key(disk, ours.next())), || self.term(disk, ours));
+            at_once(|| self.has(&Piece::Term(ours.next()).of(disk)), || self.term(disk, ours));
         match next? {
             false => record,
             true => {

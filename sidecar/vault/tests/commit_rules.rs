@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use backstay_types::{CycleNo, SectorRange, Term};
+use backstay_vault::format::key::DiskFolder;
 use backstay_vault::{Bounds, CycleKind, Pass, Vault, VaultError, verify_cycle};
 use common::{Lab, content, meta, set};
 use futures::StreamExt;
@@ -202,7 +203,7 @@ fn a_segment_of_another_length_is_told() {
     let now = content(&mut fastrand::Rng::with_seed(4), SIZE);
     let segments = lab.ship(1, &now, &[lab.whole()]);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let of_first = Path::from(format!("disks/{}/segments", lab.disk));
+    let of_first = Path::from(&DiskFolder::Segments.of(lab.disk));
     let key = runtime.block_on(async {
         let mut all = store.list(Some(&of_first));
         let mut keys = vec![];

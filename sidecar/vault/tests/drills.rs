@@ -3,6 +3,7 @@
 mod common;
 
 use backstay_types::{CycleNo, PointId};
+use backstay_vault::format::key::DiskFolder;
 use backstay_vault::{DrillCheck, DrillRecord, HoldKind, Manifest};
 use common::history::{History, hold, room, run};
 
@@ -52,7 +53,7 @@ fn verdicts_go_with_their_points() {
     assert_eq!(cycles(), [2, 2, 6, 6]);
 
     // What is damaged, or of no drill, is in nobody's way.
-    let folder = dir.path().join(format!("disks/{}/drills", disk.disk));
+    let folder = dir.path().join(DiskFolder::Drills.of(disk.disk).to_string());
     let one = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     std::fs::write(&one, b"{").unwrap();
     std::fs::write(folder.join("readme"), b"").unwrap();

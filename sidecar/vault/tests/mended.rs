@@ -26,8 +26,7 @@ fn look(lab: &Lab) -> Survey {
 }
 
 fn file_of(lab: &Lab, point: &Manifest, segment: usize) -> PathBuf {
-    let name = segment_name(lab.disk, &point.segments[segment]);
-    lab.dir.path().join(format!("disks/{}/segments/{name}", lab.disk))
+    lab.dir.path().join(point.segments[segment].id(lab.disk).key().to_string())
 }
 
 fn flip(path: &PathBuf, at: usize) {

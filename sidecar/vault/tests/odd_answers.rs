@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use backstay_types::{CycleNo, SectorRange};
+use backstay_vault::format::key::Piece;
 use backstay_vault::read::verify_points;
 use backstay_vault::retain::{Policy, Report, maintain};
 use backstay_vault::{HoldKind, Manifest, Vault, VaultError};
@@ -432,8 +433,7 @@ fn a_full_copy_begins_again_beyond_what_was_deleted() {
     let mut room = Room::with_points(3);
     room.prune("last 2").unwrap();
     for cycle in 1..4 {
-        let at = format!("disks/{}/points/{cycle:020}", room.lab.disk);
-        let path = Path::from(at);
+        let path = Path::from(&Piece::Point(CycleNo(cycle)).of(room.lab.disk));
         let gone = futures::stream::once(async move { Ok(path) }).boxed();
         let _ = futures::executor::block_on(room.odd.store.delete_stream(gone).collect::<Vec<_>>());
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::encrypt::{Hardness, KeySettings, Keyring, NewSlot};
+use backstay_vault::format::key::{ObjectKey, Piece};
 use backstay_vault::read::verify_points;
 use backstay_vault::{Manifest, Vault, VaultError};
 use common::{Lab, Memory};
@@ -481,8 +482,9 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
         renamed_to: None,
         since_unix_ns: 1,
     };
-    fs::create_dir_all(root.join("names/other")).unwrap();
-    fs::write(root.join(format!("names/other/{:020}", 1)), encode(&record).unwrap()).unwrap();
+    let file = root.join(ObjectKey::Name("other".parse().unwrap(), 1).to_string());
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, encode(&record).unwrap()).unwrap();
     let seen = site.open("1").name_record(&db);
     assert!(matches!(seen, Err(VaultError::Forged { .. })), "{seen:?}");
 }
@@ -547,8 +549,8 @@ fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
     assert_eq!(site.restored(&site.open("1"), 3).unwrap(), at_third);
     // What it writes now nobody takes: not who stands before the vault, nor who reads it.
     let (_, _) = cycle(&thief, &third, b'4').unwrap();
-    let key = format!("disks/{disk}/points/{:020}", 4);
-    let file = site.lab.dir.path().join(&key);
+    let key = Piece::Point(CycleNo(4)).of(disk);
+    let file = site.lab.dir.path().join(key.to_string());
     let bytes = fs::read(&file).unwrap();
     let none = Vault::open_with(site.url(), KeySettings::default()).unwrap();
     for refused in

@@ -14,6 +14,7 @@ use backstay_tests::harness::{Disk, Host};
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
 use backstay_vault::encrypt::KeySettings;
 use backstay_vault::format::document::encode;
+use backstay_vault::format::key::{DiskFolder, ObjectKey, Piece};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::{StoreSettings, configure};
 use backstay_vault::{
@@ -110,7 +111,7 @@ impl<'a> Liar<'a> {
             segments: self.before.segments.iter().copied().chain([own]).collect(),
             ..self.before.clone()
         };
-        let key = format!("disks/{}/points/{:020}", self.disk.0, self.cycle().0);
+        let key = Piece::Point(self.cycle()).of(self.disk).to_string();
         let bytes = match self.writer {
             Some(file) => signed(file, &key, point.encode()),
             None => point.encode(),
@@ -277,14 +278,14 @@ fn nothing_is_deleted_before_its_time() {
             let ca = checked.site.pki.ca();
             let mut line = Line::open(gateway.listen, &ca, Some(&maintainer), tls).unwrap();
             let disk = checked.site.segments().parent().unwrap().file_name().unwrap().to_owned();
-            let disk = disk.into_string().unwrap();
+            let disk = DiskId(disk.to_str().unwrap().parse().unwrap());
             let segment = fs::read_dir(checked.site.segments()).unwrap().next().unwrap().unwrap();
             let segment = segment.file_name().into_string().unwrap();
             for key in [
-                format!("disks/{disk}/points/{:020}", 1),
-                format!("disks/{disk}/segments/{segment}"),
-                format!("disks/{disk}/disk.json"),
-                "vault.json".into(),
+                Piece::Point(CycleNo(1)).of(disk).to_string(),
+                format!("{}/{segment}", DiskFolder::Segments.of(disk)),
+                Piece::Record.of(disk).to_string(),
+                ObjectKey::Vault.to_string(),
             ] {
                 let path = format!("/v1/objects/{key}");
                 assert_eq!(line.ask("DELETE", &path, &[], b"").unwrap().status, 403, "{key}");
@@ -359,7 +360,8 @@ fn a_group_is_its_members_owners() {
         };
         let tls = &[&rustls::version::TLS13];
         let mut line = Line::open(gateway.listen, &site.pki.ca(), Some(bundle), tls).unwrap();
-        let path = format!("/v1/objects/groups/shop/points/{number:020}");
+        let key = ObjectKey::GroupPoint("shop".parse().unwrap(), number);
+        let path = format!("/v1/objects/{key}");
         let bytes = encode(&point).unwrap();
         line.ask("PUT", &path, &["If-None-Match: *"], &bytes).unwrap().status
     };
@@ -375,7 +377,7 @@ fn a_group_is_its_members_owners() {
     assert_eq!(put(&checked.bundle, 1, "db"), 409, "a number that was");
     assert_eq!(put(&checked.bundle, 2, "db"), 201);
     // What stands in a store already, the group is not stopped by in silence.
-    let last = site.vault.join(format!("groups/shop/points/{:020}", u64::MAX));
+    let last = site.vault.join(ObjectKey::GroupPoint(group.clone(), u64::MAX).to_string());
     let end = GroupPoint { number: GroupPointNo(u64::MAX), ..first };
     fs::write(&last, encode(&end).unwrap()).unwrap();
     let stopped = vault.commit_group(&group, vec![member("db")], 2).unwrap_err();

@@ -13,6 +13,8 @@ use backstay_tests::harness::https::{Answer, Line};
 use backstay_tests::harness::pki::{Pki, signed_by_hand};
 use backstay_tests::harness::service::{Service, wait_for};
 use backstay_tests::harness::{Disk, Host};
+use backstay_types::{CycleNo, DiskId, Term};
+use backstay_vault::format::key::{ObjectKey, Piece};
 
 use super::{MARK, MIB, holds_mark, objects};
 
@@ -395,18 +397,20 @@ fn a_stolen_source_certificate() {
     assert_eq!(list.status, 403);
 
     // Old points again, under the next number, elsewhere, and other terms, ledgers, holds for ever.
-    let point = |disk: &str, cycle: u64| format!("disks/{disk}/points/{cycle:020}");
-    let oldest = &before[&point(&ours, 1)];
+    let [ours, theirs] = [&ours, &theirs].map(|disk| DiskId(disk.parse().unwrap()));
+    let point = |disk: DiskId, cycle: u64| Piece::Point(CycleNo(cycle)).of(disk).to_string();
+    let oldest = &before[&point(ours, 1)];
+    let segment = Piece::Segment { cycle: CycleNo(3), attempt: 7, number: 0 };
     for key in [
-        point(&ours, 3),
-        point(&ours, 99),
-        point(&theirs, 2),
-        format!("disks/{ours}/terms/{:020}", 2),
-        format!("disks/{ours}/ledger/{:020}", 1),
-        format!("disks/{ours}/segments/{:020}-{:016x}-0", 3, 7),
+        point(ours, 3),
+        point(ours, 99),
+        point(theirs, 2),
+        Piece::Term(Term(2)).of(ours).into(),
+        Piece::Ledger(1).of(ours).into(),
+        segment.of(ours).into(),
         "vault.json.bak".into(),
-        format!("keys/{:020}", 1),
-        format!("names/web/{:020}", 2),
+        ObjectKey::Keyring(1).into(),
+        ObjectKey::Name("web".parse().unwrap(), 2).into(),
     ] {
         let put = line.ask("PUT", &format!("/v1/objects/{key}"), &create, oldest).unwrap();
         assert!((400..500).contains(&put.status), "PUT {key}: {put:?}");

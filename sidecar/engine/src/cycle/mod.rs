@@ -30,6 +30,7 @@ use backstay_format::superblock::Base;
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
+use backstay_vault::format::key::DiskFolder;
 use backstay_vault::retain::holder;
 use backstay_vault::store::at_once;
 use backstay_vault::{
@@ -525,7 +526,7 @@ fn is_behind(newest: Option<&TermRecord>, point: &Manifest) -> bool {
 /// Who may write stands in the terms: without them nobody may.
 fn terms_lost(disk: DiskId, point: &Manifest) -> VaultError {
     VaultError::Inconsistent {
-        object: format!("disks/{disk}/terms"),
+        object: DiskFolder::Terms.of(disk).to_string(),
         reason: format!(
             "recovery point {} was written in term {}, and that term is gone: who may write the disk cannot be told, so \
              nothing was shipped. Bring the vault's terms back from a copy of it; where there is none, protect the disk \

@@ -252,6 +252,7 @@ fn upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_vault::format::key::DiskFolder;
     use std::sync::LazyLock;
 
     fn shipment<'a>(vault: &'a Vault, ship: &'a Ship, stop: &'a AtomicBool) -> Shipment<'a> {
@@ -330,7 +331,8 @@ mod tests {
         });
         assert!(matches!(shipped.result, Err(CycleError::Stopped)), "{:?}", shipped.result);
         assert!(shipped.segments.is_empty());
-        let segments = dir.path().join("disks/03030303-0303-0303-0303-030303030303/segments");
+        let segments =
+            dir.path().join(DiskFolder::Segments.of(DiskId::from_bytes([3; 16])).to_string());
         let left = std::fs::read_dir(segments).map_or(0, Iterator::count);
         assert_eq!(left, 0, "nothing half-written stays");
     }

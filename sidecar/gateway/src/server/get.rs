@@ -50,7 +50,7 @@ pub(super) async fn get<B>(
     request: &Request<B>,
 ) -> Result<Answer, Refused> {
     let name = key.to_string();
-    let here = asked.shared.spool.open_segment(&name);
+    let here = asked.shared.spool.open_segment(key);
     let (place, len) = match here.map_err(|e| Refused::Store(e.to_string()))? {
         Some((file, len)) => (ObjectSource::Here(Arc::new(file)), len),
         None => {

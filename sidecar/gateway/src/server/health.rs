@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use backstay_vault::format::key::ObjectKey;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -91,7 +92,7 @@ async fn ready(shared: &Shared) -> Result<(), String> {
     if shared.ready.stopping.load(Ordering::Relaxed) {
         return Err("stopping".into());
     }
-    match timeout(STORE_ANSWERS, shared.store.head(&Path::from("vault.json"))).await {
+    match timeout(STORE_ANSWERS, shared.store.head(&Path::from(&ObjectKey::Vault))).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => {
             tracing::warn!("not ready: {e}");

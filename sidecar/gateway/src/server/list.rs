@@ -13,7 +13,7 @@ use super::body::{Answer, with};
 use super::request::{Asked, Refused, blocking};
 use crate::owners::Ownership;
 use crate::pki::Disks;
-use backstay_vault::format::key::{ObjectKey, Scope};
+use backstay_vault::format::key::{Folder, ObjectKey};
 
 /// Objects in a page.
 const PAGE: usize = 5000;
@@ -68,22 +68,24 @@ enum Visible {
 
 impl Visible {
     fn key(&self, asked: &Asked, key: &str) -> bool {
-        let Self::Of(disks) = self else { return ObjectKey::parse(key).is_some() };
-        match ObjectKey::parse(key) {
-            Some(ObjectKey::Disk(disk, _)) => disks.contains(&disk),
-            Some(ObjectKey::Name(name, _)) => asked.who.disks.has(&name),
+        match (self, ObjectKey::parse(key)) {
+            (_, None | Some(ObjectKey::Probe(_))) => false,
+            (Self::All, _) => true,
+            (Self::Of(disks), Some(ObjectKey::Disk(disk, _))) => disks.contains(&disk),
+            (_, Some(ObjectKey::Name(name, _))) => asked.who.disks.has(&name),
             // Names of groups are everybody's; what is in their points is not.
-            Some(_) => true,
-            None => false,
+            (_, Some(_)) => true,
         }
     }
 
     fn folder(&self, asked: &Asked, folder: &str) -> bool {
-        match (self, Scope::parse(folder)) {
-            (_, None) => false,
+        match (self, Folder::parse(folder)) {
+            (_, None | Some(Folder::Probes)) => false,
             (Self::All, _) => true,
-            (Self::Of(disks), Some(Scope::Disk(disk))) => disks.contains(&disk),
-            (_, Some(Scope::NamesOf(name))) => asked.who.disks.has(&name),
+            (Self::Of(disks), Some(Folder::Disk(disk) | Folder::In(disk, _))) => {
+                disks.contains(&disk)
+            }
+            (_, Some(Folder::NamesOf(name))) => asked.who.disks.has(&name),
             (_, Some(_)) => true,
         }
     }
@@ -93,19 +95,28 @@ impl Visible {
 pub(super) async fn list(asked: &Asked, query: &str) -> Result<Answer, Refused> {
     let bad = || Refused::BadRequest("that is no prefix of a vault's keys".into());
     let query = Query::parse(query).ok_or_else(bad)?;
-    let scope = Scope::parse(&query.prefix).ok_or_else(bad)?;
+    let folder = Folder::parse(&query.prefix).ok_or_else(bad)?;
     let no = || Refused::Forbidden("the certificate does not name this disk".into());
-    let seen = match (&scope, &asked.who.disks) {
+    let seen = match (&folder, &asked.who.disks) {
+        (Folder::Probes, _) => return Err(bad()),
         (_, Disks::All) => Visible::All,
-        (Scope::NamesOf(name), Disks::Named(names)) if !names.contains(name) => return Err(no()),
-        (Scope::NamesOf(_) | Scope::Names | Scope::Groups | Scope::Keys, _) => {
-            Visible::Of(HashSet::new())
-        }
-        (Scope::Disk(disk), _) => match asked.standing(*disk).await? {
+        (Folder::NamesOf(name), Disks::Named(names)) if !names.contains(name) => return Err(no()),
+        (
+            Folder::NamesOf(_)
+            | Folder::Names
+            | Folder::Groups
+            | Folder::Group(_)
+            | Folder::GroupPoints(_)
+            | Folder::Keys
+            | Folder::Proofs
+            | Folder::ProofsOf(_),
+            _,
+        ) => Visible::Of(HashSet::new()),
+        (Folder::Disk(disk) | Folder::In(disk, _), _) => match asked.standing(*disk).await? {
             Ownership::Others => return Err(no()),
             _ => Visible::Of(HashSet::from([*disk])),
         },
-        (Scope::All | Scope::Disks, _) => {
+        (Folder::All | Folder::Disks, _) => {
             let (shared, who) = (Arc::clone(&asked.shared), Arc::clone(&asked.who));
             let disks = blocking(move || Ok(shared.owners.disks(&shared.vault, &who)?)).await?;
             Visible::Of(disks.unwrap_or_default().into_iter().collect())

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_vault::admission::Rules;
+use backstay_vault::format::key::ObjectKey;
 use backstay_vault::{Vault, VaultError};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
@@ -150,7 +151,7 @@ impl Shared {
 /// A gateway that can run.
 pub struct Gateway {
     shared: Arc<Shared>,
-    queue: mpsc::UnboundedReceiver<String>,
+    queue: mpsc::UnboundedReceiver<ObjectKey>,
     uploads: usize,
     listener: std::net::TcpListener,
     health: Option<std::net::TcpListener>,

@@ -37,7 +37,7 @@ pub(super) async fn put(
     let only_absent = header(IF_NONE_MATCH) == Some("*");
     let len: Option<u64> = header(CONTENT_LENGTH).and_then(|len| len.parse().ok());
     let most = match &key {
-        ObjectKey::Disk(_, Piece::Segment(_)) => SEGMENT_BYTES_MAX,
+        ObjectKey::Disk(_, Piece::Segment { .. }) => SEGMENT_BYTES_MAX,
         ObjectKey::Disk(_, Piece::Point(_)) => (MANIFEST_BYTES_MAX + TRAILER_BYTES) as u64,
         ObjectKey::Disk(_, Piece::Ledger(_)) => (LEDGER_BYTES_MAX + TRAILER_BYTES) as u64,
         _ => DOCUMENT_BYTES_MAX as u64,
@@ -55,9 +55,9 @@ pub(super) async fn put(
             });
         }
     };
-    match &key {
-        ObjectKey::Disk(_, Piece::Segment(id)) => segment(asked, &key, *id, len, request).await,
-        _ => small(asked, key, len, request).await,
+    match key.segment() {
+        Some(id) => segment(asked, &key, id, len, request).await,
+        None => small(asked, key, len, request).await,
     }
 }
 
@@ -70,11 +70,10 @@ async fn segment(
     request: Request<Incoming>,
 ) -> Result<Answer, Refused> {
     let shared = &asked.shared;
-    let name = key.to_string();
-    let there = || Refused::Taken(format!("{name} is there already"));
-    let at = Path::from(name.as_str());
+    let there = || Refused::Taken(format!("{key} is there already"));
+    let at = Path::from(key);
     // If it does not answer, its upload will see: that the store is away is what the cache is for.
-    let is_there = shared.spool.find(&name).is_some()
+    let is_there = shared.spool.find(key).is_some()
         || matches!(shared.away.look(shared.store.head(&at)).await, Some(Ok(_)));
     if is_there {
         drain(shared, request.into_body()).await;
@@ -101,7 +100,7 @@ async fn segment(
         return Err(Refused::BadRequest(format!("{received} bytes came, {len} were announced")));
     }
     let _check = shared.checks.acquire().await;
-    let (of, to) = (Arc::clone(shared), name.clone());
+    let (of, to) = (Arc::clone(shared), key.clone());
     let kept = blocking(move || {
         check_segment(&of.vault, &file, len, id)?;
         of.spool.keep(&to, incoming, &file, len).map_err(|e| Refused::Store(e.to_string()))
@@ -139,7 +138,7 @@ async fn small(
             rules: shared.rules(),
         };
         arriving.check(&key, &bytes)?;
-        Ok(shared.vault.put_object(&key.to_string(), bytes)?)
+        Ok(shared.vault.put_object(&key, bytes)?)
     });
     put.await?;
     if is_point {

@@ -226,7 +226,7 @@ impl Asked {
             Verb::Get => get::get(self, &key, right, &request).await,
             Verb::Put => put::put(self, key, request).await,
             Verb::Delete => {
-                let (shared, key) = (Arc::clone(&self.shared), key.to_string());
+                let shared = Arc::clone(&self.shared);
                 blocking(move || Ok(shared.vault.delete_object(&key)?)).await?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
@@ -264,7 +264,7 @@ impl Asked {
                 true => Ok(()),
                 false => Err(no()),
             },
-            ObjectKey::Disk(disk, Piece::Segment(_)) if verb == Verb::Put => {
+            ObjectKey::Disk(disk, Piece::Segment { .. }) if verb == Verb::Put => {
                 match self.standing_or_before(*disk).await? {
                     Ownership::Own => Ok(()),
                     _ => Err(no()),
@@ -286,7 +286,8 @@ impl Asked {
             | ObjectKey::Keyring(_)
             | ObjectKey::KeyNote(..)
             | ObjectKey::Proof(..)
-            | ObjectKey::GroupPoint(..) => Ok(()),
+            | ObjectKey::GroupPoint(..)
+            | ObjectKey::Probe(_) => Ok(()),
         }
     }
 

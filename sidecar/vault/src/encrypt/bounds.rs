@@ -10,16 +10,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::secret::hex;
+use super::secret::{hex, unhex32};
 use crate::error::VaultError;
+use crate::format::key::{DiskFolder, Folder, KeyNote, ObjectKey, Piece};
 use crate::store::Vault;
 
 /// Longest one that is read, in bytes.
 const BYTES_MAX: usize = 64 << 20;
 /// Folders of a disk that are numbered without gaps above what retention has deleted.
-const NUMBERED: [&str; 2] = ["points", "ledger"];
+const NUMBERED: [DiskFolder; 2] = [DiskFolder::Points, DiskFolder::Ledger];
 /// Folders of a disk whose documents are named one by one.
-const NAMED: [&str; 5] = ["terms", "handovers", "holds", "held", "drills"];
+const NAMED: [DiskFolder; 5] = [
+    DiskFolder::Terms,
+    DiskFolder::Handovers,
+    DiskFolder::Holds,
+    DiskFolder::Held,
+    DiskFolder::Drills,
+];
 
 /// What was there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +37,6 @@ pub(crate) struct Bounds {
     last: BTreeMap<String, String>,
     /// Everything else.
     there: BTreeSet<String>,
-}
-
-/// Where it is.
-fn key(digest: &str) -> String {
-    format!("keys/bounds-{digest}")
 }
 
 impl Bounds {
@@ -50,35 +52,35 @@ impl Bounds {
     /// What is there now.
     pub fn now(vault: &Vault, id: Uuid) -> Result<Self, VaultError> {
         let mut found = Self { vault: id, last: BTreeMap::new(), there: BTreeSet::new() };
-        for disk in vault.folders("disks")? {
-            let disk = format!("disks/{disk}");
-            found.there.insert(format!("{disk}/disk.json"));
-            for folder in NUMBERED.map(|folder| format!("{disk}/{folder}")) {
-                found.add_last(vault, folder)?;
+        for folder in vault.folders(&Folder::Disks)? {
+            let Folder::Disk(disk) = folder else { continue };
+            found.there.insert(Piece::Record.of(disk).to_string());
+            for folder in NUMBERED {
+                found.add_last(vault, &folder.of(disk))?;
             }
-            for folder in NAMED.map(|folder| format!("{disk}/{folder}")) {
-                found.add_all(vault, &folder)?;
+            for folder in NAMED {
+                found.add_all(vault, &folder.of(disk))?;
             }
         }
-        for name in vault.folders("names")? {
-            found.add_all(vault, &format!("names/{name}"))?;
-        }
-        for group in vault.folders("groups")? {
-            found.add_last(vault, format!("groups/{group}/points"))?;
+        found.add_all(vault, &Folder::Names)?;
+        for folder in vault.folders(&Folder::Groups)? {
+            if let Folder::Group(group) = folder {
+                found.add_last(vault, &Folder::GroupPoints(group))?;
+            }
         }
         Ok(found)
     }
 
-    fn add_last(&mut self, vault: &Vault, folder: String) -> Result<(), VaultError> {
-        if let Some((last, _)) = vault.listed(&folder)?.pop() {
-            self.last.insert(folder, last);
+    fn add_last(&mut self, vault: &Vault, folder: &Folder) -> Result<(), VaultError> {
+        if let Some((last, _)) = vault.listed(folder)?.pop() {
+            let last = last.to_string();
+            self.last.extend(last.rsplit_once('/').map(|(at, name)| (at.into(), name.into())));
         }
         Ok(())
     }
 
-    fn add_all(&mut self, vault: &Vault, folder: &str) -> Result<(), VaultError> {
-        let names = vault.listed(folder)?;
-        self.there.extend(names.into_iter().map(|(name, _)| format!("{folder}/{name}")));
+    fn add_all(&mut self, vault: &Vault, folder: &Folder) -> Result<(), VaultError> {
+        self.there.extend(vault.listed(folder)?.iter().map(|(key, _)| key.to_string()));
         Ok(())
     }
 
@@ -88,19 +90,24 @@ impl Bounds {
         let bytes = serde_json::to_vec(self).unwrap_or_default();
         if bytes.is_empty() || bytes.len() > BYTES_MAX {
             let reason = format!("{} bytes of names are more than a reader takes", bytes.len());
-            return Err(VaultError::Inconsistent { object: "keys/bounds".into(), reason });
+            return Err(VaultError::Inconsistent { object: Folder::Keys.to_string(), reason });
         }
-        let digest = hex(blake3::hash(&bytes).as_bytes());
-        vault.put(&key(&digest), bytes.into())?;
-        Ok(digest)
+        let digest = *blake3::hash(&bytes).as_bytes();
+        vault.put(&ObjectKey::KeyNote(KeyNote::Bounds, digest), bytes.into())?;
+        Ok(hex(&digest))
     }
 
     /// The one of a digest.
     pub fn load(vault: &Vault, id: Uuid, digest: &str) -> Result<Self, VaultError> {
-        let key = key(digest);
-        let wrong = |reason: String| VaultError::Inconsistent { object: key.clone(), reason };
+        let wrong = |object: String, reason: String| VaultError::Inconsistent { object, reason };
+        let Some(digest) = unhex32(digest) else {
+            let reason = format!("the keyring names {digest:?}, which is no digest");
+            return Err(wrong(Folder::Keys.to_string(), reason));
+        };
+        let key = ObjectKey::KeyNote(KeyNote::Bounds, digest);
+        let wrong = |reason: String| wrong((&key).into(), reason);
         let bytes = vault.get(&key, BYTES_MAX)?;
-        if hex(blake3::hash(&bytes).as_bytes()) != digest {
+        if *blake3::hash(&bytes).as_bytes() != digest {
             return Err(wrong("it is not what its name says".into()));
         }
         let found: Self = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;

@@ -17,7 +17,7 @@ pub mod key_health;
 pub mod keyring;
 pub mod keys;
 pub mod proofs;
-mod secret;
+pub(crate) mod secret;
 pub mod segment;
 pub mod settings;
 pub mod sign;

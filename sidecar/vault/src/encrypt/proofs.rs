@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::key_health::{Known, Worry, worries};
 use crate::error::VaultError;
 use crate::format::document::{Document, Object};
-use crate::format::key::ObjectKey;
+use crate::format::key::{Folder, ObjectKey};
 use crate::store::{Vault, now_unix_ns};
 
 /// `proofs/<slot>/<time>`: a slot was opened.
@@ -46,39 +46,31 @@ pub fn this_host() -> String {
     name.trim().to_owned()
 }
 
-fn prefix(slot: u32) -> String {
-    format!("proofs/{slot:010}")
-}
-
-fn key(slot: u32, unix_ns: u64) -> String {
-    format!("{}/{unix_ns:020}", prefix(slot))
-}
-
 impl Vault {
     /// Notes that a slot was opened just now. What this host noted before goes.
     ///
     /// # Errors
     /// If the vault cannot be written.
     pub fn note_proof(&self, slot: u32, by: &str) -> Result<(), VaultError> {
-        let before = self.numbers(&prefix(slot))?;
+        let before = self.numbers(&Folder::ProofsOf(slot))?;
         let newest = before.last().map_or(0, |last| last + 1);
         let proved_unix_ns = now_unix_ns().max(newest);
         let by: String = by.chars().filter(|c| !c.is_control()).take(255).collect();
         let proof = KeyProof { slot, proved_unix_ns, by: by.clone() };
-        self.put_document(&key(slot, proved_unix_ns), &proof)?;
+        self.put_document(&ObjectKey::Proof(slot, proved_unix_ns), &proof)?;
         // One of each host stays: whether a key is elsewhere, too, is what people are asked.
         let (old, recent) = before.split_at(before.len().saturating_sub(PROOFS_MAX));
-        old.iter().try_for_each(|&at| self.delete(&key(slot, at)))?;
+        old.iter().try_for_each(|&at| self.delete(&ObjectKey::Proof(slot, at)))?;
         for &at in recent {
             if self.proof(slot, at)?.is_none_or(|proof| proof.by == by) {
-                self.delete(&key(slot, at))?;
+                self.delete(&ObjectKey::Proof(slot, at))?;
             }
         }
         Ok(())
     }
 
     fn proof(&self, slot: u32, at: u64) -> Result<Option<KeyProof>, VaultError> {
-        match self.document::<KeyProof>(&key(slot, at)) {
+        match self.document::<KeyProof>(&ObjectKey::Proof(slot, at)) {
             Ok(proof) => Ok(Some(proof)),
             Err(VaultError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e),
@@ -90,7 +82,7 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn proofs(&self, slot: u32) -> Result<Vec<KeyProof>, VaultError> {
-        let all = self.numbers(&prefix(slot))?;
+        let all = self.numbers(&Folder::ProofsOf(slot))?;
         let newest = &all[all.len().saturating_sub(PROOFS_MAX)..];
         let found = newest.iter().filter_map(|&at| self.proof(slot, at).transpose());
         found.collect()
@@ -101,7 +93,7 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be read.
     pub fn last_proof(&self, slot: u32) -> Result<Option<KeyProof>, VaultError> {
-        let Some(&last) = self.numbers(&prefix(slot))?.last() else { return Ok(None) };
+        let Some(&last) = self.numbers(&Folder::ProofsOf(slot))?.last() else { return Ok(None) };
         self.proof(slot, last)
     }
 

@@ -16,9 +16,9 @@ use super::keyring::Keyring;
 use super::keys::Keychain;
 use super::secret::hex;
 use super::sign::{NotSigned, PublicKey, content, document_signed_by, signed_by};
-use super::vault::keyring_key;
 use crate::error::{In, VaultError};
 use crate::format::document::{Document, encode, encode_with, signed_part};
+use crate::format::key::ObjectKey;
 use crate::store::Vault;
 
 /// For so long a keyring is taken for the newest.
@@ -68,7 +68,7 @@ impl Trust {
     fn load(vault: &Vault, keyring: &Keyring) -> Result<Self, VaultError> {
         let id = keyring.vault;
         let owner = keyring.owner().ok_or_else(|| VaultError::Inconsistent {
-            object: keyring_key(keyring.revision),
+            object: ObjectKey::Keyring(keyring.revision).into(),
             reason: "it names no owner".into(),
         })?;
         let load = |digest: &String| Bounds::load(vault, id, digest);
@@ -85,19 +85,26 @@ impl Trust {
     }
 
     /// Whether what this one signed counts.
-    fn counts(&self, signer: &PublicKey, key: &str) -> Result<(), NotSigned> {
+    fn counts(&self, signer: &PublicKey, key: &ObjectKey) -> Result<(), NotSigned> {
         match self.removed.get(&hex(signer)) {
-            Some(bounds) if !bounds.cover(key) => Err(NotSigned::Removed),
+            Some(bounds) if !bounds.cover(&key.to_string()) => Err(NotSigned::Removed),
             _ => Ok(()),
         }
     }
 
     /// Whether a document counts.
-    fn document(&self, key: &str, canonical: &[u8], seal: Option<&str>) -> Result<(), NotSigned> {
-        match document_signed_by(&self.owner, self.vault, key, (canonical, seal)) {
+    fn document(
+        &self,
+        key: &ObjectKey,
+        canonical: &[u8],
+        seal: Option<&str>,
+    ) -> Result<(), NotSigned> {
+        match document_signed_by(&self.owner, self.vault, &key.to_string(), (canonical, seal)) {
             Ok(signer) => self.counts(&signer, key),
             Err(NotSigned::Missing) if !self.documents_signed => Ok(()),
-            Err(NotSigned::Missing) if self.unsigned.as_ref().is_some_and(|b| b.cover(key)) => {
+            Err(NotSigned::Missing)
+                if self.unsigned.as_ref().is_some_and(|bounds| bounds.cover(&key.to_string())) =>
+            {
                 Ok(())
             }
             Err(e) => Err(e),
@@ -107,11 +114,11 @@ impl Trust {
 
 /// Whether an object is a document that is signed: those of disks, names and groups. The vault's own record is read
 /// before anything is known, and keyrings are signed in another way.
-fn is_signed(key: &str) -> bool {
-    ["disks/", "names/", "groups/"].iter().any(|start| key.starts_with(start))
+fn is_signed(key: &ObjectKey) -> bool {
+    matches!(key, ObjectKey::Disk(..) | ObjectKey::Name(..) | ObjectKey::GroupPoint(..))
 }
 
-fn forged(key: &str, source: NotSigned) -> VaultError {
+fn forged(key: &ObjectKey, source: NotSigned) -> VaultError {
     VaultError::Forged { object: key.into(), source }
 }
 
@@ -124,7 +131,7 @@ impl Vault {
             if clock::since(known.looked) < FRESH {
                 return Ok(known.trust);
             }
-            match self.len(&keyring_key(known.trust.revision + 1)) {
+            match self.len(&ObjectKey::Keyring(known.trust.revision + 1)) {
                 Err(VaultError::NotFound { .. }) => return Ok(chain.trust(known.trust)),
                 Ok(_) => {}
                 Err(e) => return Err(e),
@@ -162,19 +169,19 @@ impl Vault {
     }
 
     /// An object's bytes, signed if the vault is encrypted.
-    pub(crate) fn signed(&self, key: &str, bytes: Vec<u8>) -> Result<Vec<u8>, VaultError> {
+    pub(crate) fn signed(&self, key: &ObjectKey, bytes: Vec<u8>) -> Result<Vec<u8>, VaultError> {
         if !self.is_encrypted() {
             return Ok(bytes);
         }
         self.check_not_removed()?;
         let keys = self.keys()?;
-        Ok(keys.signer().signed(keys.vault(), key, bytes))
+        Ok(keys.signer().signed(keys.vault(), &key.to_string(), bytes))
     }
 
     /// A document's bytes, signed if it is of a kind that is and the vault is encrypted.
     pub(crate) fn signed_document<D: Document>(
         &self,
-        key: &str,
+        key: &ObjectKey,
         document: &D,
     ) -> Result<Vec<u8>, VaultError> {
         if !self.is_encrypted() || !is_signed(key) {
@@ -186,18 +193,24 @@ impl Vault {
         }
         self.check_not_removed()?;
         let keys = self.keys()?;
-        let sign = |canonical: &[u8]| Some(keys.signer().document(keys.vault(), key, canonical));
+        let sign = |canonical: &[u8]| {
+            Some(keys.signer().document(keys.vault(), &key.to_string(), canonical))
+        };
         encode_with(document, sign).within(key)
     }
 
     /// An object's content, if its signature is what it should be. A host without any key cannot tell, and can use none
     /// of what the object leads to: it may look.
-    pub(crate) fn verified<'a>(&self, key: &str, bytes: &'a [u8]) -> Result<&'a [u8], VaultError> {
+    pub(crate) fn verified<'a>(
+        &self,
+        key: &ObjectKey,
+        bytes: &'a [u8],
+    ) -> Result<&'a [u8], VaultError> {
         if !self.is_encrypted() || self.is_blind() {
             return Ok(content(bytes));
         }
         let keys = self.keys()?;
-        let signer = signed_by(keys.owner(), keys.vault(), key, bytes);
+        let signer = signed_by(keys.owner(), keys.vault(), &key.to_string(), bytes);
         let signer = signer.map_err(|e| forged(key, e))?;
         // The owner is never removed.
         if signer != *keys.owner() {
@@ -207,7 +220,7 @@ impl Vault {
     }
 
     /// The same of a document.
-    pub(crate) fn verify_document(&self, key: &str, bytes: &[u8]) -> Result<(), VaultError> {
+    pub(crate) fn verify_document(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), VaultError> {
         if !self.is_encrypted() || !is_signed(key) || self.is_blind() {
             return Ok(());
         }
@@ -215,7 +228,8 @@ impl Vault {
         let keys = self.keys()?;
         let seal = seal.as_deref();
         // What the owner signed counts, whatever the keyring says: no request is needed.
-        let signer = document_signed_by(keys.owner(), keys.vault(), key, (&canonical, seal));
+        let signer =
+            document_signed_by(keys.owner(), keys.vault(), &key.to_string(), (&canonical, seal));
         if signer == Ok(*keys.owner()) {
             return Ok(());
         }
@@ -228,19 +242,20 @@ impl Vault {
     ///
     /// # Errors
     /// If it was not, or the keyring cannot be read.
-    pub fn check_arriving(&self, key: &str, bytes: &[u8]) -> Result<(), VaultError> {
+    pub fn check_arriving(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), VaultError> {
         let Some(keyring) = self.keyring()? else { return Ok(()) };
+        let name = key.to_string();
         let owner = keyring.owner().ok_or_else(|| forged(key, NotSigned::Stranger))?;
         let signer = match bytes.first() {
             Some(b'{') => {
                 let (canonical, seal) = signed_part(bytes).within(key)?;
                 let seal = seal.as_deref();
-                match document_signed_by(&owner, keyring.vault, key, (&canonical, seal)) {
+                match document_signed_by(&owner, keyring.vault, &name, (&canonical, seal)) {
                     Err(NotSigned::Missing) if !keyring.documents_signed => return Ok(()),
                     signer => signer,
                 }
             }
-            _ => signed_by(&owner, keyring.vault, key, bytes),
+            _ => signed_by(&owner, keyring.vault, &name, bytes),
         };
         let signer = signer.map_err(|e| forged(key, e))?;
         match keyring.removed(&signer) {

@@ -12,28 +12,16 @@ use super::segment::{Envelope, SegmentKey};
 use super::settings::{KeySettings, read_writer};
 use super::sign::PublicKey;
 use super::unlock::Unlock;
-use super::writer::{Granted, WriterKey};
+use super::writer::{Granted, WriterKey, granted_key};
 use crate::error::{In, VaultError};
 use crate::format::document::{DOCUMENT_BYTES_MAX, VaultRecord, encode};
+use crate::format::key::{Folder, KeyNote, ObjectKey};
 use crate::format::segment::SegmentId;
 use crate::remote::Role;
-use crate::store::{Vault, now_unix_ns, segment_key};
+use crate::store::{Vault, now_unix_ns};
 
-const PREFIX: &str = "keys";
 /// Revisions that others may put while one is put.
 const ROUNDS_MAX: usize = 16;
-
-/// How the name of a note begins that a writer's key was made.
-const GRANTED: &str = "writer-";
-
-fn granted_key(writer: &str) -> String {
-    format!("{PREFIX}/{GRANTED}{writer}")
-}
-
-/// The key of a revision of the keyring.
-pub(crate) fn keyring_key(revision: u64) -> String {
-    format!("{PREFIX}/{revision:020}")
-}
 
 /// A way to open a vault that this host has, and what came of it.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -117,13 +105,13 @@ impl Vault {
             return Ok(None);
         };
         for _ in 0..ROUNDS_MAX {
-            let revisions = self.numbers_to_newest(PREFIX, keyring_key)?;
+            let revisions = self.numbers_to_newest(&Folder::Keys, ObjectKey::Keyring)?;
             let Some(&revision) = revisions.last() else {
                 return Err(
                     self.locked("its keyring is gone: without keys/ nobody can read it".into())
                 );
             };
-            let key = keyring_key(revision);
+            let key = ObjectKey::Keyring(revision);
             let keyring = match self.document::<Keyring>(&key) {
                 // A revision that was removed by a person.
                 Err(VaultError::NotFound { .. }) => continue,
@@ -131,7 +119,7 @@ impl Vault {
             };
             keyring
                 .check(record.vault)
-                .map_err(|source| VaultError::Damaged { object: key.clone(), source })?;
+                .map_err(|source| VaultError::Damaged { object: (&key).into(), source })?;
             return Ok(Some(keyring));
         }
         Err(self.locked("its keyring was replaced again and again while it was read".into()))
@@ -284,11 +272,11 @@ impl Vault {
     /// # Errors
     /// If the vault cannot be written, or another was faster.
     pub fn put_keyring(&self, keyring: &Keyring) -> Result<(), VaultError> {
-        let key = keyring_key(keyring.revision);
+        let key = ObjectKey::Keyring(keyring.revision);
         let bytes = encode(keyring).within(&key)?;
         if bytes.len() > DOCUMENT_BYTES_MAX {
             let reason = "it would be longer than any reader takes: fewer slots, shorter labels";
-            return Err(VaultError::Inconsistent { object: key, reason: reason.into() });
+            return Err(VaultError::Inconsistent { object: key.into(), reason: reason.into() });
         }
         self.put(&key, bytes.into())
     }
@@ -302,10 +290,12 @@ impl Vault {
         let key = WriterKey::new(&keyring, &opened, label).map_err(|_| self.no_random())?;
         // A gateway puts nothing below keys/; there, anyone who grants keeps the writer's name.
         if let Some(writer) = key.public().filter(|_| !self.is_behind_gateway()) {
-            let writer = hex(&writer);
-            let granted =
-                Granted { writer, label: key.label.clone(), granted_unix_ns: now_unix_ns() };
-            self.put_document(&granted_key(&granted.writer), &granted)?;
+            let granted = Granted {
+                writer: hex(&writer),
+                label: key.label.clone(),
+                granted_unix_ns: now_unix_ns(),
+            };
+            self.put_document(&granted_key(writer), &granted)?;
         }
         Ok(key)
     }
@@ -317,9 +307,10 @@ impl Vault {
     /// If the vault cannot be read.
     pub fn writers(&self) -> Result<Vec<Granted>, VaultError> {
         let mut found: Vec<Granted> = vec![];
-        for (name, _) in self.listed(PREFIX)? {
-            let Some(writer) = name.strip_prefix(GRANTED) else { continue };
-            found.push(self.document(&granted_key(writer))?);
+        for (key, _) in self.listed(&Folder::Keys)? {
+            if matches!(key, ObjectKey::KeyNote(KeyNote::Writer, _)) {
+                found.push(self.document(&key)?);
+            }
         }
         found.sort_by(|a, b| (a.granted_unix_ns, &a.writer).cmp(&(b.granted_unix_ns, &b.writer)));
         Ok(found)
@@ -395,14 +386,14 @@ impl Vault {
             opened => opened,
         };
         let key = opened.map_err(|e| match e {
-            NoSegmentKey::WriteOnly => VaultError::WriteOnly { object: segment_key(id) },
+            NoSegmentKey::WriteOnly => VaultError::WriteOnly { object: id.key().into() },
             NoSegmentKey::NoGeneration(generation) => self.locked(format!(
                 "{} is sealed to generation {generation} of its key, which the keyring does not \
                  have: the newest revision below keys/ is missing",
-                segment_key(id)
+                id.key()
             )),
             NoSegmentKey::Malformed => VaultError::Inconsistent {
-                object: segment_key(id),
+                object: id.key().into(),
                 reason: "what it is sealed with is no key".into(),
             },
             NoSegmentKey::NoRandom => self.no_random(),
@@ -446,8 +437,10 @@ impl Vault {
             encrypted: true,
         };
         // What a killed one left is of no vault.
-        let revision =
-            vault.numbers_to_newest(PREFIX, keyring_key)?.last().map_or(1, |last| last + 1);
+        let revision = vault
+            .numbers_to_newest(&Folder::Keys, ObjectKey::Keyring)?
+            .last()
+            .map_or(1, |last| last + 1);
         let made = Keyring::new(record.vault, revision, label, first);
         let (keyring, opened) = made.map_err(|e| vault.locked(e.to_string()))?;
         vault.put_keyring(&keyring)?;

@@ -65,9 +65,14 @@ impl Document for Granted {
 
 impl Object for Granted {
     fn differs(&self, key: &ObjectKey) -> Option<String> {
-        let same = *key == ObjectKey::KeyNote(KeyNote::Writer, self.writer.clone());
+        let same = unhex32(&self.writer).is_some_and(|of| *key == granted_key(of));
         (!same).then(|| format!("the note of writer {}", self.writer))
     }
+}
+
+/// Where it is noted that a writer's key was made.
+pub(super) const fn granted_key(writer: PublicKey) -> ObjectKey {
+    ObjectKey::KeyNote(KeyNote::Writer, writer)
 }
 
 /// A writer's key as it is used.

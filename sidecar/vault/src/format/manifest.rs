@@ -12,6 +12,7 @@ use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Term};
 use super::bounds::Bounds;
 use super::document::Object;
 use super::key::{ObjectKey, Piece};
+use super::segment::SegmentId;
 use super::{Reader, checked, seal};
 use crate::encrypt::sign::content;
 
@@ -74,6 +75,12 @@ pub struct SegmentRef {
 }
 
 impl SegmentRef {
+    /// Which segment of a disk it means.
+    #[must_use]
+    pub const fn id(&self, disk: DiskId) -> SegmentId {
+        SegmentId { disk, cycle: self.cycle, attempt: self.attempt, number: self.number }
+    }
+
     /// Appends its entry.
     pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.cycle.0.to_le_bytes());

@@ -7,6 +7,7 @@
 use backstay_format::FormatError;
 use backstay_types::{ByteLen, CycleNo, DiskId, Sector, SectorRange};
 
+use super::key::{ObjectKey, Piece};
 use super::{Reader, checked, seal};
 use crate::encrypt::segment::{INDEX_OVERHEAD_BYTES, Opens, TAG_BYTES};
 
@@ -51,6 +52,15 @@ pub struct SegmentId {
     pub attempt: u64,
     /// Its number in the attempt.
     pub number: u32,
+}
+
+impl SegmentId {
+    /// The key of it.
+    #[must_use]
+    pub const fn key(self) -> ObjectKey {
+        let Self { disk, cycle, attempt, number } = self;
+        Piece::Segment { cycle, attempt, number }.of(disk)
+    }
 }
 
 /// How a frame or index is stored.

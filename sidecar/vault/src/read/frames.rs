@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::encrypt::segment::Opens;
 use crate::error::{In, VaultError};
+use crate::format::key::ObjectKey;
 use crate::format::segment::{
     Codec, Extent, FRAME_BYTES_MAX, FrameEntry, HEADER_BYTES, Index, Place, decode_header,
 };
-use crate::store::{Vault, segment_key};
+use crate::store::Vault;
 
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
@@ -55,7 +56,7 @@ impl Stored {
 /// Reads the stored bytes of a group of frames.
 pub(crate) fn fetch(
     vault: &Vault,
-    key: &str,
+    key: &ObjectKey,
     index: &Index,
     group: &[u32],
 ) -> Result<Vec<(u32, Stored)>, VaultError> {
@@ -71,7 +72,7 @@ pub(crate) fn fetch(
 /// Who reads the first frame reads the header before it, too, so that all readers find the same damage.
 pub(crate) fn fetch_frames(
     vault: &Vault,
-    key: &str,
+    key: &ObjectKey,
     frames: &[FrameEntry],
     opens: &Opens,
 ) -> Result<Vec<Stored>, VaultError> {
@@ -110,20 +111,20 @@ pub(crate) fn fetch_frames(
     }
 }
 
-fn header_is_fine(key: &str, bytes: &Bytes, opens: &Opens) -> bool {
+fn header_is_fine(key: &ObjectKey, bytes: &Bytes, opens: &Opens) -> bool {
     check_header(key, &bytes[..HEADER_BYTES], opens).is_ok()
 }
 
 /// Reads and checks a segment's header, for who reads no frame of it.
-pub(crate) fn read_header(vault: &Vault, key: &str, opens: &Opens) -> Result<(), VaultError> {
+pub(crate) fn read_header(vault: &Vault, key: &ObjectKey, opens: &Opens) -> Result<(), VaultError> {
     vault.judged(true, || check_header(key, &vault.get_range(key, 0, HEADER_BYTES as u64)?, opens))
 }
 
 /// Whether a segment's header says that it is this segment, sealed as its index says.
-fn check_header(key: &str, header: &[u8], opens: &Opens) -> Result<(), VaultError> {
+fn check_header(key: &ObjectKey, header: &[u8], opens: &Opens) -> Result<(), VaultError> {
     let (id, sealed) = decode_header(header).within(key)?;
     let as_index = opens.0.as_ref().map(|key| key.public_start());
-    if segment_key(id) == key && sealed == as_index {
+    if id.key() == *key && sealed == as_index {
         return Ok(());
     }
     let reason = "its header says it is another segment, or sealed otherwise".into();
@@ -131,7 +132,7 @@ fn check_header(key: &str, header: &[u8], opens: &Opens) -> Result<(), VaultErro
 }
 
 /// A frame that is not as it should be.
-fn damaged(key: &str, frame: &FrameEntry, reason: &str) -> VaultError {
+fn damaged(key: &ObjectKey, frame: &FrameEntry, reason: &str) -> VaultError {
     let reason = format!("frame at {}: {reason}", frame.offset);
     VaultError::Inconsistent { object: key.into(), reason }
 }
@@ -155,7 +156,7 @@ impl Decompressor {
     /// checked yet: see [`check`].
     pub fn open(
         &mut self,
-        key: &str,
+        key: &ObjectKey,
         frame: &FrameEntry,
         stored: &Stored,
     ) -> Result<&[u8], VaultError> {
@@ -195,7 +196,7 @@ impl Decompressor {
 
 /// I6: a run's bytes, if they have the checksum taken before compression.
 pub(crate) fn check<'a>(
-    key: &str,
+    key: &ObjectKey,
     extent: &Extent,
     place: &Place,
     raw: &'a [u8],

@@ -22,12 +22,13 @@ use super::read_index;
 use super::restore::Fetch;
 use super::target::RestoreTarget;
 use crate::error::VaultError;
+use crate::format::key::ObjectKey;
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::{
     Codec, Extent, FrameEntry, HEADER_BYTES, Index, Place, decode_header, encode_header,
 };
 use crate::sectors::SectorSet;
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Levels of zstd that frames may have been made with; the usual one first.
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
@@ -118,8 +119,8 @@ impl Vault {
             let reason = "a gateway overwrites nothing: mend it where the gateway's store is";
             return Err(VaultError::Url { url: self.url().into(), reason: reason.into() });
         }
-        let id = segment_id(disk, segment);
-        let key = segment_key(id);
+        let id = segment.id(disk);
+        let key = id.key();
         let index = read_index(self, disk, size, segment)?;
         let mut bytes = self.whole_object(&key, segment.object.0)?;
         if bytes.len() as u64 != segment.object.0 {
@@ -144,7 +145,7 @@ impl Vault {
     }
 
     /// All bytes of an object, as many as there are.
-    fn whole_object(&self, key: &str, len: u64) -> Result<Vec<u8>, VaultError> {
+    fn whole_object(&self, key: &ObjectKey, len: u64) -> Result<Vec<u8>, VaultError> {
         let there = self.len(key)?;
         let mut bytes = Vec::with_capacity(len as usize);
         while (bytes.len() as u64) < there.min(len) {
@@ -159,12 +160,12 @@ impl Vault {
     }
 
     /// Replaces an object by what it was. The only thing in a vault that is put over another.
-    fn overwrite(&self, key: &str, bytes: Vec<u8>) -> Result<(), VaultError> {
+    fn overwrite(&self, key: &ObjectKey, bytes: Vec<u8>) -> Result<(), VaultError> {
         let payload = PutPayload::from(bytes);
         match &self.inner.folders {
             Some(folders) => {
                 let parts = payload.iter().map(Ok::<_, std::io::Error>);
-                folders.replace(key, parts).map_err(|e| VaultError::of_io(key, e))?;
+                folders.replace(&key.to_string(), parts).map_err(|e| VaultError::of_io(key, e))?;
             }
             None => {
                 let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
@@ -194,7 +195,7 @@ fn runs_of(index: &Index, number: usize) -> impl Iterator<Item = (&Extent, &Plac
 /// Whether a frame is as it was put, to the last sector.
 fn is_fine(
     decompressor: &mut Decompressor,
-    key: &str,
+    key: &ObjectKey,
     index: &Index,
     number: usize,
     stored: Bytes,

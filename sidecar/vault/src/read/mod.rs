@@ -28,7 +28,7 @@ use crate::error::{In, VaultError};
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Codec, FOOTER_BYTES, Footer, Index, SegmentId};
 use crate::remote::gateway::Role;
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::Vault;
 
 pub use restore::{Fetch, restore};
 pub use target::{FileTarget, RestoreTarget};
@@ -86,7 +86,7 @@ fn read_index_once(
     segment: &SegmentRef,
     admit: impl FnOnce(u64),
 ) -> Result<Index, VaultError> {
-    let id = segment_id(disk, segment);
+    let id = segment.id(disk);
     let tail = match vault.inner.tails.get(id) {
         Some(bytes) => bytes,
         // A source reads of a segment nothing before its index.
@@ -98,7 +98,7 @@ fn read_index_once(
     let footer = end.slice(end.len() - FOOTER_BYTES..);
     index_of(vault, disk, size, segment, &footer, admit, |at, len| match at.checked_sub(from) {
         Some(at) if at + len <= end.len() as u64 => Ok(end.slice(at as usize..(at + len) as usize)),
-        _ => vault.get_range(&segment_key(id), at, len),
+        _ => vault.get_range(&id.key(), at, len),
     })
 }
 
@@ -109,7 +109,7 @@ fn read_end(
     segment: &SegmentRef,
     tail: u64,
 ) -> Result<Bytes, VaultError> {
-    let key = segment_key(segment_id(disk, segment));
+    let key = segment.id(disk).key();
     let len = segment.object.0;
     let (there, end) = vault.get_end(&key, len, tail.max(FOOTER_BYTES as u64).min(len))?;
     let reason = match there {
@@ -117,7 +117,7 @@ fn read_end(
         _ if end.len() < FOOTER_BYTES => "shorter than a footer".into(),
         _ => return Ok(end),
     };
-    Err(VaultError::Inconsistent { object: key, reason })
+    Err(VaultError::Inconsistent { object: key.into(), reason })
 }
 
 /// Reads a segment's footer as the vault holds it, and checks it, and the length, against the reference.
@@ -139,10 +139,10 @@ fn index_of(
     admit: impl FnOnce(u64),
     get: impl FnOnce(u64, u64) -> Result<Bytes, VaultError>,
 ) -> Result<Index, VaultError> {
-    let id = segment_id(disk, segment);
-    let key = segment_key(id);
+    let id = segment.id(disk);
+    let key = id.key();
     let wrong =
-        |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
+        |reason: &str| VaultError::Inconsistent { object: (&key).into(), reason: reason.into() };
     let footer = footer_of(vault, disk, segment, footer)?;
     admit(footer.index_raw_len.into());
     let stored = get(footer.index_offset, footer.index_stored_len.into())?;
@@ -168,7 +168,7 @@ fn index_of(
     }
     // Anyone who looked for one of these by the bounds did not find it.
     if let Some(span) = index.span().filter(|span| !segment.bounds.admit(*span)) {
-        return Err(VaultError::OutOfBounds { object: key, span });
+        return Err(VaultError::OutOfBounds { object: key.into(), span });
     }
     Ok(Index { opens, ..index })
 }
@@ -181,10 +181,10 @@ fn footer_of(
     segment: &SegmentRef,
     footer: &[u8],
 ) -> Result<Footer, VaultError> {
-    let id = segment_id(disk, segment);
-    let key = segment_key(id);
+    let id = segment.id(disk);
+    let key = id.key();
     let wrong =
-        |reason: &str| VaultError::Inconsistent { object: key.clone(), reason: reason.into() };
+        |reason: &str| VaultError::Inconsistent { object: (&key).into(), reason: reason.into() };
     let footer = Footer::decode(footer, segment.object).within(&key)?;
     if footer.id != id {
         return Err(wrong("it is another segment"));
@@ -206,11 +206,11 @@ fn opener<'a>(
     footer: &Footer,
     stored: &'a [u8],
 ) -> Result<(&'a [u8], Arc<SegmentKey>), VaultError> {
-    let key = segment_key(id);
+    let key = id.key();
     // Before any of it is used: the digest stands in the point, which is signed.
     if *blake3::hash(stored).as_bytes() != footer.index_digest {
         let reason = "its index does not have the digest in its footer".into();
-        return Err(VaultError::Inconsistent { object: key, reason });
+        return Err(VaultError::Inconsistent { object: key.into(), reason });
     }
     let at = stored.len().saturating_sub(ENVELOPE_BYTES);
     let (sealed, envelope) = stored.split_at(at);
@@ -220,17 +220,17 @@ fn opener<'a>(
 
 /// What opens a segment's frames, for who has its index from elsewhere.
 fn opens(vault: &Vault, disk: DiskId, segment: &SegmentRef) -> Result<Opens, VaultError> {
-    let id = segment_id(disk, segment);
+    let id = segment.id(disk);
     if !vault.is_encrypted() {
         return Ok(Opens::default());
     }
     if let Some(known) = vault.known_segment_key(id) {
         return Ok(Opens(Some(known)));
     }
-    let key = segment_key(id);
+    let key = id.key();
     let Some(footer_at) = segment.object.0.checked_sub(FOOTER_BYTES as u64) else {
         let reason = "shorter than a footer".into();
-        return Err(VaultError::Inconsistent { object: key, reason });
+        return Err(VaultError::Inconsistent { object: key.into(), reason });
     };
     vault.judged(true, || {
         let footer = vault.get_range(&key, footer_at, FOOTER_BYTES as u64)?;

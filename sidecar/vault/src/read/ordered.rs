@@ -18,9 +18,10 @@ use super::cache::Recent;
 use super::frames::{Decompressor, check, fetch, requests};
 use super::read_index;
 use crate::error::VaultError;
+use crate::format::key::ObjectKey;
 use crate::format::manifest::Manifest;
 use crate::format::segment::{Extent, Index};
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Runs in the map: 64 MiB of it.
 const MAP_RUNS_MAX: usize = 1 << 20;
@@ -169,8 +170,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn key(&self, segment: u32) -> String {
-        segment_key(segment_id(self.point.disk, &self.point.segments[segment as usize]))
+    fn key(&self, segment: u32) -> ObjectKey {
+        self.point.segments[segment as usize].id(self.point.disk).key()
     }
 
     fn index(&self, segment: u32) -> Result<std::sync::Arc<Index>, VaultError> {

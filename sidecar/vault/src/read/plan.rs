@@ -6,15 +6,16 @@ use std::collections::HashMap;
 use backstay_types::SectorRange;
 
 use crate::error::VaultError;
+use crate::format::key::{ObjectKey, Piece};
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::Index;
 use crate::read::ahead::Indexes;
 use crate::sectors::SectorSet;
-use crate::store::{Vault, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 /// What is needed of one segment.
 pub(super) struct Layer {
-    pub key: String,
+    pub key: ObjectKey,
     pub index: Index,
     /// Runs needed, by the number of their extent.
     pub needed: Vec<(usize, Vec<SectorRange>)>,
@@ -24,7 +25,7 @@ pub(super) struct Layer {
 
 impl Layer {
     /// What is needed of one segment.
-    fn new(key: String, index: Index, needed: Vec<(usize, Vec<SectorRange>)>) -> Self {
+    fn new(key: ObjectKey, index: Index, needed: Vec<(usize, Vec<SectorRange>)>) -> Self {
         let mut of_frame: HashMap<u32, Vec<usize>> = HashMap::new();
         for (at, (number, _)) in needed.iter().enumerate() {
             if let Some(place) = index.extents[*number].place {
@@ -80,7 +81,7 @@ impl<'a> Layers<'a> {
         if segment.cycle != self.point.cycle {
             self.compare()?;
         }
-        let key = segment_key(segment_id(self.point.disk, segment));
+        let key = segment.id(self.point.disk).key();
         let Some(index) = self.indexes.next() else { return Ok(None) };
         let index = index?;
         let mut needed = vec![];
@@ -108,7 +109,7 @@ impl<'a> Layers<'a> {
             return Ok(());
         }
         Err(VaultError::Inconsistent {
-            object: point_key(self.point.disk, self.point.cycle),
+            object: Piece::Point(self.point.cycle).of(self.point.disk).into(),
             reason: "its own segments do not hold what it says that moved".into(),
         })
     }

@@ -10,7 +10,7 @@ use super::opens;
 use crate::error::VaultError;
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Extent, FrameEntry, Place};
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
@@ -42,7 +42,7 @@ impl FrameReader {
         segment: &SegmentRef,
         frames: &[FrameEntry],
     ) -> Result<Vec<Result<Vec<u8>, VaultError>>, VaultError> {
-        let key = segment_key(segment_id(disk, segment));
+        let key = segment.id(disk).key();
         let stored = match frames {
             [] => vec![],
             frames => fetch_frames(vault, &key, frames, &opens(vault, disk, segment)?)?,
@@ -80,10 +80,10 @@ pub fn check_extent<'a>(
     place: &Place,
     frame: &'a [u8],
 ) -> Result<&'a [u8], VaultError> {
-    let key = segment_key(segment_id(disk, segment));
+    let key = segment.id(disk).key();
     if place.offset as u64 + extent.range.bytes().0 > frame.len() as u64 {
         let reason = format!("{} lies outside its frame", extent.range);
-        return Err(VaultError::Inconsistent { object: key, reason });
+        return Err(VaultError::Inconsistent { object: key.into(), reason });
     }
     super::frames::check(&key, extent, place, frame)
 }

@@ -16,8 +16,9 @@ use super::plan::for_each_layer;
 use super::verify::{Verified, check_chain};
 use super::{Progress, read_index};
 use crate::error::VaultError;
+use crate::format::key::Piece;
 use crate::format::manifest::{Manifest, SegmentRef};
-use crate::store::{Vault, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 /// What tells segments of a disk apart.
 type Name = (CycleNo, u64, u32);
@@ -65,7 +66,7 @@ pub struct Survey {
 /// The last part of a segment's key.
 #[must_use]
 pub fn segment_name(disk: DiskId, segment: &SegmentRef) -> String {
-    let key = segment_key(segment_id(disk, segment));
+    let key = segment.id(disk).key().to_string();
     key.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
@@ -129,7 +130,7 @@ fn plan(
     cycle: CycleNo,
     planned: &mut BTreeMap<Name, Planned>,
 ) -> Result<Manifest, VaultError> {
-    let gone = || VaultError::NotFound { object: point_key(disk, cycle) };
+    let gone = || VaultError::NotFound { object: Piece::Point(cycle).of(disk).into() };
     let point = vault.listed_manifest(disk, cycle)?.ok_or_else(gone)?;
     check_chain(vault, &point)?;
     // Only when all of it is known: what a point that is damaged needs of others, they need themselves.
@@ -206,7 +207,7 @@ fn read_frames(
     bytes: &AtomicU64,
 ) -> Result<Option<DamagedSegment>, VaultError> {
     let Planned { size, segment, frames } = planned;
-    let key = segment_key(segment_id(disk, segment));
+    let key = segment.id(disk).key();
     let damage = |e: &VaultError, frames| {
         let why = reason(e);
         Ok(Some(DamagedSegment { size: *size, segment: *segment, why, frames }))
@@ -276,7 +277,7 @@ fn what_it_lacks(
             && !layer.needed.is_empty()
             && bad.frames.as_ref().is_none_or(|bad| layer.of_frame.keys().any(|f| bad.contains(f)))
         {
-            let object = segment_key(segment_id(point.disk, segment));
+            let object = segment.id(point.disk).key().into();
             let reason = bad.why.clone();
             lacks.get_or_insert(VaultError::Inconsistent { object, reason });
         }

@@ -8,8 +8,9 @@ use super::frames::{Decompressor, check, fetch, read_header, requests};
 use super::survey::{Reading, Survey, survey};
 use super::{Progress, read_index};
 use crate::error::VaultError;
+use crate::format::key::Piece;
 use crate::format::manifest::{CycleKind, Manifest, SegmentRef};
-use crate::store::{Vault, point_key, segment_id, segment_key};
+use crate::store::Vault;
 
 /// What was verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -94,7 +95,7 @@ pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultEr
         && vault.ledger(point.disk)?.is_some_and(|l| l.fate(cycle, before.point) == Some(None));
     if fits && !descends(&before, point) {
         return Err(VaultError::Inconsistent {
-            object: point_key(point.disk, point.cycle),
+            object: Piece::Point(point.cycle).of(point.disk).into(),
             reason: format!(
                 "its list of segments is not that of recovery point {cycle} with more on top"
             ),
@@ -104,7 +105,7 @@ pub(super) fn check_chain(vault: &Vault, point: &Manifest) -> Result<(), VaultEr
         return Ok(());
     }
     Err(VaultError::Inconsistent {
-        object: point_key(point.disk, point.cycle),
+        object: Piece::Point(point.cycle).of(point.disk).into(),
         reason: format!("it does not follow recovery point {cycle}, which it names"),
     })
 }
@@ -156,7 +157,7 @@ pub(crate) fn verify_segment(
     segment: &SegmentRef,
     mut count: impl FnMut(u64),
 ) -> Result<(), VaultError> {
-    let key = segment_key(segment_id(disk, segment));
+    let key = segment.id(disk).key();
     let index = read_index(vault, disk, size, segment)?;
     if index.frames.is_empty() {
         // With the first frame it is read anyway.

@@ -6,14 +6,16 @@
 use std::collections::HashSet;
 
 use backstay_types::{CycleNo, DiskId};
+use object_store::path::Path;
 
 use super::ledger::{Advanced, blank, settled_objects};
 use super::{Job, ROUNDS_MAX};
 use crate::error::VaultError;
+use crate::format::key::DiskFolder;
 use crate::format::ledger::Ledger;
 use crate::format::manifest::SegmentRef;
 use crate::format::segment::SegmentId;
-use crate::store::{Vault, segment_key, segment_named};
+use crate::store::Vault;
 
 /// Segments deleted at a time.
 const DELETES: usize = 256;
@@ -106,7 +108,7 @@ pub(super) fn collect(job: &Job<'_>) -> Result<Collected, VaultError> {
         }
         for some in garbage.chunks(DELETES) {
             job.go_on()?;
-            job.vault.delete_all(some.iter().map(|&id| segment_key(id)).collect())?;
+            job.vault.delete_all(some.iter().map(|id| Path::from(&id.key())))?;
         }
         job.vault.sweep_unfinished(job.disk)?;
         return Ok(collected);
@@ -120,7 +122,6 @@ pub(super) fn preview(job: &Job<'_>, gone: &[CycleNo]) -> Result<Collected, Vaul
 
 /// All segments of a disk and their lengths.
 fn segments_of(vault: &Vault, disk: DiskId) -> Result<Vec<(SegmentId, u64)>, VaultError> {
-    let objects = vault.listed(&format!("disks/{disk}/segments"))?;
-    let ours = |(name, len): &(String, u64)| Some((segment_named(disk, name)?, *len));
-    Ok(objects.iter().filter_map(ours).collect())
+    let objects = vault.listed(&DiskFolder::Segments.of(disk))?;
+    Ok(objects.iter().filter_map(|(key, len)| Some((key.segment()?, *len))).collect())
 }

@@ -23,7 +23,7 @@ use crate::frame::{Chunk, Compressor, SegmentBuilder};
 use crate::read::frames::{Decompressor, check, fetch, requests};
 use crate::read::read_index;
 use crate::sectors::SectorSet;
-use crate::store::{Vault, segment_id, segment_key};
+use crate::store::Vault;
 
 /// Sectors of the disk gone through at a time: 64 GiB, whose set has 16 MiB at most.
 const WINDOW_SECTORS: u64 = 64 << 21;
@@ -164,7 +164,7 @@ fn merge(
     let mut walk = Walk::new(job, size, old);
     for window in SectorRange::whole(size).split_at_multiples(WINDOW_SECTORS) {
         walk.window(window, |at, index, needed| {
-            let key = segment_key(segment_id(job.disk, &old[at]));
+            let key = old[at].id(job.disk).key();
             let mut of_frame: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
             for (at, (number, runs)) in needed.iter().enumerate() {
                 match index.extents[*number].place {
@@ -352,7 +352,7 @@ impl<'a> Output<'a> {
     /// Deletes what was put, as far as that is possible: nothing names it.
     fn forget(&self) {
         for segment in &self.put {
-            if let Err(e) = self.vault.delete(&segment_key(segment_id(self.disk, segment))) {
+            if let Err(e) = self.vault.delete(&segment.id(self.disk).key()) {
                 tracing::debug!("{e}: collected by the next maintenance");
             }
         }

@@ -9,6 +9,7 @@ use backstay_types::{CycleNo, DiskId};
 use super::ledger::asked_for;
 use crate::error::VaultError;
 use crate::format::hold::{HoldKind, HoldName, HoldRecord};
+use crate::format::key::{DiskFolder, ObjectKey, Piece};
 use crate::remote::Role;
 use crate::store::{Vault, now_unix_ns};
 
@@ -34,21 +35,8 @@ pub struct HoldRequest {
     pub until_unix_ns: Option<u64>,
 }
 
-fn prefix(disk: DiskId) -> String {
-    format!("disks/{disk}/holds")
-}
-
-fn key(disk: DiskId, version: u64, name: &HoldName) -> String {
-    format!("{}/{version:020}-{name}", prefix(disk))
-}
-
-/// Version and name of an object below `holds/`; `None` for what is not ours.
-fn parse(object: &str) -> Option<(u64, HoldName)> {
-    let (version, name) = object.split_once('-')?;
-    if version.len() != 20 || !version.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    Some((version.parse().ok()?, name.parse().ok()?))
+fn key(disk: DiskId, version: u64, name: &HoldName) -> ObjectKey {
+    Piece::Hold(version, name.clone()).of(disk)
 }
 
 /// Those cycles that a hold covers.
@@ -182,7 +170,7 @@ impl Vault {
     }
 
     /// Deletes a version of a hold. A source deletes nothing at a gateway: what it holds ends by itself.
-    fn let_go(&self, key: &str) -> Result<(), VaultError> {
+    fn let_go(&self, key: &ObjectKey) -> Result<(), VaultError> {
         match self.role()? {
             Some(Role::Source) => Ok(()),
             _ => self.delete(key),
@@ -204,9 +192,7 @@ impl Vault {
     /// what it holds.
     pub(crate) fn hold_versions(&self, disk: DiskId) -> Result<Vec<HoldRecord>, VaultError> {
         let mut holds = vec![];
-        for object in self.listed_twice(&prefix(disk))? {
-            let Some((version, name)) = parse(&object) else { continue };
-            let key = key(disk, version, &name);
+        for key in self.listed_twice(&DiskFolder::Holds.of(disk))? {
             let record: HoldRecord = match self.listed_document(&key) {
                 // Released or renewed since it was listed.
                 Err(VaultError::NotFound { .. }) => continue,
@@ -239,10 +225,12 @@ impl Vault {
     }
 
     fn versions_of(&self, disk: DiskId, name: &HoldName) -> Result<Vec<u64>, VaultError> {
-        let objects = self.listed(&prefix(disk))?;
-        let ours =
-            |object: &str| parse(object).filter(|(_, of)| of == name).map(|(version, _)| version);
-        Ok(objects.iter().filter_map(|(object, _)| ours(object)).collect())
+        let objects = self.listed(&DiskFolder::Holds.of(disk))?;
+        let ours = |key: &ObjectKey| match key {
+            ObjectKey::Disk(_, Piece::Hold(version, of)) if of == name => Some(*version),
+            _ => None,
+        };
+        Ok(objects.iter().filter_map(|(key, _)| ours(key)).collect())
     }
 
     /// The points that a hold, which was put already, makes sure of: those that were not retired

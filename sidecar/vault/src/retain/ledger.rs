@@ -8,6 +8,7 @@ use backstay_types::{CycleNo, DiskId, PointId};
 use super::hold::covered;
 use crate::encrypt::sign::TRAILER_BYTES;
 use crate::error::{In, VaultError};
+use crate::format::key::{DiskFolder, ObjectKey, Piece};
 use crate::format::ledger::{Fate, LEDGER_BYTES_MAX, Ledger};
 use crate::format::manifest::Manifest;
 use crate::store::{Vault, at_once, now_unix_ns};
@@ -27,12 +28,8 @@ pub(super) enum Advanced {
     Lost,
 }
 
-fn prefix(disk: DiskId) -> String {
-    format!("disks/{disk}/ledger")
-}
-
-fn key(disk: DiskId, revision: u64) -> String {
-    format!("{}/{revision:020}", prefix(disk))
+fn key(disk: DiskId, revision: u64) -> ObjectKey {
+    Piece::Ledger(revision).of(disk)
 }
 
 /// The cycles of the points that exist: the objects, less what the ledger has retired and nothing
@@ -146,11 +143,12 @@ impl Vault {
     /// If the vault cannot be read, or the ledger is damaged.
     pub fn ledger(&self, disk: DiskId) -> Result<Option<Ledger>, VaultError> {
         for _ in 0..ROUNDS_MAX {
-            let mut revisions = self.numbers_to_newest(&prefix(disk), |n| key(disk, n))?;
+            let mut revisions =
+                self.numbers_to_newest(&DiskFolder::Ledger.of(disk), |n| key(disk, n))?;
             if revisions.is_empty() {
                 // That there is none decides what may be deleted: no single answer says so.
-                let listed = self.listed_otherwise(&prefix(disk))?;
-                revisions = listed.iter().filter_map(|name| name.parse().ok()).collect();
+                let listed = self.listed_otherwise(&DiskFolder::Ledger.of(disk))?;
+                revisions = listed.iter().filter_map(ObjectKey::number).collect();
                 revisions.sort_unstable();
             }
             let Some(&revision) = revisions.last() else { return Ok(None) };
@@ -169,7 +167,11 @@ impl Vault {
     /// Compares a point with what was decided about its cycle, as far as this process has read that: a point that is
     /// kept is the one with this identity. One that was put in the place of a retired one is nobody's, which the
     /// lists of points know.
-    pub(crate) fn is_as_decided(&self, key: &str, point: &Manifest) -> Result<(), VaultError> {
+    pub(crate) fn is_as_decided(
+        &self,
+        key: &ObjectKey,
+        point: &Manifest,
+    ) -> Result<(), VaultError> {
         match self.inner.decided.kept(point.disk, point.cycle) {
             Some(kept) if kept != point.point => Err(VaultError::Inconsistent {
                 object: key.into(),
@@ -183,7 +185,7 @@ impl Vault {
         }
     }
 
-    fn revision(&self, key: &str) -> Result<Ledger, VaultError> {
+    fn revision(&self, key: &ObjectKey) -> Result<Ledger, VaultError> {
         let bytes = self.get(key, LEDGER_BYTES_MAX + TRAILER_BYTES)?;
         let ledger = Ledger::decode(self.verified(key, &bytes)?).within(key)?;
         self.is_at(key, ledger)
@@ -226,7 +228,8 @@ impl Vault {
             }
             self.settle(&key)?;
         }
-        let revisions = self.numbers_to_newest(&prefix(disk), |n| self::key(disk, n))?;
+        let revisions =
+            self.numbers_to_newest(&DiskFolder::Ledger.of(disk), |n| self::key(disk, n))?;
         if revisions.last() != Some(&revision) {
             return Ok(Advanced::Overtaken);
         }
@@ -238,7 +241,7 @@ impl Vault {
     }
 
     fn delete_revisions_before(&self, disk: DiskId, revision: u64) -> Result<(), VaultError> {
-        let revisions = self.numbers(&prefix(disk))?;
+        let revisions = self.numbers(&DiskFolder::Ledger.of(disk))?;
         let mut before = revisions.into_iter().filter(|&old| old < revision);
         before.try_for_each(|old| self.delete(&key(disk, old)))
     }
@@ -262,8 +265,10 @@ impl Vault {
         known: Option<Ledger>,
     ) -> Result<Option<Ledger>, VaultError> {
         let revision = known.as_ref().map_or(0, |ledger| ledger.revision);
-        let (next, listed) =
-            at_once(|| self.has(&key(disk, revision + 1)), || self.numbers(&prefix(disk)));
+        let (next, listed) = at_once(
+            || self.has(&key(disk, revision + 1)),
+            || self.numbers(&DiskFolder::Ledger.of(disk)),
+        );
         let is_newest = !next? && listed?.last().is_none_or(|&newest| newest <= revision);
         if is_newest { Ok(known) } else { self.ledger(disk) }
     }

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 
 use backstay_types::{CycleNo, DiskId};
+use object_store::path::Path;
 
 use super::held::holder;
 use crate::error::{Class, VaultError};
@@ -30,8 +31,8 @@ pub(super) struct Marks {
     pub holding: BTreeSet<HoldName>,
 }
 
-fn key(disk: DiskId, cycle: CycleNo, number: u64) -> String {
-    ObjectKey::Disk(disk, Piece::Held(cycle, number)).to_string()
+fn key(disk: DiskId, cycle: CycleNo, number: u64) -> ObjectKey {
+    Piece::Held(cycle, number).of(disk)
 }
 
 /// The point that a hold marks. Those that move from point to point, or hold many for an hour, mark none.
@@ -64,7 +65,7 @@ impl Vault {
             };
         }
         let reason = format!("it has more than {MARKS_MAX} marks");
-        Err(VaultError::Inconsistent { object: key(disk, cycle, 1), reason })
+        Err(VaultError::Inconsistent { object: key(disk, cycle, 1).into(), reason })
     }
 
     /// Marks the point of a hold as held by it, or as not held by it any more.
@@ -140,9 +141,6 @@ impl Vault {
         cycle: CycleNo,
         marks: &Marks,
     ) -> Result<(), VaultError> {
-        match marks.count {
-            0 => Ok(()),
-            count => self.delete_all((1..=count).map(|n| key(disk, cycle, n)).collect()),
-        }
+        self.delete_all((1..=marks.count).map(|n| Path::from(&key(disk, cycle, n))))
     }
 }

@@ -15,8 +15,8 @@ use super::marks::Marks;
 use super::{Job, ROUNDS_MAX, groups};
 use crate::error::VaultError;
 use crate::format::hold::{HoldName, HoldRecord};
+use crate::format::key::Piece;
 use crate::format::ledger::{Fate, Ledger, LedgerPoint};
-use crate::store::point_key;
 
 /// Unless asked to be thorough, points go when they are this part of all.
 const BATCH: usize = 16;
@@ -134,7 +134,8 @@ fn survey(job: &Job<'_>) -> Result<Survey, VaultError> {
     let mut withheld = None;
     if let (Some(keep), Some(newest)) = (&job.policy.keep, candidates.last()) {
         // When the store got the newest point, by its own clock: a point is not newer than that.
-        let stored = vault.judged(true, || vault.stored_unix_ns(&point_key(disk, newest.cycle)))?;
+        let stored =
+            vault.judged(true, || vault.stored_unix_ns(&Piece::Point(newest.cycle).of(disk)))?;
         let now = stored.unwrap_or(u64::MAX).min(job.time.now_unix_ns());
         let mut stay = keep.choose(&candidates, now);
         stay.extend(groups::kept(&parts, keep, &stay, ages_from(&candidates, now)));
@@ -253,7 +254,7 @@ pub(super) fn retire(job: &Job<'_>) -> Result<Retired, VaultError> {
         groups::delete_naming(job.vault, &parts, &going)?;
         for cycle in cycles.into_iter().filter(|c| !held.contains(c)).chain(nobodys) {
             job.go_on()?;
-            job.vault.delete(&point_key(job.disk, cycle))?;
+            job.vault.delete(&Piece::Point(cycle).of(job.disk))?;
             if let Some(marks) = marks.get(&cycle) {
                 job.vault.delete_marks(job.disk, cycle, marks)?;
             }
