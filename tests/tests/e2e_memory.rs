@@ -27,7 +27,7 @@ runtime_dir = "/run/backstay"
 END
 truncate -s 256M /disk/backing
 ours() { backstay --config /tmp/backstay.toml "$@"; }
-without() { setpriv --bounding-set -sys_resource --inh-caps -sys_resource backstay --config /tmp/backstay.toml "$@"; }
+without() { /programs/setpriv --bounding-set -sys_resource --inh-caps -sys_resource backstay --config /tmp/backstay.toml "$@"; }
 
 # NAME, ENGINE, how to start it; then writers in the group for SECONDS.
 try() {

@@ -14,7 +14,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A system with these programs, which runs `script` with busybox's shell when it has booted. The script finds `/dev/vda`
+    /// A system with these programs in `/programs`, which runs `script` with busybox's shell when it has booted. The script finds `/dev/vda`
     /// and the module of FUSE, and prints what the test waits for; its end is the machine's.
     ///
     /// # Panics
@@ -25,7 +25,7 @@ impl Lab {
         let parts = image().parent().unwrap().join("lab");
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let root = dir.path().join("root");
-        for folder in ["bin", "dev", "proc", "sys", "run", "tmp", "disk", "modules"] {
+        for folder in ["bin", "programs", "dev", "proc", "sys", "run", "tmp", "disk", "modules"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::copy(parts.join("busybox"), root.join("bin/busybox")).unwrap();
@@ -34,14 +34,14 @@ impl Lab {
         }
         for program in programs {
             let name = program.file_name().unwrap();
-            fs::copy(program, root.join("bin").join(name)).unwrap();
+            fs::copy(program, root.join("programs").join(name)).unwrap();
             for library in libraries(program) {
                 let to = root.join(library.strip_prefix("/").unwrap());
                 fs::create_dir_all(to.parent().unwrap()).unwrap();
                 fs::copy(&library, to).unwrap();
             }
         }
-        let begin = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
+        let begin = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/programs:/bin\n\
              mount -t devtmpfs none /dev; mount -t proc none /proc; mount -t sysfs none /sys\n\
              for round in 1 2 3 4; do for module in /modules/*; do insmod $module 2>/dev/null; done; done\n\
              while ! [ -b /dev/vda ]; do usleep 10000; done\nexec >/dev/ttyS0 2>&1\n";
