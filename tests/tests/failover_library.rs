@@ -23,7 +23,7 @@ use backstay_recovery::host::{LocalHost, Program, Silent};
 use backstay_recovery::mount::PointChoice;
 use backstay_tests::harness::Host;
 use backstay_tests::harness::host::{backstay, hash};
-use backstay_types::{CycleNo, DiskName};
+use backstay_types::{Classified, CycleNo, DiskName};
 
 const SIZE: u64 = 8 << 20;
 const HOW: Committing<'static> = Committing { policy: None, hydrate: false };

@@ -1,5 +1,7 @@
 //! Why a piece of stored bytes was refused.
 
+use backstay_types::{Class, Classified};
+
 /// A format was refused: what it was, and what is wrong with it.
 ///
 /// The caller knows *where* the bytes came from and adds that.
@@ -59,4 +61,17 @@ pub enum FormatError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Classified for FormatError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Version { .. } => Class::Person,
+            Self::Short { .. }
+            | Self::Magic { .. }
+            | Self::Checksum { .. }
+            | Self::Bounds { .. }
+            | Self::Text { .. } => Class::Damaged,
+        }
+    }
 }

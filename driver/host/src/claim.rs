@@ -4,6 +4,7 @@
 //! state directory they use. A claim locks the bytes it reaches there: for itself alone if it knows which
 //! they are, together with others if it only knows that it reaches some. The locks end with the process.
 
+use backstay_types::{Class, Classified};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -57,6 +58,16 @@ pub enum ClaimError {
     /// The folder of the locks is not ours.
     #[error(transparent)]
     Folder(#[from] own_dir::OwnDirError),
+}
+
+impl Classified for ClaimError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Taken { .. } => Class::Refused,
+            Self::Io { source, .. } => source.class(),
+            Self::Folder(e) => e.class(),
+        }
+    }
 }
 
 /// Claims all layers of a way. `holder` says who claims, for those who are refused; it waits at most

@@ -3,6 +3,7 @@
 //! What lies in such a folder is believed, some of it is even executed (the hooks' thaw commands). So
 //! a folder that somebody else made, may write, or has put a link in place of, is refused.
 
+use backstay_types::{Class, Classified, class};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -72,11 +73,15 @@ pub enum OwnDirError {
     },
 }
 
-impl OwnDirError {
-    /// Whether the folder was refused to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Io { .. })
+impl Classified for OwnDirError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            Self::NotAFolder { .. }
+            | Self::Owner { .. }
+            | Self::Writable { .. }
+            | Self::Above { .. } => Class::Refused,
+        }
     }
 }
 
@@ -86,7 +91,7 @@ impl From<OwnDirError> for io::Error {
             OwnDirError::Io { source, .. } => source.kind(),
             _ => io::ErrorKind::PermissionDenied,
         };
-        Self::new(kind, e)
+        class::as_io(kind, e)
     }
 }
 

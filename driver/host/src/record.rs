@@ -3,6 +3,7 @@
 //! A record that is missing and a record that cannot be read are different things: the first says that
 //! nothing was remembered, the second says nothing at all. So [`load`] keeps them apart.
 
+use backstay_types::{Class, Classified, class};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -36,11 +37,12 @@ pub enum RecordError {
     },
 }
 
-impl RecordError {
-    /// Whether the file is there and holds something else.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. })
+impl Classified for RecordError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            Self::Damaged { .. } => Class::Damaged,
+        }
     }
 }
 
@@ -50,7 +52,7 @@ impl From<RecordError> for io::Error {
             RecordError::Io { source, .. } => source.kind(),
             RecordError::Damaged { .. } => io::ErrorKind::InvalidData,
         };
-        Self::new(kind, e)
+        class::as_io(kind, e)
     }
 }
 

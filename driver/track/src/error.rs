@@ -3,7 +3,7 @@
 use std::io;
 
 use backstay_format::FormatError;
-use backstay_types::{ByteLen, EpochNo};
+use backstay_types::{ByteLen, Class, Classified, EpochNo};
 
 /// Why opening, cutting, releasing or closing failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,22 @@ impl TrackError {
     pub fn is_full(&self) -> bool {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         matches!(self, Self::State { source, .. } if full.contains(&source.kind()))
+    }
+}
+
+impl Classified for TrackError {
+    fn class(&self) -> Class {
+        match self {
+            Self::State { source, .. } | Self::Backing { source, .. } => source.class(),
+            Self::Superblock(e) => e.class(),
+            Self::Unfinished { source } => source.class(),
+            Self::Order(_) => Class::Refused,
+            Self::Larger { .. }
+            | Self::GrowTo { .. }
+            | Self::Size { .. }
+            | Self::Unfit(_)
+            | Self::WrongEpoch { .. } => Class::Person,
+        }
     }
 }
 

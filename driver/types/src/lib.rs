@@ -2,6 +2,7 @@
 //!
 //! - [`units`]: sectors, byte offsets, cycles, epochs, terms, and the identities of disks and points
 //! - [`name`]: names of disks, safe in paths and object keys
+//! - [`class`]: what to do about an error
 //!
 //! ```
 //! use backstay_types::DiskName;
@@ -14,9 +15,11 @@
 //! # Ok::<(), backstay_types::name::NameError>(())
 //! ```
 
+pub mod class;
 pub mod name;
 pub mod units;
 
+pub use class::{Class, Classified};
 pub use name::{DiskName, NameError};
 pub use units::{
     ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, Region, SECTOR_BYTES, Sector,

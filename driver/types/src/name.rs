@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::class::{Class, Classified};
+
 /// The name of a protected disk: 1 to 64 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit.
 ///
 /// It can be used in a path as it is: it is never empty, `.`, `..`, hidden, or an option.
@@ -21,6 +23,12 @@ pub struct DiskName(String);
 pub struct NameError {
     /// The text.
     pub text: String,
+}
+
+impl Classified for NameError {
+    fn class(&self) -> Class {
+        Class::Person
+    }
 }
 
 impl DiskName {

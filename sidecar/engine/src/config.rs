@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_front::paths::Roots;
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Class, Classified, DiskName};
 use backstay_vault::GroupName;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
 use backstay_vault::retain::Keep;
@@ -66,6 +66,15 @@ pub enum ConfigError {
         /// The policy.
         policy: String,
     },
+}
+
+impl Classified for ConfigError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read { source, .. } => source.class(),
+            Self::Parse { .. } | Self::NoPolicy { .. } => Class::Person,
+        }
+    }
 }
 
 /// The configuration.

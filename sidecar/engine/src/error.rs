@@ -6,8 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use backstay_format::FormatError;
 use backstay_format::control::BackingFault;
 use backstay_front::control::ClientError;
-use backstay_types::{CycleNo, DiskName};
-use backstay_vault::{Class, Vault, VaultError};
+use backstay_types::{Class, Classified, CycleNo, DiskName};
+use backstay_vault::{Vault, VaultError};
 
 use crate::home::HomeError;
 
@@ -122,22 +122,37 @@ pub enum CycleError {
     Compress(io::Error),
 }
 
-impl CycleError {
-    /// What to do about it.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Classified for CycleError {
+    fn class(&self) -> Class {
         match self {
+            Self::Driver(e) => e.class(),
             Self::Vault(e) => e.class(),
-            Self::WhichSide { .. }
-            | Self::NewestDamaged { .. }
-            | Self::Home(_)
-            | Self::VaultOnDisk { .. }
-            | Self::Backing { .. }
-            | Self::Driver(ClientError::OtherBacking { .. }) => Class::PersonMustAct,
-            _ => Class::Recoverable,
+            Self::Home(e) => e.class(),
+            Self::Busy { .. } | Self::VaultOnDisk { .. } => Class::Refused,
+            Self::NewestDamaged { .. } => Class::Damaged,
+            Self::WhichSide { .. } | Self::Backing { .. } => Class::Person,
+            Self::Source { .. }
+            | Self::Preserved(_)
+            | Self::Lost(_)
+            | Self::Hooks(_)
+            | Self::Stopped
+            | Self::Compress(_) => Class::Retry,
+            Self::Broken(_) => Class::Bug,
         }
     }
 
+    /// Its sectors ship with the next cycle: unless a person has to decide something, that is tried.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Vault(e) => e.may_pass(),
+            Self::Driver(e) => e.class() != Class::Person,
+            Self::Busy { .. } | Self::Broken(_) => true,
+            _ => self.class() == Class::Retry,
+        }
+    }
+}
+
+impl CycleError {
     /// What it means: an object that is not there is a vault that is away, if the vault is not there either
     /// (its file system was unmounted meanwhile). That heals by itself; an object that is missing does not.
     #[must_use]
@@ -155,16 +170,6 @@ impl CycleError {
         matches!(self, Self::Vault(VaultError::Fenced { .. }))
     }
 
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Vault(e) => e.is_damage(),
-            Self::NewestDamaged { .. } => true,
-            _ => false,
-        }
-    }
-
     /// Whether points that this disk made are not in the vault any more: all of them, or the newest.
     #[must_use]
     pub fn is_vanished(&self) -> bool {
@@ -176,16 +181,10 @@ impl CycleError {
         }
     }
 
-    /// Whether nothing was done to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Home(_) | Self::VaultOnDisk { .. })
-    }
-
     /// Whether somebody else is at it.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy { .. }) || matches!(self, Self::Driver(e) if e.is_busy())
+        matches!(self, Self::Busy { .. }) || matches!(self, Self::Driver(e) if e.is_refusal())
     }
 
     /// Whether it is neither the disk's trouble nor the vault's: the disk was unmounted, or we were told to stop, or

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::record::{self, RecordError};
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use backstay_vault::{Vault, known};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -76,6 +76,15 @@ pub enum HomeError {
         /// Why.
         source: RecordError,
     },
+}
+
+impl Classified for HomeError {
+    fn class(&self) -> Class {
+        match self {
+            // Where the points are is not known: nothing is shipped anywhere.
+            Self::Elsewhere { .. } | Self::Forgotten { .. } | Self::Record { .. } => Class::Refused,
+        }
+    }
 }
 
 fn file(state_dir: &Path) -> PathBuf {

@@ -12,6 +12,7 @@
 //! `Protected` (there are points, and any can be tested or failed over to); *migration in progress
 //! (queued)* is the on-demand cycle before a planned failover.
 
+use backstay_types::{Class, Classified};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Work;
@@ -71,6 +72,12 @@ pub enum Event {
 pub struct Illegal {
     phase: Phase,
     event: Event,
+}
+
+impl Classified for Illegal {
+    fn class(&self) -> Class {
+        Class::Bug
+    }
 }
 
 impl Phase {

@@ -1,14 +1,15 @@
 //! What the sidecar remembers of a disk between cycles: one small file, replaced as a whole.
 
+use backstay_types::{Class, Classified};
 use std::fs;
 use std::path::Path;
 
 use backstay_host::atomic::Durability;
 use backstay_host::clock::now_unix_ns;
 use backstay_host::record::{self, RecordError};
+use backstay_vault::VaultError;
 use backstay_vault::encrypt::Worry;
 use backstay_vault::retain::{Retired, Withheld};
-use backstay_vault::{Class, VaultError};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
@@ -90,7 +91,7 @@ pub fn note_upkeep(state_dir: &Path, failed: Option<&VaultError>) {
         vault: WrongVault::of(e),
         trouble: None,
         message: e.to_string(),
-        person_must_act: e.class() != Class::Recoverable,
+        person_must_act: needs_person(e),
         tried_again: true,
         at_unix_ns: now,
         since_unix_ns: before.map_or(now, |first| first.since_unix_ns),
@@ -217,6 +218,11 @@ impl WrongVault {
     }
 }
 
+/// Whether a person is told to act, though it may be tried again meanwhile.
+fn needs_person(error: &impl Classified) -> bool {
+    !error.may_pass() || error.class() == Class::Person
+}
+
 /// What a cycle found out about the vault or its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -238,7 +244,9 @@ impl VaultTrouble {
             e if e.is_vanished() => Some(Self::PointsVanished),
             CycleError::Vault(e) if e.damaged_document().is_some() => Some(Self::DocumentDamaged),
             e if e.is_damage() => Some(Self::Damaged),
-            CycleError::Vault(e) if e.is_refused() => Some(Self::Refused),
+            CycleError::Vault(e) if e.may_pass() && e.class() == Class::Person => {
+                Some(Self::Refused)
+            }
             _ => None,
         }
     }
@@ -381,9 +389,9 @@ impl Record {
             }
             Err(e) => {
                 let now = now_unix_ns();
-                self.totals.count_failed(e.class());
+                self.totals.count_failed(e);
                 self.failures += 1;
-                if e.class() != Class::PersonMustAct
+                if e.may_pass()
                     && let Some(stopped) = self.failure.as_mut().filter(|first| first.is_final())
                 {
                     // What failed now says nothing about what a person has to mend.
@@ -392,8 +400,8 @@ impl Record {
                 }
                 self.failure = Some(Failure {
                     message: e.to_string(),
-                    person_must_act: e.class() != Class::Recoverable,
-                    tried_again: e.class() != Class::PersonMustAct,
+                    person_must_act: needs_person(e),
+                    tried_again: e.may_pass(),
                     fenced: e.is_fenced(),
                     vault: match e {
                         CycleError::Vault(e) => WrongVault::of(e),
@@ -478,7 +486,7 @@ mod tests {
         Record::load(dir.path()).knows_vault().unwrap();
         fs::write(dir.path().join("protection.json"), b"{").unwrap();
         let error = Record::load(dir.path()).knows_vault().unwrap_err();
-        assert_eq!(error.class(), Class::PersonMustAct);
+        assert!(!error.may_pass());
         assert!(error.to_string().contains("backstay protect"), "{error}");
         fs::write(dir.path().join(UPKEEP_FILE), b"{").unwrap();
         assert!(Record::load(dir.path()).upkeep.unwrap().message.contains("cannot be read"));
@@ -522,7 +530,7 @@ mod tests {
             object: "vault.json".into(),
             reason: "it is damaged".into(),
         });
-        assert_eq!((stop.class(), full().class()), (Class::PersonMustAct, Class::Recoverable));
+        assert_eq!((stop.may_pass(), full().may_pass()), (false, true));
         let mut record = Record::default();
         record.note(&Err(full()), "v", dir.path());
         assert!(!record.is_stopped());

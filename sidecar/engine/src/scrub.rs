@@ -16,7 +16,7 @@ use std::time::Duration;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::record;
-use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId, DiskName, SectorRange};
 use backstay_vault::read::mend::{Mended, Spare};
 use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};
 use backstay_vault::retain::Held;

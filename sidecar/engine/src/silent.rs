@@ -5,6 +5,7 @@
 //! again. If that has no answer either, it is written down beside the disk's record, for its health, until
 //! something moves or is answered. The cycle goes on as it would.
 
+use backstay_types::{Class, Classified};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::record;
-use backstay_vault::{Class, Vault, remote};
+use backstay_vault::{Vault, remote};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +118,7 @@ fn ask(url: &str, answer: &Sender<Result<(), String>>, open: &Arc<AtomicUsize>) 
     let asks = move || {
         let came = remote::answers_within(ANSWERS_WITHIN, || Vault::open_to_look(&url));
         let _ = answer.send(match came {
-            Err(e) if e.class() == Class::Recoverable => Err(e.to_string()),
+            Err(e) if e.class() == Class::Retry => Err(e.to_string()),
             // A refusal is an answer: the cycle will say what it is.
             Ok(_) | Err(_) => Ok(()),
         });

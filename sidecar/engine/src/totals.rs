@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use backstay_vault::Class;
+use backstay_types::{Class, Classified};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::CycleReport;
@@ -58,11 +58,11 @@ impl Totals {
     }
 
     /// Counts a cycle that failed.
-    pub(crate) fn count_failed(&mut self, class: Class) {
-        let count = match class {
-            Class::Recoverable => &mut self.failed.recoverable,
-            Class::PersonShouldAct => &mut self.failed.person_should_act,
-            Class::PersonMustAct => &mut self.failed.person_must_act,
+    pub(crate) fn count_failed(&mut self, error: &impl Classified) {
+        let count = match (error.may_pass(), error.class()) {
+            (true, Class::Person) => &mut self.failed.person_should_act,
+            (true, _) => &mut self.failed.recoverable,
+            (false, _) => &mut self.failed.person_must_act,
         };
         *count = count.saturating_add(1);
     }
@@ -86,7 +86,7 @@ mod tests {
         }
         assert_eq!(totals.durations, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!((totals.cycles, totals.moved_bytes), (5, 40));
-        totals.count_failed(Class::PersonMustAct);
-        assert_eq!(totals.failed, Failed { person_must_act: 1, ..Failed::default() });
+        totals.count_failed(&backstay_vault::VaultError::LostRace(backstay_types::CycleNo(1)));
+        assert_eq!(totals.failed, Failed { recoverable: 1, ..Failed::default() });
     }
 }

@@ -1,6 +1,7 @@
 //! The gateway's certificate, whom it believes, and who was revoked: read from files, and again when they
 //! change.
 
+use backstay_types::{Class, Classified};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -35,6 +36,12 @@ pub struct TlsError {
     pub file: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+impl Classified for TlsError {
+    fn class(&self) -> Class {
+        Class::Person
+    }
 }
 
 /// What was read.

@@ -12,7 +12,7 @@ use backstay_format::unfinished::UnfinishedRestore;
 use backstay_recovery::replica::difference::between;
 use backstay_recovery::replica::{PointRef, ReplicaError, ReplicaState, Seam, Seed};
 use backstay_track::Backing as _;
-use backstay_types::{ByteLen, CycleNo, SectorRange, Term};
+use backstay_types::{ByteLen, Classified, CycleNo, SectorRange, Term};
 use backstay_vault::{HoldKind, Manifest, Vault};
 use common::history::{History, room, run};
 use fastrand::Rng;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use backstay_format::FormatError;
 use backstay_format::superblock::Geometry;
-use backstay_types::{CycleNo, DiskId, SECTOR_BYTES, SectorRange};
+use backstay_types::{Class, Classified, CycleNo, DiskId, SECTOR_BYTES, SectorRange};
 
 use crate::encrypt::sign::content;
 use crate::error::{In, VaultError};
@@ -39,6 +39,16 @@ pub enum NotTaken {
     /// The vault cannot say.
     #[error(transparent)]
     Vault(#[from] VaultError),
+}
+
+impl Classified for NotTaken {
+    fn class(&self) -> Class {
+        match self {
+            Self::Late(_) => Class::Refused,
+            Self::Wrong(_) => Class::Damaged,
+            Self::Vault(e) => e.class(),
+        }
+    }
 }
 
 /// What a point must obey that its bytes alone do not say.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backstay_types::{CycleNo, DiskId, PointId};
+use backstay_types::{Classified, CycleNo, DiskId, PointId};
 
 use crate::error::VaultError;
 use crate::format::drill::{DrillCheck, DrillRecord};

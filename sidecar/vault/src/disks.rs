@@ -1,6 +1,6 @@
 //! What a vault has of a disk: its record, its points.
 
-use backstay_types::{CycleNo, DiskId};
+use backstay_types::{Classified, CycleNo, DiskId};
 use futures::TryStreamExt;
 use object_store::path::Path;
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use backstay_types::{CycleNo, DiskId};
+use backstay_types::{Classified, CycleNo, DiskId};
 
 use crate::error::{In, VaultError};
 use crate::format::drill::DrillRecord;

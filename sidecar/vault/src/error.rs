@@ -1,24 +1,12 @@
 //! Why a vault did not do what was asked, by what the caller can do about it.
 
 use backstay_format::FormatError;
-use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, SectorRange, Term};
+use backstay_types::{ByteLen, Class, Classified, CycleNo, DiskId, DiskName, SectorRange, Term};
 
 use crate::encrypt::sign::NotSigned;
 use crate::format::key::{Folder, ObjectKey, Piece};
 use crate::local::Planted;
 use crate::remote::permanent_error::{PermanentError, is_full, refusal};
-
-/// What to do about an error: row R-22 of the requirements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// It may pass: try again, later and later.
-    Recoverable,
-    /// A person should act, and what he does shows by itself: try again, later and later. A store that refuses
-    /// (credentials, quota, clock, an odd answer) heals without us being told.
-    PersonShouldAct,
-    /// It will not pass by itself: a person must act.
-    PersonMustAct,
-}
 
 /// Why a vault did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -314,15 +302,12 @@ pub enum VaultError {
     },
 }
 
-impl VaultError {
-    /// What to do about it.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Classified for VaultError {
+    fn class(&self) -> Class {
         match self {
-            // What a store refuses it may do when somebody has mended it: told by type.
-            Self::Store { source, .. } if is_mendable(source) => Class::PersonShouldAct,
-            Self::Store { source, .. } if is_refused(source) => Class::PersonMustAct,
-            Self::Denied { .. } | Self::Unfit { .. } => Class::PersonShouldAct,
+            Self::Store { source, .. } if is_mendable(source) || is_refused(source) => {
+                Class::Person
+            }
             Self::Store { .. }
             | Self::Altered { .. }
             | Self::Full { .. }
@@ -333,53 +318,48 @@ impl VaultError {
             | Self::Stopped { .. }
             | Self::Contended { .. }
             | Self::MaintenanceStopped
-            // The file system may be mounted again: looking costs nothing, and nothing is written.
-            | Self::VaultGone { .. }
-            | Self::OtherVault { .. } => Class::Recoverable,
-            Self::Retired(_)
+            | Self::VaultGone { .. } => Class::Retry,
+            Self::OtherVault { .. } | Self::VaultExists { .. } | Self::NameTaken { .. } => {
+                Class::Refused
+            }
+            Self::Denied { .. }
+            | Self::Unfit { .. }
+            | Self::Retired(_)
             | Self::NoVault { .. }
-            | Self::VaultExists { .. }
             | Self::HoldTaken { .. }
             | Self::Url { .. }
             | Self::PointsVanished { .. }
-            | Self::PointDamaged { .. }
             | Self::Locked { .. }
             | Self::WriteOnly { .. }
             | Self::NotFound { .. }
-            | Self::Damaged { .. }
+            | Self::Fenced { .. }
+            | Self::Renamed { .. }
+            | Self::Target { .. } => Class::Person,
+            Self::Damaged { .. }
             | Self::Forged { .. }
             | Self::Inconsistent { .. }
             | Self::OutOfBounds { .. }
-            | Self::Fenced { .. }
-            | Self::NameTaken { .. }
-            | Self::Renamed { .. }
-            | Self::Target { .. } => Class::PersonMustAct,
+            | Self::PointDamaged { .. } => Class::Damaged,
         }
     }
 
-    /// Whether it was refused because it would not have been safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::OtherVault { .. } | Self::VaultExists { .. } | Self::NameTaken { .. })
+    fn may_pass(&self) -> bool {
+        match self {
+            // What a store refuses it may do when somebody has mended it: told by type.
+            Self::Store { source, .. } if is_mendable(source) => true,
+            Self::Denied { .. } | Self::Unfit { .. } => true,
+            // The file system may be mounted again: looking costs nothing, and nothing is written.
+            Self::OtherVault { .. } => true,
+            _ => self.class() == Class::Retry,
+        }
     }
+}
 
+impl VaultError {
     /// Whether there is no vault at the URL.
     #[must_use]
     pub fn is_no_vault(&self) -> bool {
         matches!(self, Self::NoVault { .. } | Self::VaultGone { .. })
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            Self::Damaged { .. }
-                | Self::Forged { .. }
-                | Self::Inconsistent { .. }
-                | Self::OutOfBounds { .. }
-                | Self::PointDamaged { .. }
-        )
     }
 
     /// The key of a damaged object that is written once and that nothing makes again: the vault's record, a disk's,
@@ -407,12 +387,6 @@ impl VaultError {
     pub fn is_taken(&self) -> bool {
         use object_store::Error::AlreadyExists;
         matches!(self, Self::Store { source: AlreadyExists { .. }, .. })
-    }
-
-    /// Whether a store refused to do what was asked, for a reason that somebody can mend.
-    #[must_use]
-    pub fn is_refused(&self) -> bool {
-        self.class() == Class::PersonShouldAct
     }
 
     pub(crate) fn of_io(object: impl Into<String>, source: std::io::Error) -> Self {

@@ -62,7 +62,7 @@ pub mod store;
 pub mod terms;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
-pub use error::{Class, VaultError};
+pub use error::VaultError;
 pub use format::bounds::Bounds;
 pub use format::document::{DiskRecord, NameRecord};
 pub use format::drill::{DrillCheck, DrillRecord};

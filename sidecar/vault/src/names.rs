@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use backstay_host::clock;
-use backstay_types::{DiskId, DiskName};
+use backstay_types::{Classified, DiskId, DiskName};
 
 use crate::error::VaultError;
 use crate::format::document::{DiskRecord, NameRecord, VaultRecord};

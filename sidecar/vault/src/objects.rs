@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backstay_host::clock;
-use backstay_types::{ByteLen, DiskId};
+use backstay_types::{ByteLen, Classified, DiskId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::client::HttpError;

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use backstay_types::{CycleNo, SectorRange, Term};
+use backstay_types::{Classified, CycleNo, SectorRange, Term};
 use backstay_vault::format::key::DiskFolder;
 use backstay_vault::{Bounds, CycleKind, Pass, Vault, VaultError, verify_cycle};
 use common::{Lab, content, meta, set};

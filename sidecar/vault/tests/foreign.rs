@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use backstay_types::{CycleNo, DiskId, Term};
+use backstay_types::{Classified, CycleNo, DiskId, Term};
 use backstay_vault::{HoldKind, Vault, VaultError};
 use common::history::{History, hold, run};
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use backstay_types::{CycleNo, SectorRange};
+use backstay_types::{Classified, CycleNo, SectorRange};
 use backstay_vault::damaged::damage_message;
 use backstay_vault::read::mend::{Mended, Spare};
 use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
-use backstay_types::{ByteLen, DiskId, DiskName};
+use backstay_types::{ByteLen, Classified, DiskId, DiskName};
 use backstay_vault::{DiskRecord, Vault, VaultError};
 use common::{At, Steps, record};
 use object_store::path::Path;

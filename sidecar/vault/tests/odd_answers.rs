@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use backstay_types::{CycleNo, SectorRange};
+use backstay_types::{Classified, CycleNo, SectorRange};
 use backstay_vault::format::key::Piece;
 use backstay_vault::read::verify_points;
 use backstay_vault::retain::{Policy, Report, maintain};
@@ -316,7 +316,7 @@ fn what_always_arrives_changed_is_an_error_that_passes_and_leaves_nothing() {
     let run = [SectorRange::new(0, 8)];
     let failed = room.lab.cycle(room.points.last(), &room.now, &run).unwrap_err();
     assert!(matches!(failed, VaultError::Altered { .. }), "{failed}");
-    assert_eq!(failed.class(), backstay_vault::Class::Recoverable);
+    assert_eq!(failed.class(), backstay_types::Class::Retry);
     room.go_wrong(Faults::default());
     assert_eq!(room.cycles(), [1]);
     room.cycle();

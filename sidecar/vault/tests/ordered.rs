@@ -4,7 +4,7 @@ mod common;
 
 use std::io;
 
-use backstay_types::{ByteLen, CycleNo};
+use backstay_types::{ByteLen, Classified, CycleNo};
 use backstay_vault::read::ordered::{InOrder, in_order, in_rounds};
 use backstay_vault::{Manifest, Vault, VaultError};
 use common::{Lab, content, rewrite, some_runs};

@@ -9,7 +9,7 @@ mod common;
 
 use std::sync::atomic::AtomicBool;
 
-use backstay_types::CycleNo;
+use backstay_types::{Classified, CycleNo};
 use backstay_vault::retain::{Held, Policy, Time, maintain, preview};
 use backstay_vault::{HoldKind, Vault, VaultError};
 use common::history::{HOUR, History, hold, objects, policy, room, run, time};

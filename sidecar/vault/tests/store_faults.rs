@@ -12,9 +12,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use backstay_types::{Class, Classified as _};
 use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::read::verify_point;
-use backstay_vault::{Class, Pass, Vault, VaultError, verify_cycle};
+use backstay_vault::{Pass, Vault, VaultError, verify_cycle};
 use bytes::Bytes;
 use common::{Lab, content, meta, set};
 use futures::stream::BoxStream;
@@ -229,7 +230,7 @@ fn a_full_vault_says_so_and_has_no_point() {
     fastrand::Rng::with_seed(1).fill(&mut noise);
     let full = lab.cycle(None, &noise, &[lab.whole()]).unwrap_err();
     assert!(matches!(full, VaultError::Full { .. }), "{full}");
-    assert_eq!(full.class(), Class::Recoverable);
+    assert_eq!(full.class(), Class::Retry);
     assert_eq!(lab.vault.points(lab.disk).unwrap(), []);
 }
 
@@ -244,7 +245,7 @@ fn a_read_only_vault_says_so() {
     let denied = lab.cycle(None, &now, &[SectorRange::new(0, 8)]).unwrap_err();
     assert!(matches!(denied, VaultError::Denied { .. }), "{denied}");
     // Mounted again for writing, it heals by itself.
-    assert_eq!(denied.class(), Class::PersonShouldAct);
+    assert_eq!((denied.class(), denied.may_pass()), (Class::Person, true));
     let other = small.path().join("other");
     let denied = Vault::create(other.to_str().unwrap()).err().unwrap();
     assert!(matches!(denied, VaultError::Denied { .. }), "{denied}");

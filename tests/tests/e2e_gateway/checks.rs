@@ -11,7 +11,7 @@ use backstay_tests::harness::gateway::Gateway;
 use backstay_tests::harness::https::Line;
 use backstay_tests::harness::service::wait_for;
 use backstay_tests::harness::{Disk, Host};
-use backstay_types::{ByteLen, CycleNo, DiskId, PointId, Sector, SectorRange};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId, PointId, Sector, SectorRange};
 use backstay_vault::encrypt::KeySettings;
 use backstay_vault::format::document::encode;
 use backstay_vault::format::key::{DiskFolder, ObjectKey, Piece};

@@ -1,11 +1,10 @@
 //! What every verb gets: the global flags, the configuration, and where things are.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use backstay_engine::config::Config;
 use backstay_engine::reload::ConfigWatch;
 use backstay_front::control::ControlClient;
@@ -20,6 +19,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use zeroize::Zeroizing;
 
+use crate::error::{Context as _, Result, bail};
 use crate::verbs::progress::Shown;
 
 /// Flags of every verb.
@@ -103,7 +103,7 @@ pub struct Context {
 impl Context {
     /// Reads the configuration; flags win over it. What lies where state and sockets are must not be
     /// somebody else's: it is believed, and partly carried out.
-    pub fn new(globals: Globals) -> anyhow::Result<Self> {
+    pub fn new(globals: Globals) -> Result<Self> {
         let config = Config::load(globals.config.as_deref())?;
         let context = Self::with(globals, config);
         context.roots.check()?;
@@ -156,13 +156,13 @@ impl Context {
     }
 
     /// Connects to the driver of a disk.
-    pub fn driver(&self, name: &DiskName) -> anyhow::Result<ControlClient> {
+    pub fn driver(&self, name: &DiskName) -> Result<ControlClient> {
         ControlClient::connect(&self.roots.disk(name).control_socket())
             .with_context(|| format!("disk {name}"))
     }
 
     /// Asks whether a verb may be carried out in the state that a name is in, before anything is changed.
-    pub fn may(&self, name: &DiskName, verb: Verb) -> anyhow::Result<NameState> {
+    pub fn may(&self, name: &DiskName, verb: Verb) -> Result<NameState> {
         Ok(rules::check(&self.roots, name, verb)?)
     }
 
@@ -191,9 +191,9 @@ impl Context {
     }
 
     /// Prints a value as JSON.
-    pub fn print_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        let value = crate::json::with_units(serde_json::to_value(value)?);
-        println!("{}", serde_json::to_string_pretty(&value)?);
+    pub fn print_json(&self, value: &impl serde::Serialize) -> Result<()> {
+        let value = crate::json::with_units(serde_json::to_value(value).map_err(io::Error::from)?);
+        println!("{}", serde_json::to_string_pretty(&value).map_err(io::Error::from)?);
         Ok(())
     }
 }
@@ -203,7 +203,7 @@ impl Context {
     ///
     /// # Errors
     /// If a folder of disks is there and cannot be looked into.
-    pub fn visible_disks(&self) -> anyhow::Result<Vec<DiskName>> {
+    pub fn visible_disks(&self) -> Result<Vec<DiskName>> {
         for dir in [&self.roots.state, &self.roots.runtime] {
             match std::fs::read_dir(dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -221,7 +221,7 @@ impl Context {
     ///
     /// # Errors
     /// If that cannot be seen.
-    pub fn has_disk(&self, name: &DiskName) -> anyhow::Result<bool> {
+    pub fn has_disk(&self, name: &DiskName) -> Result<bool> {
         let state = self.roots.disk(name).state;
         state.try_exists().with_context(|| {
             format!("whether there is a disk {name} cannot be seen: {}", state.display())
@@ -232,14 +232,15 @@ impl Context {
     ///
     /// # Errors
     /// If there is no such disk, or that cannot be seen.
-    pub fn expect_disk(&self, name: &DiskName) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            // One that is served is there, whatever became of its state.
-            self.has_disk(name)? || self.roots.disk(name).control_socket().exists(),
-            "there is no disk {name} on this host (looked in {}); see backstay status",
-            self.roots.state.display()
-        );
-        Ok(())
+    pub fn expect_disk(&self, name: &DiskName) -> Result<()> {
+        // One that is served is there, whatever became of its state.
+        match self.has_disk(name)? || self.roots.disk(name).control_socket().exists() {
+            true => Ok(()),
+            false => bail!(
+                "there is no disk {name} on this host (looked in {}); see backstay status",
+                self.roots.state.display()
+            ),
+        }
     }
 
     /// All disks of this host: those that have state, and those that are served.

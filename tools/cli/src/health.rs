@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::certificates;
 use crate::context::Context;
+use crate::error::Result;
 use crate::verbs::target::word;
 
 /// A disk, and the recovery point it is of, if it is a mounted one.
@@ -79,7 +80,7 @@ pub fn for_each_at_once<T: Send>(
 ///
 /// # Errors
 /// If a record of it cannot be read: then nobody knows what was being done with it.
-pub fn look(context: &Context, name: &DiskName) -> anyhow::Result<Shown> {
+pub fn look(context: &Context, name: &DiskName) -> Result<Shown> {
     let (roots, paths) = (&context.roots, context.roots.disk(name));
     let now = backstay_host::clock::now_unix_ns();
     let driver = context.driver(name).ok().and_then(|mut driver| driver.status().ok());

@@ -4,6 +4,7 @@ mod certificates;
 mod complete;
 mod context;
 mod drilling;
+mod error;
 mod exit;
 mod health;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::CompleteEnv;
 
 use context::{Context, Globals};
+use error::Result;
 
 /// Disaster recovery for Linux disks: protect a disk, ship its changes in cycles to a vault, get
 /// any recovery point back byte for byte.
@@ -136,7 +138,7 @@ fn main() -> ExitCode {
     exit::report(run(cli), json)
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> Result<()> {
     if let Verb::Guardian(verb) = cli.verb {
         return verb.run();
     }

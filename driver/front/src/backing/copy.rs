@@ -10,7 +10,7 @@ use std::path::Path;
 
 use backstay_format::unfinished::UnfinishedRestore;
 use backstay_track::Backing;
-use backstay_types::{ByteLen, ByteOffset};
+use backstay_types::{ByteLen, ByteOffset, Class, Classified};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{AnyBacking, Seek, half_written};
@@ -54,6 +54,15 @@ pub enum CopyError {
         /// Where it ends.
         end: u64,
     },
+}
+
+impl Classified for CopyError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            Self::Differs { .. } => Class::Person,
+        }
+    }
 }
 
 /// A piece that holds data, and its checksum.

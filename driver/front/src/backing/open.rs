@@ -13,7 +13,7 @@ use backstay_host::in_use::InUse;
 use backstay_host::lock::{self, HOLDER_GONE_WAIT};
 use backstay_host::loop_device::LoopDevice;
 use backstay_host::stack::{self, Ground, Layer};
-use backstay_types::ByteLen;
+use backstay_types::{ByteLen, Class, Classified};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::paths::Roots;
@@ -106,18 +106,16 @@ pub enum OpenError {
     },
 }
 
-impl OpenError {
-    /// Whether nothing is wrong but someone else uses it.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
+impl Classified for OpenError {
+    fn class(&self) -> Class {
         match self {
-            Self::Busy(_)
-            | Self::Locked(_)
-            | Self::Looped { .. }
-            | Self::InUse(_)
-            | Self::Served { .. } => true,
-            Self::Claimed { source, .. } => matches!(source, ClaimError::Taken { .. }),
-            Self::NotADisk(_) | Self::Io { .. } => false,
+            Self::Busy(_) | Self::Locked(_) | Self::Looped { .. } | Self::Served { .. } => {
+                Class::Refused
+            }
+            Self::InUse(e) => e.class(),
+            Self::Claimed { source, .. } => source.class(),
+            Self::NotADisk(_) => Class::Person,
+            Self::Io { source, .. } => source.class(),
         }
     }
 }

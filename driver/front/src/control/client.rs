@@ -15,7 +15,7 @@ use std::time::Duration;
 use backstay_format::asked::Asked;
 use backstay_format::control::{ControlError, DriverStatus, ErrorCode, Request, Response};
 use backstay_host::clock;
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -77,11 +77,16 @@ pub enum ClientError {
     Confused,
 }
 
-impl ClientError {
-    /// Whether another client holds the lease.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Refused(e) if e.code == ErrorCode::Busy)
+impl Classified for ClientError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(e) if e.code == ErrorCode::Busy => Class::Refused,
+            Self::NotRunning { .. }
+            | Self::Broken { .. }
+            | Self::Silent { .. }
+            | Self::Refused(_) => Class::Retry,
+            Self::OtherBacking { .. } | Self::Confused => Class::Person,
+        }
     }
 }
 

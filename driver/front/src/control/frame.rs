@@ -1,5 +1,6 @@
 //! Messages on a stream: a header with a checked length, then the body.
 
+use backstay_types::{Class, Classified};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -19,6 +20,15 @@ pub enum FrameError {
     /// What came is not a message.
     #[error(transparent)]
     Format(#[from] FormatError),
+}
+
+impl Classified for FrameError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io(e) => e.class(),
+            Self::Format(_) => Class::Person,
+        }
+    }
 }
 
 /// Writes a message.

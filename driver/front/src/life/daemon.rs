@@ -6,15 +6,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use backstay_types::{Class, Classified};
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
+
+use super::DriverError;
 
 /// What became of a driver that went to the background.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It serves its disk.
     Serving,
-    /// It could not; what it said.
-    Failed(String),
+    /// It could not.
+    Failed {
+        /// What to do about it.
+        class: Class,
+        /// What it said.
+        said: String,
+    },
 }
 
 /// Splits the process: the child works in the background, the caller hears how it started.
@@ -26,7 +34,7 @@ pub enum Outcome {
 /// If the process cannot be split or the log not be opened.
 pub fn in_background(
     log: &Path,
-    work: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<(), String>,
+    work: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<(), DriverError>,
 ) -> std::io::Result<Outcome> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
     let null = File::open("/dev/null")?;
@@ -39,10 +47,7 @@ pub fn in_background(
             File::from(read).read_to_string(&mut said)?;
             Ok(match said.strip_prefix("ready") {
                 Some(_) => Outcome::Serving,
-                None if said.is_empty() => {
-                    Outcome::Failed("the driver died while it started".into())
-                }
-                None => Outcome::Failed(said),
+                None => failed(&said),
             })
         }
         ForkResult::Child => {
@@ -65,11 +70,22 @@ pub fn in_background(
                 Ok(()) => 0,
                 Err(e) => {
                     eprintln!("{e}");
-                    say(&report, &e);
+                    say(&report, &format!("{} {e}", e.class().name()));
                     1
                 }
             };
             std::process::exit(code);
         }
+    }
+}
+
+/// What a driver said that did not start: the class of its failure comes across the fork as a word.
+fn failed(said: &str) -> Outcome {
+    match said.split_once(' ').and_then(|(class, said)| Some((Class::named(class)?, said))) {
+        Some((class, said)) => Outcome::Failed { class, said: said.into() },
+        None => Outcome::Failed {
+            class: Class::Person,
+            said: "the driver died while it started".into(),
+        },
     }
 }

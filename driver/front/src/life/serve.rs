@@ -13,7 +13,7 @@ use backstay_host::clock;
 use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
 use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Class, Classified, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::fcntl::Flock;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -93,8 +93,8 @@ pub enum DriverError {
         name: DiskName,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
-        /// Whether nothing is wrong but it would not be safe.
-        refused: bool,
+        /// What to do about it.
+        class: Class,
     },
     /// The driver could hang those it serves.
     #[error("disk {name}: {reason}. Nothing was changed")]
@@ -139,15 +139,15 @@ pub enum DriverError {
     },
 }
 
-impl DriverError {
-    /// Whether nothing is wrong but someone else is at it.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
+impl Classified for DriverError {
+    fn class(&self) -> Class {
         match self {
-            Self::Running(_) | Self::WrongBacking { .. } | Self::Unsafe { .. } => true,
-            Self::Backing(e) => e.is_busy(),
-            Self::RemoteBacking { refused, .. } => *refused,
-            _ => false,
+            Self::Running(_) | Self::WrongBacking { .. } | Self::Unsafe { .. } => Class::Refused,
+            Self::Backing(e) => e.class(),
+            Self::RemoteBacking { class, .. } => *class,
+            Self::Path { .. } => Class::Person,
+            Self::Full { source, .. } | Self::Track { source, .. } => source.class(),
+            Self::Io { source, .. } => source.class(),
         }
     }
 }

@@ -8,7 +8,7 @@ mod relocate;
 mod rename;
 
 use backstay_track::TrackError;
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 
 pub use relocate::{Moved, Relocation, relocate};
 pub use rename::{Renaming, Stage};
@@ -58,16 +58,16 @@ pub enum OfflineError {
     },
 }
 
-impl OfflineError {
-    /// Whether it was not done to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
+impl Classified for OfflineError {
+    fn class(&self) -> Class {
         match self {
-            Self::Served(e) => e.is_busy(),
-            Self::Backing(e) => e.is_busy(),
-            Self::Refused(_) => true,
-            Self::State { source, .. } => matches!(source, TrackError::Order(_)),
-            _ => false,
+            Self::NoDisk { .. } => Class::Person,
+            Self::Served(e) => e.class(),
+            Self::State { source, .. } => source.class(),
+            Self::Refused(_) => Class::Refused,
+            Self::Backing(e) => e.class(),
+            Self::Copy(e) => e.class(),
+            Self::Io { source, .. } => source.class(),
         }
     }
 }

@@ -25,6 +25,7 @@ mod subject;
 mod user;
 mod wait;
 
+use backstay_types::{Class, Classified};
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
@@ -128,6 +129,15 @@ pub enum InUseError {
         /// What the system answered.
         source: io::Error,
     },
+}
+
+impl Classified for InUseError {
+    fn class(&self) -> Class {
+        match self {
+            Self::InUse(e) => e.class(),
+            Self::Unknown { source, .. } => source.class(),
+        }
+    }
 }
 
 /// File systems that are mounted from one of these devices, one for each namespace.

@@ -1,5 +1,6 @@
 //! Who uses a file or device, in words that a person can act on.
 
+use backstay_types::{Class, Classified};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -209,3 +210,8 @@ impl fmt::Display for InUse {
 }
 
 impl std::error::Error for InUse {}
+impl Classified for InUse {
+    fn class(&self) -> Class {
+        Class::Refused
+    }
+}

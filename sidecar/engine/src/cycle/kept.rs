@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use backstay_format::control::CutReply;
 use backstay_host::atomic::{self, Durability, PRIVATE};
-use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::read::compare::Comparison;
 use backstay_vault::read::read_index;
 use backstay_vault::{Consistency, CycleKind, Manifest, Pass, SectorSet, SegmentRef, VaultError};

@@ -29,7 +29,7 @@ use backstay_format::control::{CutMode, CutReply, DriverStatus, Request, Respons
 use backstay_format::superblock::Base;
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::clock::{self, now_unix_ns};
-use backstay_types::{ByteLen, CycleNo, DiskId, EpochNo, PointId};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId, EpochNo, PointId};
 use backstay_vault::format::key::DiskFolder;
 use backstay_vault::retain::holder;
 use backstay_vault::store::at_once;

@@ -4,6 +4,7 @@
 //! Done`, one answer a step, and may fail at any of them. Dropping the crew tells those that are still held
 //! to go on: their channel of commands ends.
 
+use backstay_types::{Class, Classified};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,6 +88,16 @@ pub enum Trouble {
     /// We were told to stop.
     #[error("stopped")]
     Stopped,
+}
+
+impl Classified for Trouble {
+    fn class(&self) -> Class {
+        match self {
+            Self::Failed { .. } | Self::Late { .. } | Self::Expired { .. } | Self::Stopped => {
+                Class::Retry
+            }
+        }
+    }
 }
 
 /// What a mate needs to take part: its place, its orders, and where its answers go.

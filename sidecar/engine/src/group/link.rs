@@ -1,5 +1,6 @@
 //! A connection between two hosts of a group. Every wait has an end.
 
+use backstay_types::{Class, Classified};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -44,6 +45,15 @@ pub enum LinkError {
         /// What was asked for.
         step: &'static str,
     },
+}
+
+impl Classified for LinkError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io(_) => Class::Retry,
+            Self::Tls(_) | Self::Format(_) | Self::Confused { .. } => Class::Person,
+        }
+    }
 }
 
 /// A connection.

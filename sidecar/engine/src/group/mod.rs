@@ -20,7 +20,8 @@ mod settings;
 pub mod tls;
 pub mod wire;
 
-use backstay_vault::{Class, GroupName, VaultError};
+use backstay_types::{Class, Classified};
+use backstay_vault::{GroupName, VaultError};
 
 pub use disk::{Current, LocalDisk, Shipping};
 pub use round::{GroupJob, GroupReport, MemberReport, run_group};
@@ -54,20 +55,20 @@ pub enum GroupError {
     Vault(#[from] VaultError),
 }
 
-impl GroupError {
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Vault(e) if e.is_damage())
+impl Classified for GroupError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Config { .. } => Class::Person,
+            Self::Tls(e) => e.class(),
+            Self::Io { .. } => Class::Retry,
+            Self::Vault(e) => e.class(),
+        }
     }
 
-    /// What to do about it.
-    #[must_use]
-    pub fn class(&self) -> Class {
+    fn may_pass(&self) -> bool {
         match self {
-            Self::Vault(e) => e.class(),
-            Self::Config { .. } | Self::Tls(_) => Class::PersonMustAct,
-            Self::Io { .. } => Class::Recoverable,
+            Self::Vault(e) => e.may_pass(),
+            _ => self.class() == Class::Retry,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How the hosts of a group know each other: TLS 1.3, a certificate on either side, one authority, and whom
 //! it has revoked.
 
+use backstay_types::{Class, Classified};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,16 @@ pub enum TlsError {
         /// What was given.
         name: String,
     },
+}
+
+impl Classified for TlsError {
+    fn class(&self) -> Class {
+        match self {
+            Self::File { .. } | Self::Unfit { .. } | Self::Authority { .. } | Self::Name { .. } => {
+                Class::Person
+            }
+        }
+    }
 }
 
 /// What was read.

@@ -1,5 +1,6 @@
 //! One command line of a hook, with its time-out.
 
+use backstay_types::{Class, Classified};
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
@@ -43,6 +44,15 @@ pub enum CommandError {
         /// What it printed last.
         said: String,
     },
+}
+
+impl Classified for CommandError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Start { source, .. } => source.class(),
+            Self::Failed { .. } | Self::TimedOut { .. } => Class::Person,
+        }
+    }
 }
 
 /// Runs a command line and waits for its end, at most as long as it may take (and some seconds for its

@@ -1,5 +1,6 @@
 //! File systems: which may be frozen, freezing and thawing.
 
+use backstay_types::{Class, Classified};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -46,6 +47,18 @@ pub enum FreezeError {
         /// What the system answered.
         source: io::Error,
     },
+}
+
+impl Classified for FreezeError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NotAMountPoint(_)
+            | Self::InTheWay { .. }
+            | Self::FrozenAlready(_)
+            | Self::Unsupported(_) => Class::Person,
+            Self::Io { source, .. } => source.class(),
+        }
+    }
 }
 
 /// A file system that we have frozen. Thawed at the latest when this is dropped.

@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backstay_types::DiskName;
-use backstay_vault::Class;
 use serde::{Deserialize, Serialize};
 
 pub use retry::Retry;
@@ -82,8 +81,8 @@ pub enum Outcome {
     Done,
     /// It failed so many times in a row.
     Failed {
-        /// What can be done about it.
-        class: Class,
+        /// Whether trying again may help.
+        may_pass: bool,
         /// Failures since the last success, this one counted.
         failures: u32,
     },
@@ -245,8 +244,8 @@ impl Schedule {
             Outcome::Passed => {
                 Some(now + interval.clamp(Duration::from_secs(1), Duration::from_secs(10)))
             }
-            Outcome::Failed { class: Class::PersonMustAct, .. } => None,
-            Outcome::Failed { class: Class::Recoverable | Class::PersonShouldAct, failures } => {
+            Outcome::Failed { may_pass: false, .. } => None,
+            Outcome::Failed { may_pass: true, failures } => {
                 Some(now + disk.settings.retry.wait(failures))
             }
         };

@@ -153,7 +153,7 @@ fn priorities_and_work_that_was_begun() {
     let mut order = vec![];
     while let Some((disk, _)) = schedule.start(s(10), |_, _| true) {
         assert!(schedule.start(s(10), |_, _| true).is_none(), "one slot");
-        schedule.ended(&disk, s(10), Outcome::Failed { class: Class::PersonMustAct, failures: 1 });
+        schedule.ended(&disk, s(10), Outcome::Failed { may_pass: false, failures: 1 });
         order.push(disk);
     }
     assert_eq!(order, [6, 5, 4, 3, 1, 2].map(name));
@@ -233,7 +233,7 @@ fn failures_wait_longer_and_longer_and_success_ends_that() {
         |now, _, _| {
             if now < s(4 * 3600) {
                 failures += 1;
-                (s(0), Outcome::Failed { class: Class::Recoverable, failures })
+                (s(0), Outcome::Failed { may_pass: true, failures })
             } else {
                 (s(0), Outcome::Done)
             }
@@ -249,7 +249,7 @@ fn failures_wait_longer_and_longer_and_success_ends_that() {
 fn critical_stays_until_somebody_acts() {
     let mut world = World::new(WIDE);
     world.schedule.put(&name(1), settings(60, 0), Work::Delta, Some(s(0)));
-    let critical = Outcome::Failed { class: Class::PersonMustAct, failures: 1 };
+    let critical = Outcome::Failed { may_pass: false, failures: 1 };
     world.run(s(2 * WEEK), |_, _, _| true, |_, _, _| (s(1), critical));
     assert_eq!(world.begins(&name(1)), [0]);
     assert_eq!(world.schedule.due(&name(1)), None);

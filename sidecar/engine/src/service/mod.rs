@@ -22,7 +22,7 @@ use backstay_front::paths::Roots;
 use backstay_host::clock::trusted::{self, Doubt};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::stamp::{self, Stamp};
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick, unbounded};
 
 use crate::config::Config;
@@ -61,6 +61,15 @@ pub enum ServiceError {
     /// The system refused.
     #[error("the sidecar: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl Classified for ServiceError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Running(_) => Class::Refused,
+            Self::Io(e) => e.class(),
+        }
+    }
 }
 
 /// Runs cycles until `stop` gets a message; then ends the ones that run. Follows the configuration

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backstay_front::paths::Roots;
 use backstay_host::clock::now_unix_ns;
-use backstay_types::DiskName;
+use backstay_types::{Classified, DiskName};
 use backstay_vault::Vault;
 use crossbeam_channel::Sender;
 
@@ -156,7 +156,7 @@ impl Cycle {
                 upkeep::after_cycle(&self.config, name, &vault, &state);
                 Outcome::Done
             }
-            Err(e) => Outcome::Failed { class: e.class(), failures: record.failures },
+            Err(e) => Outcome::Failed { may_pass: e.may_pass(), failures: record.failures },
         }
     }
 

@@ -20,6 +20,7 @@ pub use index::{CertificateRecord, Index};
 pub use key::Passphrase;
 pub use revoked::Revocations;
 
+use backstay_types::{Class, Classified};
 use std::path::PathBuf;
 
 /// Why certificates cannot be made, or are not believed.
@@ -59,10 +60,16 @@ pub enum PkiError {
     Making(#[from] rcgen::Error),
 }
 
-impl PkiError {
-    /// Whether it was refused to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_))
+impl Classified for PkiError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(_) => Class::Refused,
+            Self::Certificate(_)
+            | Self::Revocations(_)
+            | Self::Request(_)
+            | Self::File { .. }
+            | Self::Locked { .. }
+            | Self::Making(_) => Class::Person,
+        }
     }
 }

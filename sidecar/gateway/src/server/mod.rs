@@ -17,6 +17,7 @@ mod list;
 mod put;
 mod request;
 
+use backstay_types::{Class, Classified};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
@@ -102,6 +103,18 @@ pub enum GatewayError {
     /// No thread can be started.
     #[error("gateway: {0}")]
     Runtime(io::Error),
+}
+
+impl Classified for GatewayError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Tls(e) => e.class(),
+            Self::Vault(e) => e.class(),
+            Self::Cache { source, .. } | Self::Listen { source, .. } | Self::Runtime(source) => {
+                source.class()
+            }
+        }
+    }
 }
 
 /// What all requests share.

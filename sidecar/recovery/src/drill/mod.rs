@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use backstay_vault::{DrillCheck, VaultError};
 
 use crate::mount::MountError;
@@ -78,14 +78,14 @@ pub enum DrillError {
     Stopped,
 }
 
-impl DrillError {
-    /// Whether nothing is wrong but it would not be safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
+impl Classified for DrillError {
+    fn class(&self) -> Class {
         match self {
-            Self::Busy(_) => true,
-            Self::Mount(e) => e.is_refusal(),
-            _ => false,
+            Self::Vault(e) => e.class(),
+            Self::Mount(e) => e.class(),
+            Self::Busy(_) => Class::Refused,
+            Self::Io(e) => e.class(),
+            Self::Tool(_) | Self::Stopped => Class::Person,
         }
     }
 }

@@ -17,7 +17,7 @@ use backstay_front::paths::Roots;
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::own_dir::own_dir;
 use backstay_host::{lock, loop_device, mounts};
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Classified, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
 use backstay_vault::{DrillRecord, Vault, VaultError};
@@ -179,7 +179,7 @@ impl<'a> DrillPlace<'a> {
             if let Ok(mut driver) = ControlClient::connect(&paths.control_socket()) {
                 match driver.ask(&Request::Stop) {
                     // The kernel is about to let go of a device's file.
-                    Err(e) if e.is_busy() => {}
+                    Err(e) if e.is_refusal() => {}
                     asked => {
                         asked.map_err(|e| DrillError::Io(io::Error::other(e.to_string())))?;
                         driver.wait_until_gone();

@@ -18,7 +18,7 @@ use backstay_engine::requests::Asked;
 use backstay_format::control::{DriverStatus, FoundState};
 use backstay_format::superblock::Base;
 use backstay_front::paths::Roots;
-use backstay_types::{ByteLen, DiskId, DiskName, EpochNo, Term};
+use backstay_types::{ByteLen, Classified, DiskId, DiskName, EpochNo, Term};
 use backstay_vault::{Manifest, Vault};
 use common::history::History;
 use fastrand::Rng;

@@ -33,8 +33,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use backstay_host::kill_point;
-use backstay_types::{CycleNo, DiskName, Term};
-use backstay_vault::{Class, VaultError};
+use backstay_types::{Class, Classified, CycleNo, DiskName, Term};
+use backstay_vault::VaultError;
 
 use crate::host::HostError;
 use crate::mount::MountError;
@@ -175,46 +175,31 @@ pub enum FailoverError {
     },
 }
 
+impl Classified for FailoverError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Vault(e) => e.class(),
+            Self::Host(e) => e.class(),
+            Self::Lazy(e) => e.class(),
+            Self::At { source, .. } => source.class(),
+            Self::State { .. } | Self::NotStopped { .. } => Class::Person,
+            Self::Illegal { .. }
+            | Self::Busy { .. }
+            | Self::Refused { .. }
+            | Self::NotHandedOver { .. }
+            | Self::NotQuiet { .. }
+            | Self::LeftHistory { .. }
+            | Self::TakenOver { .. }
+            | Self::NotSafe(_) => Class::Refused,
+        }
+    }
+}
+
 impl FailoverError {
-    /// Whether nothing is wrong but it would not be safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Vault(e) => e.is_refusal(),
-            Self::Host(e) => e.is_refusal(),
-            Self::Lazy(e) => e.is_refusal(),
-            Self::At { source, .. } => source.is_refusal(),
-            Self::State { .. } | Self::NotStopped { .. } => false,
-            _ => true,
-        }
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Vault(e) => e.is_damage(),
-            Self::Host(e) => e.is_damage(),
-            Self::Lazy(e) => e.is_damage(),
-            Self::At { source, .. } => source.is_damage(),
-            _ => false,
-        }
-    }
-
     /// The same, and what was being done.
     #[must_use]
     pub fn while_doing(self, doing: String) -> Self {
         Self::At { doing, source: Box::new(self) }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Vault(e) => e.class(),
-            Self::At { source, .. } => source.class(),
-            _ => Class::PersonMustAct,
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use backstay_front::paths::DiskPaths;
 use backstay_host::clock;
 use backstay_host::doing::Doing as ProcessDoing;
 use backstay_host::in_use::{self, Look, Subject, User, UserKind};
-use backstay_types::DiskName;
+use backstay_types::{Classified, DiskName};
 
 use super::devices::{detach_free, loop_devices};
 use super::error::Doing;
@@ -137,7 +137,7 @@ pub fn stop(name: &DiskName, mut driver: ControlClient, how: Ending) -> Result<(
         let users = users(&status, Devices::Count)?;
         if users.is_empty() {
             match driver.ask(&Request::Stop) {
-                Err(e) if e.is_busy() => {}
+                Err(e) if e.is_refusal() => {}
                 done => {
                     done.doing(|| format!("disk {name}"))?;
                     return gone(&status, driver);
@@ -187,7 +187,7 @@ impl LocalHost<'_> {
         let Ok(mut driver) = self.driver(name) else { return Ok(()) };
         // The lease is free when the cycle that runs has ended, and there is no event for that.
         while let Err(e) = driver.ask(&Request::Lease { client: "failover".into() }) {
-            if !e.is_busy() {
+            if !e.is_refusal() {
                 return Err(e).doing(|| format!("disk {name}"));
             }
             clock::sleep(Duration::from_millis(100));

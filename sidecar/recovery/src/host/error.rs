@@ -1,12 +1,12 @@
 //! Why something was not done on this host.
 
+use backstay_types::{Class, Classified};
 use std::io;
 
 use backstay_engine::CycleError;
 use backstay_front::control::ClientError;
 use backstay_host::own_dir::OwnDirError;
 use backstay_host::record::RecordError;
-use backstay_vault::VaultError;
 
 use crate::replica::ReplicaError;
 
@@ -47,6 +47,22 @@ pub enum HostError {
     Replica(#[source] Box<ReplicaError>),
 }
 
+impl Classified for HostError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(_) => Class::Refused,
+            Self::Failed(_) => Class::Person,
+            Self::At { source, .. } => source.class(),
+            Self::Io(e) => e.class(),
+            Self::Driver(e) => e.class(),
+            Self::Cycle(e) => e.class(),
+            Self::OwnDir(e) => e.class(),
+            Self::Record(e) => e.class(),
+            Self::Replica(e) => e.class(),
+        }
+    }
+}
+
 macro_rules! boxed {
     ($($kind:ident of $error:ty),*) => {
         $(impl From<$error> for HostError {
@@ -59,53 +75,6 @@ macro_rules! boxed {
 boxed!(Driver of ClientError, Cycle of CycleError, Replica of ReplicaError);
 
 impl HostError {
-    /// What the vault said, if it was that.
-    fn vault(&self) -> Option<&VaultError> {
-        match self {
-            Self::Cycle(e) => match &**e {
-                CycleError::Vault(e) => Some(e),
-                _ => None,
-            },
-            Self::Replica(e) => match &**e {
-                ReplicaError::Vault(e) => Some(e),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Whether nothing is wrong but it would not be safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        if self.vault().is_some_and(VaultError::is_refusal) {
-            return true;
-        }
-        match self {
-            Self::Refused(_) => true,
-            Self::At { source, .. } => source.is_refusal(),
-            Self::Driver(e) => e.is_busy(),
-            Self::Cycle(e) => e.is_busy() || e.is_refusal(),
-            Self::OwnDir(e) => e.is_refusal(),
-            Self::Replica(e) => e.is_refusal(),
-            Self::Failed(_) | Self::Io(_) | Self::Record(_) => false,
-        }
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        if self.vault().is_some_and(VaultError::is_damage) {
-            return true;
-        }
-        match self {
-            Self::At { source, .. } => source.is_damage(),
-            Self::Cycle(e) => e.is_damage(),
-            Self::Record(e) => e.is_damage(),
-            Self::Replica(e) => e.is_damage(),
-            _ => false,
-        }
-    }
-
     /// Whether another cycle of the disk runs.
     #[must_use]
     pub fn is_busy_cycle(&self) -> bool {

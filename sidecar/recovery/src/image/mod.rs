@@ -12,6 +12,7 @@ mod import;
 mod nbd;
 mod qemu;
 
+use backstay_types::{Class, Classified};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -106,26 +107,20 @@ pub enum ImageError {
     Changed(String),
 }
 
+impl Classified for ImageError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Vault(e) => e.class(),
+            Self::Cycle(e) => e.class(),
+            Self::Refused(_) => Class::Refused,
+            Self::Goal(e) => e.class(),
+            Self::Stopped | Self::Qemu(_) | Self::Changed(_) => Class::Person,
+            Self::Io { source, .. } => source.class(),
+        }
+    }
+}
+
 impl ImageError {
-    /// Whether it was refused to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Refused(_) => true,
-            Self::Goal(e) => e.is_refusal(),
-            _ => false,
-        }
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Vault(e) | Self::Cycle(CycleError::Vault(e)) => e.is_damage(),
-            _ => false,
-        }
-    }
-
     fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backstay_host::clock;
-use backstay_types::ByteLen;
+use backstay_types::{ByteLen, Classified};
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::FrameReader;
 use backstay_vault::read::read_index_admitted;

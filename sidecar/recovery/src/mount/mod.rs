@@ -38,7 +38,7 @@ mod window;
 use std::io;
 use std::path::PathBuf;
 
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use backstay_vault::VaultError;
 
 pub use choice::{PointChoice, choose};
@@ -105,10 +105,8 @@ pub enum MountError {
         name: DiskName,
         /// What it said.
         said: String,
-        /// Whether nothing is wrong but it would not be safe.
-        refused: bool,
-        /// Whether damaged data was found.
-        damaged: bool,
+        /// What to do about it.
+        class: Class,
     },
     /// The system refused.
     #[error("{path}: {source}")]
@@ -120,23 +118,20 @@ pub enum MountError {
     },
 }
 
-impl MountError {
-    /// Whether nothing is wrong but it would not be safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Driver { refused: true, .. })
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
+impl Classified for MountError {
+    fn class(&self) -> Class {
         match self {
-            Self::Vault(e) => e.is_damage(),
-            Self::Damaged { .. } | Self::Driver { damaged: true, .. } => true,
-            _ => false,
+            Self::Vault(e) => e.class(),
+            Self::Refused { .. } => Class::Refused,
+            Self::NoPoint(_) => Class::Person,
+            Self::Damaged { .. } => Class::Damaged,
+            Self::Driver { class, .. } => *class,
+            Self::Io { source, .. } => source.class(),
         }
     }
+}
 
+impl MountError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

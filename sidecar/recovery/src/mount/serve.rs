@@ -12,9 +12,9 @@ use backstay_front::life::{DriverError, DriverOptions, Outcome, in_background, r
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_host::clock;
 use backstay_host::own_dir::own_dir;
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Class, Classified, DiskName};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault};
 
 use super::MountError;
 use super::backing::{Point, PointBacking};
@@ -96,7 +96,7 @@ pub fn serve(
     let open = |driver: &mut DriverOptions| {
         let failed = |e: MountError| DriverError::RemoteBacking {
             name: driver.name.clone(),
-            refused: e.is_refusal(),
+            class: e.class(),
             source: e.into(),
         };
         let opened = open(&driver.name, &driver.paths, &options).map_err(failed)?;
@@ -117,45 +117,22 @@ pub fn serve(
 /// # Errors
 /// As for [`serve`].
 pub fn start(driver: DriverOptions, options: MountOptions) -> Result<PathBuf, MountError> {
-    const REFUSED: &str = "refused: ";
-    const DAMAGED: &str = "damaged: ";
     let (served, name) = (driver.mount_point.join("disk"), driver.name.clone());
     let (paths, state) = (driver.paths.clone(), &driver.paths.state);
     let is_new = !state.exists();
     own_dir(state).map_err(|e| MountError::io(state)(e.into()))?;
     let log = driver.paths.driver_log();
-    let outcome = in_background(&log, |ready| {
-        serve(driver, options, ready).map_err(|e| match (e.is_busy(), found_damage(&e)) {
-            (true, _) => format!("{REFUSED}{e}"),
-            (false, true) => format!("{DAMAGED}{e}"),
-            (false, false) => e.to_string(),
-        })
-    });
+    let outcome = in_background(&log, |ready| serve(driver, options, ready));
     match outcome.map_err(MountError::io(log))? {
         Outcome::Serving => Ok(served),
-        Outcome::Failed(said) => {
-            let (refused, damaged) = (said.strip_prefix(REFUSED), said.strip_prefix(DAMAGED));
+        Outcome::Failed { class, said } => {
             // What damage ended is not to be. What a kill or a silent vault ended, the next mount goes on with.
-            if is_new && damaged.is_some() {
+            if is_new && class == Class::Damaged {
                 leave_nothing(&paths);
             }
-            Err(MountError::Driver {
-                refused: refused.is_some(),
-                damaged: damaged.is_some(),
-                said: refused.or(damaged).unwrap_or(&said).to_owned(),
-                name,
-            })
+            Err(MountError::Driver { name, said, class })
         }
     }
-}
-
-/// Whether damaged data is what a driver failed at.
-fn found_damage(error: &DriverError) -> bool {
-    let first: &(dyn std::error::Error + 'static) = error;
-    std::iter::successors(Some(first), |e| e.source()).any(|e| {
-        e.downcast_ref::<MountError>().is_some_and(MountError::is_damage)
-            || e.downcast_ref().is_some_and(VaultError::is_damage)
-    })
 }
 
 /// Removes what a driver that never served has left of a disk that was not here before.
@@ -208,8 +185,12 @@ pub fn spawn(
         false => Err(MountError::Driver {
             name: name.clone(),
             said: text(&output.stderr),
-            refused: output.status.code() == Some(3),
-            damaged: output.status.code() == Some(4),
+            // As the command's exit codes say it.
+            class: match output.status.code() {
+                Some(3) => Class::Refused,
+                Some(4) => Class::Damaged,
+                _ => Class::Person,
+            },
         }),
     }
 }
@@ -245,7 +226,7 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     }
     let size = manifest.size;
     let path = overlay_path(&record, &folder);
-    let data = OverlayFile::open(&path, size).map_err(|e| match e.is_busy() {
+    let data = OverlayFile::open(&path, size).map_err(|e| match e.is_refusal() {
         true => MountError::Refused { name: name.clone(), reason: e.to_string() },
         false => damaged(e.to_string()),
     })?;

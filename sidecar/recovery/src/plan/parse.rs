@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use backstay_types::DiskName;
+use backstay_types::{Class, Classified, DiskName};
 use backstay_vault::GroupName;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -33,6 +33,12 @@ pub struct PlanError {
     pub column: usize,
     /// What is wrong there.
     pub what: String,
+}
+
+impl Classified for PlanError {
+    fn class(&self) -> Class {
+        Class::Person
+    }
 }
 
 /// For what a plan is run.

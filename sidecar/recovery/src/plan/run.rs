@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use backstay_host::clock::now_unix_ns;
-use backstay_types::{DiskName, PointId};
+use backstay_types::{Class, Classified, DiskName, PointId};
 
 use super::parse::{Action, Group, Kind, Machine, Plan, Step, variable};
 use super::state::{Chosen, DiskRun, Run, RunFolder, RunState, StepKind, StepRun, StepState, Up};
@@ -104,6 +104,18 @@ pub enum RunError {
     /// Not all of a test could be taken down.
     #[error("not everything was taken down: {0}. Run backstay plan cleanup again")]
     Cleanup(String),
+}
+
+impl Classified for RunError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused(_) => Class::Refused,
+            Self::State(e) => e.class(),
+            Self::Step { .. } | Self::Waiting { .. } | Self::Point(_) | Self::Cleanup(_) => {
+                Class::Person
+            }
+        }
+    }
 }
 
 /// Where in a plan a step is.

@@ -8,7 +8,7 @@ use backstay_front::backing::OpenError;
 use backstay_front::life::DriverError;
 use backstay_front::offline::OfflineError;
 use backstay_track::TrackError;
-use backstay_types::{ByteLen, CycleNo, DiskName};
+use backstay_types::{ByteLen, Class, Classified, CycleNo, DiskName};
 use backstay_vault::VaultError;
 
 /// Why a replica did not do what was asked. What it holds is in its standing.
@@ -129,10 +129,26 @@ pub enum ReplicaError {
     },
 }
 
-impl ReplicaError {
-    /// Whether it may pass by itself: then it is worth trying again.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
+impl Classified for ReplicaError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Running { .. }
+            | Self::Refused { .. }
+            | Self::TakenOver(_)
+            | Self::NotWhole { .. }
+            | Self::Behind { .. } => Class::Refused,
+            Self::None { .. } | Self::Stopped => Class::Person,
+            Self::NoPoint(_) | Self::TooSmall { .. } => Class::Retry,
+            Self::State { .. } | Self::Log { .. } => Class::Damaged,
+            Self::Target(e) => e.class(),
+            Self::Vault(e) => e.class(),
+            Self::Track { source, .. } => source.class(),
+            Self::Offline(e) => e.class(),
+            Self::Io { source, .. } => source.class(),
+        }
+    }
+
+    fn may_pass(&self) -> bool {
         match self {
             // A vault on a file system that is not mounted, or a share that is gone, looks like this.
             Self::Vault(
@@ -140,35 +156,13 @@ impl ReplicaError {
             ) => true,
             // Another point is there by now.
             Self::Vault(VaultError::Retired(_)) => true,
-            Self::Vault(VaultError::Target { source, .. }) => full(source),
-            Self::Vault(e) => e.class() == backstay_vault::Class::Recoverable,
-            Self::Io { source, .. } => full(source),
-            Self::NoPoint(_) | Self::TooSmall { .. } | Self::Log { .. } => true,
-            _ => false,
-        }
-    }
-
-    /// Whether nothing was done to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Running { .. }
-            | Self::Refused { .. }
-            | Self::TakenOver(_)
-            | Self::NotWhole { .. }
-            | Self::Behind { .. } => true,
-            Self::Target(e) => e.is_busy(),
-            Self::Offline(e) => e.is_refusal(),
-            _ => false,
-        }
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Vault(e) => e.is_damage(),
-            Self::State { .. } | Self::Log { .. } => true,
+            Self::Vault(VaultError::Target { source, .. }) | Self::Io { source, .. } => {
+                full(source)
+            }
+            Self::Vault(e) => e.may_pass() && e.class() != Class::Person,
+            // It is fetched again.
+            Self::Log { .. } => true,
+            Self::NoPoint(_) | Self::TooSmall { .. } => true,
             _ => false,
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use backstay_engine::schedule::Retry;
 use backstay_host::clock;
-use backstay_types::DiskId;
+use backstay_types::{Classified, DiskId};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::terms::Line;
 use backstay_vault::{Manifest, Vault, VaultError};

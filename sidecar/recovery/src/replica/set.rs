@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use backstay_format::FormatError;
-use backstay_types::SectorRange;
+use backstay_types::{Class, Classified, SectorRange};
 use backstay_vault::SectorSet;
 
 use super::record::{SetRef, hex};
@@ -24,6 +24,15 @@ pub enum SetError {
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl Classified for SetError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Format(e) => e.class(),
+            Self::Io(e) => e.class(),
+        }
+    }
 }
 
 /// Writes a set.

@@ -10,7 +10,7 @@ use backstay_host::atomic::Durability;
 use backstay_host::clock;
 use backstay_host::doing;
 use backstay_host::record;
-use backstay_types::{CycleNo, DiskName};
+use backstay_types::{Classified, CycleNo, DiskName};
 use backstay_vault::Manifest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};

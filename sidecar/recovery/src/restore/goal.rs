@@ -1,5 +1,6 @@
 //! Where a point is written to, and whether it may be.
 
+use backstay_types::{Class, Classified};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -54,13 +55,17 @@ pub enum GoalError {
     },
 }
 
-impl GoalError {
-    /// Whether it was refused to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::InUse(InUseError::InUse(_)) | Self::Refused(_))
+impl Classified for GoalError {
+    fn class(&self) -> Class {
+        match self {
+            Self::InUse(e) => e.class(),
+            Self::Refused(_) => Class::Refused,
+            Self::Io { source, .. } => source.class(),
+        }
     }
+}
 
+impl GoalError {
     pub(super) fn io(what: String) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, source }
     }

@@ -14,7 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use backstay_host::kill_point;
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Class, Classified, DiskName};
 use backstay_vault::read::{Fetch, FileTarget, Progress, RestoreTarget};
 use backstay_vault::{Manifest, Vault, VaultError};
 
@@ -63,19 +63,17 @@ pub enum RestoreError {
     Stopped,
 }
 
+impl Classified for RestoreError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Vault(e) => e.class(),
+            Self::Goal(e) => e.class(),
+            Self::Stopped => Class::Person,
+        }
+    }
+}
+
 impl RestoreError {
-    /// Whether it was refused to stay safe.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Goal(e) if e.is_refusal())
-    }
-
-    /// Whether damaged data was found.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Vault(e) if e.is_damage())
-    }
-
     /// Whether the same restore may go on later: what is there is right, but not all.
     fn is_interruption(&self) -> bool {
         match self {

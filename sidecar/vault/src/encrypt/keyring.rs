@@ -10,6 +10,7 @@
 //! A slot is known by a public half, so a rotation seals the new generation to all slots without asking for
 //! any secret but one.
 
+use backstay_types::{Class, Classified};
 use std::collections::BTreeMap;
 
 use backstay_format::FormatError;
@@ -206,6 +207,19 @@ pub enum KeyringError {
     /// Argon2id was given what it refuses.
     #[error("invalid Argon2id parameters")]
     Hardness,
+}
+
+impl Classified for KeyringError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoRandom
+            | Self::Recipient(_)
+            | Self::NoSlot(_)
+            | Self::TooMany(_)
+            | Self::Hardness => Class::Person,
+            Self::LastSlot(_) => Class::Refused,
+        }
+    }
 }
 
 impl From<NoRandom> for KeyringError {

@@ -9,6 +9,7 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use uuid::Uuid;
 
 use super::secret::{Secret, hex, unhex};
+use backstay_types::{Class, Classified};
 
 const MAGIC: &[u8; 8] = b"BSTYSIGN";
 /// Bytes of an Ed25519 signature.
@@ -42,6 +43,14 @@ pub enum NotSigned {
     /// It is of other bytes, another object or another vault.
     #[error("its signature does not match: the object was changed, or is another one")]
     Wrong,
+}
+
+impl Classified for NotSigned {
+    fn class(&self) -> Class {
+        match self {
+            Self::Missing | Self::Stranger | Self::Removed | Self::Wrong => Class::Damaged,
+        }
+    }
 }
 
 impl NotSigned {

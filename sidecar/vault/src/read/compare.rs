@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use backstay_types::{SECTOR_BYTES, SectorRange};
+use backstay_types::{Classified, SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::frames::{Decompressor, check, fetch, requests};

@@ -1,5 +1,6 @@
 //! Reading frames: many with one request, each checked before anyone sees it, and read again before it is called damaged.
 
+use backstay_types::Classified;
 use std::ops::Range;
 
 use bytes::Bytes;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use backstay_types::{ByteLen, CycleNo, DiskId};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId};
 
 use super::frames::{Decompressor, check, fetch, read_header, requests};
 use super::plan::for_each_layer;

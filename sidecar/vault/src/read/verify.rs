@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use backstay_types::{ByteLen, CycleNo, DiskId};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId};
 
 use super::frames::{Decompressor, check, fetch, read_header, requests};
 use super::survey::{Reading, Survey, survey};

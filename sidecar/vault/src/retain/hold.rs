@@ -4,7 +4,7 @@
 //! renews it. First the hold is put, then its taker looks whether the points are still there; that
 //! order, and the maintainer's (first retire, then look for holds), is what makes it safe.
 
-use backstay_types::{CycleNo, DiskId};
+use backstay_types::{Classified, CycleNo, DiskId};
 
 use super::ledger::asked_for;
 use crate::error::VaultError;

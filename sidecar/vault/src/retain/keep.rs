@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use backstay_types::CycleNo;
+use backstay_types::{Class, Classified, CycleNo};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,12 @@ pub struct KeepError {
     at: usize,
     /// What is wrong there.
     reason: String,
+}
+
+impl Classified for KeepError {
+    fn class(&self) -> Class {
+        Class::Person
+    }
 }
 
 /// What the decision needs to know of a point.

@@ -8,11 +8,11 @@
 
 use std::collections::BTreeSet;
 
-use backstay_types::{CycleNo, DiskId};
+use backstay_types::{Class, Classified, CycleNo, DiskId};
 use object_store::path::Path;
 
 use super::held::holder;
-use crate::error::{Class, VaultError};
+use crate::error::VaultError;
 use crate::format::hold::{HeldRecord, HoldKind, HoldName, HoldRecord};
 use crate::format::key::{ObjectKey, Piece};
 use crate::store::{Vault, now_unix_ns};
@@ -80,8 +80,7 @@ impl Vault {
             // A gateway of before there were marks, or a source, which deletes nothing and marks nothing either.
             Err(e)
                 if self.is_behind_gateway()
-                    && e.class() != Class::Recoverable
-                    && !e.is_damage() =>
+                    && matches!(e.class(), Class::Person | Class::Refused) =>
             {
                 tracing::debug!("hold {}: {e}", hold.name);
                 Ok(())

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use backstay_front::control::ControlClient;
 use backstay_host::child::program;
 use backstay_host::{loop_device, mounts};
@@ -14,6 +13,7 @@ use clap::Parser;
 use super::options::{self, Options};
 use super::{STARTED_BY_MOUNT, code};
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Mount the file system on a protected disk; mount -t backstay calls it
 #[derive(Parser)]
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 /// Mounts; the exit code.
-pub fn run(args: Args) -> anyhow::Result<u8> {
+pub fn run(args: Args) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("mount.backstay: only root may mount a protected disk");
         return Ok(code::USAGE);
@@ -74,7 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     mount(&args, &options, &dir, &context)
 }
 
-fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyhow::Result<u8> {
+fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> Result<u8> {
     let served = options.attach.serve(context)?;
     let name = &served.name;
     let mut undo = Undo { context, name, attached: None, started: served.started };
@@ -121,7 +121,7 @@ fn mount(args: &Args, options: &Options, dir: &Path, context: &Context) -> anyho
 }
 
 /// Changes the mount that is there.
-fn remount(args: &Args, options: &Options, dir: &Path) -> anyhow::Result<u8> {
+fn remount(args: &Args, options: &Options, dir: &Path) -> Result<u8> {
     let table = mounts::read()?;
     let entry =
         mounts::at(&table, dir).with_context(|| format!("{} is not mounted", dir.display()))?;
@@ -163,7 +163,7 @@ impl Drop for Undo<'_> {
             eprintln!("mount.backstay: {e}");
         }
         if self.started {
-            let driver: anyhow::Result<ControlClient> = self.context.driver(name);
+            let driver: Result<ControlClient> = self.context.driver(name);
             if let Err(e) = driver.and_then(|driver| Ok(stop(name, driver, Ending::default())?)) {
                 eprintln!("mount.backstay: {e:#}; its driver is still running");
             }

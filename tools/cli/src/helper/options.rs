@@ -1,9 +1,9 @@
 //! The options of an fstab line: ours, and those of the file system on the disk.
 
-use anyhow::{Context as _, anyhow, bail};
 use clap::Parser;
 
 use crate::context::Globals;
+use crate::error::{Context as _, Result, bail, failed};
 use crate::verbs::attach::Attach;
 
 /// Options that are flags of `backstay attach` by another way of writing.
@@ -55,7 +55,7 @@ struct Line {
 }
 
 /// Sorts out what stands in the first and the fourth column.
-pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
+pub fn parse(spec: &str, options: &str) -> Result<Options> {
     let (mut name, mut backing, mut fs) = (None, None::<&str>, "auto".to_owned());
     let (mut flags, mut rest, mut remount) = (vec![], vec![], false);
     for option in split(options) {
@@ -91,7 +91,7 @@ pub fn parse(spec: &str, options: &str) -> anyhow::Result<Options> {
     let words = flags.iter().map(String::as_str).chain([name.as_str(), "--"]).chain(backing);
     let line = Line::try_parse_from(words).map_err(|e| {
         let text = e.to_string();
-        anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+        failed!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
     })?;
     Ok(Options { globals: line.globals, attach: line.attach, fs, remount, rest })
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use backstay_front::control::ControlClient;
 use backstay_front::paths::Roots;
 use backstay_host::child::program;
@@ -14,6 +13,7 @@ use clap::Parser;
 
 use super::{STARTED_BY_MOUNT, code};
 use crate::context::Globals;
+use crate::error::{Context as _, Result};
 
 /// Unmount the file system on a protected disk; umount calls it
 #[derive(Parser)]
@@ -53,7 +53,7 @@ struct Behind {
 }
 
 /// Unmounts; the exit code.
-pub fn run(args: Args) -> anyhow::Result<u8> {
+pub fn run(args: Args) -> Result<u8> {
     Globals::default().start_logging(false);
     let what = args.what.canonicalize().unwrap_or(args.what.clone());
     let table = mounts::read()?;
@@ -78,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// Ends a driver if a mount had started it; others are left alone.
-fn end(behind: Behind) -> anyhow::Result<()> {
+fn end(behind: Behind) -> Result<()> {
     let Behind { name, driver, pid, mark } = behind;
     let by_mount = std::fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
     if by_mount != Some(pid) {

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use backstay_recovery::failover::rules::Verb;
 use backstay_recovery::mount::{self, MountedPoint};
 use backstay_types::DiskName;
@@ -10,7 +9,7 @@ use clap::Args;
 
 use super::mount::{How, Of, backing_of, options, refuse_mounted_point, start};
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Result, bail, refused};
 
 /// Protect a disk and attach a block device to it: mount and losetup in one
 #[derive(Args)]
@@ -38,7 +37,7 @@ pub struct Attach {
 }
 
 impl Attach {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let Served { name, file: served, .. } = self.serve(context)?;
         let device = context.host().device_of(&name, &served, self.how.is_read_only())?.path;
         if context.globals.json {
@@ -51,7 +50,7 @@ impl Attach {
     }
 
     /// Has the disk served, by the driver that runs or by a new one in the background.
-    pub fn serve(&self, context: &Context) -> anyhow::Result<Served> {
+    pub fn serve(&self, context: &Context) -> Result<Served> {
         if let Some(name) = &self.name {
             context.may(name, Verb::Attach)?;
         }
@@ -66,17 +65,16 @@ impl Attach {
         self.how.is_read_only()
     }
 
-    fn file(&self, context: &Context, path: &Path) -> anyhow::Result<Served> {
+    fn file(&self, context: &Context, path: &Path) -> Result<Served> {
         let Some(name) = self.name.clone() else { bail!("no disk was named: use --name") };
         refuse_mounted_point(context, &name)?;
         let backing = path.canonicalize().unwrap_or(path.to_owned());
         let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());
         match running {
-            Some(_) if self.how.compares() => Err(Refused(format!(
+            Some(_) if self.how.compares() => Err(refused(format!(
                 "disk {name} is served already; to compare it: backstay resync {name} --now. Nothing was \
                  changed"
-            ))
-            .into()),
+            ))),
             Some(status) if status.backing == backing => {
                 Ok(Served { name, file: status.served, started: false })
             }
@@ -92,7 +90,7 @@ impl Attach {
         }
     }
 
-    fn point(&self, context: &Context) -> anyhow::Result<Served> {
+    fn point(&self, context: &Context) -> Result<Served> {
         let (name, of) = self.of.options(context, self.name.as_ref())?;
         let paths = context.roots.disk(&name);
         let running = context.driver(&name).ok().and_then(|mut driver| driver.status().ok());

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use backstay_engine::cycle::CycleReport;
 use backstay_engine::jobs::{JobBook, JobState};
 use backstay_engine::record::Record;
@@ -17,6 +16,7 @@ use clap::Args;
 use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
+use crate::error::{Result, bail};
 
 /// Ship the changes to the vault now and make a recovery point
 #[derive(Args)]
@@ -46,7 +46,7 @@ pub struct Cycle {
 }
 
 impl Cycle {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         // Whether another host has taken the disk over, the vault says.
         let standing = NameState::look(&context.roots, &self.name)?;
         if !(standing.at_work && matches!(standing.what, NameKind::Elsewhere | NameKind::TakenOver))
@@ -60,7 +60,7 @@ impl Cycle {
     }
 
     /// Asks the sidecar, and waits for the point that it makes then.
-    fn by_sidecar(&self, context: &Context) -> anyhow::Result<()> {
+    fn by_sidecar(&self, context: &Context) -> Result<()> {
         let name = &self.name;
         drop(context.driver(name)?);
         at_work(context, name)?;
@@ -119,7 +119,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Refuses if no sidecar would do what it is asked.
-fn at_work(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+fn at_work(context: &Context, name: &DiskName) -> Result<()> {
     let way = format!("or run the cycle here: backstay cycle {name}");
     match sidecar(&context.roots) {
         Sidecar::Runs { .. } => Ok(()),
@@ -145,7 +145,7 @@ fn at_work(context: &Context, name: &DiskName) -> anyhow::Result<()> {
 }
 
 /// Says how a cycle went.
-pub fn say(context: &Context, name: &DiskName, report: &CycleReport) -> anyhow::Result<()> {
+pub fn say(context: &Context, name: &DiskName, report: &CycleReport) -> Result<()> {
     if context.globals.json {
         return context.print_json(report);
     }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use backstay_front::control::Died;
 use backstay_front::fuse::drop_stale;
 use backstay_host::loop_device;
@@ -14,7 +13,7 @@ use clap::Args;
 
 use super::ending::Ending;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Result, refused};
 
 /// Detach a disk's loop devices and stop serving it
 #[derive(Args)]
@@ -36,7 +35,7 @@ pub struct Detach {
 }
 
 impl Detach {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let name = &self.name;
         // What is left of a driver is no disk: whatever a failover does with that, it may go.
         if let Some(died) = Died::of(&context.roots.disk(name)) {
@@ -63,7 +62,7 @@ impl Detach {
                 entry.source.display(),
                 entry.at.display()
             );
-            return Err(Refused(message).into());
+            return Err(refused(message));
         }
         wait_until_free(&status, Devices::Spare, self.how.how())?;
         for device in &loops {
@@ -73,7 +72,7 @@ impl Detach {
     }
 
     /// Takes away what a driver that died has left.
-    fn after_death(&self, context: &Context, died: &Died) -> anyhow::Result<()> {
+    fn after_death(&self, context: &Context, died: &Died) -> Result<()> {
         let name = &self.name;
         let loops = &died.devices;
         if self.unmount {
@@ -86,7 +85,7 @@ impl Detach {
                 entry.source.display(),
                 entry.at.display()
             );
-            return Err(Refused(message).into());
+            return Err(refused(message));
         }
         let paths = context.roots.disk(name);
         drop_stale(&paths.mount_point())

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_complete::env::Shells;
 
 use crate::complete::VARIABLE;
+use crate::error::{Context as _, Result};
 use crate::man;
 
 /// Print the completion script of a shell
@@ -25,7 +25,7 @@ pub struct Completions {
 }
 
 impl Completions {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> Result<()> {
         let shell = self.shell.to_string();
         let shells = Shells::builtins();
         let writer = shells.completer(&shell).with_context(|| format!("{shell} is not known"))?;
@@ -50,7 +50,7 @@ pub struct Man {
 }
 
 impl Man {
-    pub fn run(self, command: Command) -> anyhow::Result<()> {
+    pub fn run(self, command: Command) -> Result<()> {
         std::fs::create_dir_all(&self.dir)?;
         Ok(man::write_all(command, &self.dir)?)
     }

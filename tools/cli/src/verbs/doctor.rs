@@ -1,6 +1,5 @@
 //! `backstay doctor`: what this host has and lacks.
 
-use anyhow::bail;
 use backstay_engine::Config;
 use backstay_engine::config::{ConfigError, PATH_DEFAULT};
 use backstay_engine::doctor::{self, Finding, HOST};
@@ -10,6 +9,7 @@ use clap::Args;
 
 use crate::certificates;
 use crate::context::{Context, Globals};
+use crate::error::{Result, bail};
 use crate::health::{for_each_at_once, look};
 
 /// Check this host: kernel, rights, memory, services, vaults, and every disk
@@ -28,7 +28,7 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    pub fn run(self, globals: Globals) -> anyhow::Result<()> {
+    pub fn run(self, globals: Globals) -> Result<()> {
         let read = Config::load(globals.config.as_deref());
         let mut findings = vec![configuration(&globals, read.as_ref().err())];
         let context = Context::with(globals, read.unwrap_or_default());

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::drills::{DrillSettings, Drilled};
 use backstay_engine::jobs::JobBook;
 use backstay_engine::schedule::Work;
@@ -21,6 +20,7 @@ use clap::Args;
 use super::target::{time, word};
 use crate::context::Context;
 use crate::drilling::next;
+use crate::error::{Context as _, Error, Result, bail};
 
 /// How long a check may take, unless told otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
@@ -83,7 +83,7 @@ pub struct Drill {
 }
 
 impl Drill {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let Some(name) = &self.name else { return all_due(context) };
         let settings = context.config.drill_of(name);
         let check = self.how(name, settings)?;
@@ -148,7 +148,7 @@ impl Drill {
     }
 
     /// What was said here, or else in the configuration, or else fsck.
-    fn how(&self, name: &DiskName, settings: Option<&DrillSettings>) -> anyhow::Result<Check> {
+    fn how(&self, name: &DiskName, settings: Option<&DrillSettings>) -> Result<Check> {
         if self.check.is_some() {
             return Ok(Check::Fsck);
         }
@@ -207,14 +207,14 @@ fn remember(context: &Context, name: &DiskName, result: &Result<DrillRecord, Dri
             verdict: before.and_then(|before| before.verdict),
         },
     };
-    let saved = own_dir(&dir).map_err(anyhow::Error::from);
+    let saved = own_dir(&dir).map_err(Error::from);
     if let Err(e) = saved.and_then(|()| Ok(drilled.save(&dir)?)) {
         tracing::warn!("cannot record the drill: {e}");
     }
 }
 
 /// Makes every drill that is due; one that fails stops none.
-fn all_due(context: &Context) -> anyhow::Result<()> {
+fn all_due(context: &Context) -> Result<()> {
     let mut tried = BTreeSet::new();
     let mut failed = vec![];
     while let Some(name) = next(&context.config, &context.roots, |name| tried.contains(name)) {

@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use backstay_recovery::image::{self as export, Format, export_to_file, export_to_pipe};
 use backstay_recovery::mount::{PointChoice, choose};
 use backstay_types::DiskName;
@@ -14,6 +13,7 @@ use super::progress::Progress;
 use super::stopping::until_signal;
 use super::target::{InVault, size};
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Make an image of a recovery point: raw or qcow2, to a file or to a pipe
 #[derive(Args)]
@@ -46,7 +46,7 @@ pub struct Export {
 }
 
 impl Export {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let pipe = self.to == Path::new("-");
         let by_name = match self.to.extension().is_some_and(|end| end == "qcow2") {
             true => Format::Qcow2,
@@ -71,8 +71,8 @@ impl Export {
         let exported = if pipe {
             // Not locked and line-buffered as `stdout()` is: these are not lines.
             let stdout = std::io::stdout();
-            let file = nix::unistd::dup(&stdout).map(std::fs::File::from);
-            let mut out = file.context("standard output")?;
+            let file = nix::unistd::dup(&stdout).map_err(std::io::Error::from);
+            let mut out = std::fs::File::from(file.context("standard output")?);
             export_to_pipe(&vault, &point, &mut out, threads, &progress)
         } else {
             until_signal(|stop| {

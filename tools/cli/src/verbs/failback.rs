@@ -10,6 +10,7 @@ use clap::Args;
 use super::failover::{print_place, say_cycle};
 use super::target::InVault;
 use crate::context::Context;
+use crate::error::Result;
 
 /// Bring a disk back to its old source, while the other side goes on serving it
 #[derive(Args)]
@@ -52,7 +53,7 @@ pub struct Failback {
 }
 
 impl Failback {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         self.vault.note(context, &self.name);
         let Self { name, vault, to, full, new_disk, force, now, once, interval } = self;
         let vault = vault.vault;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Context as _;
 use backstay_engine::gateway::Verify;
 use backstay_engine::rollback_guard;
 use backstay_engine::upkeep::policy;
@@ -17,6 +16,7 @@ use backstay_vault::Vault;
 use clap::Args;
 
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// Run a gateway before a vault: sources ship to it over HTTPS, each to its own disks, and delete nothing
 #[derive(Args)]
@@ -66,7 +66,7 @@ pub struct GatewayVerb {
 }
 
 impl GatewayVerb {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let settings = self.settings(context)?;
         let reload = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
@@ -95,7 +95,7 @@ impl GatewayVerb {
         Ok(gateway.serve(stopped, reload)?)
     }
 
-    fn settings(self, context: &Context) -> anyhow::Result<Settings> {
+    fn settings(self, context: &Context) -> Result<Settings> {
         let config = &context.config.gateway;
         let need = |value: Option<PathBuf>, set: &Option<PathBuf>, what: &str| {
             value.or_else(|| set.clone()).with_context(|| {

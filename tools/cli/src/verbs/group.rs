@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, bail};
 use backstay_engine::group::service::{With, listen, member_of};
 use backstay_engine::group::{Current, Group as Settings, GroupJob, GroupReport, run_group};
 use backstay_engine::service::stop_on_signals;
@@ -16,6 +15,7 @@ use serde::Serialize;
 
 use super::target::time;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Consistency groups: disks of one host or several, cut at one instant
 #[derive(Args)]
@@ -78,7 +78,7 @@ pub struct Points {
 }
 
 impl Group {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.what {
             Action::Cycle(verb) => verb.run(context),
             Action::Join(verb) => verb.run(context),
@@ -88,7 +88,7 @@ impl Group {
 }
 
 impl Cycle {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let group = Settings::find(&context.config, &self.name)?;
         if group.config.member.is_some() {
             bail!(
@@ -134,12 +134,12 @@ impl Cycle {
         Ok(())
     }
 
-    fn show(&self, context: &Context, report: &GroupReport) -> anyhow::Result<()> {
+    fn show(&self, context: &Context, report: &GroupReport) -> Result<()> {
         if context.globals.json {
             if self.count == 1 {
                 return context.print_json(report);
             }
-            println!("{}", serde_json::to_string(report)?);
+            println!("{}", serde_json::to_string(report).map_err(std::io::Error::from)?);
             return Ok(());
         }
         if let Some(void) = &report.void {
@@ -171,7 +171,7 @@ impl Cycle {
 }
 
 impl Join {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let group = Settings::find(&context.config, &self.name)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (config, throttle) = shared(context);
@@ -204,7 +204,7 @@ struct Listed {
 }
 
 impl Points {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = match &self.vault {
             Some(url) => url.clone(),
             None => Settings::find(&context.config, &self.name)?.vault,

@@ -4,19 +4,18 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
 use backstay_format::control::{Request, Response};
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_host::loop_device;
 use backstay_recovery::host::devices::loop_devices;
-use backstay_types::{ByteLen, DiskName};
+use backstay_types::{ByteLen, Classified, DiskName};
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::mount::refuse_mounted_point;
 use super::target::size;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Result, bail, refused};
 
 /// Make a disk larger while it is in use
 #[derive(Args)]
@@ -41,7 +40,7 @@ pub struct Grow {
 }
 
 impl Grow {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         refuse_mounted_point(context, &self.name)?;
         let (name, wanted) = (&self.name, self.size.map(|size| ByteLen(size.as_u64())));
         let mut driver = context.driver(name).with_context(|| {
@@ -77,13 +76,13 @@ impl Grow {
 }
 
 /// Waits until no cycle runs: anyone who has the lease may cut, and only one has it.
-fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
+fn take_lease(driver: &mut ControlClient) -> Result<()> {
     let client = format!("backstay grow, process {}", std::process::id());
     let mut said = false;
     loop {
         // The driver itself waits a while before it says that it is busy.
         match driver.ask(&Request::Lease { client: client.clone() }) {
-            Err(e) if e.is_busy() => {
+            Err(e) if e.is_refusal() => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!("waiting for the end of a cycle: {e}");
                 }
@@ -102,7 +101,7 @@ fn take_lease(driver: &mut ControlClient) -> anyhow::Result<()> {
 /// which a loop device turns into an error. A size that is set it believes at once; the driver lets that be
 /// done if it
 /// is the one the disk has.
-fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
+fn see_size(served: &Path, to: ByteLen) -> Result<()> {
     let failed = || {
         format!(
             "the disk has grown, but the kernel was not told the size of {}; run this again",
@@ -119,11 +118,11 @@ fn see_size(served: &Path, to: ByteLen) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell_loop_device(device: &str) -> anyhow::Result<()> {
+fn tell_loop_device(device: &str) -> Result<()> {
     loop_device::follow_size(Path::new(device)).map_err(|e| {
         let message = format!(
             "the disk has grown, but {device} was not told: {e}; run losetup --set-capacity {device}"
         );
-        Refused(message).into()
+        refused(message)
     })
 }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::target::{InVault, time};
 use crate::context::Context;
+use crate::error::Result;
 
 /// List pins and other holds of a disk: who keeps which recovery points, why, and until when
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct Holds {
 }
 
 impl Holds {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         let holds = vault.holds(disk.disk)?;
         if context.globals.json {

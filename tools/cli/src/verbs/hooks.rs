@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::hooks;
 use backstay_host::clock;
 use backstay_types::DiskName;
@@ -10,6 +9,7 @@ use backstay_vault::Vault;
 use clap::Args;
 
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail, failed};
 
 /// Try a disk's hooks without a cycle: pre, freeze, thaw, post
 #[derive(Args)]
@@ -27,7 +27,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let Self { name } = self;
         let backing = context.driver(&name)?.status()?.backing;
         let Some(hooks) = hooks::Hooks::of(&context.config, &context.roots, &name) else {
@@ -52,7 +52,7 @@ impl Hooks {
             }))?;
         }
         if let Some(warning) = warning {
-            return Err(anyhow::anyhow!(warning)).with_context(|| format!("disk {name}"));
+            return Err(failed!("{warning}")).with_context(|| format!("disk {name}"));
         }
         if !context.globals.json && !context.globals.quiet {
             println!(

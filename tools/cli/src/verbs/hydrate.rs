@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use backstay_host::clock;
 use backstay_recovery::mount::{Hydration, HydrationStatus, Mounted, MountedPoint};
 use backstay_types::{ByteLen, DiskName};
@@ -12,6 +11,7 @@ use clap::Args;
 use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Fetch all of a mounted recovery point; after that its vault is not needed
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub struct Hydrate {
 }
 
 impl Hydrate {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let paths = context.roots.disk(&self.name);
         let Some(of) = MountedPoint::load(&self.name, &paths)? else {
             bail!("disk {} is no mounted recovery point of this host", self.name);

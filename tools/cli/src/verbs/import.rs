@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use backstay_engine::throttle::Throttle;
 use backstay_recovery::image::{Format, Import as Job, import};
 use backstay_types::DiskName;
@@ -13,6 +12,7 @@ use super::progress::Progress;
 use super::stopping::until_signal;
 use super::target::size;
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// Make a disk of a vault from an image or block device: its first recovery point
 #[derive(Args)]
@@ -42,7 +42,7 @@ pub struct Import {
 }
 
 impl Import {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let format = match self.format {
             Some(format) => format,
             None => Format::of(&self.image)

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::target::{size, time, word};
 use crate::context::Context;
+use crate::error::Result;
 
 /// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, hydrations, and deltas that took
 /// long or failed
@@ -35,7 +36,7 @@ pub struct Jobs {
 const SHOWN: usize = 20;
 
 impl Jobs {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         context.visible_disks()?;
         if let Some(name) = &self.name
             && !JobBook::below(&context.roots.state).list().iter().any(|job| job.disk == *name)

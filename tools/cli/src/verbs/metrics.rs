@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use backstay_metrics::text::{Format, text};
 use backstay_metrics::textfile;
 use clap::{Args, ValueEnum};
 
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 use crate::metering::snapshot;
 
 /// Print the metrics of this host once
@@ -38,7 +38,7 @@ enum Written {
 }
 
 impl Metrics {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let now = snapshot(context, true);
         if let Some(path) = &self.textfile {
             return textfile::write(path, &now).with_context(|| {

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
 use backstay_front::backing::Engine;
 use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, Traces, in_background, run};
@@ -16,7 +15,7 @@ use bytesize::ByteSize;
 use clap::Args;
 
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Error, Result, bail, failed, refused};
 
 /// Serve a file, a block device or a recovery point as a disk whose writes are tracked
 #[derive(Args)]
@@ -145,9 +144,9 @@ impl Of {
         &self,
         context: &Context,
         name: Option<&DiskName>,
-    ) -> anyhow::Result<(DiskName, MountOptions)> {
+    ) -> Result<(DiskName, MountOptions)> {
         let Some(name) = name.or(self.disk.as_ref()) else {
-            return Err(anyhow!("no disk was named: use --name"));
+            return Err(failed!("no disk was named: use --name"));
         };
         let known = MountedPoint::load(name, &context.roots.disk(name))?;
         let in_vault = self.disk.as_ref().unwrap_or(name);
@@ -177,7 +176,7 @@ impl Of {
 }
 
 impl Mount {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let name = self.name.as_ref().filter(|_| !self.foreground);
         let _starting = name.map(|name| Starting::say(&context.roots.state, name)).transpose()?;
         let Some(backing) = backing_of(context, &self.backing, self.name.as_ref(), &self.of)?
@@ -194,7 +193,7 @@ impl Mount {
         Self::print(context, name, &served)
     }
 
-    fn run_point(&self, context: &Context) -> anyhow::Result<()> {
+    fn run_point(&self, context: &Context) -> Result<()> {
         let (name, of) = self.of.options(context, self.name.as_ref())?;
         let driver = options(context, Path::new(""), &name, &self.how)?;
         if self.foreground {
@@ -204,7 +203,7 @@ impl Mount {
         Self::print(context, &name, &served)
     }
 
-    fn print(context: &Context, name: &DiskName, served: &Path) -> anyhow::Result<()> {
+    fn print(context: &Context, name: &DiskName, served: &Path) -> Result<()> {
         if context.globals.json {
             return context.print_json(&serde_json::json!({ "name": name, "served": served }));
         }
@@ -220,7 +219,7 @@ pub fn backing_of(
     named: &Option<PathBuf>,
     name: Option<&DiskName>,
     of: &Of,
-) -> anyhow::Result<Option<PathBuf>> {
+) -> Result<Option<PathBuf>> {
     if named.is_some() || of.is_asked_for() {
         return Ok(named.clone());
     }
@@ -233,15 +232,14 @@ pub fn backing_of(
 }
 
 /// A mounted point has its own overlay: no other backing, size or name may be given to it.
-pub fn refuse_mounted_point(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+pub fn refuse_mounted_point(context: &Context, name: &DiskName) -> Result<()> {
     match MountedPoint::load(name, &context.roots.disk(name))? {
         None => Ok(()),
-        Some(of) => Err(Refused(format!(
+        Some(of) => Err(refused(format!(
             "disk {name} is recovery point {} of disk {}, mounted on this host: it keeps its backing, size \
              and name. Nothing was changed",
             of.cycle, of.disk_name
-        ))
-        .into()),
+        ))),
     }
 }
 
@@ -251,7 +249,7 @@ pub fn options(
     backing: &Path,
     name: &DiskName,
     how: &How,
-) -> anyhow::Result<DriverOptions> {
+) -> Result<DriverOptions> {
     if !how.handing_over {
         let verb = if how.taken_over { Verb::TakeOver } else { Verb::Mount };
         context.may(name, verb)?;
@@ -286,28 +284,17 @@ pub fn options(
 }
 
 /// Starts a driver in the background; the file it serves.
-pub fn start(options: DriverOptions) -> anyhow::Result<PathBuf> {
+pub fn start(options: DriverOptions) -> Result<PathBuf> {
     let served = options.mount_point.join("disk");
     let name = options.name.clone();
     let traces = Traces::before(&name, &options.paths);
     own_dir(&options.paths.state)?;
-    // Errors that leave another driver at work must keep their exit code across the fork.
     let log = options.paths.driver_log();
-    let outcome = in_background(&log, |ready| {
-        run(options, ready)
-            .map_err(|e| if e.is_busy() { format!("{BUSY}{e}") } else { e.to_string() })
-    })?;
-    if matches!(outcome, Outcome::Failed(_)) {
-        traces.remove();
-    }
-    match outcome {
+    match in_background(&log, |ready| run(options, ready))? {
         Outcome::Serving => Ok(served),
-        Outcome::Failed(said) => match said.strip_prefix(BUSY) {
-            Some(said) => Err(Refused(format!("disk {name} was not mounted: {said}")).into()),
-            None if said.is_empty() => bail!("disk {name}: the driver ended without a message"),
-            None => Err(anyhow!("disk {name} was not mounted: {said}")),
-        },
+        Outcome::Failed { class, said } => {
+            traces.remove();
+            Err(Error::new(class, format!("disk {name} was not mounted: {said}")))
+        }
     }
 }
-
-const BUSY: &str = "busy: ";

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::target::{InVault, PointName};
 use crate::context::Context;
+use crate::error::Result;
 
 /// Keep a recovery point, whatever the rules say, until it is unpinned
 #[derive(Args)]
@@ -32,7 +33,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         let cycle = self.point.find(&vault, &disk)?;
         let pin = match self.pin {

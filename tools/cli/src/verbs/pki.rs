@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use backstay_gateway::pki::{
     Authority, AuthorityKind, CertificateRecord, Disks, HolderName, Issued, Passphrase, Request,
     Role,
@@ -16,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::target::time;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Certificates for gateways, their clients, and hosts of groups: make an authority, issue, renew, revoke
 #[derive(Args)]
@@ -110,7 +110,7 @@ struct Protection {
 }
 
 impl Protection {
-    fn take(&self) -> anyhow::Result<Option<Passphrase>> {
+    fn take(&self) -> Result<Option<Passphrase>> {
         match &self.passphrase_file {
             Some(file) => from_file(file).map(Some),
             None if self.no_passphrase => Ok(None),
@@ -130,7 +130,7 @@ struct Opens {
 
 impl Opens {
     /// The authority, ready to sign.
-    fn open(&self, dir: &Path) -> anyhow::Result<Authority> {
+    fn open(&self, dir: &Path) -> Result<Authority> {
         let mut authority = Authority::open(dir)?;
         if authority.is_locked()? {
             let passphrase = match &self.passphrase_file {
@@ -143,12 +143,12 @@ impl Opens {
     }
 }
 
-fn from_file(file: &Path) -> anyhow::Result<Passphrase> {
+fn from_file(file: &Path) -> Result<Passphrase> {
     let text = read_passphrase(file);
     long_enough(text.with_context(|| format!("passphrase file {}", file.display()))?)
 }
 
-fn ask(what: &str) -> anyhow::Result<Passphrase> {
+fn ask(what: &str) -> Result<Passphrase> {
     if !std::io::stdin().is_terminal() {
         bail!(
             "cannot ask for a passphrase without a terminal; use --passphrase-file. Nothing was done"
@@ -157,7 +157,7 @@ fn ask(what: &str) -> anyhow::Result<Passphrase> {
     long_enough(Zeroizing::new(rpassword::prompt_password(what)?))
 }
 
-fn ask_twice() -> anyhow::Result<Passphrase> {
+fn ask_twice() -> Result<Passphrase> {
     if !std::io::stdin().is_terminal() {
         bail!(
             "cannot ask for a passphrase without a terminal; use --passphrase-file, or --no-passphrase if the key \
@@ -172,7 +172,7 @@ fn ask_twice() -> anyhow::Result<Passphrase> {
     long_enough(first)
 }
 
-fn long_enough(text: Zeroizing<String>) -> anyhow::Result<Passphrase> {
+fn long_enough(text: Zeroizing<String>) -> Result<Passphrase> {
     Passphrase::new(text).with_context(|| {
         format!(
             "a passphrase has at least {} characters; better, several words. Nothing was done",
@@ -214,7 +214,7 @@ struct Issue {
 }
 
 impl Pki {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.verb {
             Verb::Init { dir, name, days, protection } => {
                 init(context, &dir, &name, days, protection.take()?)
@@ -249,7 +249,7 @@ impl Pki {
 }
 
 impl Issue {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let hosts = self.host.into_iter().chain(self.ip.iter().map(ToString::to_string)).collect();
         let kind = match self.role {
             Some(role) => AuthorityKind::Client { role, disks: self.disk },
@@ -268,7 +268,7 @@ fn init(
     name: &str,
     days: u32,
     passphrase: Option<Passphrase>,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let authority = Authority::init(dir, name, days, passphrase)?;
     let (ca, crl) = (authority.certificate_file(), authority.revocations_file());
     if context.globals.json {
@@ -280,7 +280,7 @@ fn init(
     Ok(())
 }
 
-fn tell(context: &Context, issued: &Issued) -> anyhow::Result<()> {
+fn tell(context: &Context, issued: &Issued) -> Result<()> {
     if context.globals.json {
         return context.print_json(&json!({ "file": issued.file, "certificate": issued.record }));
     }
@@ -292,7 +292,7 @@ fn tell(context: &Context, issued: &Issued) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn revoke(context: &Context, mut authority: Authority, which: &str) -> anyhow::Result<()> {
+fn revoke(context: &Context, mut authority: Authority, which: &str) -> Result<()> {
     let revoked = authority.revoke(which)?;
     let crl = authority.revocations_file();
     if context.globals.json {
@@ -308,7 +308,7 @@ fn revoke(context: &Context, mut authority: Authority, which: &str) -> anyhow::R
     Ok(())
 }
 
-fn list(context: &Context, authority: &Authority) -> anyhow::Result<()> {
+fn list(context: &Context, authority: &Authority) -> Result<()> {
     let certificates = &authority.index().certificates;
     if context.globals.json {
         return context.print_json(certificates);

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backstay_types::{CycleNo, DiskId, DiskName};
+use backstay_types::{Classified, CycleNo, DiskId, DiskName};
 use backstay_vault::{
     Consistency, CycleKind, DrillRecord, HoldName, HoldRecord, Line, Manifest, Vault, VaultError,
 };
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::target::{InVault, past, size, time, word};
 use crate::context::Context;
-use crate::exit::Damaged;
+use crate::error::{Result, damage};
 
 /// List the recovery points of a disk
 #[derive(Args)]
@@ -100,13 +100,15 @@ impl Listed {
 }
 
 impl Points {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let (vault, disk) = match self.vault.find(context, &self.name) {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let (vault, disk) = match self.vault.open(context, &self.name) {
             // A disk of this host that was never shipped has no points; that is an answer.
-            Err(e) if context.globals.json && not_there(&e) && context.has_disk(&self.name)? => {
+            Err(VaultError::NotFound { .. } | VaultError::NoVault { .. })
+                if context.globals.json && context.has_disk(&self.name)? =>
+            {
                 return context.print_json(&Vec::<Entry>::new());
             }
-            found => found?,
+            opened => self.vault.tell(context, &self.name, opened?)?,
         };
         let entries = self.entries(&vault, disk.disk)?;
         match context.globals.json {
@@ -116,18 +118,17 @@ impl Points {
         let is_damaged = |entry: &&Entry| matches!(entry, Entry::Damaged { .. });
         match entries.iter().filter(is_damaged).count() {
             0 => Ok(()),
-            bad => Err(Damaged(format!(
+            bad => Err(damage(format!(
                 "disk {}: {bad} of {} recovery points cannot be read: they are damaged; see backstay verify {}",
                 self.name,
                 entries.len(),
                 self.name
-            ))
-            .into()),
+            ))),
         }
     }
 
     /// The points that were asked for, oldest first.
-    fn entries(&self, vault: &Vault, disk: DiskId) -> anyhow::Result<Vec<Entry>> {
+    fn entries(&self, vault: &Vault, disk: DiskId) -> Result<Vec<Entry>> {
         let since_unix_ns = self.since.map_or(0, |since| {
             since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
         });
@@ -217,9 +218,4 @@ fn proven(drills: &[DrillRecord]) -> String {
         }
     });
     words.collect::<Vec<_>>().join(", ")
-}
-
-fn not_there(error: &anyhow::Error) -> bool {
-    use backstay_vault::VaultError as E;
-    matches!(error.downcast_ref(), Some(E::NotFound { .. } | E::NoVault { .. }))
 }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::cycle::newest_point;
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::home;
@@ -21,6 +20,7 @@ use super::cycle::line;
 use super::mount::{How, options, start};
 use super::vault::id;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Protect a disk: check what it needs, serve it, and ship it from then on
 #[derive(Args)]
@@ -60,7 +60,7 @@ pub struct Protect {
 }
 
 impl Protect {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (roots, name) = (&context.roots, &self.name);
         let backing = self.backing.canonicalize().unwrap_or(std::path::absolute(&self.backing)?);
         let vault = self.vault.clone().unwrap_or_else(|| context.config.vault_of(name).into());
@@ -148,7 +148,7 @@ impl Protect {
 }
 
 /// Has the first cycle compare the disk with the newest point of its name, and follow it.
-fn follow_newest(context: &Context, name: &DiskName, vault: &Vault) -> anyhow::Result<()> {
+fn follow_newest(context: &Context, name: &DiskName, vault: &Vault) -> Result<()> {
     let status = context.driver(name)?.status()?;
     let Some(newest) = newest_point(vault, &status)? else { return Ok(()) };
     let request = Request {
@@ -161,7 +161,7 @@ fn follow_newest(context: &Context, name: &DiskName, vault: &Vault) -> anyhow::R
 }
 
 /// Makes the vault, if there is none and never was one; that is said.
-fn vault_for(context: &Context, url: &str) -> anyhow::Result<Vault> {
+fn vault_for(context: &Context, url: &str) -> Result<Vault> {
     match Vault::open(url) {
         Err(VaultError::NoVault { .. }) => {
             let made = Vault::create(url)?;

@@ -14,7 +14,7 @@ use clap::Args;
 
 use super::target::{InVault, size, time};
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Result, bail, refused};
 
 /// Delete the recovery points that no rule keeps, merge segments, free the vault's space
 #[derive(Args)]
@@ -51,10 +51,10 @@ pub struct Prune {
 }
 
 impl Prune {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         if vault.is_behind_gateway() && !self.dry_run {
-            anyhow::bail!(
+            bail!(
                 "{}: this vault is behind a gateway, and retention runs there: set keep in the \
                  gateway's configuration. Nothing was deleted",
                 self.name
@@ -97,15 +97,15 @@ impl Prune {
         }
         let withheld = report.retired.withheld.as_ref().map(|why| match &*why.cause {
             HOLD_NOT_LISTED => {
-                Refused(format!("{}: {}. The other points are as the rules say", self.name, why.reason))
+                refused(format!("{}: {}. The other points are as the rules say", self.name, why.reason))
             }
-            _ => Refused(format!(
+            _ => refused(format!(
                 "{}: {}. No recovery point was deleted, because rules about ages need a clock that is right. Set \
                  the clock (date -u shows it), or, if it is right, run backstay prune {} --accept-clock",
                 self.name, why.reason, self.name
             )),
         });
-        let refused = || withheld.map_or(Ok(()), |refused| Err(refused.into()));
+        let refused = || withheld.map_or(Ok(()), Err);
         if context.globals.json {
             context.print_json(&serde_json::json!({
                 "name": self.name, "keep": rules, "dry_run": self.dry_run,

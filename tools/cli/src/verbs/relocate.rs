@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use backstay_engine::protection::Protection;
 use backstay_front::backing::copy::Step;
 use backstay_front::offline::{Relocation, relocate};
@@ -14,6 +13,7 @@ use super::mount::refuse_mounted_point;
 use super::progress::Progress;
 use super::target::size;
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// Move a disk that is not mounted to another file or device, without a resync
 #[derive(Args)]
@@ -45,7 +45,7 @@ pub struct Move {
 }
 
 impl Move {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         refuse_mounted_point(context, &self.name)?;
         refuse_to_serve(&context.roots.state, &self.name)?;
         let order = Relocation {

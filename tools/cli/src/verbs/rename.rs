@@ -1,6 +1,5 @@
 //! `backstay rename`: give a disk another name.
 
-use anyhow::Context as _;
 use backstay_engine::config::DiskConfig;
 use backstay_engine::hooks;
 use backstay_engine::protection::Protection;
@@ -13,7 +12,7 @@ use clap::Args;
 
 use super::mount::refuse_mounted_point;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Result, refused};
 
 /// Give a disk that is not mounted another name, on this host and in its vault
 #[derive(Args)]
@@ -37,7 +36,7 @@ pub struct Rename {
 }
 
 impl Rename {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         refuse_mounted_point(context, &self.old)?;
         refuse_to_serve(&context.roots.state, &self.old)?;
         let (old, new) = (&self.old, &self.new);
@@ -60,11 +59,10 @@ impl Rename {
         let must = shipped || record.last.is_some();
         let in_vault = self.in_vault(&url, disk, must, renaming.is_none())?;
         if renaming.is_none() && !in_vault {
-            return Err(Refused(format!(
+            return Err(refused(format!(
                 "there is no disk {old} on this host, and as far as {url} knows {new} never had \
                  that name. Nothing was changed"
-            ))
-            .into());
+            )));
         }
         if let Some(renaming) = renaming {
             renaming.finish()?;
@@ -104,13 +102,7 @@ impl Rename {
 
     /// Renames the disk in its vault; whether the vault has it. A disk that was never shipped need not
     /// have one. `again`: only if it had the old name.
-    fn in_vault(
-        &self,
-        url: &str,
-        disk: DiskId,
-        shipped: bool,
-        again: bool,
-    ) -> anyhow::Result<bool> {
+    fn in_vault(&self, url: &str, disk: DiskId, shipped: bool, again: bool) -> Result<bool> {
         let must = shipped || self.vault.is_some();
         let vault = match Vault::open(url) {
             Ok(vault) => vault,
@@ -126,8 +118,7 @@ impl Rename {
             Ok(()) => Ok(true),
             Err(VaultError::NotFound { .. }) if !must => Ok(false),
             Err(VaultError::NameTaken { name, .. }) => {
-                Err(Refused(format!("another disk in {url} is named {name}. Nothing was changed"))
-                    .into())
+                Err(refused(format!("another disk in {url} is named {name}. Nothing was changed")))
             }
             Err(e) => Err(e).context("the disk has its old name on this host; run this again"),
         }

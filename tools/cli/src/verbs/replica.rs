@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use backstay_engine::jobs::JobBook;
 use backstay_engine::schedule::Work;
 use backstay_host::clock;
@@ -19,6 +18,7 @@ use clap::{Args, ValueEnum};
 use super::progress::Progress;
 use super::target::{InVault, size, time};
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// What a replica does that is at the newest point.
 const FOLLOWING: &str = "following";
@@ -90,7 +90,7 @@ enum SeedFlag {
 }
 
 impl ReplicaVerb {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let paths = context.roots.disk(&self.name);
         if self.status {
             let status = of(&paths)?;
@@ -173,7 +173,7 @@ impl ReplicaVerb {
     }
 
     /// The replica, begun if it was not.
-    fn open(&self, context: &Context) -> anyhow::Result<Replica> {
+    fn open(&self, context: &Context) -> Result<Replica> {
         if self.to.is_some() {
             self.vault.note(context, &self.name);
         }
@@ -194,7 +194,7 @@ impl ReplicaVerb {
         Ok(open_replica(&context.roots, &self.name, &order)?)
     }
 
-    fn take_over(&self, context: &Context) -> anyhow::Result<()> {
+    fn take_over(&self, context: &Context) -> Result<()> {
         let started = clock::monotonic();
         let _lock = NameLock::take(&context.roots.state, &self.name, "replica --take-over")?;
         let (taken, served) = context.host().take_over_replica(&self.name)?;

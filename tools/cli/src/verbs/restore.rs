@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use backstay_front::backing::PART_EXTENSION;
 use backstay_recovery::restore::{self, Goal, Occupied, RestoreError};
-use backstay_types::DiskName;
+use backstay_types::{Classified, DiskName};
 use backstay_vault::retain::Held;
 use clap::Args;
 
@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::stopping::until_signal;
 use super::target::{InVault, PointName, size};
 use crate::context::Context;
+use crate::error::{Error, Result};
 
 /// Write a recovery point to a file or device
 #[derive(Args)]
@@ -41,13 +42,12 @@ pub struct Restore {
 }
 
 impl Restore {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         vault.check_readable()?;
         let cycle = self.point.find(&vault, &disk)?;
-        let failed = |e: RestoreError| {
-            anyhow::Error::new(e).context(format!("disk {}: cannot restore", self.name))
-        };
+        let failed =
+            |e: RestoreError| Error::from(e).context(format!("disk {}: cannot restore", self.name));
         let occupied = if self.force { Occupied::Overwrite } else { Occupied::Refuse };
         let goal = Goal::at(&self.to, occupied).map_err(|e| failed(e.into()))?;
         let why = format!("restore to {}", self.to.display());

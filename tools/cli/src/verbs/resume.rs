@@ -1,12 +1,12 @@
 //! `backstay resume`: what was wrong is mended.
 
-use anyhow::Context as _;
 use backstay_engine::record::Record;
 use backstay_engine::requests::{Asked, ask};
 use backstay_types::DiskName;
 use clap::Args;
 
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// Continue with a disk that was stopped, after its cause was fixed
 #[derive(Args)]
@@ -27,7 +27,7 @@ pub struct Resume {
 }
 
 impl Resume {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let names = match self.name {
             Some(name) => {
                 context.expect_disk(&name)?;
@@ -52,7 +52,7 @@ impl Resume {
 }
 
 /// The disks whose last failure only a person can mend.
-fn waiting(context: &Context) -> anyhow::Result<Vec<DiskName>> {
+fn waiting(context: &Context) -> Result<Vec<DiskName>> {
     let waits = |name: &DiskName| {
         let failure = Record::load(&context.roots.disk(name).state).failure;
         failure.is_some_and(|failure| failure.person_must_act)
@@ -60,7 +60,7 @@ fn waiting(context: &Context) -> anyhow::Result<Vec<DiskName>> {
     Ok(context.visible_disks()?.into_iter().filter(waits).collect())
 }
 
-fn resume(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+fn resume(context: &Context, name: &DiskName) -> Result<()> {
     let state = context.roots.disk(name).state;
     let mut record = Record::load(&state);
     record.resume();

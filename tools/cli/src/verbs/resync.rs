@@ -1,10 +1,9 @@
 //! `backstay resync`: compare a disk with its newest recovery point and ship what differs.
 
-use anyhow::{Context as _, bail};
 use backstay_engine::cycle::newest_point;
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::requests::{Asked, ask};
-use backstay_types::DiskName;
+use backstay_types::{Classified, DiskName};
 use backstay_vault::Vault;
 use clap::Args;
 
@@ -13,6 +12,7 @@ use backstay_recovery::host::cycle::run_once;
 use super::cycle::say;
 use super::target::time;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Compare a disk with its newest recovery point by checksums and ship only what differs
 #[derive(Args)]
@@ -51,7 +51,7 @@ pub struct Resync {
 }
 
 impl Resync {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let status = context.driver(&self.name)?.status()?;
         let paths = context.roots.disk(&self.name);
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));

@@ -1,6 +1,5 @@
 //! `backstay set`: what is changed about a disk only when somebody says so.
 
-use anyhow::{Context as _, bail};
 use backstay_engine::home::Home;
 use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
@@ -13,7 +12,7 @@ use clap::Args;
 
 use super::vault::id;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Result, bail, refused};
 
 /// Change the vault of a disk
 #[derive(Args)]
@@ -38,7 +37,7 @@ pub struct Set {
 }
 
 impl Set {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (name, url) = (&self.name, self.vault.as_str());
         let paths = context.roots.disk(name);
         if !paths.state.join("super").exists() {
@@ -59,7 +58,7 @@ impl Set {
             if on_it {
                 let message =
                     format!("disk {name}: vault {url} is on this very disk. Nothing was changed");
-                return Err(Refused(message).into());
+                return Err(refused(message));
             }
         }
         if let Some(id) = vault.id() {

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::drilling::drills;
+use crate::error::Result;
 use crate::metering::meter;
 
 /// Make recovery points of all disks served on this host, until stopped
@@ -21,7 +22,7 @@ and its sectors ship with the next one.")]
 pub struct Sidecar {}
 
 impl Sidecar {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let stop = backstay_engine::service::stop_on_signals()?;
         // Another sidecar makes the drills, too; this one is about to be refused.
         let alone = !is_running(&context.roots);

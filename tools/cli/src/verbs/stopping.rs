@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use backstay_engine::service::stop_on_signals;
 use crossbeam_channel::{bounded, select};
 
+use crate::error::Result;
+
 /// Does something that ends early once `stop` is set, which a signal does.
 ///
 /// # Errors
 /// If signals cannot be waited for. Nothing was done then.
-pub fn until_signal<T>(work: impl FnOnce(&AtomicBool) -> T) -> anyhow::Result<T> {
+pub fn until_signal<T>(work: impl FnOnce(&AtomicBool) -> T) -> Result<T> {
     let stopped = stop_on_signals()?;
     let stop = AtomicBool::new(false);
     let (done, over) = bounded::<()>(0);

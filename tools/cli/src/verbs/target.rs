@@ -2,16 +2,16 @@
 
 use std::time::SystemTime;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::rollback_guard;
 use backstay_host::clock;
 use backstay_recovery::failover::stopped;
 use backstay_recovery::mount::{PointChoice, choose};
 use backstay_types::{CycleNo, DiskId, DiskName};
-use backstay_vault::{DiskRecord, Vault};
+use backstay_vault::{DiskRecord, Vault, VaultError};
 use clap::Args;
 
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Flags of verbs that read a vault.
 #[derive(Args)]
@@ -33,10 +33,29 @@ impl InVault {
     }
 
     /// Opens the vault and finds the disk. The disk's driver need not run: the name is enough.
-    pub fn find(&self, context: &Context, name: &DiskName) -> anyhow::Result<(Vault, DiskRecord)> {
-        let url = self.url(context, name);
-        let vault = Vault::open(url)?;
+    pub fn find(&self, context: &Context, name: &DiskName) -> Result<(Vault, DiskRecord)> {
+        self.tell(context, name, self.open(context, name)?)
+    }
+
+    /// Opens the vault and finds the disk.
+    pub fn open(
+        &self,
+        context: &Context,
+        name: &DiskName,
+    ) -> Result<(Vault, DiskRecord), VaultError> {
+        let vault = Vault::open(self.url(context, name))?;
         let disk = vault.disk_named(name)?;
+        Ok((vault, disk))
+    }
+
+    /// Says what a person must know of what was opened.
+    pub fn tell(
+        &self,
+        context: &Context,
+        name: &DiskName,
+        (vault, disk): (Vault, DiskRecord),
+    ) -> Result<(Vault, DiskRecord)> {
+        let url = self.url(context, name);
         if let Some(here) = another(context, name, &disk) {
             eprintln!(
                 "backstay: {name}: disk {name} in {url} is not disk {name} of this host ({here}), but another one of that \
@@ -75,7 +94,7 @@ impl std::str::FromStr for PointName {
 
 impl PointName {
     /// The point's cycle, which must exist.
-    pub fn find(self, vault: &Vault, disk: &DiskRecord) -> anyhow::Result<CycleNo> {
+    pub fn find(self, vault: &Vault, disk: &DiskRecord) -> Result<CycleNo> {
         let points = vault.points(disk.disk)?;
         match self.0 {
             PointChoice::Latest => {

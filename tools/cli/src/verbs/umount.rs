@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::ending::Ending;
 use crate::context::Context;
+use crate::error::Result;
 
 /// Stop serving a disk, cleanly
 #[derive(Args)]
@@ -26,7 +27,7 @@ pub struct Umount {
 }
 
 impl Umount {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let name = &self.name;
         let verb = if self.forget { Verb::Forget } else { Verb::Umount };
         let paths = context.roots.disk(name);

@@ -1,13 +1,12 @@
 //! `backstay unpin`: let go of a pin, or of a hold whose holder is gone.
 
-use anyhow::bail;
-use backstay_types::DiskName;
+use backstay_types::{Classified, DiskName};
 use backstay_vault::{HoldKind, HoldName};
 use clap::Args;
 
 use super::target::InVault;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Result, bail, refused};
 
 /// Unpin a recovery point; the rules decide about it again
 #[derive(Args)]
@@ -29,7 +28,7 @@ pub struct Unpin {
 }
 
 impl Unpin {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         let holds = match vault.holds(disk.disk) {
             // One that cannot be read can still be let go of, by its name.
@@ -49,12 +48,11 @@ impl Unpin {
             bail!("disk {} has no pin {}; see backstay holds {}", self.name, self.pin, self.name);
         };
         if hold.kind != HoldKind::Pin && !self.force {
-            return Err(Refused(format!(
+            return Err(refused(format!(
                 "{} is a {} of {}: its points may be in use. Use --force if its holder is gone for \
                  good",
                 self.pin, hold.kind, hold.holder
-            ))
-            .into());
+            )));
         }
         vault.release(disk.disk, &self.pin)?;
         if context.globals.json {

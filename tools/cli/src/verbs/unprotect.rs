@@ -4,7 +4,6 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::cycle::turn::Turn;
 use backstay_engine::home;
 use backstay_engine::phase::Event;
@@ -18,13 +17,13 @@ use backstay_recovery::failover::{
     FailoverRecord, NameLock, State, record_that_leaves, step, stopped,
 };
 use backstay_recovery::mount;
-use backstay_types::{DiskId, DiskName};
+use backstay_types::{Classified, DiskId, DiskName};
 use backstay_vault::retain::Time;
 use backstay_vault::{Vault, VaultError};
 use clap::Args;
 
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Error, Result, bail, refused};
 use backstay_recovery::host::devices::loop_devices;
 use backstay_recovery::host::ending::stop;
 use backstay_recovery::host::{Ending, remove_folder};
@@ -59,7 +58,7 @@ pub struct Unprotect {
 }
 
 impl Unprotect {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let name = &self.name;
         let paths = context.roots.disk(name);
         let _lock = NameLock::take(&context.roots.state, name, "unprotect")?;
@@ -81,7 +80,7 @@ impl Unprotect {
         let delete = self.points_go(context)?;
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
         if delete && url.starts_with("https://") {
-            return Err(behind_gateway(name, url).into());
+            return Err(behind_gateway(name, url));
         }
         // Found before anything is changed.
         let status = context.driver(name).ok().and_then(|mut driver| driver.status().ok());
@@ -101,7 +100,7 @@ impl Unprotect {
                      unpin them, or pass --even-if-held. Nothing was changed",
                     held.join(", ")
                 );
-                return Err(Refused(message).into());
+                return Err(refused(message));
             }
         }
         if let Some(status) = &status {
@@ -112,7 +111,7 @@ impl Unprotect {
                      {name}. Nothing was changed",
                     devices.join(", ")
                 );
-                return Err(Refused(message).into());
+                return Err(refused(message));
             }
         }
         // What cannot be read is replaced: it is to end whatever it says.
@@ -135,7 +134,7 @@ impl Unprotect {
             let mut driver = context.driver(name)?;
             // The lease is free when the cycle that runs has ended; then none can begin.
             while let Err(e) = driver.ask(&Request::Lease { client: "unprotect".into() }) {
-                if !e.is_busy() {
+                if !e.is_refusal() {
                     return Err(e).with_context(|| format!("disk {name}"));
                 }
                 clock::sleep(Duration::from_millis(200));
@@ -164,7 +163,7 @@ impl Unprotect {
 
     /// Removes what is left here of a disk that lives elsewhere: handed over with all it had, or gone. Killed
     /// anywhere, it goes on when it is run again.
-    fn leave(&self, context: &Context, record: Option<FailoverRecord>) -> anyhow::Result<()> {
+    fn leave(&self, context: &Context, record: Option<FailoverRecord>) -> Result<()> {
         let (name, root) = (&self.name, &context.roots.state);
         let paths = context.roots.disk(name);
         if !self.keep_points {
@@ -172,7 +171,7 @@ impl Unprotect {
                 "disk {name} may be another host's now, and so are its points: pass --keep-points. They can be deleted \
                  where it is served. Nothing was changed"
             );
-            return Err(Refused(message).into());
+            return Err(refused(message));
         }
         if let Some(mut record) = record {
             let host = context.host();
@@ -201,7 +200,7 @@ impl Unprotect {
     }
 
     /// Whether the points are to be deleted; asks if it was not said.
-    fn points_go(&self, context: &Context) -> anyhow::Result<bool> {
+    fn points_go(&self, context: &Context) -> Result<bool> {
         let name = &self.name;
         if self.keep_points || (self.delete_points && self.yes) {
             return Ok(self.delete_points);
@@ -210,7 +209,7 @@ impl Unprotect {
             let message = format!(
                 "disk {name}: pass --keep-points, or --delete-points --yes. Nothing was changed"
             );
-            return Err(Refused(message).into());
+            return Err(refused(message));
         }
         if self.delete_points {
             eprint!("Delete every recovery point of {name} from the vault? Type its name: ");
@@ -224,13 +223,13 @@ impl Unprotect {
             (true, said) if said == name.as_str() => Ok(true),
             (false, "keep") => Ok(false),
             (false, "delete") => Ok(true),
-            _ => Err(Refused("not confirmed; nothing was changed".into()).into()),
+            _ => Err(refused("not confirmed; nothing was changed")),
         }
     }
 }
 
 /// Waits for the cycle that runs, however long, and says so.
-fn take_turn(state: &Path, name: &DiskName) -> anyhow::Result<Option<Turn>> {
+fn take_turn(state: &Path, name: &DiskName) -> Result<Option<Turn>> {
     /// A wait that is longer is told.
     const QUIET: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(3600);
@@ -248,8 +247,8 @@ fn take_turn(state: &Path, name: &DiskName) -> anyhow::Result<Option<Turn>> {
 }
 
 /// Nobody deletes recovery points through a gateway: that is what it is for.
-pub fn behind_gateway(name: &DiskName, url: &str) -> Refused {
-    Refused(format!(
+pub fn behind_gateway(name: &DiskName, url: &str) -> Error {
+    refused(format!(
         "disk {name}: its vault {url} is behind a gateway, through which nobody can delete recovery points. Nothing was \
          changed. On its own host: backstay unprotect {name} --keep-points. Then, on a host that has the credentials of \
          the store behind the gateway: backstay vault forget {name} --vault STORE, the URL that the gateway was given \
@@ -258,12 +257,7 @@ pub fn behind_gateway(name: &DiskName, url: &str) -> Refused {
 }
 
 /// Another host's points are not deleted, also where this one has not found out yet that they are.
-fn refuse_elsewhere(
-    context: &Context,
-    name: &DiskName,
-    vault: &Vault,
-    disk: DiskId,
-) -> anyhow::Result<()> {
+fn refuse_elsewhere(context: &Context, name: &DiskName, vault: &Vault, disk: DiskId) -> Result<()> {
     let ours = stopped::superblock(&context.roots.disk(name))
         .map(|superblock| stopped::writer(superblock.disk));
     let newest = vault.newest_term(disk)?;
@@ -284,7 +278,7 @@ fn find(
     url: &str,
     name: &DiskName,
     status: Option<&DriverStatus>,
-) -> anyhow::Result<Option<(Vault, DiskId)>> {
+) -> Result<Option<(Vault, DiskId)>> {
     let vault = Vault::open(url)?;
     let paths = context.roots.disk(name);
     let stopped = stopped::superblock(&paths);

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::target::{InVault, PointName, size};
 use crate::context::Context;
-use crate::exit::Damaged;
+use crate::error::{Result, damage};
 
 /// Read recovery points back and check every checksum and the chain
 #[derive(Args)]
@@ -60,7 +60,7 @@ struct Found {
 }
 
 impl Verify {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let (vault, disk) = self.vault.find(context, &self.name)?;
         vault.check_readable()?;
         let missing = match self.point {
@@ -103,13 +103,12 @@ impl Verify {
         match found.damaged.len() + found.missing.len() {
             // Found by its identity: who looks for its name does not find it.
             0 => Ok(vault.disk(disk.disk).map(drop)?),
-            bad => Err(Damaged(format!(
+            bad => Err(damage(format!(
                 "disk {}: {bad} of {} recovery points in {} are damaged or missing; the others are whole",
                 self.name,
                 bad + found.whole.len(),
                 vault.url()
-            ))
-            .into()),
+            ))),
         }
     }
 
@@ -134,12 +133,7 @@ impl Verify {
     }
 
     /// Points that the vault itself, or this host, knows of and that are not there.
-    fn missing(
-        &self,
-        context: &Context,
-        vault: &Vault,
-        disk: &DiskRecord,
-    ) -> anyhow::Result<Vec<CycleNo>> {
+    fn missing(&self, context: &Context, vault: &Vault, disk: &DiskRecord) -> Result<Vec<CycleNo>> {
         let mut missing = vault.missing_points(disk.disk)?;
         let record = Record::load(&context.roots.disk(&self.name).state);
         let ours = record.last.filter(|last| last.disk == Some(disk.disk));

@@ -1,9 +1,10 @@
 //! A command that tries what a test failover brought up, with nobody to talk to.
 
-use anyhow::{Context as _, bail};
 use backstay_engine::hooks::withhold;
 use backstay_host::child::program;
 use backstay_recovery::failover::ServedDisk;
+
+use crate::error::{Context as _, Result, bail};
 
 /// A network, mounts, process numbers and shared memory of its own; all that it started ends with it.
 const APART: [&str; 7] =
@@ -13,7 +14,7 @@ const APART: [&str; 7] =
 const INSIDE: &str = "ip link set lo up && exec /bin/sh -c \"$0\"";
 
 /// Runs a command line apart from the host's network; it must succeed. The disk has a loop device.
-pub fn run(place: &ServedDisk, line: &str) -> anyhow::Result<()> {
+pub fn run(place: &ServedDisk, line: &str) -> Result<()> {
     let name = &place.name;
     let ended = withhold(&mut program("unshare"))
         .args(APART)

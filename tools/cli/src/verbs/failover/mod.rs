@@ -6,7 +6,6 @@ mod status;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use backstay_engine::cycle::CycleReport;
 use backstay_recovery::failover::rules::{Verb, is_orphan};
 use backstay_recovery::failover::source::{self, Stopping};
@@ -22,6 +21,7 @@ use clap::{Args, Subcommand};
 use super::cycle::line;
 use super::target::time;
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Fail a disk over to this host: try it, do it, undo it, commit it
 #[derive(Args)]
@@ -318,7 +318,7 @@ impl Up {
 }
 
 impl Failover {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.what {
             Action::Test(verb) => verb.run(context),
             Action::Cleanup(verb) => verb.run(context),
@@ -339,7 +339,7 @@ fn locked(
     name: Option<DiskName>,
     doing: &str,
     verb: Verb,
-) -> anyhow::Result<(NameLock, FailoverRecord)> {
+) -> Result<(NameLock, FailoverRecord)> {
     let name = name.context("which disk?")?;
     let lock = NameLock::take(&context.roots.state, &name, doing)?;
     // Another point that was begun goes on, whatever came of the first.
@@ -351,7 +351,7 @@ fn locked(
 }
 
 /// Prints where a disk is served.
-pub fn print_place(context: &Context, place: &ServedDisk) -> anyhow::Result<()> {
+pub fn print_place(context: &Context, place: &ServedDisk) -> Result<()> {
     if context.globals.json {
         return context.print_json(place);
     }
@@ -360,7 +360,7 @@ pub fn print_place(context: &Context, place: &ServedDisk) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn print_places(context: &Context, places: &[ServedDisk]) -> anyhow::Result<()> {
+fn print_places(context: &Context, places: &[ServedDisk]) -> Result<()> {
     places.iter().try_for_each(|place| print_place(context, place))
 }
 
@@ -372,7 +372,7 @@ pub fn say_cycle(context: &Context, name: &DiskName, report: Option<&CycleReport
 }
 
 impl Test {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
             let number = self.group_point.map(GroupPointNo);
@@ -405,7 +405,7 @@ impl Test {
 }
 
 impl Cleanup {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let root = &context.roots.state;
         let tests: Vec<_> = FailoverRecord::all(root)?
             .into_iter()
@@ -436,7 +436,7 @@ impl Cleanup {
 }
 
 impl Handover {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         let Stop { stop_command, start_command, command_timeout, unmount } = self.stopping;
         let how = Stopping { stop_command, start_command, command_timeout, unmount };
@@ -448,7 +448,7 @@ impl Handover {
     }
 }
 
-fn say_handed_over(context: &Context, records: &[FailoverRecord]) -> anyhow::Result<()> {
+fn say_handed_over(context: &Context, records: &[FailoverRecord]) -> Result<()> {
     for record in records {
         if context.globals.json {
             context.print_json(record)?;
@@ -468,7 +468,7 @@ fn say_handed_over(context: &Context, records: &[FailoverRecord]) -> anyhow::Res
 }
 
 impl Planned {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
             let places =
@@ -499,7 +499,7 @@ impl Planned {
 }
 
 impl Unplanned {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
             let which = (self.group_point.map(GroupPointNo), self.point.left_history);
@@ -528,7 +528,7 @@ impl Unplanned {
 }
 
 impl Change {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
             let which = (self.group_point.map(GroupPointNo), self.point.left_history);
@@ -542,7 +542,7 @@ impl Change {
 }
 
 impl Cancel {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
             return Ok(group::cancel(&host, group)?);
@@ -570,7 +570,7 @@ impl Cancel {
 }
 
 impl Commit {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         let how = Committing { policy: self.policy.as_deref(), hydrate: !self.no_hydrate };
         if let Some(group) = &self.group {

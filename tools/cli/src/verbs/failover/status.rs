@@ -1,14 +1,14 @@
 //! `backstay failover status`.
 
-use anyhow::Context as _;
 use backstay_recovery::failover::FailoverRecord;
 use backstay_types::DiskName;
 
 use super::super::target::{time, word};
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 
 /// Shows the failovers of this host.
-pub fn show(context: &Context, name: Option<&DiskName>) -> anyhow::Result<()> {
+pub fn show(context: &Context, name: Option<&DiskName>) -> Result<()> {
     let mut records = match name {
         Some(name) => vec![record(context, name)?],
         None => FailoverRecord::all(&context.roots.state)?,
@@ -34,7 +34,7 @@ pub fn show(context: &Context, name: Option<&DiskName>) -> anyhow::Result<()> {
 }
 
 /// The failover of a name.
-pub fn record(context: &Context, name: &DiskName) -> anyhow::Result<FailoverRecord> {
+pub fn record(context: &Context, name: &DiskName) -> Result<FailoverRecord> {
     FailoverRecord::load(&context.roots.state, name)?.with_context(|| {
         format!("there is no failover of disk {name} on this host; see backstay failover status")
     })

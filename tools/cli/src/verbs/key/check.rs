@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::OfVault;
 use crate::context::Context;
+use crate::error::{Result, bail};
 use crate::verbs::target::time;
 
 /// Try every key this host has, and read the newest point of every disk with it
@@ -58,10 +59,10 @@ struct OfDisk {
 }
 
 impl Check {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let Some(keyring) = vault.keyring()? else {
-            anyhow::bail!(
+            bail!(
                 "{} is not encrypted: its store can read it. It cannot be encrypted later; backstay key \
                  init makes a new one",
                 vault.url()
@@ -115,19 +116,19 @@ impl Check {
             say(&outcome, context.globals.quiet);
         }
         if !opens {
-            anyhow::bail!(
+            bail!(
                 "no key on this host opens {}. What is shipped there cannot be read here: find the key while \
                  the disks still run, or make a new vault",
                 outcome.vault
             );
         }
         if !ok {
-            anyhow::bail!("not every disk's newest point can be read with this key");
+            bail!("not every disk's newest point can be read with this key");
         }
         Ok(())
     }
 
-    fn read_disks(&self, context: &Context, vault: &Vault) -> anyhow::Result<Vec<OfDisk>> {
+    fn read_disks(&self, context: &Context, vault: &Vault) -> Result<Vec<OfDisk>> {
         let mut disks = vec![];
         for record in vault.disks()? {
             let mut found = OfDisk { name: record.name, point: None, bytes_read: 0, problem: None };

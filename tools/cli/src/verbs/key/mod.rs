@@ -8,7 +8,6 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use backstay_vault::Vault;
 use backstay_vault::encrypt::Keyring;
 use backstay_vault::format::document::encode;
@@ -18,6 +17,7 @@ use serde_json::json;
 use super::target::time;
 use super::vault::InPlace;
 use crate::context::Context;
+use crate::error::{Context as _, Result};
 use secret::NewSecret;
 
 /// Encrypted vaults: make one, manage its keys, check that they open it
@@ -159,13 +159,13 @@ impl OfVault {
         self.vault.as_deref().unwrap_or(&context.config.vault)
     }
 
-    fn open(&self, context: &Context) -> anyhow::Result<Vault> {
+    fn open(&self, context: &Context) -> Result<Vault> {
         Ok(Vault::open(self.url(context))?)
     }
 }
 
 impl Key {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.what {
             Action::Init(verb) => verb.run(context),
             Action::Add(verb) => verb.run(context),
@@ -180,7 +180,7 @@ impl Key {
 }
 
 impl Init {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.url(context);
         self.place.prepare(url)?;
         let (slot, setting) = self.secret.take()?;
@@ -207,7 +207,7 @@ impl Init {
 }
 
 impl Add {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let (keyring, opened) = vault.open_keyring()?;
         let (new, _) = self.secret.take()?;
@@ -218,7 +218,7 @@ impl Add {
 }
 
 impl Remove {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let Some(slot) = self.slot else {
             return writers::remove(context, &vault, self.writer.as_deref().unwrap_or_default());
@@ -235,7 +235,7 @@ impl Remove {
 }
 
 impl Rotate {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let (keyring, opened) = vault.open_keyring()?;
         let (keyring, _) = keyring.rotated(opened)?;
@@ -252,7 +252,7 @@ impl Rotate {
 }
 
 impl Grant {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let key = vault.new_writer(&self.label)?;
         let path = &self.to;
@@ -276,7 +276,7 @@ impl Grant {
 }
 
 impl List {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let Some(keyring) = vault.keyring()? else {
             return said(context, &json!({ "encrypted": false }), || {
@@ -331,18 +331,14 @@ impl List {
     }
 }
 
-fn put(vault: &Vault, keyring: &Keyring) -> anyhow::Result<()> {
+fn put(vault: &Vault, keyring: &Keyring) -> Result<()> {
     vault.put_keyring(keyring).context(
         "the keyring was not changed: somebody else may have changed it at the same time; look with \
          backstay key list and try again",
     )
 }
 
-fn said(
-    context: &Context,
-    value: &serde_json::Value,
-    text: impl FnOnce() -> String,
-) -> anyhow::Result<()> {
+fn said(context: &Context, value: &serde_json::Value, text: impl FnOnce() -> String) -> Result<()> {
     if context.globals.json {
         return context.print_json(value);
     }

@@ -4,12 +4,13 @@ use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use backstay_vault::encrypt::settings::{read_key_file, read_passphrase};
 use backstay_vault::encrypt::unlock::PASSPHRASE_CHARS_MIN;
 use backstay_vault::encrypt::{Hardness, NewSlot};
 use clap::Args;
 use zeroize::Zeroizing;
+
+use crate::error::{Context as _, Result, bail};
 
 /// What a new slot is opened with.
 #[derive(Args)]
@@ -47,7 +48,7 @@ impl NewSecret {
     }
 
     /// The secret, and the setting that opens it.
-    pub fn take(&self) -> anyhow::Result<(NewSlot, Setting)> {
+    pub fn take(&self) -> Result<(NewSlot, Setting)> {
         let Which { passphrase_file, key_file, recipient, .. } = &self.which;
         if let Some(path) = key_file {
             let content =
@@ -78,7 +79,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
-fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+fn key_content(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let mut options = std::fs::OpenOptions::new();
     match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
@@ -96,7 +97,7 @@ fn key_content(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-fn ask_twice() -> anyhow::Result<Zeroizing<String>> {
+fn ask_twice() -> Result<Zeroizing<String>> {
     if !std::io::stdin().is_terminal() {
         bail!(
             "cannot ask for a passphrase without a terminal; use --passphrase-file or --key-file"

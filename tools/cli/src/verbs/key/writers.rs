@@ -1,6 +1,5 @@
 //! Hosts that write into an encrypted vault and read nothing of it: which there are, and taking one out.
 
-use anyhow::{Context as _, bail};
 use backstay_vault::Vault;
 use backstay_vault::encrypt::{Keyring, WriterKey};
 use clap::Args;
@@ -10,6 +9,7 @@ use serde_json::json;
 use super::super::target::time;
 use super::{OfVault, said};
 use crate::context::Context;
+use crate::error::{Context as _, Result, bail};
 
 /// Sign the records of a vault that an older version made
 #[derive(Args)]
@@ -25,7 +25,7 @@ pub struct Sign {
 }
 
 impl Sign {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let vault = self.vault.open(context)?;
         let changed = vault.sign_documents()?;
         said(context, &json!({ "documents_signed": true, "changed": changed }), || match changed {
@@ -46,7 +46,7 @@ pub struct Writer {
 }
 
 /// All that are known, the oldest first.
-pub fn all(vault: &Vault, keyring: &Keyring) -> anyhow::Result<Vec<Writer>> {
+pub fn all(vault: &Vault, keyring: &Keyring) -> Result<Vec<Writer>> {
     let removed = |id: &str| keyring.removed.iter().find(|one| one.writer == id);
     let mut all: Vec<Writer> = vault
         .writers()?
@@ -96,7 +96,7 @@ pub fn short(id: &str) -> &str {
 }
 
 /// Takes a writer out of a vault.
-pub fn remove(context: &Context, vault: &Vault, which: &str) -> anyhow::Result<()> {
+pub fn remove(context: &Context, vault: &Vault, which: &str) -> Result<()> {
     let keyring = vault.keyring()?.context("the vault is not encrypted: it has no writers")?;
     let known = all(vault, &keyring)?;
     let is_it = |one: &&Writer| {

@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, bail};
 use backstay_engine::service::stop_on_signals;
 use backstay_recovery::host::{Listener, LocalHost, Silent};
 use backstay_recovery::plan::run::{clean_up, go_on, may_begin, prepare, read};
@@ -20,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::progress::Shown;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Context as _, Result, bail, refused};
 
 /// Recovery plans: many disks and machines, scripts and people, in order
 #[derive(Args)]
@@ -98,22 +97,21 @@ struct Opened {
     plan: Parsed,
 }
 
-fn open(file: &Path) -> anyhow::Result<Opened> {
+fn open(file: &Path) -> Result<Opened> {
     let text = read(file).with_context(|| format!("plan {}", file.display()))?;
     let plan = Parsed::parse(&text).with_context(|| format!("plan {}", file.display()))?;
     Ok(Opened { text, plan })
 }
 
-fn folder(context: &Context, plan: &DiskName) -> anyhow::Result<RunFolder> {
+fn folder(context: &Context, plan: &DiskName) -> Result<RunFolder> {
     let taken = RunFolder::take(&context.roots.state, plan);
     let taken = taken.with_context(|| format!("plan {plan}"))?;
-    Ok(taken.ok_or_else(|| {
-        Refused(format!("plan {plan} is being run by another command on this host"))
-    })?)
+    taken
+        .ok_or_else(|| refused(format!("plan {plan} is being run by another command on this host")))
 }
 
 /// The last run of a plan, and the plan as it was when it began.
-fn last(context: &Context, plan: &DiskName) -> anyhow::Result<(Run, Parsed)> {
+fn last(context: &Context, plan: &DiskName) -> Result<(Run, Parsed)> {
     let run = RunFolder::last(&context.roots.state, plan)?
         .with_context(|| format!("plan {plan} was never run on this host"))?;
     let plan = Parsed::parse(&run.text).context("the plan of the last run")?;
@@ -121,7 +119,7 @@ fn last(context: &Context, plan: &DiskName) -> anyhow::Result<(Run, Parsed)> {
 }
 
 impl Plan {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.what {
             PlanVerb::Check(verb) => check(context, &open(&verb.file)?.plan),
             PlanVerb::Test(verb) => begin(context, Kind::Test, &verb),
@@ -139,7 +137,7 @@ impl Plan {
 }
 
 /// Whether all that a plan names is there.
-fn check(context: &Context, plan: &Parsed) -> anyhow::Result<()> {
+fn check(context: &Context, plan: &Parsed) -> Result<()> {
     let (mut wrong, mut warnings) = (vec![], vec![]);
     for name in plan.disks() {
         let url = plan.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
@@ -178,7 +176,7 @@ fn check(context: &Context, plan: &Parsed) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn begin(context: &Context, kind: Kind, go: &Go) -> anyhow::Result<()> {
+fn begin(context: &Context, kind: Kind, go: &Go) -> Result<()> {
     let Opened { text, plan } = open(&go.file)?;
     with_executor(context, &plan, go.dry_run, |executor| {
         if go.dry_run {
@@ -200,8 +198,8 @@ fn with_executor<T>(
     context: &Context,
     plan: &Parsed,
     dry: bool,
-    work: impl FnOnce(&HostExecutor<'_>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
+    work: impl FnOnce(&HostExecutor<'_>) -> Result<T>,
+) -> Result<T> {
     let signals = stop_on_signals()?;
     let was_told = AtomicBool::new(false);
     let stopped = || {
@@ -250,7 +248,7 @@ fn ask(what: &str, stopped: &dyn Fn() -> bool) -> Answer {
     }
 }
 
-fn resume(context: &Context, verb: &Resume) -> anyhow::Result<()> {
+fn resume(context: &Context, verb: &Resume) -> Result<()> {
     let name = open(&verb.file)?.plan.name;
     let folder = folder(context, &name)?;
     let (mut run, plan) = last(context, &name)?;
@@ -261,7 +259,7 @@ fn resume(context: &Context, verb: &Resume) -> anyhow::Result<()> {
     })
 }
 
-fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+fn cleanup(context: &Context, name: &DiskName) -> Result<()> {
     let folder = folder(context, name)?;
     let (mut run, plan) = last(context, name)?;
     with_executor(context, &plan, false, |executor| {
@@ -273,22 +271,22 @@ fn cleanup(context: &Context, name: &DiskName) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn commit(context: &Context, name: &DiskName) -> anyhow::Result<()> {
+fn commit(context: &Context, name: &DiskName) -> Result<()> {
     let _folder = folder(context, name)?;
     let (run, _) = last(context, name)?;
     if run.kind == Kind::Test || run.state != RunState::Done {
-        return Err(Refused(format!(
+        return Err(refused(format!(
             "the last run of plan {name} is no failover that is done; nothing was committed"
-        ))
-        .into());
+        )));
     }
     Ok(host::commit(&context.host(), &run)?)
 }
 
 /// Keeps the report of a run, and shows it.
-fn end(context: &Context, folder: &RunFolder, run: &Run) -> anyhow::Result<()> {
+fn end(context: &Context, folder: &RunFolder, run: &Run) -> Result<()> {
     let report = Report::of(run);
-    let path = folder.keep_report(run, &serde_json::to_vec_pretty(&report)?)?;
+    let path = folder
+        .keep_report(run, &serde_json::to_vec_pretty(&report).map_err(std::io::Error::from)?)?;
     print(context, &report)?;
     if !context.globals.quiet && !context.globals.json {
         println!("\nreport: {}\nlog:    {}", path.display(), folder.log_path().display());
@@ -296,7 +294,7 @@ fn end(context: &Context, folder: &RunFolder, run: &Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
+fn print(context: &Context, report: &Report) -> Result<()> {
     if context.globals.json {
         return context.print_json(report);
     }
@@ -304,7 +302,7 @@ fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_dry(context: &Context, plan: &Parsed, run: &Run) -> anyhow::Result<()> {
+fn show_dry(context: &Context, plan: &Parsed, run: &Run) -> Result<()> {
     if context.globals.json {
         return context.print_json(&Report::of(run));
     }

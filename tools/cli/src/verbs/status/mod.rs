@@ -14,7 +14,7 @@ use clap::Args;
 use console::Term as Screen;
 
 use crate::context::Context;
-use crate::exit::Silent;
+use crate::error::{Error, Result};
 use crate::health::{Shown, for_each_at_once, look};
 use details::details;
 use overview::overview;
@@ -49,7 +49,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 const WIDTH: usize = 80;
 
 impl Status {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let screen = Screen::stdout();
         let on_screen = std::io::stdout().is_terminal();
         loop {
@@ -71,7 +71,7 @@ impl Status {
     }
 
     /// All that was asked for, the worst first.
-    fn collect(&self, context: &Context) -> anyhow::Result<Vec<Shown>> {
+    fn collect(&self, context: &Context) -> Result<Vec<Shown>> {
         let names = match &self.name {
             Some(name) => {
                 context.expect_disk(name)?;
@@ -80,16 +80,16 @@ impl Status {
             None => all(context)?,
         };
         let all = for_each_at_once(&names, |name| look(context, name));
-        let mut all = all.into_iter().collect::<anyhow::Result<Vec<Shown>>>()?;
+        let mut all = all.into_iter().collect::<Result<Vec<Shown>>>()?;
         all.sort_by_key(|shown| Reverse(shown.disk.health.level));
         Ok(all)
     }
 
-    fn verdict(&self, all: &[Shown]) -> anyhow::Result<()> {
+    fn verdict(&self, all: &[Shown]) -> Result<()> {
         let worst = all.iter().map(|shown| shown.disk.health.level).max().unwrap_or(Level::Ok);
         match worst {
-            Level::Warning if self.exit_code => Err(Silent(10).into()),
-            Level::Critical if self.exit_code => Err(Silent(20).into()),
+            Level::Warning if self.exit_code => Err(Error::silent(10)),
+            Level::Critical if self.exit_code => Err(Error::silent(20)),
             _ => Ok(()),
         }
     }
@@ -114,7 +114,7 @@ fn level(level: Level) -> &'static str {
 }
 
 /// Disks and replicas of this host.
-pub fn all(context: &Context) -> anyhow::Result<Vec<DiskName>> {
+pub fn all(context: &Context) -> Result<Vec<DiskName>> {
     let disks = context.visible_disks()?;
     let state = std::fs::read_dir(&context.roots.state).into_iter().flatten().flatten();
     let replicas = state

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use backstay_types::{ByteLen, CycleNo, DiskId, DiskName};
+use backstay_types::{ByteLen, Classified, CycleNo, DiskId, DiskName};
 use backstay_vault::retain::Time;
 use backstay_vault::{DamagedDisk, DiskRecord, Vault, VaultError};
 use clap::Args;
@@ -10,7 +10,7 @@ use console::Style;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::exit::{Damaged, Refused};
+use crate::error::{Result, damage, refused};
 use crate::table::{Cell, Column, lines};
 use crate::verbs::target::{size, time};
 use crate::verbs::unprotect::behind_gateway;
@@ -150,7 +150,7 @@ impl Listed {
 }
 
 impl Ls {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
         let (disks, damaged) = vault.list_disks()?;
         let mut disks = disks
@@ -173,12 +173,11 @@ impl Ls {
         Self::print(context, &disks)?;
         match disks.iter().filter(|disk| disk.damaged.is_some()).count() {
             0 => Ok(()),
-            n => Err(Damaged(format!("{}: {n} of {} disks are damaged", vault.url(), disks.len()))
-                .into()),
+            n => Err(damage(format!("{}: {n} of {} disks are damaged", vault.url(), disks.len()))),
         }
     }
 
-    fn print(context: &Context, disks: &[Listed]) -> anyhow::Result<()> {
+    fn print(context: &Context, disks: &[Listed]) -> Result<()> {
         if context.globals.json {
             return context.print_json(&disks);
         }
@@ -199,17 +198,17 @@ impl Ls {
 }
 
 impl Forget {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         let name = &self.name;
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         if url.starts_with("https://") {
-            return Err(behind_gateway(name, url).into());
+            return Err(behind_gateway(name, url));
         }
         let vault = Vault::open(url)?;
         let disk = vault.disk_named(name)?;
         let url = vault.url();
         if context.has_disk(name)? || context.has_disk(&disk.name)? {
-            return refused(format!(
+            return unchanged(&format!(
                 "disk {name} is on this host; backstay unprotect {name} --delete-points ends it"
             ));
         }
@@ -219,7 +218,7 @@ impl Forget {
             .map(|hold| format!("{} ({})", hold.name, hold.holder))
             .collect();
         if !held.is_empty() && !self.even_if_held {
-            return refused(format!(
+            return unchanged(&format!(
                 "disk {name} in {url}: its points are still held: {}. See backstay holds {name}; unpin \
                  them, or pass --even-if-held",
                 held.join(", ")
@@ -247,9 +246,9 @@ impl Forget {
         Ok(())
     }
 
-    fn ask(&self, context: &Context, listed: &Listed, url: &str) -> anyhow::Result<()> {
+    fn ask(&self, context: &Context, listed: &Listed, url: &str) -> Result<()> {
         if context.globals.json || !std::io::stdin().is_terminal() {
-            return refused(format!(
+            return unchanged(&format!(
                 "disk {} in {url}: pass --yes to delete it for good",
                 self.name
             ));
@@ -268,11 +267,11 @@ impl Forget {
         std::io::stdin().read_line(&mut said)?;
         match said.trim() == self.name.as_str() {
             true => Ok(()),
-            false => refused("not confirmed".into()),
+            false => unchanged("not confirmed"),
         }
     }
 }
 
-fn refused(why: String) -> anyhow::Result<()> {
-    Err(Refused(format!("{why}. Nothing was changed")).into())
+fn unchanged(why: &str) -> Result<()> {
+    Err(refused(format!("{why}. Nothing was changed")))
 }

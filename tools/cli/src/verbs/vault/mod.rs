@@ -5,7 +5,6 @@ mod disks;
 
 use std::time::SystemTime;
 
-use anyhow::bail;
 use backstay_vault::remote::lock::Versions;
 use backstay_vault::{Vault, VaultError, known};
 use clap::{Args, Subcommand};
@@ -13,7 +12,7 @@ use serde_json::json;
 
 use super::target::past;
 use crate::context::Context;
-use crate::exit::Refused;
+use crate::error::{Result, bail, refused};
 use disks::{Forget, Ls};
 
 /// Make a vault, list its disks, accept another one, bring back what was deleted
@@ -63,7 +62,7 @@ pub struct InPlace {
 
 impl InPlace {
     /// Forgets a vault that is missing, if that was said. One that is there stays known.
-    pub fn prepare(&self, url: &str) -> anyhow::Result<()> {
+    pub fn prepare(&self, url: &str) -> Result<()> {
         match Vault::open_whichever(url) {
             Err(e) if self.replace_missing && e.is_no_vault() => Ok(known::forget(url)?),
             _ => Ok(()),
@@ -128,7 +127,7 @@ struct Extend {
 }
 
 impl VaultVerb {
-    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+    pub fn run(self, context: &Context) -> Result<()> {
         match self.what {
             Action::Init(verb) => verb.run(context),
             Action::Accept(verb) => verb.run(context),
@@ -141,11 +140,11 @@ impl VaultVerb {
 }
 
 impl Init {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         self.place.prepare(url)?;
         let vault = match Vault::create(url) {
-            Err(e @ VaultError::VaultGone { .. }) => return Err(Refused(e.to_string()).into()),
+            Err(e @ VaultError::VaultGone { .. }) => return Err(refused(e.to_string())),
             made => made?,
         };
         if context.globals.json {
@@ -164,7 +163,7 @@ pub fn id(vault: &Vault) -> String {
 }
 
 impl Accept {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         let vault = Vault::open_whichever(url)?;
         let before = known::at(url).ok().flatten().map(|known| known.vault);
@@ -183,7 +182,7 @@ impl Accept {
 }
 
 impl Undelete {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         let done = Versions::of(url)?.undelete(self.since, self.check)?;
         if context.globals.json {
@@ -214,7 +213,7 @@ impl Undelete {
 }
 
 impl Extend {
-    fn run(self, context: &Context) -> anyhow::Result<()> {
+    fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
         let done = Versions::of(url)?.extend()?;
         let until = humantime::format_rfc3339_seconds(done.until).to_string();
