@@ -12,7 +12,9 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use backstay_front::paths::Roots;
-use backstay_recovery::failover::rules::{NameKind, NameState, Rule, VERBS, Verb, all, rule};
+use backstay_recovery::failover::rules::{
+    Goal, NameKind, NameState, Rule, STEPS_MAX, VERBS, Verb, all, next_step, rule,
+};
 use backstay_recovery::failover::{FailoverRecord, Kind, State};
 use backstay_tests::harness::command::said;
 use backstay_tests::harness::service::wait_for;
@@ -24,6 +26,8 @@ const SIZE: u64 = 1 << 20;
 struct Made {
     /// The host that is tried.
     host: Arc<Host>,
+    /// The other one.
+    other: Arc<Host>,
     /// What the failback of this state was given, or may be.
     to: PathBuf,
     /// The backing of the disk, if it is the source.
@@ -67,14 +71,15 @@ impl Site {
     }
 
     fn made(self, target: bool) -> Made {
-        let host = Arc::clone(if target { &self.b } else { &self.a });
+        let (host, other) = if target { (&self.b, &self.a) } else { (&self.a, &self.b) };
+        let (host, other) = (Arc::clone(host), Arc::clone(other));
         let backing = match target {
             true => host.path("new.img"),
             false => self.source.backing.clone(),
         };
         let mut others = self.disks;
         others.push(self.source);
-        Made { to: backing.clone(), backing, host, _others: others, follower: None }
+        Made { to: backing.clone(), backing, host, other, _others: others, follower: None }
     }
 
     fn planned(&self) {
@@ -312,6 +317,38 @@ fn args(made: &Made, wanted: NameState, verb: Verb) -> Vec<String> {
     words.into_iter().map(str::to_owned).collect()
 }
 
+/// Follows the commands to a goal, from state to state.
+fn reach(wanted: NameState, goal: Goal) -> Result<usize, String> {
+    let made = make(wanted);
+    for steps in 0..=STEPS_MAX {
+        let now = standing(&made.host);
+        let Some(verb) = next_step(now, goal) else {
+            return match goal {
+                Goal::Nothing if record(&made.host).is_some() => Err("a record is left".into()),
+                Goal::Nothing if made.host.path("state/db").exists() => Err("state is left".into()),
+                Goal::Nothing => Ok(steps),
+                // What it leads to is protected: it gets a point.
+                Goal::Protected => {
+                    let cycle = made.host.try_backstay(&["cycle", "db"]);
+                    cycle.status.success().then_some(steps).ok_or_else(|| said(&cycle))
+                }
+            };
+        };
+        if verb == Verb::Failback {
+            // The other host gives it, unless it did already.
+            let _ = made.other.try_backstay(&["failover", "handover", "db"]);
+        }
+        let mut words = args(&made, now, verb);
+        words.retain(|word| word != "--once" || verb != Verb::Failback);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = made.host.try_backstay(&words);
+        if !output.status.success() {
+            return Err(format!("{now:?}: {words:?}: {}", said(&output)));
+        }
+    }
+    Err(format!("not there in {STEPS_MAX} commands, but {:?}", standing(&made.host)))
+}
+
 fn try_it(made: &Made, wanted: NameState, verb: Verb) -> (Option<i32>, String) {
     let args = args(made, wanted, verb);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -357,6 +394,12 @@ fn walk(wanted: NameState) {
         let (code, said) = try_it(&made, wanted, verb);
         if code != Some(0) {
             wrong.push(format!("{verb:?} is allowed and failed with {code:?}: {said}"));
+        }
+    }
+    for goal in [Goal::Nothing, Goal::Protected] {
+        match reach(wanted, goal) {
+            Ok(steps) => println!("{wanted:?}: {goal:?} in {steps} commands"),
+            Err(why) => wrong.push(format!("{goal:?} is not reached: {why}")),
         }
     }
     assert!(wrong.is_empty(), "{wanted:?}:\n{}", wrong.join("\n"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_recovery::failover::record::STATES;
 use backstay_recovery::failover::rules::{
-    NameKind, NameState, Rule, VERBS, Verb, all, comes_to, rule,
+    Goal, NameKind, NameState, Rule, VERBS, Verb, all, comes_to, next_step, rule,
 };
 use backstay_recovery::failover::{Kind, State, way_on};
 
@@ -92,6 +92,21 @@ fn table() -> Vec<String> {
         .collect()
 }
 
+/// What leads to each goal, as the program says it, state by state.
+fn ways() -> Vec<String> {
+    let step = |standing, goal| {
+        next_step(standing, goal).map_or("–".into(), |verb| format!("`{}`", verb.command("NAME")))
+    };
+    all()
+        .into_iter()
+        .map(|standing| {
+            let (nothing, protected) =
+                (step(standing, Goal::Nothing), step(standing, Goal::Protected));
+            format!("| {} | {nothing} | {protected} |", state_word(standing))
+        })
+        .collect()
+}
+
 fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -128,4 +143,5 @@ fn check(mark: &str, rows: &[String]) {
 fn the_tables_say_what_the_program_says() {
     check("<!-- states -->", &ways_on());
     check("<!-- rules -->", &table());
+    check("<!-- goals -->", &ways());
 }

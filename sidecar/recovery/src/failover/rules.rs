@@ -489,6 +489,60 @@ fn in_failover((kind, state): (Kind, State), at_work: bool, verb: Verb) -> (bool
     }
 }
 
+/// Where a person may want to get a name to on this host, from whatever state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// Nothing of it is left here, but for backings and files.
+    Nothing,
+    /// It is a disk of this host that gets recovery points.
+    Protected,
+}
+
+/// The next command on the way to a goal; none: it is reached. Who follows it from state to state gets there in
+/// [`STEPS_MAX`] commands; docs/reference/failover-states.md has it as a table. A `failback` on the way waits for the
+/// other host's `failover handover`.
+#[must_use]
+pub fn next_step(standing: NameState, goal: Goal) -> Option<Verb> {
+    use Verb::*;
+    let to_protected = goal == Goal::Protected;
+    Some(match (standing.what, standing.at_work) {
+        (NameKind::Nothing, _) if to_protected => Protect,
+        (NameKind::Nothing, _) => return None,
+        (NameKind::Disk, served) if to_protected => match served {
+            true => return None,
+            false => Mount,
+        },
+        (NameKind::Elsewhere, _) if to_protected => Failback,
+        (NameKind::Disk | NameKind::Elsewhere, _) => Unprotect,
+        (NameKind::Point, _) => Forget,
+        (NameKind::Replica | NameKind::TakenOver, _) if to_protected => UnplannedReplica,
+        (NameKind::Replica, true) => StopReplica,
+        (NameKind::Replica | NameKind::TakenOver, _) => Unprotect,
+        (NameKind::Orphan(..), _) => Cancel,
+        (NameKind::Failover(kind, state), served) => match (kind, state) {
+            (Kind::Test, _) => Cleanup,
+            (Kind::Source, State::Removing) if to_protected => Planned,
+            (Kind::Source, State::HandedOver) if !to_protected => Unprotect,
+            (Kind::Source, State::Removing) => Unprotect,
+            (Kind::Failback, State::Seeding) if !to_protected => Cancel,
+            (Kind::Failback, _) => Failback,
+            (_, State::Committing) => Commit,
+            (Kind::Planned | Kind::Unplanned, State::Committed) => match (to_protected, served) {
+                (true, true) => return None,
+                (true, false) => Mount,
+                (false, _) => Handover,
+            },
+            (Kind::Planned, State::Starting) if to_protected => Planned,
+            (Kind::Unplanned, State::Starting) if to_protected => Unplanned,
+            (Kind::Planned | Kind::Unplanned, State::Up) if to_protected => Commit,
+            _ => Cancel,
+        },
+    })
+}
+
+/// Most commands on the way to a goal.
+pub const STEPS_MAX: usize = 3;
+
 /// Why a verb is refused in a state, and what leads on from there; none if it is not.
 #[must_use]
 pub fn refusal(standing: NameState, name: &DiskName, verb: Verb) -> Option<FailoverError> {
@@ -602,6 +656,25 @@ mod tests {
                 let name = "db".parse().unwrap();
                 let said = refusal(standing, &name, verb).unwrap().to_string();
                 assert!(said.contains(&instead.command("db")), "{standing:?} {verb:?}: {said}");
+            }
+        }
+    }
+
+    /// Every command on the way to a goal is allowed where it is named, and is a new one.
+    #[test]
+    fn every_step_to_a_goal_is_allowed() {
+        for standing in all() {
+            for goal in [Goal::Nothing, Goal::Protected] {
+                let reached = match goal {
+                    Goal::Nothing => standing.what == NameKind::Nothing,
+                    Goal::Protected => rule(standing, Verb::Cycle) == Rule::Allowed,
+                };
+                match next_step(standing, goal) {
+                    None => assert!(reached, "{standing:?} {goal:?}"),
+                    Some(verb) => {
+                        assert_eq!(rule(standing, verb), Rule::Allowed, "{standing:?} {goal:?}");
+                    }
+                }
             }
         }
     }
