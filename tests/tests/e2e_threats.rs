@@ -472,7 +472,8 @@ fn an_authority_that_was_copied_signs_nothing_without_its_passphrase() {
             ("revoke", &["h"]),
         ] {
             let (done, text) = pki(verb, args, wrong);
-            let says = if wrong { "does not open with this passphrase" } else { "without a terminal" };
+            let says =
+                if wrong { "does not open with this passphrase" } else { "without a terminal" };
             assert!(!done && text.contains(says), "{verb}: {text}");
         }
     }

@@ -13,14 +13,20 @@ pub fn lab() -> Lab {
     let host = Host::new("gauntlet-replica");
     small(&host.path("vault"), "24m");
     let standby = host.another("gauntlet-standby");
-    let text = format!("vault = \"{}\"\nallow_local_vault = true\n{BASE}{METRICS}", host.vault());
-    fs::write(standby.path("backstay.toml"), text).unwrap();
     let mut lab = Lab::new(host, BASE.into());
     lab.asked = Some(standby);
+    configure(&lab, "");
     let to = target(&lab);
     lab.asked.as_ref().unwrap().backstay(&["replica", "d", "--to", &to, "--once"]);
     follow(&mut lab);
     lab
+}
+
+/// The replica's host's configuration, with these lines more.
+fn configure(lab: &Lab, more: &str) {
+    let vault = lab.host.vault();
+    let text = format!("vault = \"{vault}\"\nallow_local_vault = true\n{BASE}{more}{METRICS}");
+    fs::write(lab.asked.as_ref().unwrap().path("backstay.toml"), text).unwrap();
 }
 
 fn target(lab: &Lab) -> String {
@@ -60,6 +66,21 @@ pub const FAULTS: &[Fault] = &[
         says: &[],
         inject: |lab| signal(lab, "-STOP"),
         mend: |lab| signal(lab, "-CONT"),
+    },
+    // One at rest makes a point at each heartbeat.
+    Fault {
+        name: "the replica's source is dead",
+        seen: Seen::Idle,
+        cause: &["point-late"],
+        says: &["makes no recovery points"],
+        inject: |lab| {
+            configure(lab, "heartbeat = \"2s\"\n");
+            lab.service = None;
+        },
+        mend: |lab| {
+            configure(lab, "");
+            lab.start();
+        },
     },
     Fault {
         name: "the replica's target is gone",

@@ -218,7 +218,7 @@ fn of_replica(replica: &ReplicaStatus) -> Option<Cause> {
 
 /// Intervals after which no new point in the vault is worth a word, and the least time.
 const SILENT_INTERVALS: u32 = 3;
-const SILENT_MIN: Duration = Duration::from_secs(60);
+const SILENT_MIN: Duration = Duration::from_secs(20);
 
 /// A replica sees no more of its source than its points. With a heartbeat, a source that makes none any more is in trouble;
 /// without one, nobody here can tell it from a disk at rest, and that is said.
