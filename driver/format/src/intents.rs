@@ -131,7 +131,7 @@ pub fn decode_block(epoch: EpochNo, bytes: &[u8; BLOCK_BYTES]) -> Block<'_> {
 }
 
 /// The intents of a whole file, as it was found after a crash. It may speak for fewer regions than
-/// the disk has now: an epoch of before the disk grew.
+/// the disk has now: an epoch from before the disk grew.
 ///
 /// # Errors
 /// If the header is unusable or the file is not this disk's; then nothing is known of the epoch

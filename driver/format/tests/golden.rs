@@ -420,7 +420,7 @@ fn backing_responses() -> Vec<Response> {
 fn control_backing() {
     conversation("control-backing-requests.bin", &[Request::OpenBacking]);
     conversation("control-backing-responses.bin", &backing_responses());
-    // A driver of before says nothing of deadlines; it is given none.
+    // An older driver says nothing of deadlines; it is given none.
     let file = golden_of_before("control-backing-responses-without-deadlines.bin");
     match receive::<Response>(&mut &file[..]) {
         Ok(Response::Status(status)) => {

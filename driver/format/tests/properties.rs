@@ -218,7 +218,7 @@ proptest! {
         prop_assert!(want.iter().all(|region| got.contains(region)));
     }
 
-    /// A disk that grew reads the intents of before; one that has fewer regions than a map does
+    /// A disk that grew reads its older intents; one that has fewer regions than a map does
     /// not believe it.
     #[test]
     fn intents_of_a_smaller_disk_are_read(regions in 1u32..20_000, more in 1u32..20_000) {

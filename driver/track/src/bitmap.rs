@@ -35,7 +35,7 @@ impl<B: SharedBits> Bitmap<B> {
     }
 
     /// Opens the bits left by a driver of this boot. `None` if they are not there or not the ones
-    /// looked for. They may be of before the disk grew: then there are fewer of them.
+    /// looked for. They may be from before the disk grew: then there are fewer of them.
     pub fn open<E: Env<Bits = B>>(
         env: &E,
         name: &str,

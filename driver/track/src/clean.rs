@@ -84,7 +84,7 @@ pub(crate) fn difference<E: Env, B: Backing>(
     if stop.backing_mtime_ns != 0 && mtime != stop.backing_mtime_ns {
         return Ok(Some("the time of its last write is another one"));
     }
-    // A state of before fingerprints were kept has none.
+    // A state from before fingerprints were kept has none.
     if stop.fingerprint_crc == 0 {
         return Ok(None);
     }

@@ -81,7 +81,7 @@ impl<E: Env> Offline<E> {
         Ok(if same && untouched && fits { Binding::Bound } else { Binding::Other })
     }
 
-    /// Says durably which backing the disk has, for states of before that was noted.
+    /// Says durably which backing the disk has, for states from before that was noted.
     ///
     /// # Errors
     /// If it cannot be examined or the superblock not be written.

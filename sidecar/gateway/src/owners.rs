@@ -113,7 +113,7 @@ impl Owners {
             return Ok(Meant::Disk(disk));
         }
         let Some(held) = vault.name_record(name)? else {
-            // A vault of before there were documents of names.
+            // A vault from before there were documents of names.
             return match vault.disk_named(name) {
                 Ok(record) => Ok(self.remember(name, record.disk)),
                 Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => Ok(Meant::None),

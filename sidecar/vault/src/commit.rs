@@ -170,7 +170,7 @@ impl Vault {
                     ));
                 }
                 if before.size < size {
-                    // The last sector of before may have been partial: it counts as new.
+                    // The old last sector may have been partial: it counts as new.
                     let end = SectorRange::whole(size).end.0;
                     let new = SectorRange::new(before.size.0 / SECTOR_BYTES, end);
                     must_have_moved(&moved, new)?;

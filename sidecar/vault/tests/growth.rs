@@ -1,4 +1,4 @@
-//! Disks that grow: what may be committed, and what points of before and after restore to.
+//! Disks that grow: what may be committed, and what points from before and after restore to.
 
 mod common;
 

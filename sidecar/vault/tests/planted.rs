@@ -80,7 +80,7 @@ fn a_folder_that_is_a_link_is_not_written_into() {
     for folder in ["segments", "points", "terms"] {
         fs::rename(disk.join(folder), disk.join("aside")).unwrap();
         symlink(outside.path(), disk.join(folder)).unwrap();
-        // A handle of before, and one that has seen nothing yet.
+        // An older handle, and one that has seen nothing yet.
         let url = lab.dir.path().to_str().unwrap();
         for vault in [lab.vault.clone(), Vault::open(url).unwrap()] {
             let shipped = common::ship(&vault, lab.disk, CycleNo(2), &now, &[lab.whole()]);

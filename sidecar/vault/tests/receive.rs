@@ -74,8 +74,8 @@ fn what_is_not_the_next_point_is_not() {
     wrong("of another length", &|p| p.segments.last_mut().unwrap().object.0 += 1);
     wrong("another index", &|p| p.segments.last_mut().unwrap().index_digest[0] ^= 1);
     wrong("one twice", &|p| p.segments.push(*p.segments.last().unwrap()));
-    wrong("the list of before cut", &|p| _ = p.segments.remove(0));
-    wrong("the list of before changed", &|p| p.segments[0].attempt ^= 1);
+    wrong("the older list cut", &|p| _ = p.segments.remove(0));
+    wrong("the older list changed", &|p| p.segments[0].attempt ^= 1);
     wrong("its own first", &|p| p.segments.reverse());
     wrong("a smaller disk", &|p| p.size.0 -= 512);
     wrong("a disk that grew and shipped nothing new", &|p| p.size.0 += 4096);

@@ -489,7 +489,7 @@ fn documents_that_nobody_signed_who_may_count_for_nothing() {
     assert!(matches!(seen, Err(VaultError::Forged { .. })), "{seen:?}");
 }
 
-/// A vault of before: its documents count as they are, and from the day on that is said, only those.
+/// An older vault: its documents count as they are, and from the day on that is said, only those.
 #[test]
 fn documents_of_before_count_and_no_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -93,7 +93,7 @@ pub fn check(
     Ok(())
 }
 
-/// The sectors that a disk has more, the last of before counted in: it may have been partial.
+/// The sectors that a disk has more, the old last one counted in: it may have been partial.
 fn grown(from: ByteLen, to: ByteLen) -> Range<u64> {
     if from == to { 0..0 } else { from.0 / SECTOR_BYTES..to.0.div_ceil(SECTOR_BYTES) }
 }

@@ -325,7 +325,7 @@ impl Run<'_> {
             match (flow, newest) {
                 (Flow::Resync { deep }, Some(newest)) => {
                     match self.compare(&cut, newest, deep, status.resync_no) {
-                        // What cannot be compared with is not needed either: a full copy depends on nothing of before.
+                        // What cannot be compared with is not needed either: a full copy depends on nothing older.
                         Err(CycleError::Vault(e)) if is_loss(&e) => {
                             tracing::warn!("disk {}: {e}: the whole disk is shipped", status.name);
                             resync::forget_progress(self.job.state);
@@ -567,7 +567,7 @@ impl VaultDisk {
     }
 
     /// Nothing is shipped in full because points are gone that were there: anyone who deleted them, or put another vault in
-    /// the place, has to say what is right. With a full copy that was asked for, nothing of before is needed.
+    /// the place, has to say what is right. With a full copy that was asked for, nothing older is needed.
     fn refuse_to_begin_again(
         &mut self,
         asked: Option<&resync::Request>,

@@ -116,7 +116,7 @@ pub(super) fn give_up(paths: &DiskPaths) {
 }
 
 /// A point that was not mounted here before: found, held, and its folder made.
-pub(super) fn anew(
+pub(super) fn fresh(
     name: &DiskName,
     paths: &DiskPaths,
     options: &MountOptions,

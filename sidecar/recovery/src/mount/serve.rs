@@ -22,7 +22,7 @@ use super::choice::{PointChoice, choose};
 use super::heap;
 use super::hydrate::Hydrator;
 use super::keeper::Keeper;
-use super::make::{MANIFEST, MAP, anew, give_up, identity, overlay_path};
+use super::make::{MANIFEST, MAP, fresh, give_up, identity, overlay_path};
 use super::medium::{OverlayFile, PlainFile};
 use super::overlay::Overlay;
 use super::record::{Hydration, HydrationStatus, Mounted, MountedPoint, folder};
@@ -208,7 +208,7 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let (record, vault, held) = match MountedPoint::load(name, paths)? {
         Some(record) => (again(name, record, options)?, None, None),
         None => {
-            let (record, vault, held) = anew(name, paths, options)?;
+            let (record, vault, held) = fresh(name, paths, options)?;
             (record, Some(vault), Some(held))
         }
     };

@@ -47,7 +47,7 @@ pub fn between(
         }
     }
     if from.size_bytes < to.size {
-        // What growth added was moved; the last sector of before may have been a part of one.
+        // What growth added was moved; the old last sector may have been a part of one.
         let first = from.size_bytes.0 / backstay_types::SECTOR_BYTES;
         differ.insert(SectorRange::new(first, whole.end.0));
     }

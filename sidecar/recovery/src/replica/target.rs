@@ -169,7 +169,7 @@ impl Target {
             return self.ground.grow(to);
         }
         if self.ground.size_now()? > to {
-            // After a failover to a point of before the disk grew.
+            // After a failover to a point from before the disk grew.
             let file = OpenOptions::new().write(true).open(&self.path)?;
             file.set_len(to.0)?;
             file.sync_all()?;

@@ -137,10 +137,10 @@ pub struct Keyring {
     pub slots: Vec<Slot>,
     /// The number of the next slot.
     pub next_slot: u32,
-    /// Whether documents of disks, names and groups are signed. Not in vaults of before.
+    /// Whether documents of disks, names and groups are signed. Not in older vaults.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub documents_signed: bool,
-    /// Of a vault of before: the digest of what was there without a signature, which counts all the same.
+    /// Of an older vault: the digest of what was there without a signature, which counts all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsigned: Option<String>,
     /// Writers that were removed.

@@ -35,7 +35,7 @@ pub enum NotSigned {
     /// Its signer has no certificate of the vault's owner.
     #[error("it is signed by somebody whom the vault's owner did not allow to write")]
     Stranger,
-    /// By a writer that was taken out since (`backstay key remove --writer`), and it is not of before.
+    /// By a writer that was taken out since (`backstay key remove --writer`), and it is not older than that.
     #[error(
         "it is signed by a writer that was removed from the vault, and was not there before that"
     )]

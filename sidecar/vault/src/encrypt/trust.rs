@@ -187,7 +187,7 @@ impl Vault {
         if !self.is_encrypted() || !is_signed(key) {
             return encode(document).within(key);
         }
-        // In a vault of before, what has no signature counts.
+        // In an older vault, what has no signature counts.
         if self.is_blind() && self.keyring()?.is_some_and(|keyring| !keyring.documents_signed) {
             return encode(document).within(key);
         }

@@ -334,7 +334,7 @@ impl Vault {
         Ok(keyring.revision)
     }
 
-    /// Has documents of disks, names and groups be signed from now on, in a vault of before; `false` if they are. Those that
+    /// Has documents of disks, names and groups be signed from now on, in an older vault; `false` if they are. Those that
     /// are there count without.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub trait Document: Serialize + for<'a> Deserialize<'a> {
 pub trait Object {
     /// What it says it is, if that is not what its key says; `None` if it is what its key says.
     ///
-    /// Fields that objects of before did not have are compared where they are there.
+    /// Fields that older objects did not have are compared where they are there.
     fn differs(&self, key: &ObjectKey) -> Option<String>;
 }
 
@@ -54,7 +54,7 @@ pub struct VaultRecord {
 pub struct NameRecord {
     /// The name.
     pub name: DiskName,
-    /// Its number among the documents of the name. Not in those of before.
+    /// Its number among the documents of the name. Not in older ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u64>,
     /// Whose it is, or was.

@@ -100,7 +100,7 @@ impl fmt::Display for HoldKind {
 /// `disks/<id>/holds/<version>-<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldRecord {
-    /// The disk. Not in those of before.
+    /// The disk. Not in older ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskId>,
     /// Its name, unique on its disk.

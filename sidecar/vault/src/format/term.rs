@@ -11,7 +11,7 @@ use super::key::{ObjectKey, Piece};
 /// `disks/<id>/terms/<term>`: who may write from then on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TermRecord {
-    /// The disk. Not in those of before.
+    /// The disk. Not in older ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskId>,
     /// The term.

@@ -77,7 +77,7 @@ impl Vault {
     ) -> Result<(), VaultError> {
         let Some(cycle) = marked(hold) else { return Ok(()) };
         match self.mark_point(disk, cycle, &hold.name, holds) {
-            // A gateway of before there were marks, or a source, which deletes nothing and marks nothing either.
+            // A gateway from before there were marks, or a source, which deletes nothing and marks nothing either.
             Err(e)
                 if self.is_behind_gateway()
                     && matches!(e.class(), Class::Person | Class::Refused) =>
