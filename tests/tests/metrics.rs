@@ -156,7 +156,7 @@ fn a_port_that_is_in_use_is_a_warning() {
     let disk = host.disk("d", 1 << 20);
     disk.mount(&[]);
     let service = Service::start(&host);
-    service.says("metrics cannot be told at");
+    service.says("cannot serve metrics at");
     wait_for("a point", || disk.causes().is_empty());
 }
 
