@@ -240,7 +240,7 @@ fn what_is_written_stays_and_is_tracked() {
     assert!(status["driver"]["resync"].is_null(), "{status}");
     let dirty = status["dirty"].as_u64().unwrap();
     assert!(dirty > 0 && dirty < SIZE, "{dirty}");
-    let vault = backstay_vault::Vault::open(&site.vault).unwrap();
+    let vault = backstay_vault::Vaults::default().open(&site.vault).unwrap();
     let known = vault.disk_named(&"db".parse().unwrap()).unwrap();
     let local = status["driver"]["disk"].as_str().unwrap();
     vault.claim_term(known.disk, &format!("source {local}")).unwrap();
@@ -511,7 +511,7 @@ fn hydrated_it_needs_no_vault() {
     site.other.backstay(&["hydrate", "whole"]);
     let status = when(&disk, "is whole", |now| now["hydration"] == "done");
     assert_eq!(status["local_bytes"], SIZE, "{status}");
-    let vault = backstay_vault::Vault::open(&site.vault).unwrap();
+    let vault = backstay_vault::Vaults::default().open(&site.vault).unwrap();
     let known = vault.disk_named(&"db".parse().unwrap()).unwrap();
     assert_eq!(jobs(), ["done", "interrupted", "interrupted"]);
     when(&disk, "lets go", |now| now["held"] == false);
@@ -569,7 +569,7 @@ fn killed_at_every_step_of_mounting_and_forgetting() {
     site.source.mount(&[]);
     site.point(&mut rng, 20);
     let restored = hash(&site.source.restore(1, "restored"));
-    let vault = backstay_vault::Vault::open(&site.vault).unwrap();
+    let vault = backstay_vault::Vaults::default().open(&site.vault).unwrap();
     let known = vault.disk_named(&"db".parse().unwrap()).unwrap().disk;
     let overlay = site.other.path("overlay");
     let elsewhere = overlay.display().to_string();

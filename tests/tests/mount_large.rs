@@ -16,7 +16,7 @@ use backstay_vault::format::document::DiskRecord;
 use backstay_vault::format::segment::SegmentId;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::{
-    Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, verify_cycle,
+    Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, Vaults, verify_cycle,
 };
 
 #[path = "../../sidecar/vault/examples/full_disk/lay.rs"]
@@ -39,7 +39,7 @@ impl Large {
     fn new(test: &str, size: u64) -> Self {
         let host = Host::new(test);
         let url = host.runtime.join("vault").display().to_string();
-        let vault = Vault::create(&url).unwrap();
+        let vault = Vaults::default().create(&url).unwrap();
         let (disk, size) = (DiskId::random(), ByteLen(size));
         let name = "big".parse().unwrap();
         let record =

@@ -14,8 +14,8 @@ use std::thread;
 use backstay_tests::harness::proxy::{Fault, Proxy};
 use backstay_tests::harness::store::{Kind, Store};
 use backstay_types::{ByteLen, DiskId, Term};
-use backstay_vault::remote::{StoreSettings, configure};
-use backstay_vault::{DiskRecord, Vault};
+use backstay_vault::remote::StoreSettings;
+use backstay_vault::{DiskRecord, Vaults};
 
 /// Writers at once, and how often.
 const WRITERS: u64 = 8;
@@ -53,10 +53,10 @@ fn record(disk: DiskId, writer: u64) -> DiskRecord {
 }
 
 /// Has many put the same object with other content; the numbers of those who were told that they did.
-fn race(url: &str, disk: DiskId) -> Vec<u64> {
+fn race(vaults: &Vaults, url: &str, disk: DiskId) -> Vec<u64> {
     let barrier = Barrier::new(WRITERS as usize);
     let put = |writer| {
-        let vault = Vault::open(url).unwrap();
+        let vault = vaults.open(url).unwrap();
         barrier.wait();
         vault.create_disk(&record(disk, writer)).is_ok()
     };
@@ -68,9 +68,9 @@ fn race(url: &str, disk: DiskId) -> Vec<u64> {
     })
 }
 
-fn rules(store: &Store, proxy: &Proxy) {
+fn rules(vaults: &Vaults, store: &Store, proxy: &Proxy) {
     let (kind, url) = (store.kind, store.url());
-    let vault = Vault::create(&url).unwrap();
+    let vault = vaults.create(&url).unwrap();
     // I5: one wins, and what is there is what it put. Then with every third such put done and its answer
     // lost, so that it is sent again and finds itself.
     for round in 0..ROUNDS {
@@ -82,7 +82,7 @@ fn rules(store: &Store, proxy: &Proxy) {
             if lossy && this { Fault::LoseAnswer } else { Fault::Pass }
         });
         let disk = DiskId::random();
-        let winners = race(&url, disk);
+        let winners = race(vaults, &url, disk);
         let there = vault.disk(disk).unwrap().created_unix_ns;
         assert_eq!(winners, [there], "{kind:?}, round {round}");
     }
@@ -110,8 +110,10 @@ fn one_wins_and_lists_may_lag() {
     let proxies = stores.each_ref().map(|store| Proxy::start(store.port));
     let all = stores.iter().zip(&proxies).flat_map(|(store, proxy)| store.variables_through(proxy));
     let file = Variables::of(&all.collect::<Vec<_>>());
-    configure(StoreSettings { credentials_file: Some(file.0.clone()), ..StoreSettings::default() });
+    let settings =
+        StoreSettings { credentials_file: Some(file.0.clone()), ..StoreSettings::default() };
+    let vaults = Vaults::default().with_store(settings);
     for (store, proxy) in stores.iter().zip(&proxies) {
-        rules(store, proxy);
+        rules(&vaults, store, proxy);
     }
 }

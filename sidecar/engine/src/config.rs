@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_front::paths::Roots;
 use backstay_types::{ByteLen, Class, Classified, DiskName};
-use backstay_vault::GroupName;
+use backstay_vault::encrypt::settings::Prompt;
 use backstay_vault::format::segment::CHUNK_SHIFTS;
 use backstay_vault::retain::Keep;
+use backstay_vault::{GroupName, Vaults};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +129,9 @@ pub struct Config {
     pub ship: Ship,
     /// How object stores are reached.
     pub store: Store,
+    /// What vaults are opened with, as [`Config::reach`] made it.
+    #[serde(skip)]
+    pub vaults: Vaults,
     /// The gateway on this host.
     pub gateway: GatewayConfig,
     /// Where the sidecar tells its metrics.
@@ -257,6 +262,7 @@ impl Default for Config {
             throttle: ThrottleSettings::default(),
             ship: Ship::default(),
             store: Store::default(),
+            vaults: Vaults::default(),
             gateway: GatewayConfig::default(),
             metrics: MetricsConfig::default(),
             encryption: Encryption::default(),
@@ -317,6 +323,12 @@ fn with_example(source: &toml::de::Error) -> String {
 }
 
 impl Config {
+    /// Has vaults be opened from now on as this configuration says; `from` is what they were opened with before.
+    pub fn reach(&mut self, from: Vaults, prompt: Option<Arc<Prompt>>) {
+        let keys = self.encryption.settings(prompt);
+        self.vaults = from.with_store(self.store.settings()).with_keys(keys);
+    }
+
     /// Reads the configuration: the file given, or the one in `/etc` if it is there, or none.
     ///
     /// # Errors

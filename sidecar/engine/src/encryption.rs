@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstay_vault::encrypt::KeySettings;
 use backstay_vault::encrypt::key_health::STALE_DEFAULT;
 use backstay_vault::encrypt::settings::Prompt;
-use backstay_vault::encrypt::{KeySettings, configure};
 use serde::{Deserialize, Serialize};
 
 /// What this host has to open vaults with.
@@ -85,11 +85,6 @@ impl Encryption {
             required: this.required.unwrap_or(self.is_set()),
             prompt,
         }
-    }
-
-    /// Has vaults that are opened from now on be unlocked this way.
-    pub fn apply(&self, prompt: Option<Arc<Prompt>>) {
-        configure(self.settings(prompt));
     }
 }
 

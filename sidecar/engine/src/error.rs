@@ -7,7 +7,7 @@ use backstay_format::FormatError;
 use backstay_format::control::BackingFault;
 use backstay_front::control::ClientError;
 use backstay_types::{Class, Classified, CycleNo, DiskName};
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{VaultError, Vaults};
 
 use crate::home::HomeError;
 
@@ -156,9 +156,9 @@ impl CycleError {
     /// What it means: an object that is not there is a vault that is away, if the vault is not there either
     /// (its file system was unmounted meanwhile). That heals by itself; an object that is missing does not.
     #[must_use]
-    pub fn explained(self, url: &str) -> Self {
+    pub fn explained(self, vaults: &Vaults, url: &str) -> Self {
         let missing = matches!(self, Self::Vault(VaultError::NotFound { .. }));
-        match missing.then(|| Vault::open(url).err()).flatten() {
+        match missing.then(|| vaults.open(url).err()).flatten() {
             Some(gone @ VaultError::VaultGone { .. }) => gone.into(),
             _ => self,
         }

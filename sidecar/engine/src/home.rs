@@ -217,10 +217,11 @@ fn load(state_dir: &Path, name: &DiskName) -> Result<Option<Home>, HomeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_vault::Vaults;
 
     fn vault(dir: &Path, name: &str) -> Vault {
         let url = dir.join(name);
-        Vault::create(url.to_str().unwrap()).unwrap()
+        Vaults::default().create(url.to_str().unwrap()).unwrap()
     }
 
     #[test]
@@ -240,7 +241,7 @@ mod tests {
         // The same vault under another URL is the same vault; another one under the same URL is not.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("one"), &link).unwrap();
-        let by_link = Vault::open(link.to_str().unwrap()).unwrap();
+        let by_link = Vaults::default().open(link.to_str().unwrap()).unwrap();
         check(state, &name, &by_link, true).unwrap();
         backstay_host::atomic::rename(&dir.path().join("one"), &dir.path().join("away")).unwrap();
         let another = vault(dir.path(), "one");

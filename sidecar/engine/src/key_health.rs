@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use backstay_host::clock;
-use backstay_vault::Vault;
+use backstay_vault::Vaults;
 
 use crate::record::note_keys;
 
@@ -37,7 +37,12 @@ impl Care {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn look(&mut self, disks: DisksOf, stale: Duration) -> std::io::Result<()> {
+    pub fn look(
+        &mut self,
+        vaults: &Vaults,
+        disks: DisksOf,
+        stale: Duration,
+    ) -> std::io::Result<()> {
         let due = self
             .looked
             .as_ref()
@@ -46,15 +51,16 @@ impl Care {
             return Ok(());
         }
         self.looked = Some((disks.clone(), clock::monotonic()));
+        let vaults = vaults.clone();
         let looking = thread::Builder::new().name("keys".into());
-        self.looking = Some(looking.spawn(move || look_at(&disks, stale))?);
+        self.looking = Some(looking.spawn(move || look_at(&vaults, &disks, stale))?);
         Ok(())
     }
 }
 
-fn look_at(disks: &DisksOf, stale: Duration) {
+fn look_at(vaults: &Vaults, disks: &DisksOf, stale: Duration) {
     for (url, states) in disks {
-        match Vault::open(url).and_then(|vault| vault.worries(stale)) {
+        match vaults.open(url).and_then(|vault| vault.worries(stale)) {
             Ok(worries) => {
                 let news = states.iter().filter(|state| note_keys(state, &worries)).count();
                 if news > 0 {

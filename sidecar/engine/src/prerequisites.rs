@@ -11,7 +11,7 @@ use backstay_front::paths::Roots;
 use backstay_host::clock;
 use backstay_track::Backing;
 use backstay_types::{ByteLen, DiskName};
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{VaultError, Vaults};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
@@ -61,7 +61,13 @@ pub struct Told {
 
 /// Looks at everything; nothing is changed.
 #[must_use]
-pub fn check(roots: &Roots, name: &DiskName, disk: &Path, vault: &str, told: Told) -> Vec<Check> {
+pub fn check(
+    roots: &Roots,
+    name: &DiskName,
+    disk: &Path,
+    (vaults, vault): (&Vaults, &str),
+    told: Told,
+) -> Vec<Check> {
     let Told { allow_local_vault: allow_local, disk_is_right, change_log_limit } = told;
     let size = backing_size(disk);
     let log = change_log_limit.unwrap_or(ByteLen(size.unwrap_or_default() / 2));
@@ -73,8 +79,8 @@ pub fn check(roots: &Roots, name: &DiskName, disk: &Path, vault: &str, told: Tol
         looked("name", free_name(roots, name, disk)),
         looked("change log", room_for_log(&roots.state, log)),
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
-        looked("vault", writable_vault(vault)),
-        looked("name in the vault", name_in_vault(roots, name, vault, disk_is_right)),
+        looked("vault", writable_vault(vaults, vault)),
+        looked("name in the vault", name_in_vault(roots, name, (vaults, vault), disk_is_right)),
         looked("vault's place", place_of_vault(roots, name, disk, (vault, allow_local))),
         looked("clock", clock()),
     ]
@@ -251,10 +257,10 @@ pub(crate) fn room_for_bitmaps(runtime: &Path, disk: u64) -> Result<Checked, nix
     })
 }
 
-fn writable_vault(url: &str) -> Result<Checked, VaultError> {
-    let vault = match Vault::open_to_look(url) {
+fn writable_vault(vaults: &Vaults, url: &str) -> Result<Checked, VaultError> {
+    let vault = match vaults.open_to_look(url) {
         Err(VaultError::NoVault { .. }) => {
-            Vault::check_place(url)?;
+            vaults.check_place(url)?;
             return Ok(Good(format!("{url}: there is no vault yet; backstay protect makes one")));
         }
         vault => vault?,
@@ -274,10 +280,10 @@ fn writable_vault(url: &str) -> Result<Checked, VaultError> {
 fn name_in_vault(
     roots: &Roots,
     name: &DiskName,
-    url: &str,
+    (vaults, url): (&Vaults, &str),
     disk_is_right: bool,
 ) -> Result<Checked, VaultError> {
-    let vault = match Vault::open_to_look(url) {
+    let vault = match vaults.open_to_look(url) {
         Err(VaultError::NoVault { .. }) => return Ok(Good(format!("{name} is free"))),
         vault => vault?,
     };
@@ -391,7 +397,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
         let found = |disk: &Path, vault: &str| {
-            let all = check(&roots, &name, disk, vault, Told::default());
+            let all = check(&roots, &name, disk, (&Vaults::default(), vault), Told::default());
             let failed = all.into_iter().filter(|c| c.verdict == Verdict::Failed);
             failed.map(|c| (c.what, c.found)).collect::<Vec<_>>()
         };
@@ -404,7 +410,8 @@ mod tests {
         assert!(vault.iter().any(|(what, _)| *what == "vault"), "{vault:?}");
         let place = |allow_local_vault| {
             let told = Told { allow_local_vault, ..Told::default() };
-            let all = check(&roots, &name, &file, url.to_str().unwrap(), told);
+            let all =
+                check(&roots, &name, &file, (&Vaults::default(), url.to_str().unwrap()), told);
             all.into_iter().find(|c| c.what == "vault's place").unwrap()
         };
         assert_eq!(place(false).verdict, Verdict::Warning, "{:?}", place(false));

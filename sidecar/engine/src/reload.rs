@@ -111,7 +111,8 @@ impl ConfigWatch {
         }
     }
 
-    fn take(&mut self, new: Config) -> Option<Arc<Config>> {
+    fn take(&mut self, mut new: Config) -> Option<Arc<Config>> {
+        new.vaults.clone_from(&self.config.vaults);
         if *self.config == new {
             return None;
         }
@@ -120,8 +121,7 @@ impl ConfigWatch {
             tracing::warn!("restart the sidecar to apply the new state_dir and runtime_dir");
         }
         tracing::info!("the configuration has changed");
-        new.store.apply();
-        new.encryption.apply(None);
+        new.reach(self.config.vaults.clone(), None);
         self.config = Arc::new(new);
         Some(Arc::clone(&self.config))
     }

@@ -20,7 +20,7 @@ use backstay_types::{ByteLen, Classified, CycleNo, DiskId, DiskName, SectorRange
 use backstay_vault::read::mend::{Mended, Spare};
 use backstay_vault::read::survey::{Reading, Survey, segment_name, survey};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::resync::Request;
@@ -196,6 +196,8 @@ impl Scrubbed {
 /// A disk whose points are to be read back.
 #[derive(Debug, Clone)]
 pub struct Due {
+    /// What vaults are opened with.
+    pub vaults: Vaults,
     /// Its name.
     pub name: DiskName,
     /// Its state directory.
@@ -276,7 +278,7 @@ fn scrub(
     stop: &AtomicBool,
 ) -> Result<(), VaultError> {
     let lock = || record.lock().unwrap_or_else(PoisonError::into_inner);
-    let vault = Vault::open(&due.url)?;
+    let vault = due.vaults.open(&due.url)?;
     let disk = due.disk;
     let points = vault.points(disk)?;
     let (Some(&first), Some(&last)) = (points.first(), points.last()) else {

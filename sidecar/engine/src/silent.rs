@@ -16,7 +16,7 @@ use std::time::Duration;
 use backstay_host::atomic::Durability;
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_host::record;
-use backstay_vault::{Vault, remote};
+use backstay_vault::Vaults;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
 
@@ -57,18 +57,28 @@ impl Silent {
 }
 
 /// Does the work of a cycle, with an eye on its vault.
-pub(crate) fn watched<T>(url: &str, state: &Path, job: &JobHandle, work: impl FnOnce() -> T) -> T {
+pub(crate) fn watched<T>(
+    (vaults, url): (&Vaults, &str),
+    state: &Path,
+    job: &JobHandle,
+    work: impl FnOnce() -> T,
+) -> T {
     thread::scope(|scope| {
         let (ended, wait) = bounded::<()>(0);
         let watch = thread::Builder::new().name("vault-watch".into());
-        let _ = watch.spawn_scoped(scope, move || watch_vault(url, state, job, &wait));
+        let _ = watch.spawn_scoped(scope, move || watch_vault((vaults, url), state, job, &wait));
         let result = work();
         drop(ended);
         result
     })
 }
 
-fn watch_vault(url: &str, state: &Path, job: &JobHandle, ended: &Receiver<()>) {
+fn watch_vault(
+    (vaults, url): (&Vaults, &str),
+    state: &Path,
+    job: &JobHandle,
+    ended: &Receiver<()>,
+) {
     let (answer, answers) = unbounded();
     let open = Arc::new(AtomicUsize::new(0));
     let (mut heard, mut heard_unix_ns, mut moves) =
@@ -94,7 +104,7 @@ fn watch_vault(url: &str, state: &Path, job: &JobHandle, ended: &Receiver<()>) {
         let due = asked.is_none_or(|at| clock::since(at) >= ANSWERS_WITHIN / 2);
         if quiet >= QUIET && due && open.load(Ordering::Relaxed) < OPEN_MAX {
             asked = Some(clock::monotonic());
-            ask(url, &answer, &open);
+            ask(vaults, url, &answer, &open);
         }
         if quiet >= SILENT && !told {
             told = true;
@@ -112,11 +122,12 @@ fn watch_vault(url: &str, state: &Path, job: &JobHandle, ended: &Receiver<()>) {
 }
 
 /// Asks for the vault's own record, on a thread that nobody waits for.
-fn ask(url: &str, answer: &Sender<Result<(), String>>, open: &Arc<AtomicUsize>) {
+fn ask(vaults: &Vaults, url: &str, answer: &Sender<Result<(), String>>, open: &Arc<AtomicUsize>) {
+    let vaults = vaults.answering_within(ANSWERS_WITHIN);
     let (url, answer, of_thread) = (url.to_owned(), answer.clone(), Arc::clone(open));
     open.fetch_add(1, Ordering::Relaxed);
     let asks = move || {
-        let came = remote::answers_within(ANSWERS_WITHIN, || Vault::open_to_look(&url));
+        let came = vaults.open_to_look(&url);
         let _ = answer.send(match came {
             Err(e) if e.class() == Class::Retry => Err(e.to_string()),
             // A refusal is an answer: the cycle will say what it is.

@@ -100,11 +100,11 @@ impl Default for Store {
 }
 
 impl Store {
-    /// Has vaults that are opened from now on be reached this way. What is not allowed becomes the
-    /// nearest that is.
-    pub fn apply(&self) {
+    /// As vaults want it. What is not allowed becomes the nearest that is.
+    #[must_use]
+    pub fn settings(&self) -> StoreSettings {
         let this = self.clone();
-        backstay_vault::remote::configure(StoreSettings {
+        StoreSettings {
             endpoint: this.endpoint,
             region: this.region,
             allow_http: this.allow_http,
@@ -127,7 +127,7 @@ impl Store {
                     Mode::Compliance => LockMode::Compliance,
                 },
             }),
-        });
+        }
     }
 }
 

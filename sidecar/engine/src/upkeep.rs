@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use backstay_host::clock;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::retain::{Policy, Report, Time, maintain};
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{Vault, VaultError, Vaults};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::Config;
@@ -32,6 +32,8 @@ const WAITING_MAX: usize = 4096;
 
 /// A disk that made a point.
 struct Due {
+    /// What vaults are opened with.
+    vaults: Vaults,
     name: DiskName,
     /// Its state directory.
     state: PathBuf,
@@ -75,7 +77,8 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
         return;
     }
     let policy = policy(config, name, false);
-    let due = Due { name: name.clone(), state: state.into(), url: url.into(), policy };
+    let vaults = config.vaults.clone();
+    let due = Due { vaults, name: name.clone(), state: state.into(), url: url.into(), policy };
     if worker.try_send(due).is_ok() {
         last.insert(name.clone(), clock::monotonic());
     }
@@ -114,9 +117,9 @@ fn start() -> Option<Sender<Due>> {
 fn work(jobs: &Receiver<Due>) {
     // Finding a disk by its name reads every disk's record.
     let mut known: BTreeMap<(String, DiskName), DiskId> = BTreeMap::new();
-    for Due { name, state, url, policy } in jobs {
+    for Due { vaults, name, state, url, policy } in jobs {
         let key = (url, name);
-        let done = Vault::open(&key.0).and_then(|vault| {
+        let done = vaults.open(&key.0).and_then(|vault| {
             if let Some(root) = state.parent() {
                 rollback_guard::keyring(root, &vault)?;
             }

@@ -17,7 +17,7 @@ use backstay_engine::pipeline::{Shipment, ship};
 use backstay_engine::throttle::{Rate, Throttle, ThrottleSettings};
 use backstay_engine::windows::Zone;
 use backstay_types::{CycleNo, DiskId, SectorRange};
-use backstay_vault::Vault;
+use backstay_vault::Vaults;
 
 const MIB: u64 = 1 << 20;
 
@@ -52,7 +52,7 @@ fn ten_seconds_are_within_five_percent_and_disks_share_fairly() {
         for (number, dir) in dirs.iter().enumerate() {
             let (throttle, stop) = (&throttle, &stop);
             scope.spawn(move || {
-                let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+                let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
                 let settings = Ship { upload_parallel: 1, ..Ship::default() };
                 let to = Shipment {
                     vault: &vault,

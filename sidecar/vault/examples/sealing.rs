@@ -12,9 +12,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use backstay_types::{CycleNo, DiskId, SectorRange};
-use backstay_vault::Vault;
 use backstay_vault::encrypt::NewSlot;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
+use backstay_vault::{Vault, Vaults};
 
 const ROUNDS: usize = 5;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -34,9 +34,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let vault = match encrypted {
                 true => {
                     let slot = NewSlot::KeyFile(vec![1; 64].into());
-                    Vault::create_encrypted(&url, "", &slot)?.0
+                    Vaults::default().create_encrypted(&url, "", &slot)?.0
                 }
-                false => Vault::create(&url)?,
+                false => Vaults::default().create(&url)?,
             };
             let (compressing, putting, stored) = ship(&vault, &file, sectors)?;
             let mib = stored as f64 / MIB;

@@ -14,7 +14,7 @@ use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{FileTarget, restore, verify_point};
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Pass, PointMeta, SectorSet, Vault, verify_cycle,
+    Consistency, CycleKind, DiskRecord, Pass, PointMeta, SectorSet, Vaults, verify_cycle,
 };
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = File::open(&path)?;
     let size = ByteLen(file.metadata()?.len());
     let (whole, disk, cycle) = (SectorRange::whole(size), DiskId::random(), CycleNo(1));
-    let vault = Vault::create(&root)?;
+    let vault = Vaults::default().create(&root)?;
     vault.create_disk(&DiskRecord {
         disk,
         name: "throughput".parse()?,

@@ -19,7 +19,7 @@ use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::retain::{Policy, Time, maintain};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
-    verify_cycle,
+    Vaults, verify_cycle,
 };
 
 /// Sectors of a frame.
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = args.next().ok_or("which directory?")?;
     let mut number = |or: u64| args.next().map_or(Ok(or), |arg| arg.parse());
     let (mib, cycles) = (number(1024)?, number(60)?);
-    let (vault, disk) = (Vault::create(&dir)?, DiskId::random());
+    let (vault, disk) = (Vaults::default().create(&dir)?, DiskId::random());
     let size = ByteLen(mib << 20);
     vault.create_disk(&DiskRecord {
         disk,

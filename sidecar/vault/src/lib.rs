@@ -8,7 +8,7 @@
 //! - `prove`: what was put is what the store has
 //! - [`paced`]: segments put no faster than they are let through
 //! - [`remote`]: vaults on object stores: S3, Azure Blob, Google Cloud Storage
-//! - [`known`]: which vault this host means by a URL
+//! - `vaults`: what vaults are opened with; [`known`]: which one this host means by a URL
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
 //! - [`retain`]: which points stay, what holds them, merging segments, collecting garbage
@@ -22,9 +22,9 @@
 //! The points of a disk, from the vault alone:
 //!
 //! ```no_run
-//! use backstay_vault::Vault;
+//! use backstay_vault::Vaults;
 //!
-//! let vault = Vault::open("file:///mnt/backup/vault")?;
+//! let vault = Vaults::default().open("file:///mnt/backup/vault")?;
 //! let disk = vault.disk_named(&"db".parse().expect("a name"))?;
 //! for cycle in vault.points(disk.disk)? {
 //!     let point = vault.manifest(disk.disk, cycle)?;
@@ -60,6 +60,7 @@ mod segments;
 mod serve;
 pub mod store;
 pub mod terms;
+mod vaults;
 
 pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::VaultError;
@@ -75,3 +76,4 @@ pub use paced::Pace;
 pub use sectors::SectorSet;
 pub use store::Vault;
 pub use terms::{Claim, Line};
+pub use vaults::Vaults;

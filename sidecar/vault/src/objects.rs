@@ -304,7 +304,8 @@ impl Vault {
 
     /// Locks an object that was put in parts, where what is put is locked.
     pub(crate) fn lock_whole(&self, key: &ObjectKey) -> Result<(), VaultError> {
-        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.settings.object_lock) else {
+        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.vaults.store.object_lock)
+        else {
             return Ok(());
         };
         let at = Path::from(format!("{}/{key}", self.inner.prefix));
@@ -316,7 +317,7 @@ impl Vault {
     /// # Errors
     /// If it cannot, or the store does not answer.
     pub fn check_lock(&self) -> Result<(), VaultError> {
-        let (Some(bucket), Some(_)) = (self.bucket(), self.inner.settings.object_lock) else {
+        let (Some(bucket), Some(_)) = (self.bucket(), self.inner.vaults.store.object_lock) else {
             return Ok(());
         };
         self.block_on(bucket.can_lock()).map_err(|e| of_bucket("object lock", e))

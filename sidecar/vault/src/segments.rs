@@ -45,7 +45,7 @@ impl Vault {
         let whole = match &self.inner.folders {
             Some(_) => self.put_in_folder(&key, &segment, pace)?,
             None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
-            None if segment.len > self.inner.settings.part_bytes => {
+            None if segment.len > self.inner.vaults.store.part_bytes => {
                 self.put_in_parts(&key, &segment, pace)?
             }
             // A small one goes as a whole: the average is right, the line is not even.
@@ -108,7 +108,7 @@ impl Vault {
         segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
-        let settings = &self.inner.settings;
+        let settings = &self.inner.vaults.store;
         let parts = upload::parts(&segment.payload, settings.part_bytes);
         let to = (&self.inner.runtime, self.store());
         let put = self.until_proven(key, &parts, || {

@@ -76,7 +76,7 @@ impl Vault {
             Err(VaultError::NotFound { .. }) => {}
             Err(e) => return Err(e),
         }
-        let part_bytes = self.inner.settings.part_bytes;
+        let part_bytes = self.inner.vaults.store.part_bytes;
         let put = self.block_on(async {
             let mut upload = self.store().put_multipart(&Path::from(key)).await?;
             for part in steps(file, part_bytes) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backstay_types::{Classified, CycleNo, SectorRange, Term};
 use backstay_vault::format::key::DiskFolder;
-use backstay_vault::{Bounds, CycleKind, Pass, Vault, VaultError, verify_cycle};
+use backstay_vault::{Bounds, CycleKind, Pass, VaultError, Vaults, verify_cycle};
 use common::{Lab, content, meta, set};
 use futures::StreamExt;
 use object_store::memory::InMemory;
@@ -172,7 +172,7 @@ fn a_term_nobody_was_given_cannot_commit() {
 #[test]
 fn a_commit_asks_little_of_the_store() {
     const LARGE: u64 = 8 << 20;
-    let vault = Vault::on_store("memory", Arc::new(InMemory::new())).unwrap();
+    let vault = Vaults::default().on_store("memory", Arc::new(InMemory::new())).unwrap();
     let lab = Lab::with(tempfile::tempdir().unwrap(), vault, LARGE);
     let now = content(&mut fastrand::Rng::with_seed(3), LARGE);
     let mut before = None;
@@ -198,7 +198,8 @@ fn a_commit_asks_little_of_the_store() {
 #[test]
 fn a_segment_of_another_length_is_told() {
     let store = Arc::new(InMemory::new());
-    let vault = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+    let vault =
+        Vaults::default().on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
     let lab = Lab::with(tempfile::tempdir().unwrap(), vault, SIZE);
     let now = content(&mut fastrand::Rng::with_seed(4), SIZE);
     let segments = lab.ship(1, &now, &[lab.whole()]);
@@ -222,7 +223,9 @@ fn a_segment_of_another_length_is_told() {
         let len = bytes.len();
         runtime.block_on(store.put(&key, bytes.into())).unwrap();
         // Another handle does not know how long its end is.
-        let other = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+        let other = Vaults::default()
+            .on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>)
+            .unwrap();
         for vault in [&lab.vault, &other] {
             let pass = Pass { must_move: set(&[lab.whole()]), segments: segments.clone() };
             let wrong = verify_cycle(vault, lab.disk, lab.size, CycleNo(1), vec![pass]);

@@ -8,7 +8,7 @@ use backstay_types::Classified as _;
 use backstay_types::{ByteLen, ByteOffset, CycleNo, SectorRange};
 use backstay_vault::read::survey::{Reading, Survey, survey};
 use backstay_vault::read::{FileTarget, RestoreTarget, restore, verify_points};
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, VaultError, Vaults};
 use common::{Lab, Memory, content, rewrite};
 
 const SIZE: u64 = 1 << 20;
@@ -96,7 +96,8 @@ fn a_flipped_bit_in_a_document_is_found() {
     for path in lab.objects().iter().filter(|path| kind(path) == "document") {
         for at in 0..std::fs::read(path).unwrap().len() {
             flip(path, at, (at % 8) as u8);
-            let read = Vault::open(&url)
+            let read = Vaults::default()
+                .open(&url)
                 .and_then(|v| v.disk(lab.disk).map(|_| v))
                 .and_then(|v| v.newest_term(lab.disk));
             flip(path, at, (at % 8) as u8);

@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backstay_types::{Classified, CycleNo, DiskId, Term};
-use backstay_vault::{HoldKind, Vault, VaultError};
+use backstay_vault::{HoldKind, Vault, VaultError, Vaults};
 use common::history::{History, hold, run};
 
 fn room() -> (tempfile::TempDir, Vault) {
     let dir = tempfile::tempdir().unwrap();
-    let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+    let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
     (dir, vault)
 }
 
@@ -143,7 +143,7 @@ fn every_reader_compares_an_object_with_its_key() {
         let theirs = fs::read(&source).unwrap();
         assert_ne!(kept, theirs, "{what}");
         fs::write(&to, theirs).unwrap();
-        let vault = Vault::open(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().open(dir.path().to_str().unwrap()).unwrap();
         damage(what, read(&vault), &target);
         fs::write(&to, kept).unwrap();
         read(&vault).unwrap_or_else(|e| panic!("{what}: mended: {e}"));
@@ -176,7 +176,7 @@ fn nothing_is_deleted_where_something_else_stands() {
     let (dir, vault) = room();
     let [a, b] = two(&vault);
     let at = |cycle: u64| of(dir.path(), a.disk, &format!("points/{}", number(cycle)));
-    let open = || Vault::open(dir.path().to_str().unwrap()).unwrap();
+    let open = || Vaults::default().open(dir.path().to_str().unwrap()).unwrap();
     // The same disk and cycle with another identity, as if from a copy of the vault that went on.
     let other = {
         let mut point = vault.manifest(a.disk, CycleNo(3)).unwrap();

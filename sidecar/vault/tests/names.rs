@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
 use backstay_types::{ByteLen, Classified, DiskId, DiskName};
-use backstay_vault::{DiskRecord, Vault, VaultError};
+use backstay_vault::{DiskRecord, Vault, VaultError, Vaults};
 use common::{At, Steps, record};
 use object_store::path::Path;
 use object_store::{
@@ -30,7 +30,7 @@ fn add(vault: &Vault, text: &str) -> DiskId {
 
 fn vault() -> (tempfile::TempDir, Vault) {
     let dir = tempfile::tempdir().unwrap();
-    let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+    let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
     (dir, vault)
 }
 
@@ -136,7 +136,7 @@ fn a_name_without_a_disk_is_free() {
 /// Disks of a vault that was made before there were documents of names.
 #[test]
 fn older_vaults_are_looked_through() {
-    let vault = Vault::on_store("memory", Arc::new(InMemory::new())).unwrap();
+    let vault = Vaults::default().on_store("memory", Arc::new(InMemory::new())).unwrap();
     let disk = DiskId::random();
     let old = backstay_vault::DiskRecord { name: name("old"), ..record(disk, ByteLen(1)) };
     vault.create_disk(&old).unwrap();
@@ -168,7 +168,7 @@ fn of_two_who_found_a_disk_one_gets_the_name_at_every_step() {
             move || *answer.lock().unwrap() = Some(whole.found_disk(&record))
         };
         let steps = Steps::on(dir.path(), At::Meanwhile(step, Box::new(meanwhile)));
-        let stepped = Vault::on_store("steps", Arc::new(steps.clone())).unwrap();
+        let stepped = Vaults::default().on_store("steps", Arc::new(steps.clone())).unwrap();
         let ours = stepped.found_disk(&record(first));
         let Some(theirs) = answer.lock().unwrap().take() else { break };
         for lost in [&ours, &theirs].into_iter().filter_map(|result| result.as_ref().err()) {
@@ -197,12 +197,12 @@ fn a_claimant_that_is_killed_takes_no_name_away() {
             let (first, second) = (DiskId::random(), DiskId::random());
             let meanwhile = {
                 let dying = Steps::on(dir.path(), At::DieAfter(change));
-                let dying = Vault::on_store("dying", Arc::new(dying)).unwrap();
+                let dying = Vaults::default().on_store("dying", Arc::new(dying)).unwrap();
                 let record = record(second);
                 move || drop(dying.found_disk(&record))
             };
             let steps = Steps::on(dir.path(), At::Meanwhile(step, Box::new(meanwhile)));
-            let stepped = Vault::on_store("steps", Arc::new(steps)).unwrap();
+            let stepped = Vaults::default().on_store("steps", Arc::new(steps)).unwrap();
             let ours = stepped.found_disk(&record(first));
             let here = whole.disk_named(&name("db")).map(|disk| disk.disk);
             match ours {
@@ -315,10 +315,12 @@ impl ObjectStore for Killed {
 fn a_rename_that_is_killed_can_be_run_again() {
     for puts in 0..2 {
         let store = Arc::new(InMemory::new());
-        let whole = Vault::on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>).unwrap();
+        let whole = Vaults::default()
+            .on_store("memory", Arc::clone(&store) as Arc<dyn ObjectStore>)
+            .unwrap();
         let (a, b) = (add(&whole, "a"), add(&whole, "b"));
         let killed = Killed { store: Arc::clone(&store), puts_left: AtomicUsize::new(puts) };
-        let dying = Vault::on_store("killed", Arc::new(killed)).unwrap();
+        let dying = Vaults::default().on_store("killed", Arc::new(killed)).unwrap();
         dying.rename_disk(a, &name("c")).expect_err("killed");
         let found: Vec<_> = ["a", "c"]
             .iter()

@@ -13,7 +13,7 @@ use backstay_types::{Classified, CycleNo, SectorRange};
 use backstay_vault::format::key::Piece;
 use backstay_vault::read::verify_points;
 use backstay_vault::retain::{Policy, Report, maintain};
-use backstay_vault::{HoldKind, Manifest, Vault, VaultError};
+use backstay_vault::{HoldKind, Manifest, VaultError, Vaults};
 use bytes::Bytes;
 use common::history::{hold, time};
 use common::{Lab, content};
@@ -239,7 +239,7 @@ const ALL: &[&str] = &["disk.json", "/terms/", "/segments/", "/points/", "/holds
 impl Room {
     fn new(faults: Faults) -> Self {
         let odd = Odd { store: Arc::default(), faults: Arc::new(Mutex::new(faults)) };
-        let vault = Vault::on_store("odd", Arc::new(odd.clone())).unwrap();
+        let vault = Vaults::default().on_store("odd", Arc::new(odd.clone())).unwrap();
         let lab = Lab::with(tempfile::tempdir().unwrap(), vault, 1 << 20);
         let now = content(&mut fastrand::Rng::with_seed(5), 1 << 20);
         Self { lab, odd, now, points: vec![] }

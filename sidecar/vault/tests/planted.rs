@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_types::CycleNo;
 use backstay_types::{Class, Classified as _};
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{VaultError, Vaults};
 use common::{Lab, content, record};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -69,8 +69,8 @@ fn an_object_that_is_a_link_is_not_read() {
     // Also for the vault's own record, before anything else is looked at.
     fs::rename(lab.dir.path().join("vault.json"), &kept).unwrap();
     symlink(&kept, lab.dir.path().join("vault.json")).unwrap();
-    planted(Vault::open(lab.dir.path().to_str().unwrap()));
-    planted(Vault::create(lab.dir.path().to_str().unwrap()));
+    planted(Vaults::default().open(lab.dir.path().to_str().unwrap()));
+    planted(Vaults::default().create(lab.dir.path().to_str().unwrap()));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_folder_that_is_a_link_is_not_written_into() {
         symlink(outside.path(), disk.join(folder)).unwrap();
         // An older handle, and one that has seen nothing yet.
         let url = lab.dir.path().to_str().unwrap();
-        for vault in [lab.vault.clone(), Vault::open(url).unwrap()] {
+        for vault in [lab.vault.clone(), Vaults::default().open(url).unwrap()] {
             let shipped = common::ship(&vault, lab.disk, CycleNo(2), &now, &[lab.whole()]);
             if folder == "segments" {
                 planted(shipped);
@@ -143,7 +143,7 @@ fn a_link_to_the_vault_is_the_administrators() {
     let (lab, now, _, outside) = vault();
     let link = outside.path().join("vault");
     symlink(lab.dir.path(), &link).unwrap();
-    let vault = Vault::open(link.to_str().unwrap()).unwrap();
+    let vault = Vaults::default().open(link.to_str().unwrap()).unwrap();
     common::ship(&vault, lab.disk, CycleNo(2), &now, &[lab.whole()]).unwrap();
     assert_eq!(vault.points(lab.disk).unwrap().len(), 1);
 }

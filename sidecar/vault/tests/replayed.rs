@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use backstay_types::CycleNo;
 use backstay_vault::read::verify_point;
-use backstay_vault::{SegmentRef, Vault, VaultError};
+use backstay_vault::{SegmentRef, VaultError, Vaults};
 use common::{Lab, content, rewrite};
 
 const SIZE: u64 = 1 << 20;
@@ -101,7 +101,7 @@ fn a_name_in_a_document_is_no_way_out() {
         let mut document: serde_json::Value = serde_json::from_str(&forged).unwrap();
         document["crc32c"] = crc32c::crc32c(document["body"].to_string().as_bytes()).into();
         fs::write(&path, document.to_string()).unwrap();
-        let vault = Vault::open(lab.dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().open(lab.dir.path().to_str().unwrap()).unwrap();
         let error = vault.disk(lab.disk).unwrap_err();
         assert!(matches!(error, VaultError::Damaged { .. }), "{name}: {error}");
     }

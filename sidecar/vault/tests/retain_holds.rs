@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use backstay_types::{Classified, CycleNo};
 use backstay_vault::retain::{Held, Policy, Time, maintain, preview};
-use backstay_vault::{HoldKind, Vault, VaultError};
+use backstay_vault::{HoldKind, Vault, VaultError, Vaults};
 use common::history::{HOUR, History, hold, objects, policy, room, run, time};
 
 const NOW: u64 = 1 << 62;
@@ -221,8 +221,9 @@ impl Mounted {
     }
     fn vault(&self) -> Vault {
         let url = self.0.path().join("vault");
-        Vault::open(url.to_str().unwrap())
-            .or_else(|_| Vault::create(url.to_str().unwrap()))
+        Vaults::default()
+            .open(url.to_str().unwrap())
+            .or_else(|_| Vaults::default().create(url.to_str().unwrap()))
             .unwrap()
     }
 }

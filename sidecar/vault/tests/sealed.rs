@@ -9,7 +9,7 @@ use backstay_types::{Class, Classified, CycleNo, SectorRange};
 use backstay_vault::encrypt::{Hardness, KeySettings, Keyring, NewSlot};
 use backstay_vault::format::key::{ObjectKey, Piece};
 use backstay_vault::read::verify_points;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use common::{Lab, Memory};
 use zeroize::Zeroizing;
 
@@ -43,7 +43,7 @@ impl Site {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = dir.path().to_str().unwrap().to_owned();
-        let (vault, _) = Vault::create_encrypted(&url, "first", &new_slot(1)).unwrap();
+        let (vault, _) = Vaults::default().create_encrypted(&url, "first", &new_slot(1)).unwrap();
         let keys = tempfile::tempdir().unwrap();
         key_file(keys.path(), "1", 1);
         key_file(keys.path(), "2", 2);
@@ -55,7 +55,7 @@ impl Site {
     }
 
     fn open(&self, key: &str) -> Vault {
-        Vault::open_with(self.url(), with_key(&self.keys.path().join(key))).unwrap()
+        Vaults::default().with_keys(with_key(&self.keys.path().join(key))).open(self.url()).unwrap()
     }
 
     /// Two points; what the disk holds at each.
@@ -101,7 +101,7 @@ fn what_went_in_comes_out_for_whoever_has_a_key_and_for_nobody_else() {
     let wrong = reason(site.restored(&site.open("2"), 1));
     assert!(wrong.contains("opens no slot"), "{wrong}");
     // Without any key the list can be looked at; nothing can be read.
-    let none = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    let none = Vaults::default().with_keys(KeySettings::default()).open(site.url()).unwrap();
     assert_eq!(none.points(site.lab.disk).unwrap(), all);
     let none = reason(site.restored(&none, 1));
     assert!(none.contains("no key"), "{none}");
@@ -194,7 +194,7 @@ fn a_passphrase_and_an_age_identity_open_it_too() {
     let by_words = KeySettings { passphrase_file: Some(words), ..KeySettings::default() };
     let by_age = KeySettings { identity_file: Some(age_file), ..KeySettings::default() };
     for (slot, settings) in [(2, by_words), (3, by_age.clone())] {
-        let vault = Vault::open_with(site.url(), settings).unwrap();
+        let vault = Vaults::default().with_keys(settings).open(site.url()).unwrap();
         assert_eq!(site.restored(&vault, 2).unwrap(), points[1].1);
         assert_eq!(vault.try_keys().unwrap()[0].slot, Some(slot));
     }
@@ -202,15 +202,16 @@ fn a_passphrase_and_an_age_identity_open_it_too() {
     // by the key file's own proof, and with the owner pinned.
     let (mut forged, _) = {
         let dir = tempfile::tempdir().unwrap();
-        let (_, forged) =
-            Vault::create_encrypted(dir.path().to_str().unwrap(), "", &recipient).unwrap();
+        let (_, forged) = Vaults::default()
+            .create_encrypted(dir.path().to_str().unwrap(), "", &recipient)
+            .unwrap();
         (forged, dir)
     };
     forged.vault = keyring.vault;
     let refused = forged.check(keyring.vault).unwrap_err().to_string();
     assert!(refused.contains("not signed"), "{refused}");
     let pinned = KeySettings { owner: Some([9; 32]), ..by_age };
-    let vault = Vault::open_with(site.url(), pinned).unwrap();
+    let vault = Vaults::default().with_keys(pinned).open(site.url()).unwrap();
     let refused = reason(site.restored(&vault, 1));
     assert!(refused.contains("not of the owner"), "{refused}");
 }
@@ -225,7 +226,7 @@ fn a_source_that_can_only_write_ships_and_reads_nothing_back() {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let settings = KeySettings { writer_file: Some(path), ..KeySettings::default() };
-    let source = Vault::open_with(site.url(), settings.clone()).unwrap();
+    let source = Vaults::default().with_keys(settings.clone()).open(site.url()).unwrap();
     // It sees the points, and that they are the owner's; it reads none of them.
     let before = source.manifest(site.lab.disk, CycleNo(2)).unwrap();
     assert_eq!(before, points[1].0);
@@ -242,7 +243,7 @@ fn a_source_that_can_only_write_ships_and_reads_nothing_back() {
     let third = lab.cycle(Some(&before), &content, &[run]).unwrap();
     assert_eq!(site.restored(&site.open("1"), 3).unwrap(), content);
     // Once it was started again it cannot read even that.
-    let again = Vault::open_with(site.url(), settings).unwrap();
+    let again = Vaults::default().with_keys(settings).open(site.url()).unwrap();
     let read = backstay_vault::read::read_index(
         &again,
         lab.disk,
@@ -260,13 +261,13 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
     let required = KeySettings { required: true, ..with_key(&site.keys.path().join("1")) };
     let plain = tempfile::tempdir().unwrap();
     let url = plain.path().to_str().unwrap();
-    let lab = Lab::with(tempfile::tempdir().unwrap(), Vault::create(url).unwrap(), SIZE);
+    let lab = Lab::with(tempfile::tempdir().unwrap(), Vaults::default().create(url).unwrap(), SIZE);
     let content = vec![5; SIZE as usize];
     let point = lab.cycle(None, &content, &[lab.whole()]).unwrap();
-    let refused = reason(Vault::open_with(url, required.clone()));
+    let refused = reason(Vaults::default().with_keys(required.clone()).open(url));
     assert!(refused.contains("not encrypted"), "{refused}");
     assert!(
-        reason(Vault::create_encrypted(url, "", &new_slot(1)))
+        reason(Vaults::default().create_encrypted(url, "", &new_slot(1)))
             .contains("cannot be encrypted later")
     );
     // vault.json of the one put into the other.
@@ -274,8 +275,10 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
     let theirs = site.lab.dir.path().join("vault.json");
     let (ours, encrypted) = (fs::read(&record).unwrap(), fs::read(&theirs).unwrap());
     fs::write(&theirs, &ours).unwrap();
-    assert!(reason(Vault::open_with(site.url(), required)).contains("not encrypted"));
-    let lax = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    assert!(
+        reason(Vaults::default().with_keys(required).open(site.url())).contains("not encrypted")
+    );
+    let lax = Vaults::default().with_keys(KeySettings::default()).open(site.url()).unwrap();
     let read = reason(site.restored(&lax, 1));
     assert!(read.contains("its vault says that it is not"), "{read}");
     fs::write(&theirs, &encrypted).unwrap();
@@ -287,7 +290,8 @@ fn a_vault_is_encrypted_or_not_and_no_store_can_change_that() {
         keys.join(format!("{:020}", 1)),
     )
     .unwrap();
-    let vault = Vault::open_with(url, with_key(&site.keys.path().join("1"))).unwrap();
+    let vault =
+        Vaults::default().with_keys(with_key(&site.keys.path().join("1"))).open(url).unwrap();
     assert!(reason(vault.manifest(lab.disk, point.cycle)).contains("not signed"));
     let read = backstay_vault::read::read_index(&vault, lab.disk, lab.size, &point.segments[0]);
     assert!(reason(read).contains("its vault says that it is"));
@@ -354,14 +358,16 @@ fn the_golden_vault_is_still_read() {
     let content = golden_content();
     if std::env::var_os("BACKSTAY_MAKE_GOLDEN").is_some() {
         fs::remove_dir_all(GOLDEN).ok();
-        let (vault, keyring) = Vault::create_encrypted(GOLDEN, "golden", &new_slot(1)).unwrap();
+        let (vault, keyring) =
+            Vaults::default().create_encrypted(GOLDEN, "golden", &new_slot(1)).unwrap();
         let hard = Hardness { memory_kib: 64, passes: 1, lanes: 2 };
         let words = NewSlot::Passphrase(Zeroizing::new("correct horse".to_owned()), hard);
-        let (_, opened) =
-            Vault::open_with(GOLDEN, with_key(&key_file(&std::env::temp_dir(), "golden", 1)))
-                .unwrap()
-                .open_keyring()
-                .unwrap();
+        let (_, opened) = Vaults::default()
+            .with_keys(with_key(&key_file(&std::env::temp_dir(), "golden", 1)))
+            .open(GOLDEN)
+            .unwrap()
+            .open_keyring()
+            .unwrap();
         let (keyring, _) = keyring.with_slot(&opened, "words", &words).unwrap();
         let (keyring, _) = keyring.rotated(opened).unwrap();
         vault.put_keyring(&keyring).unwrap();
@@ -377,7 +383,7 @@ fn the_golden_vault_is_still_read() {
     fs::write(&words, "correct horse\n").unwrap();
     let by_words = KeySettings { passphrase_file: Some(words), ..KeySettings::default() };
     for settings in [with_key(&key), by_words] {
-        let vault = Vault::open_with(&url, settings).unwrap();
+        let vault = Vaults::default().with_keys(settings).open(&url).unwrap();
         let disk = vault.disks().unwrap()[0].disk;
         let point = vault.manifest(disk, CycleNo(1)).unwrap();
         let target = Memory::new(point.size);
@@ -497,7 +503,7 @@ fn documents_of_before_count_and_no_others() {
     assert!(copied.unwrap().success());
     let root = dir.path().join("golden_sealed");
     let key = key_file(dir.path(), "key", 1);
-    let open = || Vault::open_with(root.to_str().unwrap(), with_key(&key)).unwrap();
+    let open = || Vaults::default().with_keys(with_key(&key)).open(root.to_str().unwrap()).unwrap();
     let disk = open().disks().unwrap()[0].disk;
     let before = open().newest_term(disk).unwrap().unwrap();
     let terms = root.join("disks").join(disk.to_string()).join("terms");
@@ -528,7 +534,7 @@ fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
     let disk = site.lab.disk;
     let (stolen, stolen_id) = with_writer(&site, "db1");
     let lab_of = |settings: &KeySettings| Lab {
-        vault: Vault::open_with(site.url(), settings.clone()).unwrap(),
+        vault: Vaults::default().with_keys(settings.clone()).open(site.url()).unwrap(),
         dir: tempfile::tempdir().unwrap(),
         disk,
         size: site.lab.size,
@@ -552,7 +558,7 @@ fn a_writer_that_was_removed_counts_for_what_it_wrote_before() {
     let key = Piece::Point(CycleNo(4)).of(disk);
     let file = site.lab.dir.path().join(key.to_string());
     let bytes = fs::read(&file).unwrap();
-    let none = Vault::open_with(site.url(), KeySettings::default()).unwrap();
+    let none = Vaults::default().with_keys(KeySettings::default()).open(site.url()).unwrap();
     for refused in
         [none.check_arriving(&key, &bytes).err(), site.restored(&site.open("1"), 4).err()]
     {
@@ -593,8 +599,13 @@ fn no_flipped_bit_is_believed() {
     assert!(copied.unwrap().success());
     let root = dir.path().join("golden_sealed");
     let key = key_file(dir.path(), "key", 1);
-    let disk =
-        Vault::open_with(root.to_str().unwrap(), with_key(&key)).unwrap().disks().unwrap()[0].disk;
+    let disk = Vaults::default()
+        .with_keys(with_key(&key))
+        .open(root.to_str().unwrap())
+        .unwrap()
+        .disks()
+        .unwrap()[0]
+        .disk;
     let content = golden_content();
     let mut objects = vec![];
     common_walk(&root, &mut objects);
@@ -611,8 +622,10 @@ fn no_flipped_bit_is_believed() {
             let mut bad = right.clone();
             bad[at] ^= 1 << (at % 8);
             fs::write(&path, &bad).unwrap();
-            let restored =
-                Vault::open_with(root.to_str().unwrap(), with_key(&key)).and_then(|vault| {
+            let restored = Vaults::default()
+                .with_keys(with_key(&key))
+                .open(root.to_str().unwrap())
+                .and_then(|vault| {
                     let point = vault.manifest(disk, CycleNo(1))?;
                     let target = Memory::new(point.size);
                     backstay_vault::read::restore(&vault, &point, &target, 1, &|_, _| {})?;

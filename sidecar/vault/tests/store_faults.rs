@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use backstay_types::{Class, Classified as _};
 use backstay_types::{CycleNo, SectorRange};
 use backstay_vault::read::verify_point;
-use backstay_vault::{Pass, Vault, VaultError, verify_cycle};
+use backstay_vault::{Pass, VaultError, Vaults, verify_cycle};
 use bytes::Bytes;
 use common::{Lab, content, meta, set};
 use futures::stream::BoxStream;
@@ -141,7 +141,7 @@ fn commit_with_answer(answer: fn(&Path) -> Error) {
     let armed = Arc::new(AtomicBool::new(false));
     let deaf = Arc::default();
     let store = LostAnswers { store, armed: Arc::clone(&armed), deaf, answer };
-    let vault = Vault::on_store("lossy", Arc::new(store)).unwrap();
+    let vault = Vaults::default().on_store("lossy", Arc::new(store)).unwrap();
     let lab = Lab::with(dir, vault, 1 << 20);
     let now = content(&mut fastrand::Rng::with_seed(1), 1 << 20);
     armed.store(true, Ordering::Relaxed);
@@ -171,7 +171,7 @@ fn cleaning_up_never_breaks_a_point() {
     let (armed, deaf): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
     let answer = |_: &Path| Error::Generic { store: "test", source: "connection reset".into() };
     let store = LostAnswers { store, armed: Arc::clone(&armed), deaf: Arc::clone(&deaf), answer };
-    let vault = Vault::on_store("lossy", Arc::new(store)).unwrap();
+    let vault = Vaults::default().on_store("lossy", Arc::new(store)).unwrap();
     let lab = Lab::with(dir, vault, 1 << 20);
     let now = content(&mut fastrand::Rng::with_seed(1), 1 << 20);
     let failed = lab.ship(1, &now, &[lab.whole()]);
@@ -224,7 +224,7 @@ fn mount(arguments: &[&str], at: &FsPath) {
 fn a_full_vault_says_so_and_has_no_point() {
     let small = Mounted::new("3m");
     let url = small.path().join("vault");
-    let vault = Vault::create(url.to_str().unwrap()).unwrap();
+    let vault = Vaults::default().create(url.to_str().unwrap()).unwrap();
     let lab = Lab::with(tempfile::tempdir().unwrap(), vault, 8 << 20);
     let mut noise = vec![0; 8 << 20];
     fastrand::Rng::with_seed(1).fill(&mut noise);
@@ -238,7 +238,7 @@ fn a_full_vault_says_so_and_has_no_point() {
 fn a_read_only_vault_says_so() {
     let small = Mounted::new("8m");
     let url = small.path().join("vault");
-    let vault = Vault::create(url.to_str().unwrap()).unwrap();
+    let vault = Vaults::default().create(url.to_str().unwrap()).unwrap();
     let lab = Lab::with(tempfile::tempdir().unwrap(), vault, 1 << 20);
     mount(&["-o", "remount,ro"], small.path());
     let now = content(&mut fastrand::Rng::with_seed(1), 1 << 20);
@@ -247,7 +247,7 @@ fn a_read_only_vault_says_so() {
     // Mounted again for writing, it heals by itself.
     assert_eq!((denied.class(), denied.may_pass()), (Class::Person, true));
     let other = small.path().join("other");
-    let denied = Vault::create(other.to_str().unwrap()).err().unwrap();
+    let denied = Vaults::default().create(other.to_str().unwrap()).err().unwrap();
     assert!(matches!(denied, VaultError::Denied { .. }), "{denied}");
 }
 
@@ -256,7 +256,7 @@ fn a_new_vault_is_private() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("a/b/vault");
-    Vault::create(root.to_str().unwrap()).unwrap();
+    Vaults::default().create(root.to_str().unwrap()).unwrap();
     let mode = std::fs::metadata(&root).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
 }
@@ -267,12 +267,12 @@ fn one_of_two_makes_a_vault() {
     for _ in 0..20 {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("vault");
-        let make = || Vault::create(root.to_str().unwrap()).map(|vault| vault.id());
+        let make = || Vaults::default().create(root.to_str().unwrap()).map(|vault| vault.id());
         let made: Vec<_> = std::thread::scope(|scope| {
             let all = [scope.spawn(make), scope.spawn(make), scope.spawn(make)];
             all.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let there = Vault::open(root.to_str().unwrap()).unwrap().id();
+        let there = Vaults::default().open(root.to_str().unwrap()).unwrap().id();
         assert_eq!(made.iter().filter(|one| one.is_ok()).count(), 1);
         for one in made {
             match one {
@@ -286,7 +286,10 @@ fn one_of_two_makes_a_vault() {
 #[test]
 fn other_schemes_and_absent_vaults_are_explained() {
     for url in ["ftp://host/x", "https://host:9443", "relative/path", "file://host/x", ""] {
-        assert!(matches!(Vault::create(url), Err(VaultError::Url { .. })), "{url}");
+        assert!(matches!(Vaults::default().create(url), Err(VaultError::Url { .. })), "{url}");
     }
-    assert!(matches!(Vault::open("/nonexistent/vault"), Err(VaultError::NoVault { .. })));
+    assert!(matches!(
+        Vaults::default().open("/nonexistent/vault"),
+        Err(VaultError::NoVault { .. })
+    ));
 }

@@ -9,8 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use backstay_vault::Vault;
 use backstay_vault::encrypt::KeySettings;
+use backstay_vault::{Vault, Vaults};
 
 use super::command::said;
 
@@ -59,5 +59,8 @@ pub(super) fn make(vault: &str, dir: &Path, new: [Command; 2]) {
 /// Opens a vault with the key of a host, if it has one.
 pub(super) fn open(url: &str, dir: &Path, sealed: bool) -> Vault {
     let key_file = sealed.then(|| key_file(dir));
-    Vault::open_with(url, KeySettings { key_file, ..KeySettings::default() }).unwrap()
+    Vaults::default()
+        .with_keys(KeySettings { key_file, ..KeySettings::default() })
+        .open(url)
+        .unwrap()
 }

@@ -16,10 +16,10 @@ use backstay_vault::encrypt::KeySettings;
 use backstay_vault::format::document::encode;
 use backstay_vault::format::key::{DiskFolder, ObjectKey, Piece};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
-use backstay_vault::remote::{StoreSettings, configure};
+use backstay_vault::remote::StoreSettings;
 use backstay_vault::{
     Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass,
-    PointMeta, SectorSet, SegmentRef, Vault, VaultError, verify_cycle,
+    PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
 };
 
 use super::{MIB, Site, pin, write};
@@ -39,16 +39,17 @@ struct Liar<'a> {
 
 impl<'a> Liar<'a> {
     fn new(site: &Site, gateway: &Gateway, bundle: &'a Path, writer: Option<&'a Path>) -> Self {
-        configure(StoreSettings {
+        let store = StoreSettings {
             client_cert: Some(bundle.into()),
             ca_file: Some(site.pki.ca()),
             retries: 0,
             retry_timeout: Duration::from_secs(1),
             ..StoreSettings::default()
-        });
+        };
         let keys =
             KeySettings { writer_file: writer.map(Path::to_owned), ..KeySettings::default() };
-        let vault = Vault::open_with(&gateway.url(), keys).unwrap();
+        let vault =
+            Vaults::default().with_store(store).with_keys(keys).open(&gateway.url()).unwrap();
         let disk = vault.disk_named(&"db".parse().unwrap()).unwrap();
         let newest = *vault.points(disk.disk).unwrap().last().unwrap();
         let before = vault.manifest(disk.disk, newest).unwrap();
@@ -336,7 +337,7 @@ fn a_group_is_its_members_owners() {
     write(&web, 0, MIB, 2);
     web.cycle();
 
-    let vault = Vault::open(site.vault.to_str().unwrap()).unwrap();
+    let vault = Vaults::default().open(site.vault.to_str().unwrap()).unwrap();
     let group: GroupName = "shop".parse().unwrap();
     let member = |name: &str| {
         let disk = vault.disk_named(&name.parse().unwrap()).unwrap();

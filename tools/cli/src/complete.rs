@@ -12,7 +12,7 @@ use backstay_engine::config::Config;
 use backstay_front::paths::Roots;
 use backstay_recovery::mount::PointChoice;
 use backstay_types::DiskName;
-use backstay_vault::{GroupName, Vault};
+use backstay_vault::{GroupName, Vault, Vaults};
 use clap::Command;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
@@ -76,8 +76,7 @@ impl Typed {
         let mut config = Config::load(file.as_deref()).unwrap_or_default();
         config.store.retry_timeout = PATIENCE;
         config.store.connect_timeout = PATIENCE;
-        config.store.apply();
-        config.encryption.apply(None);
+        config.reach(Vaults::default(), None);
         let state = path("--state-dir").or(config.state_dir.clone());
         let runtime = path("--runtime-dir").or(config.runtime_dir.clone());
         let roots = Roots::new(state, runtime);
@@ -93,7 +92,7 @@ impl Typed {
             Some(disk) => self.context.config.vault_of(disk).to_owned(),
             None => self.context.config.vault.clone(),
         });
-        Vault::open_to_look(&url).ok()
+        self.context.config.vaults.open_to_look(&url).ok()
     }
 
     /// This host's disks, and those of the vault.

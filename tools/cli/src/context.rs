@@ -12,6 +12,7 @@ use backstay_front::paths::Roots;
 use backstay_recovery::failover::rules::{self, NameState, Verb};
 use backstay_recovery::host::{self, LocalHost, Program};
 use backstay_types::DiskName;
+use backstay_vault::Vaults;
 use backstay_vault::encrypt::settings::Prompt;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
@@ -116,12 +117,11 @@ impl Context {
             config.store.retry_timeout = wait;
             config.store.connect_timeout = config.store.connect_timeout.min(wait);
         }
-        config.store.apply();
-        config.encryption.apply(prompt());
         let state = globals.state_dir.clone().or(config.state_dir.clone());
         let runtime = globals.runtime_dir.clone().or(config.runtime_dir.clone());
-        let mut context = Self { roots: Roots::new(state, runtime), globals, config };
-        backstay_vault::known::remember_in(&context.roots.state);
+        let roots = Roots::new(state, runtime);
+        config.reach(Vaults::default().remembering_in(&roots.state), prompt());
+        let mut context = Self { roots, globals, config };
         let disks = context.disks();
         context.config.add_protections(&context.roots, &disks);
         context
@@ -133,7 +133,8 @@ impl Context {
             let store = &mut self.config.store;
             store.retry_timeout = store.retry_timeout.min(LOOKS_FOR);
             store.connect_timeout = store.connect_timeout.min(CONNECTS_WITHIN);
-            store.apply();
+            let settings = store.settings();
+            self.config.vaults = self.config.vaults.clone().with_store(settings);
         }
     }
 
@@ -147,6 +148,7 @@ impl Context {
     pub fn watch(&self) -> ConfigWatch {
         // It adds what `backstay protect` was told itself, as disks come and go.
         let config = Config::load(self.globals.config.as_deref()).unwrap_or(self.config.clone());
+        let config = Config { vaults: self.config.vaults.clone(), ..config };
         ConfigWatch::new(self.globals.config.clone(), config)
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use backstay_front::paths::Roots;
 use backstay_types::DiskName;
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{Vault, VaultError, Vaults};
 use serde::Serialize;
 
 use crate::Config;
@@ -76,17 +76,20 @@ pub fn vaults(roots: &Roots, config: &Config, names: &[DiskName]) -> Vec<Finding
         let mut disks = names.iter().filter(|name| config.vault_of(name) == url).peekable();
         let warn = disks.peek().is_some() && !config.allow_local_vault;
         let has_points = disks.any(|name| Record::load(&roots.disk(name).state).last.is_some());
-        Finding::new("vault", ("reachable", vault(&roots.state, url, warn, has_points)))
+        Finding::new(
+            "vault",
+            ("reachable", vault(&config.vaults, &roots.state, (url, warn, has_points))),
+        )
     };
-    let keys = |url: &&str| keys(url, config.encryption.stale());
+    let keys = |url: &&str| keys(&config.vaults, url, config.encryption.stale());
     let reachable: Vec<_> = urls.iter().map(look).collect();
     reachable.into_iter().chain(urls.iter().filter_map(keys)).collect()
 }
 
 /// Whether the keys of an encrypted vault are where somebody can find them.
-fn keys(url: &str, stale: Duration) -> Option<Finding> {
+fn keys(vaults: &Vaults, url: &str, stale: Duration) -> Option<Finding> {
     // One that cannot be read is told above.
-    let vault = Vault::open_to_look(url).ok().filter(Vault::is_encrypted)?;
+    let vault = vaults.open_to_look(url).ok().filter(Vault::is_encrypted)?;
     let found = match vault.worries(stale) {
         Err(e) => Bad(e.to_string()),
         Ok(worries) if worries.is_empty() => Good(format!("{url}: somebody else can open it, too")),
@@ -98,13 +101,13 @@ fn keys(url: &str, stale: Duration) -> Option<Finding> {
     Some(Finding::new("vault", ("keys", found)))
 }
 
-fn vault(state: &Path, url: &str, warn: bool, has_points: bool) -> Checked {
+fn vault(vaults: &Vaults, state: &Path, (url, warn, has_points): (&str, bool, bool)) -> Checked {
     // Opened, not made: a doctor leaves no vaults behind.
     let look = |vault: Vault| {
         vault.probe()?;
         rollback_guard::keyring(state, &vault)
     };
-    match Vault::open_to_look(url).and_then(look) {
+    match vaults.open_to_look(url).and_then(look) {
         Ok(()) if url == VAULT_DEFAULT && warn => Odd(format!(
             "{url} can be written, but it is on this very host and lost with it; set vault = \"…\""
         )),

@@ -11,7 +11,7 @@ use backstay_format::control::{CutReply, Request, Response};
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_types::{DiskId, DiskName};
-use backstay_vault::{GroupMember, Vault};
+use backstay_vault::GroupMember;
 
 use super::crew::{Answer, Command, Seat};
 use crate::config::Config;
@@ -176,7 +176,7 @@ impl LocalDisk {
         let hooks = Hooks::of(&config, &shipping.roots, &self.name);
         let listed = JobBook::below(&shipping.roots.state).begin(&self.name, work);
         let mut ship = || {
-            let vault = Vault::open(&shipping.vault)?;
+            let vault = config.vaults.open(&shipping.vault)?;
             let job = CycleJob {
                 socket: &self.paths.control_socket(),
                 state: &self.paths.state,
@@ -190,9 +190,10 @@ impl LocalDisk {
             };
             run_cut_by(&job, cutter)
         };
-        let result = silent::watched(&shipping.vault, &self.paths.state, &listed, || {
-            listed.shown_if_long(&mut ship)
-        });
+        let result =
+            silent::watched((&config.vaults, &shipping.vault), &self.paths.state, &listed, || {
+                listed.shown_if_long(&mut ship)
+            });
         match &result {
             Ok(report) => drop(listed.end(Ok(report.cycle))),
             Err(e) => listed.failed(e),

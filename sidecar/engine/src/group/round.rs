@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_types::DiskName;
-use backstay_vault::{GroupMember, GroupName, GroupPoint, Vault};
+use backstay_vault::{GroupMember, GroupName, GroupPoint};
 use serde::Serialize;
 
 use super::GroupError;
@@ -135,7 +135,7 @@ pub fn run_group(job: GroupJob<'_>) -> Result<GroupReport, GroupError> {
     match shipped {
         Ok((frozen, shipped)) => {
             held = frozen.held;
-            point = Some(commit(&job.shipping.vault, name, shipped, frozen.cut_unix_ns)?);
+            point = Some(commit(&job.shipping, name, shipped, frozen.cut_unix_ns)?);
         }
         Err(trouble) => void = Some(trouble.to_string()),
     }
@@ -195,10 +195,11 @@ pub(super) fn join_all(threads: Vec<(DiskName, DiskThread)>) -> Vec<MemberReport
 }
 
 fn commit(
-    url: &str,
+    shipping: &Shipping,
     group: &GroupName,
     members: Vec<GroupMember>,
     cut_unix_ns: u64,
 ) -> Result<GroupPoint, GroupError> {
-    Ok(Vault::open(url)?.commit_group(group, members, cut_unix_ns)?)
+    let vault = shipping.config.now().vaults.open(&shipping.vault)?;
+    Ok(vault.commit_group(group, members, cut_unix_ns)?)
 }

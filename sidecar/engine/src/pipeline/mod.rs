@@ -252,6 +252,7 @@ fn upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backstay_vault::Vaults;
     use backstay_vault::format::key::DiskFolder;
     use std::sync::LazyLock;
 
@@ -283,7 +284,7 @@ mod tests {
     #[test]
     fn everything_fed_is_put() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let shipped = ship(shipment(&vault, &ship_settings, &stop), |feed| {
@@ -301,7 +302,7 @@ mod tests {
     #[test]
     fn a_failing_upload_ends_all_stages() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         // The disk's folder is a file: nothing can be put below it.
         std::fs::write(dir.path().join("disks"), b"").unwrap();
         let settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
@@ -314,7 +315,7 @@ mod tests {
     #[test]
     fn being_told_to_stop_ends_a_slow_upload() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let limit = crate::throttle::Rate::bytes_per_second(1);
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn who_looks_on_can_end_it() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let limit = crate::throttle::Rate::bytes_per_second(1);
@@ -361,7 +362,7 @@ mod tests {
     #[test]
     fn bytes_count_as_they_go() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let (told, times) = (Mutex::new(0), Mutex::new(0));
@@ -382,7 +383,7 @@ mod tests {
     #[test]
     fn being_told_to_stop_ends_all_stages() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         let (settings, stop) = (Ship::default(), AtomicBool::new(false));
         let shipped = ship(shipment(&vault, &settings, &stop), |feed| {
             feed_noise(feed, 4)?;

@@ -210,7 +210,7 @@ impl Service<'_> {
             let of = disks.entry(self.config.vault_of(name).into()).or_default();
             of.push(self.roots.disk(name).state);
         }
-        self.care.look(disks, self.config.encryption.stale())
+        self.care.look(&self.config.vaults, disks, self.config.encryption.stale())
     }
 
     /// Whether the clock went on as it should; remembered, so that a jump is seen by anyone who looks next.
@@ -250,6 +250,7 @@ impl Service<'_> {
                 return None;
             }
             Some(scrub::Due {
+                vaults: self.config.vaults.clone(),
                 url: url.into(),
                 disk: Record::load(&state).last?.disk?,
                 backing: self.driver(&name)?.backing,

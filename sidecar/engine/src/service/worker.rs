@@ -8,7 +8,6 @@ use std::time::Duration;
 use backstay_front::paths::Roots;
 use backstay_host::clock::now_unix_ns;
 use backstay_types::{Classified, DiskName};
-use backstay_vault::Vault;
 use crossbeam_channel::Sender;
 
 use crate::config::Config;
@@ -62,7 +61,9 @@ impl Cycle {
         let job = self.jobs.begin(&self.name, self.work);
         let result = self.vault_url().map_err(CycleError::from).and_then(|url| {
             let state = self.roots.disk(&self.name).state;
-            silent::watched(&url, &state, &job, || job.shown_if_long(|| self.cycle_to(&url, &job)))
+            silent::watched((&self.config.vaults, &url), &state, &job, || {
+                job.shown_if_long(|| self.cycle_to(&url, &job))
+            })
         });
         match &result {
             Ok(Done::Point(report)) => drop(job.end(Ok(report.cycle))),
@@ -75,7 +76,7 @@ impl Cycle {
     fn cycle_to(&self, url: &str, job: &JobHandle) -> Result<Done, CycleError> {
         let paths = self.roots.disk(&self.name);
         let record = Record::load(&paths.state);
-        let vault = Vault::open(url)?;
+        let vault = self.config.vaults.open(url)?;
         vault.probe_once()?;
         if self.work == Work::Delta
             && !self.heart_beats(&record)
@@ -96,7 +97,7 @@ impl Cycle {
             progress: &|stage, done, all| job.progress(stage.name(), done, all),
             stop: &self.stop,
         };
-        run(&cycle).map(Done::Point).map_err(|e| e.explained(url))
+        run(&cycle).map(Done::Point).map_err(|e| e.explained(&self.config.vaults, url))
     }
 
     /// Whether the disk gets a point now though nobody wrote to it.

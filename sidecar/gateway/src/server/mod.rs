@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use backstay_host::clock::{self, now_unix_ns};
 use backstay_vault::admission::Rules;
 use backstay_vault::format::key::ObjectKey;
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::{Vault, VaultError, Vaults};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
@@ -55,6 +55,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where it tells how it is, without TLS: loopback, or a network of those who watch.
     pub health: Option<SocketAddr>,
+    /// What vaults are opened with.
+    pub vaults: Vaults,
     /// The vault before which it stands.
     pub store: String,
     /// Its certificate and those it believes.
@@ -178,7 +180,7 @@ impl Gateway {
     /// What cannot be opened.
     pub fn open(settings: Settings) -> Result<Self, GatewayError> {
         let tls = Tls::load(settings.tls)?;
-        let vault = Vault::open(&settings.store)?;
+        let vault = settings.vaults.open(&settings.store)?;
         vault.check_lock()?;
         let (spool, queue) = Spool::open(&settings.cache, settings.cache_bytes)
             .map_err(|source| GatewayError::Cache { path: settings.cache.clone(), source })?;

@@ -20,7 +20,7 @@ use backstay_host::{lock, loop_device, mounts};
 use backstay_types::{ByteLen, Classified, DiskName};
 use backstay_vault::format::drill::shortened;
 use backstay_vault::retain::Held;
-use backstay_vault::{DrillRecord, Vault, VaultError};
+use backstay_vault::{DrillRecord, VaultError, Vaults};
 use nix::fcntl::Flock;
 
 use super::{Check, DrillError, try_disk};
@@ -42,6 +42,8 @@ pub struct Drill<'a> {
     pub config: Option<&'a Path>,
     /// The host's folders.
     pub roots: &'a Roots,
+    /// What vaults are opened with.
+    pub vaults: &'a Vaults,
     /// The vault.
     pub vault: &'a str,
     /// The disk, as the vault names it.
@@ -78,10 +80,10 @@ fn folder(root: &Path) -> PathBuf {
 /// # Errors
 /// If the point could not be tried or the verdict not be put; nothing is said of the point then.
 pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
-    let place = DrillPlace::take(job.roots, job.name)?;
+    let place = DrillPlace::take(job)?;
     place.take_down()?;
     let began_unix_ns = now_unix_ns();
-    let vault = Vault::open(job.vault)?;
+    let vault = job.vaults.open(job.vault)?;
     let disk = vault.disk_named(job.name)?;
     let point = mount::choose(&vault, disk.disk, job.point)?;
     (job.say)("mounting");
@@ -143,6 +145,7 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
 
 /// Where a disk is drilled: one drill at a time.
 struct DrillPlace<'a> {
+    vaults: &'a Vaults,
     roots: Roots,
     name: &'a DiskName,
     work: PathBuf,
@@ -150,7 +153,7 @@ struct DrillPlace<'a> {
 }
 
 impl<'a> DrillPlace<'a> {
-    fn take(roots: &Roots, name: &'a DiskName) -> Result<Self, DrillError> {
+    fn take(&Drill { vaults, roots, name, .. }: &Drill<'a>) -> Result<Self, DrillError> {
         let (state, runtime) = (folder(&roots.state), folder(&roots.runtime));
         for dir in [&state, &runtime] {
             own_dir(dir).map_err(|e| DrillError::Io(e.into()))?;
@@ -161,7 +164,7 @@ impl<'a> DrillPlace<'a> {
         let lock = lock::exclusive(lock, lock::LOOKED_AT_WAIT).map_err(DrillError::Io)?;
         let lock = lock.ok_or_else(|| DrillError::Busy(name.clone()))?;
         let work = runtime.join(format!("{name}.work"));
-        Ok(Self { roots: Roots { state, runtime }, name, work, _lock: lock })
+        Ok(Self { vaults, roots: Roots { state, runtime }, name, work, _lock: lock })
     }
 
     /// Takes down what is there of a drill: file systems, loop devices, the mounted point, its files.
@@ -197,7 +200,7 @@ impl<'a> DrillPlace<'a> {
             tool("umount", &["-l", &at.to_string_lossy()], DOWN_MAX, &never).map_err(io)?;
         }
         if paths.state.exists() {
-            match mount::forget(self.name, &paths) {
+            match mount::forget(self.vaults, self.name, &paths) {
                 // It was killed before there was a mounted point.
                 Err(MountError::Refused { .. }) => {
                     fs::remove_dir_all(&paths.state).map_err(io)?;

@@ -163,7 +163,7 @@ impl Failback {
         if record.state == State::Seeding {
             let Some(point) = self.bring(host, &record, job)? else { return Ok(None) };
             job.came_to(point.cycle);
-            let term = newest_term(&Vault::open(&record.vault)?, record.disk)?.term;
+            let term = newest_term(&host.config().vaults.open(&record.vault)?, record.disk)?.term;
             (record.point, record.after) = (Some(point), term);
             target::not_replicated(&host.roots().disk(&self.name), &record)?;
             record.enter(root, State::TakingOver)?;
@@ -189,7 +189,7 @@ impl Failback {
 
     fn find(&self, host: &dyn Executor) -> Result<(Vault, DiskRecord)> {
         let url = self.vault.as_deref().unwrap_or_else(|| host.config().vault_of(&self.name));
-        let vault = Vault::open(url)?;
+        let vault = host.config().vaults.open(url)?;
         let disk = vault.disk_named(&self.name)?;
         Ok((vault, disk))
     }
@@ -247,7 +247,7 @@ impl Failback {
         // How far that is says the job of the replica.
         job.progress("to the newest point", 0, 0);
         self.begin_replica(host, record)?;
-        let go_on = ReplicaOrder::go_on(&record.vault);
+        let go_on = ReplicaOrder::go_on(&host.config().vaults, &record.vault);
         loop {
             host.step();
             host.replica_once(&self.name, &go_on)?;
@@ -256,7 +256,7 @@ impl Failback {
             }
             let at = status::of(&host.roots().disk(&self.name)).map_err(HostError::from)?;
             let at = at.and_then(|status| status.at);
-            let vault = Vault::open(&record.vault)?;
+            let vault = host.config().vaults.open(&record.vault)?;
             let wanted = match (vault.handover(record.disk)?, self.now) {
                 (Some(handover), _) => Some(handover.cycle),
                 (None, true) => Some(vault::newest_on_line(&vault, record.disk)?.cycle),
@@ -289,7 +289,7 @@ impl Failback {
         if old.is_none() && paths.state.join("mounted").exists() {
             // What this host has is a mounted point: no backing that could be brought forward.
             host.step();
-            mount::forget(&self.name, &paths)?;
+            mount::forget(&host.config().vaults, &self.name, &paths)?;
         }
         let has_disk = has_disk && superblock.exists();
         let to = self.real(&self.to)?;
@@ -313,7 +313,7 @@ impl Failback {
             seed,
             // The old backing holds the old disk; another one must be empty or be said to be free.
             force: seed != Seed::Changes && (same || self.force),
-            ..ReplicaOrder::go_on(&record.vault)
+            ..ReplicaOrder::go_on(&host.config().vaults, &record.vault)
         };
         host.replica_once(&self.name, &order)
     }

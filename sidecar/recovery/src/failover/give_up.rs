@@ -18,7 +18,7 @@ pub fn give_up(host: &dyn Executor, record: FailoverRecord) -> Result<()> {
     }
     let backing = record.backing.clone();
     if paths.state.join("mounted.unfinished").exists() {
-        mount::forget(&name, &paths)?;
+        mount::forget(&host.config().vaults, &name, &paths)?;
     }
     remove_folder(&paths.runtime)?;
     remove_folder(&paths.state)?;

@@ -67,7 +67,7 @@ pub fn bring_up(
     (vault, attach): (Option<&str>, bool),
 ) -> Result<Vec<ServedDisk>> {
     let url = vault.unwrap_or(&host.config().vault).to_owned();
-    let (number, members) = members(&Vault::open(&url)?, group, number)?;
+    let (number, members) = members(&host.config().vaults.open(&url)?, group, number)?;
     let mut orders = vec![];
     for member in members {
         orders.push(Order {
@@ -157,7 +157,7 @@ pub fn change(
     attach: bool,
 ) -> Result<Vec<ServedDisk>> {
     let (_locks, records) = records(host, group, |record| is_target_of(record, group))?;
-    let vault = Vault::open(&records[0].vault)?;
+    let vault = host.config().vaults.open(&records[0].vault)?;
     let (number, members) = members(&vault, group, number)?;
     let mut all = vec![];
     for mut record in records {
@@ -200,7 +200,7 @@ pub fn commit(
     for record in &to_do {
         target::may_commit(host, record, how)?;
         // Before the first is taken: a group of which a part is somebody else's is not worth having.
-        let vault = Vault::open(&record.vault)?;
+        let vault = host.config().vaults.open(&record.vault)?;
         let newest =
             vault.newest_term(record.disk)?.doing(|| "the disk has no term in the vault".into())?;
         if newest.term != record.after && !at_vault::is_taken(&vault, record)? {
@@ -241,7 +241,7 @@ pub fn cancel(host: &dyn Executor, group: &GroupName) -> Result<()> {
             Kind::Source => {
                 let disk = stopped::superblock(&host.roots().disk(&record.name));
                 let writer = disk.map(|superblock| stopped::writer(superblock.disk));
-                let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
+                let newest = host.config().vaults.open(&record.vault)?.newest_term(record.disk)?;
                 if let Some(newest) =
                     newest.filter(|newest| Some(&newest.writer) != writer.as_ref())
                 {

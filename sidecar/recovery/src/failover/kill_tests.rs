@@ -19,7 +19,7 @@ use backstay_format::control::{DriverStatus, FoundState};
 use backstay_format::superblock::Base;
 use backstay_front::paths::Roots;
 use backstay_types::{ByteLen, Classified, DiskId, DiskName, EpochNo, Term};
-use backstay_vault::{Manifest, Vault};
+use backstay_vault::{Manifest, Vault, Vaults};
 use common::history::History;
 use fastrand::Rng;
 
@@ -75,7 +75,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let url = format!("file://{}", at("vault").display());
-        let vault = Vault::create(&url).unwrap();
+        let vault = Vaults::default().create(&url).unwrap();
         let mut history = History::new(&vault, 1 << 20, 7);
         vault.claim_name(&name(), history.disk).unwrap();
         let mut rng = Rng::with_seed(7);

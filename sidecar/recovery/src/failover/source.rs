@@ -7,7 +7,7 @@ use std::time::Duration;
 use backstay_engine::jobs::{JobBook, JobHandle};
 use backstay_engine::schedule::Work;
 use backstay_types::{DiskName, Term};
-use backstay_vault::{GroupMember, GroupName, Vault};
+use backstay_vault::{GroupMember, GroupName};
 
 use super::executor::{Executor, may};
 use super::rules::{NameKind, NameState, Verb, refusal};
@@ -144,7 +144,7 @@ impl Handover<'_> {
             member.lay_down(host)?;
         }
         if let Some(group) = group {
-            self.put_group_point(group);
+            self.put_group_point(host, group);
         }
         Ok(())
     }
@@ -155,10 +155,10 @@ impl Handover<'_> {
 
     /// All were quiet before the first last cycle was cut: together their points are one of the group. It is
     /// for people and for unplanned failovers; a planned one looks at the handovers.
-    fn put_group_point(&self, group: &GroupName) {
+    fn put_group_point(&self, host: &dyn Executor, group: &GroupName) {
         let put = || {
             let first = self.members.first().doing(|| "the group has no disks".into())?;
-            let vault = Vault::open(&first.record.vault)?;
+            let vault = host.config().vaults.open(&first.record.vault)?;
             let mut members = vec![];
             for Member { record, .. } in &self.members {
                 let at = record.point.doing(|| "a disk was handed over at no point".into())?;
@@ -272,7 +272,7 @@ impl Member {
         let name = self.record.name.clone();
         self.job(host).progress("handing over", 0, 0);
         let (disk, base) = stopped::exactly_at(&name, &host.roots().disk(&name))?;
-        let vault = Vault::open(&self.record.vault)?;
+        let vault = host.config().vaults.open(&self.record.vault)?;
         self.at = At::Laying;
         let writer = stopped::writer(disk);
         let point = hand_over(&vault, &name, base.vault_disk, &writer, base.cycle)?;
@@ -299,7 +299,10 @@ impl Member {
             if matches!(self.at, At::Laying | At::Done) {
                 let disk = stopped::superblock(&host.roots().disk(&name));
                 let disk = disk.doing(|| "its state is gone".into())?.disk;
-                let back = Vault::open(&self.record.vault)
+                let back = host
+                    .config()
+                    .vaults
+                    .open(&self.record.vault)
                     .map_err(FailoverError::from)
                     .and_then(|vault| withdraw(&vault, self.record.disk, &stopped::writer(disk)));
                 match back {
@@ -330,7 +333,7 @@ impl Member {
 fn laid_down(host: &dyn Executor, record: &FailoverRecord) -> Result<Option<PointRef>> {
     let (name, paths) = (&record.name, host.roots().disk(&record.name));
     let Some(superblock) = stopped::superblock(&paths) else { return Ok(None) };
-    let vault = Vault::open(&record.vault)?;
+    let vault = host.config().vaults.open(&record.vault)?;
     let handover = vault.handover(record.disk)?;
     let Some(handover) = handover.filter(|h| h.writer == stopped::writer(superblock.disk)) else {
         return Ok(None);
@@ -364,7 +367,7 @@ fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
     };
     // A vault that is gone, or a disk that was failed over, is found out while the disk is still served.
     let url = host.config().vault_of(name).to_owned();
-    let newest = Vault::open(&url)?.newest_term(base.vault_disk)?;
+    let newest = host.config().vaults.open(&url)?.newest_term(base.vault_disk)?;
     let newest = newest.doing(|| format!("disk {name} has no term in {url}"))?;
     if newest.writer != stopped::writer(superblock.disk) {
         let standing = NameState { what: NameKind::Elsewhere, at_work: status.is_some() };

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use backstay_engine::requests::Asked;
-use backstay_vault::Vault;
 
 use super::executor::Executor;
 use super::vault::{Withdrawn, withdraw};
@@ -36,7 +35,7 @@ pub fn take_back(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> 
     {
         host.stop_after_cycle(&name)?;
     }
-    let vault = Vault::open(&record.vault)?;
+    let vault = host.config().vaults.open(&record.vault)?;
     match withdraw(&vault, record.disk, &stopped::writer(disk))? {
         Withdrawn::Done => {}
         Withdrawn::TooLate(term) => {

@@ -14,7 +14,7 @@ use backstay_format::control::DriverStatus;
 use backstay_front::paths::DiskPaths;
 use backstay_host::own_dir::own_dir;
 use backstay_types::{DiskId, DiskName};
-use backstay_vault::{TermRecord, Vault};
+use backstay_vault::TermRecord;
 
 use super::executor::{Executor, ServedDisk, may, place};
 use super::rules::Verb;
@@ -143,7 +143,7 @@ fn is_left(host: &dyn Executor, record: &FailoverRecord) -> Result<bool> {
     if !host.roots().disk(&record.name).state.join("mounted").exists() {
         return Ok(false);
     }
-    let newest = Vault::open(&record.vault)?.newest_term(record.disk)?;
+    let newest = host.config().vaults.open(&record.vault)?.newest_term(record.disk)?;
     Ok(newest.is_some_and(|newest| newest.term > record.after))
 }
 
@@ -170,7 +170,7 @@ pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
         ));
     }
     let url = order.vault.clone().unwrap_or_else(|| host.config().vault_of(&order.name).into());
-    let vault = Vault::open(&url)?;
+    let vault = host.config().vaults.open(&url)?;
     vault.check_readable()?;
     let disk = vault.disk_named(&order.name)?.disk;
     if order.kind != Kind::Test {
@@ -276,7 +276,7 @@ fn start_serving(host: &dyn Executor, record: &mut FailoverRecord) -> Result<()>
     let status = host.status(&name).doing(|| format!("disk {name} is not served"))?;
     if record.state == State::Starting {
         if record.point.is_none() {
-            let (point, backing) = of_replica(record, &status)?;
+            let (point, backing) = of_replica(host, record, &status)?;
             (record.point, record.backing) = (Some(point), Some(backing));
         }
         record.enter(root, State::Up)?;
@@ -308,11 +308,15 @@ fn serve(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
 }
 
 /// The point that a replica was taken over at.
-fn of_replica(record: &FailoverRecord, status: &DriverStatus) -> Result<(PointRef, PathBuf)> {
+fn of_replica(
+    host: &dyn Executor,
+    record: &FailoverRecord,
+    status: &DriverStatus,
+) -> Result<(PointRef, PathBuf)> {
     let base = status.base.filter(|base| base.vault_disk == record.disk).doing(|| {
         format!("disk {} of this host is not disk {} of the vault", record.name, record.disk_name)
     })?;
-    let vault = Vault::open(&record.vault)?;
+    let vault = host.config().vaults.open(&record.vault)?;
     let point = vault.manifest(record.disk, base.cycle)?;
     if point.point != base.point {
         failed!("disk {}: recovery point {} is another one by now", record.name, base.cycle);
@@ -349,7 +353,7 @@ pub fn change(
         ));
     }
     {
-        let vault = Vault::open(&record.vault)?;
+        let vault = host.config().vaults.open(&record.vault)?;
         let point = match to.0 {
             PointChoice::Latest => {
                 let point = vault::newest_on_line(&vault, record.disk)?;
@@ -395,7 +399,7 @@ pub fn remove(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
     let root = &host.roots().state;
     if record.state == State::Committing {
         // It may have been killed right after it took the term.
-        let taken = vault::is_taken(&Vault::open(&record.vault)?, &record)?;
+        let taken = vault::is_taken(&host.config().vaults.open(&record.vault)?, &record)?;
         if taken {
             return refused(format!(
                 "disk {name} is committed but for the rest: run backstay failover commit {name} again",
@@ -427,7 +431,7 @@ fn take_away(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     host.stop(name)?;
     host.step();
     if paths.state.join("mounted").exists() || paths.state.join("mounted.unfinished").exists() {
-        mount::forget(name, &paths)?;
+        mount::forget(&host.config().vaults, name, &paths)?;
     }
     host.step();
     remove_folder(&paths.runtime)?;
@@ -508,7 +512,7 @@ fn take_term(
         );
     }
     record.enter(root, State::Committing)?;
-    let vault = Vault::open(&record.vault)?;
+    let vault = host.config().vaults.open(&record.vault)?;
     let term = match vault::take(&vault, record, &stopped::writer(status.disk)) {
         Err(e @ FailoverError::TakenOver { .. }) => {
             record.enter(root, State::Up)?;

@@ -14,7 +14,6 @@ use backstay_engine::record::Record;
 use backstay_engine::schedule::Work;
 use backstay_engine::throttle::Throttle;
 use backstay_types::DiskName;
-use backstay_vault::Vault;
 
 use super::error::Doing;
 use super::{HostError, LocalHost};
@@ -58,7 +57,7 @@ pub fn run_once(
         host.told.progress(stage.name(), done, all);
         job.progress(stage.name(), done, all);
     };
-    let result = Vault::open(url).map_err(Into::into).and_then(|vault| {
+    let result = host.config.vaults.open(url).map_err(Into::into).and_then(|vault| {
         run(&CycleJob {
             socket: &paths.control_socket(),
             state: &paths.state,
@@ -71,7 +70,7 @@ pub fn run_once(
             stop: &AtomicBool::new(false),
         })
     });
-    let result = result.map_err(|e| e.explained(url));
+    let result = result.map_err(|e| e.explained(&host.config.vaults, url));
     host.told.progress_ends();
     job.end(result.as_ref().map(|report| report.cycle).map_err(ToString::to_string));
     home::note_default(&paths.state, &host.config.vault);

@@ -10,7 +10,7 @@ use backstay_engine::schedule::Work;
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_host::clock;
 use backstay_types::DiskName;
-use backstay_vault::Vault;
+use backstay_vault::Vaults;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -87,6 +87,8 @@ pub enum Seed {
 /// Which replica is meant, and how it begins if it has not.
 #[derive(Debug, Clone)]
 pub struct ReplicaOrder<'a> {
+    /// What vaults are opened with.
+    pub vaults: &'a Vaults,
     /// The target; none to go on.
     pub to: Option<&'a Path>,
     /// The vault's URL.
@@ -104,9 +106,9 @@ pub struct ReplicaOrder<'a> {
 impl<'a> ReplicaOrder<'a> {
     /// Going on with the one that there is, for anyone who has the name's lock.
     #[must_use]
-    pub fn go_on(vault: &'a str) -> Self {
+    pub fn go_on(vaults: &'a Vaults, vault: &'a str) -> Self {
         let limits = Limits::default();
-        Self { to: None, vault, seed: Seed::Auto, force: false, limits, lock: false }
+        Self { vaults, to: None, vault, seed: Seed::Auto, force: false, limits, lock: false }
     }
 }
 
@@ -160,7 +162,7 @@ fn open(roots: &Roots, name: &DiskName, order: &ReplicaOrder<'_>) -> Result<Repl
         record?;
         return Err(ReplicaError::None { name: name.clone(), dir: folder(paths) }.into());
     };
-    let vault = Vault::open(order.vault)?;
+    let vault = order.vaults.open(order.vault)?;
     let disk = vault.disk_named(name)?.disk;
     vault.check_readable()?;
     let point = newest(&vault, disk)?.ok_or_else(|| ReplicaError::NoPoint(name.clone()))?;
@@ -202,6 +204,7 @@ impl LocalHost<'_> {
         let followed = follow(
             &mut replica,
             &Follow {
+                vaults: &self.config.vaults,
                 interval: Duration::from_secs(1),
                 retry: self.config.retry_of(name),
                 once: true,

@@ -15,7 +15,7 @@ use backstay_types::{ByteLen, Classified};
 use backstay_vault::format::segment::FrameEntry;
 use backstay_vault::read::random::FrameReader;
 use backstay_vault::read::read_index_admitted;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::Trouble;
@@ -59,6 +59,7 @@ pub(crate) struct Fetcher {
 }
 
 struct Shared {
+    vaults: Vaults,
     url: String,
     point: Arc<Manifest>,
     vault: OnceLock<Vault>,
@@ -91,7 +92,7 @@ struct Kept {
 
 impl Fetcher {
     pub fn start(
-        url: &str,
+        (vaults, url): (&Vaults, &str),
         vault: Option<Vault>,
         point: Arc<Manifest>,
         index: Arc<IndexStore>,
@@ -100,6 +101,7 @@ impl Fetcher {
         let mut missing = index.missing();
         missing.reverse();
         let shared = Arc::new(Shared {
+            vaults: vaults.clone(),
             url: url.into(),
             point,
             vault: vault.map_or_else(OnceLock::new, OnceLock::from),
@@ -314,7 +316,7 @@ impl Shared {
         if let Some(vault) = self.vault.get() {
             return Ok(vault);
         }
-        let vault = Vault::open(&self.url)?;
+        let vault = self.vaults.open(&self.url)?;
         Ok(self.vault.get_or_init(|| vault))
     }
 

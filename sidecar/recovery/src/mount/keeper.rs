@@ -12,7 +12,7 @@ use backstay_host::clock;
 use backstay_types::{CycleNo, DiskId, DiskName};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::retain::{Held, HoldRequest, holder};
-use backstay_vault::{HoldKind, Vault, VaultError};
+use backstay_vault::{HoldKind, Vault, VaultError, Vaults};
 
 use super::record::MountedPoint;
 
@@ -64,7 +64,12 @@ pub(crate) fn take(
 
 impl Keeper {
     /// Goes on holding what was taken, or takes the hold as soon as the vault lets it.
-    pub fn start(of: &MountedPoint, local: &DiskName, taken: Option<Option<Held>>) -> Self {
+    pub fn start(
+        vaults: Vaults,
+        of: &MountedPoint,
+        local: &DiskName,
+        taken: Option<Option<Held>>,
+    ) -> Self {
         let keeper = Self { held: Arc::default(), hold: Arc::default() };
         if let Some(taken) = taken {
             keeper.held.store(taken.is_some(), Ordering::Release);
@@ -75,7 +80,8 @@ impl Keeper {
         let (of, local) = (of.clone(), local.clone());
         let begin = move || {
             loop {
-                let taken = Vault::open(&of.vault)
+                let taken = vaults
+                    .open(&of.vault)
                     .and_then(|vault| take(&vault, of.disk, request(&of.hold, &local, of.cycle)?));
                 match taken {
                     Ok(taken) => {

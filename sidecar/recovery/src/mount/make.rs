@@ -18,7 +18,7 @@ use backstay_host::own_dir::{self, own_dir};
 use backstay_host::record;
 use backstay_types::{DiskId, DiskName, PointId};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use serde::{Deserialize, Serialize};
 
 use super::MountError;
@@ -130,7 +130,7 @@ pub(super) fn fresh(
     let Some(url) = &options.vault else {
         return Err(refused("no vault was named: use --vault"));
     };
-    let vault = Vault::open(url)?;
+    let vault = options.vaults.open(url)?;
     vault.check_readable()?;
     let disk = vault.disk_named(options.disk.as_ref().unwrap_or(name))?;
     let choice = options.point.unwrap_or(PointChoice::Latest);
@@ -221,7 +221,7 @@ pub(super) fn identity(file: &OverlayFile) -> io::Result<String> {
 ///
 /// # Errors
 /// If it is served, is no mounted point, or its files cannot be removed; run again, it goes on.
-pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), MountError> {
+pub fn forget(vaults: &Vaults, name: &DiskName, paths: &DiskPaths) -> Result<(), MountError> {
     let refused = |reason: String| MountError::Refused { name: name.clone(), reason };
     let unfinished = unfinished(paths);
     if !folder(paths).exists() && !unfinished.exists() && !is_bare(&paths.state) {
@@ -235,12 +235,12 @@ pub fn forget(name: &DiskName, paths: &DiskPaths) -> Result<(), MountError> {
                 absent_is_fine(fs::remove_file(&part)).map_err(MountError::io(part))?;
             }
         }
-        release(&record.vault, record.disk, &record.hold, name);
+        release((vaults, &record.vault), record.disk, &record.hold, name);
     }
     step();
     if let Some(claim) = Claim::load(&unfinished) {
         claim.remove_overlay();
-        release(&claim.vault, claim.disk, &claim.hold, name);
+        release((vaults, &claim.vault), claim.disk, &claim.hold, name);
     }
     step();
     // The folder last: as long as it is there, this can be finished.
@@ -273,8 +273,8 @@ fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
 }
 
 /// Releases a hold, if the vault can be reached; else it ends by itself.
-fn release(url: &str, disk: DiskId, hold: &str, name: &DiskName) {
-    let released = Vault::open(url).and_then(|vault| {
+fn release((vaults, url): (&Vaults, &str), disk: DiskId, hold: &str, name: &DiskName) {
+    let released = vaults.open(url).and_then(|vault| {
         vault.release(disk, &keeper::request(hold, name, backstay_types::CycleNo(0))?.name)
     });
     if let Err(e) = released {

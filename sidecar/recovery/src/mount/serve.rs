@@ -14,7 +14,7 @@ use backstay_host::clock;
 use backstay_host::own_dir::own_dir;
 use backstay_types::{ByteLen, Class, Classified, DiskName};
 use backstay_vault::retain::Held;
-use backstay_vault::{Manifest, Vault};
+use backstay_vault::{Manifest, Vaults};
 
 use super::MountError;
 use super::backing::{Point, PointBacking};
@@ -34,6 +34,8 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// What to mount, and how.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
+    /// What vaults are opened with.
+    pub vaults: Vaults,
     /// The vault's URL. Of a point that is mounted already, it may be where the vault is now.
     pub vault: Option<String>,
     /// The disk's name in the vault; if not given, the name it is to have here.
@@ -60,6 +62,7 @@ impl MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
+            vaults: Vaults::default(),
             vault: None,
             disk: None,
             point: None,
@@ -197,6 +200,7 @@ pub fn spawn(
 
 /// A point, found and open.
 struct Opened {
+    vaults: Vaults,
     record: MountedPoint,
     base: Option<backstay_format::superblock::Base>,
     point: Point,
@@ -242,10 +246,17 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let base = (overlay.bytes_here().0 == 0).then(|| record.base());
     let url = options.vault.clone().unwrap_or_else(|| record.vault.clone());
     let cache = options.cache.unwrap_or(record.cache_bytes);
-    let source = Source::open(&folder, &url, vault, Arc::new(manifest), cache, options.timeout)
-        .map_err(MountError::io(&folder))?;
+    let source = Source::open(
+        &folder,
+        (&options.vaults, &url),
+        vault,
+        Arc::new(manifest),
+        cache,
+        options.timeout,
+    )
+    .map_err(MountError::io(&folder))?;
     let point = Point::new(overlay, source, size).map_err(MountError::io(&folder))?;
-    Ok(Opened { record, base, point, held })
+    Ok(Opened { vaults: options.vaults.clone(), record, base, point, held })
 }
 
 /// A point that is mounted already: only if it is the one that is meant.
@@ -273,7 +284,7 @@ fn again(
         Some(PointChoice::Cycle(cycle)) => is_not(format!("point {cycle} was asked for")),
         Some(choice) => {
             let url = options.vault.as_ref().unwrap_or(&record.vault);
-            let chosen = choose(&Vault::open(url)?, record.disk, choice)?;
+            let chosen = choose(&options.vaults.open(url)?, record.disk, choice)?;
             if chosen.point == record.point {
                 return Ok(record);
             }
@@ -292,7 +303,7 @@ impl Opened {
         let point = Arc::new(self.point);
         // A disk that is here as a whole needs no point.
         let held = if point.overlay.is_whole() { Some(None) } else { self.held };
-        let keeper = Arc::new(Keeper::start(&self.record, name, held));
+        let keeper = Arc::new(Keeper::start(self.vaults, &self.record, name, held));
         let of = (name.clone(), self.record.cycle);
         let hydrator = Arc::new(Hydrator::new(Arc::clone(&point), paths.clone(), of));
         let (hydrating, kept) = (Arc::clone(&hydrator), Arc::clone(&keeper));

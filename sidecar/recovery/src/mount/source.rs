@@ -9,7 +9,7 @@ use backstay_host::clock;
 use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use backstay_vault::format::segment::Place;
 use backstay_vault::read::random::check_extent;
-use backstay_vault::{Manifest, Vault};
+use backstay_vault::{Manifest, Vault, Vaults};
 
 use super::Trouble;
 use super::cache::{Cache, PAGE_BYTES, PAGE_SECTORS};
@@ -49,7 +49,7 @@ impl Source {
     /// Opens a point; its local files are in `dir`. The vault need not be there.
     pub fn open(
         dir: &Path,
-        url: &str,
+        at: (&Vaults, &str),
         vault: Option<Vault>,
         point: Arc<Manifest>,
         cache: ByteLen,
@@ -58,13 +58,8 @@ impl Source {
         let index = Arc::new(IndexStore::open(dir, &point)?);
         let health = Arc::new(Health::default());
         let cache = Cache::open(dir, point.point, cache)?;
-        let fetcher = Fetcher::start(
-            url,
-            vault,
-            Arc::clone(&point),
-            Arc::clone(&index),
-            Arc::clone(&health),
-        )?;
+        let fetcher =
+            Fetcher::start(at, vault, Arc::clone(&point), Arc::clone(&index), Arc::clone(&health))?;
         Ok(Self {
             point,
             index,

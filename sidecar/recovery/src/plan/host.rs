@@ -59,7 +59,7 @@ impl HostExecutor<'_> {
     }
 
     fn find(&self, disk: &DiskName, point: &str) -> Result<(Vault, Manifest)> {
-        let vault = Vault::open(self.url(disk))?;
+        let vault = self.host.config.vaults.open(self.url(disk))?;
         let record = vault.disk_named(disk)?;
         let manifest = if point == "group" {
             let group = self.plan.consistency_group.as_ref();
@@ -113,7 +113,7 @@ impl HostExecutor<'_> {
         let chosen = match (point, place.cycle) {
             (Some(point), _) => point,
             (None, Some(cycle)) => {
-                let vault = Vault::open(self.url(disk))?;
+                let vault = self.host.config.vaults.open(self.url(disk))?;
                 chosen(&vault.manifest(vault.disk_named(disk)?.disk, cycle)?)
             }
             (None, None) => failed!("it is up at no point"),
@@ -190,7 +190,7 @@ impl Executor for HostExecutor<'_> {
             return;
         }
         let released = (|| -> Result<()> {
-            let vault = Vault::open(self.url(disk))?;
+            let vault = self.host.config.vaults.open(self.url(disk))?;
             vault.release(vault.disk_named(disk)?.disk, &self.hold()?)?;
             Ok(())
         })();

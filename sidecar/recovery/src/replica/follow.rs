@@ -11,7 +11,7 @@ use backstay_host::clock;
 use backstay_types::{Classified, DiskId};
 use backstay_vault::retain::held::HOLDER_LASTS;
 use backstay_vault::terms::Line;
-use backstay_vault::{Manifest, Vault, VaultError};
+use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::error::ReplicaError;
@@ -21,6 +21,8 @@ use super::{Activity, Moved, Replica, Watch, now_unix_ns};
 
 /// How to follow.
 pub struct Follow<'a> {
+    /// What vaults are opened with.
+    pub vaults: &'a Vaults,
     /// How often to look for a newer point.
     pub interval: Duration,
     /// Waits after failures.
@@ -146,12 +148,12 @@ impl Follower<'_> {
         replica.finish()?;
         let vault = match &self.vault {
             Some(vault) => vault.clone(),
-            None => self.vault.insert(Vault::open(&replica.record().vault)?).clone(),
+            None => self.vault.insert(self.how.vaults.open(&replica.record().vault)?).clone(),
         };
         let disk = replica.record().disk;
         let (Some(point), line) = newest_on(&vault, disk)? else {
             // An empty folder where a vault was says so itself.
-            Vault::open(&replica.record().vault)?;
+            self.how.vaults.open(&replica.record().vault)?;
             return Err(ReplicaError::NoPoint(replica.record().name.clone()));
         };
         shown.saw(&point);

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use backstay_types::ByteLen;
-use backstay_vault::Vault;
+use backstay_vault::Vaults;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut number = |or: u64| args.next().map_or(Ok(or), |arg| arg.parse());
     let gib = number(1024)?;
     let (segments, points) = (number(gib * 32)?, number(1000)?);
-    let mut laid = lay::Laid::new(Vault::create(&url)?, &name, ByteLen(gib << 30))?;
+    let mut laid = lay::Laid::new(Vaults::default().create(&url)?, &name, ByteLen(gib << 30))?;
     laid.full(segments, 1)?;
     let mut made = 1;
     if let Some(image) = args.next() {

@@ -1,7 +1,7 @@
 //! The keys of one vault that this process has, and how it got them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use super::trust::Trusts;
 use super::writer::Writer;
 use crate::format::segment::SegmentId;
 
-/// What this process has to open vaults with, and those it has opened: Argon2id is not for every cycle.
+/// What a program has to open vaults with, and those it has opened: Argon2id is not for every cycle.
 pub(crate) struct Keychain {
     pub settings: KeySettings,
     opened: Mutex<BTreeMap<Uuid, Arc<Keys>>>,
@@ -25,34 +25,16 @@ pub(crate) struct Keychain {
     pub trusts: Trusts,
 }
 
-static KEYCHAIN: RwLock<Option<Arc<Keychain>>> = RwLock::new(None);
-
-/// Has vaults that are opened from now on be unlocked as these settings say.
-pub fn configure(settings: KeySettings) {
-    let mut settings = settings;
-    let mut keychain = KEYCHAIN.write().unwrap_or_else(PoisonError::into_inner);
-    // Who can be asked stays the same in a process, whatever its configuration says.
-    if let (None, Some(there)) = (&settings.prompt, keychain.as_ref()) {
-        settings.prompt.clone_from(&there.settings.prompt);
-    }
-    if keychain.as_ref().is_none_or(|there| there.settings != settings) {
-        *keychain = Some(Keychain::new(settings));
+impl Default for Keychain {
+    fn default() -> Self {
+        Self::new(KeySettings::default())
     }
 }
 
 impl Keychain {
-    pub fn new(settings: KeySettings) -> Arc<Self> {
+    pub fn new(settings: KeySettings) -> Self {
         let (opened, session) = (Mutex::default(), Secret::random().ok());
-        Arc::new(Self { settings, opened, session, trusts: Trusts::default() })
-    }
-
-    /// The one that holds.
-    pub fn current() -> Arc<Self> {
-        if let Some(keychain) = &*KEYCHAIN.read().unwrap_or_else(PoisonError::into_inner) {
-            return Arc::clone(keychain);
-        }
-        let mut keychain = KEYCHAIN.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(keychain.get_or_insert_with(|| Self::new(KeySettings::default())))
+        Self { settings, opened, session, trusts: Trusts::default() }
     }
 
     /// The keys of a vault, if they are of this revision of its keyring.

@@ -28,7 +28,6 @@ pub mod writer;
 
 pub use key_health::Worry;
 pub use keyring::{Keyring, KeyringError, NewSlot, Slot, SlotKind};
-pub use keys::configure;
 pub use settings::KeySettings;
 pub use unlock::{Hardness, Unlock};
 pub use vault::Tried;

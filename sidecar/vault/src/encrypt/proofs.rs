@@ -107,7 +107,7 @@ impl Vault {
             true => Some(self.keys()?.generation()),
             false => None,
         };
-        let reads = writes_to.is_none() && self.inner.keychain.settings.has_any();
+        let reads = writes_to.is_none() && self.inner.vaults.keychain.settings.has_any();
         let tried = if reads { self.try_keys()? } else { vec![] };
         let proofs = keyring.slots.iter().map(|slot| self.proofs(slot.slot));
         let proofs = proofs.collect::<Result<Vec<_>, _>>()?.concat();

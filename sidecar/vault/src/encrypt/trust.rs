@@ -126,7 +126,7 @@ impl Vault {
     /// Whose signatures count, as the newest keyring says, or one that was the newest a moment ago.
     fn trust(&self) -> Result<Arc<Trust>, VaultError> {
         let keys = self.keys()?;
-        let chain = &self.inner.keychain;
+        let chain = &self.inner.vaults.keychain;
         if let Some(known) = chain.trusted(keys.vault()) {
             if clock::since(known.looked) < FRESH {
                 return Ok(known.trust);
@@ -150,7 +150,7 @@ impl Vault {
 
     /// Whether this host has nothing to tell with.
     fn is_blind(&self) -> bool {
-        self.known_keys().is_none() && !self.inner.keychain.settings.can_unlock()
+        self.known_keys().is_none() && !self.inner.vaults.keychain.settings.can_unlock()
     }
 
     /// Refuses to go on with a writer's key that was removed: nothing it puts would count.

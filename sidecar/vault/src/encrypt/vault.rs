@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use uuid::Uuid;
 
 use super::bounds::Bounds;
-use super::keyring::{Keyring, KeyringError, NewSlot, Opened};
+use super::keyring::{Keyring, KeyringError, Opened};
 use super::keys::{Keychain, Keys, NoSegmentKey};
 use super::secret::{hex, unhex32};
 use super::segment::{Envelope, SegmentKey};
@@ -44,7 +44,7 @@ impl Vault {
     /// Whether this host can only write into it: what others put there, it cannot read.
     #[must_use]
     pub fn is_write_only(&self) -> bool {
-        self.is_encrypted() && self.inner.keychain.settings.writer().is_some()
+        self.is_encrypted() && self.inner.vaults.keychain.settings.writer().is_some()
     }
 
     /// Whether this host can read what is in it, before anything is begun that would find out late.
@@ -78,13 +78,13 @@ impl Vault {
         self.inner.record.get().map(|record| record.vault)
     }
 
-    pub(super) fn locked(&self, reason: String) -> VaultError {
+    pub(crate) fn locked(&self, reason: String) -> VaultError {
         VaultError::Locked { url: self.inner.url.clone(), reason }
     }
 
     /// Takes what `vault.json` says, unless this host must not use such a vault.
     pub(crate) fn take_record(&self, record: VaultRecord) -> Result<(), VaultError> {
-        if self.inner.keychain.settings.required && !record.encrypted {
+        if self.inner.vaults.keychain.settings.required && !record.encrypted {
             let reason = "it is not encrypted, and [encryption] of this host's configuration says \
                           that its vaults are. Nothing was written. A vault cannot be encrypted \
                           later: make a new one with backstay key init; or, if this is meant, set \
@@ -142,12 +142,12 @@ impl Vault {
 
     /// As the newest keyring has them.
     fn look_for_keys(&self) -> Result<Arc<Keys>, VaultError> {
-        let keys = self.find_keys(&self.inner.keychain)?;
+        let keys = self.find_keys(&self.inner.vaults.keychain)?;
         self.take_keys(&keys);
         Ok(keys)
     }
 
-    fn take_keys(&self, keys: &Arc<Keys>) {
+    pub(crate) fn take_keys(&self, keys: &Arc<Keys>) {
         let mut known = self.inner.keys.write().unwrap_or_else(PoisonError::into_inner);
         *known = Some(Arc::clone(keys));
     }
@@ -236,7 +236,7 @@ impl Vault {
     /// # Errors
     /// If the keyring cannot be read, or is not of the owner that this host believes.
     pub fn try_keys(&self) -> Result<Vec<Tried>, VaultError> {
-        let settings = &self.inner.keychain.settings;
+        let settings = &self.inner.vaults.keychain.settings;
         let Some(keyring) = self.keyring()? else { return Ok(vec![]) };
         self.check_owner(&keyring, settings)?;
         let mut tried = vec![];
@@ -262,7 +262,7 @@ impl Vault {
         let keyring = self.keyring()?.ok_or_else(|| {
             self.locked("it is not encrypted, and cannot be encrypted later: make a new one".into())
         })?;
-        let (opened, tried) = self.unlock(&keyring, &self.inner.keychain.settings)?;
+        let (opened, tried) = self.unlock(&keyring, &self.inner.vaults.keychain.settings)?;
         opened.map(|opened| (keyring, opened)).ok_or_else(|| self.locked(why_not(&tried)))
     }
 
@@ -406,50 +406,6 @@ impl Vault {
     /// The key of a segment whose index was read a moment ago.
     pub(crate) fn known_segment_key(&self, id: SegmentId) -> Option<Arc<SegmentKey>> {
         self.inner.segment_keys.get(id)
-    }
-
-    /// Makes a new encrypted vault.
-    ///
-    /// # Errors
-    /// If there is one already, or it cannot be made.
-    pub fn create_encrypted(
-        url: &str,
-        label: &str,
-        first: &NewSlot,
-    ) -> Result<(Self, Keyring), VaultError> {
-        let exists = |e| {
-            match e {
-            VaultError::VaultExists { .. } => VaultError::Url {
-                url: url.into(),
-                reason:
-                    "there is a vault already. One that is not encrypted cannot be encrypted later: \
-                     make a new one somewhere else. To one that is, add a slot: backstay key add"
-                        .into(),
-            },
-            e => e,
-        }
-        };
-        let vault = Self::at_new_place(url).map_err(exists)?;
-        let record = VaultRecord {
-            vault: Uuid::new_v4(),
-            created_unix_ns: now_unix_ns(),
-            names: true,
-            encrypted: true,
-        };
-        // What a killed one left is of no vault.
-        let revision = vault
-            .numbers_to_newest(&Folder::Keys, ObjectKey::Keyring)?
-            .last()
-            .map_or(1, |last| last + 1);
-        let made = Keyring::new(record.vault, revision, label, first);
-        let (keyring, opened) = made.map_err(|e| vault.locked(e.to_string()))?;
-        vault.put_keyring(&keyring)?;
-        vault.found(record).map_err(exists)?;
-        let chain = Arc::clone(&vault.inner.keychain);
-        if let Some(keys) = Keys::of_keyring(&chain, &keyring, opened) {
-            vault.take_keys(&chain.keep(keys));
-        }
-        Ok((vault, keyring))
     }
 
     /// A keyring's change that failed, in the words of a vault's.

@@ -2,7 +2,7 @@
 //! behind gateways.
 //!
 //! - `place`: what a vault's URL means
-//! - [`settings`]: what the configuration says of stores, for the whole process
+//! - [`settings`]: what the configuration says of stores
 //! - `variables`: the stores' usual environment variables, and a file of them for a service
 //! - `connect`: a client of the `object_store` crate, made of the three
 //! - `gateway`: a client of a gateway, which stands before a store
@@ -30,4 +30,4 @@ mod variables;
 #[doc(hidden)]
 pub use gateway::keys_of_page;
 pub use gateway::{Role, WhoAmI};
-pub use settings::{StoreSettings, answers_within, configure};
+pub use settings::StoreSettings;

@@ -1,11 +1,8 @@
 //! What the configuration says of object stores.
 //!
-//! A program says it once, before it opens its first vault, and again when its configuration changes: so
-//! a vault's URL is all that has to be passed on. Vaults that are open keep what they were opened with.
+//! A program gives it to its [`crate::Vaults`].
 
-use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::lock::ObjectLock;
@@ -77,39 +74,4 @@ impl Default for StoreSettings {
             object_lock: None,
         }
     }
-}
-
-static SETTINGS: RwLock<Option<Arc<StoreSettings>>> = RwLock::new(None);
-
-/// Has vaults that are opened from now on be reached as these settings say.
-pub fn configure(settings: StoreSettings) {
-    *SETTINGS.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(settings));
-}
-
-thread_local! {
-    /// How long vaults that this thread opens are waited for, at most.
-    static WITHIN: Cell<Option<Duration>> = const { Cell::new(None) };
-}
-
-/// Has vaults that `work` opens on this thread tried once, and answer in about that time: for anyone who only asks whether
-/// they do.
-pub fn answers_within<T>(time: Duration, work: impl FnOnce() -> T) -> T {
-    let before = WITHIN.replace(Some(time));
-    let done = work();
-    WITHIN.set(before);
-    done
-}
-
-/// The settings that hold.
-pub(crate) fn settings() -> Arc<StoreSettings> {
-    let set = SETTINGS.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut set = set.unwrap_or_default();
-    if let Some(time) = WITHIN.get() {
-        let set = Arc::make_mut(&mut set);
-        set.retries = 0;
-        for most in [&mut set.timeout, &mut set.connect_timeout, &mut set.retry_timeout] {
-            *most = time.min(*most);
-        }
-    }
-    set
 }

@@ -9,7 +9,7 @@ use backstay_host::clock::trusted::Reading;
 use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange};
 use backstay_vault::read::{restore, verify_points};
 use backstay_vault::retain::{HoldRequest, Policy, Report, Time, maintain};
-use backstay_vault::{HoldKind, Manifest, Pass, Vault, VaultError, verify_cycle};
+use backstay_vault::{HoldKind, Manifest, Pass, Vault, VaultError, Vaults, verify_cycle};
 
 use super::{At, Memory, Steps, content, meta, record, rewrite, set, ship};
 
@@ -206,7 +206,7 @@ pub fn copy(from: &Path, to: &Path) {
 /// A vault whose steps are counted.
 pub fn stepped(dir: &Path, at: At) -> (Vault, Steps) {
     let steps = Steps::on(dir, at);
-    (Vault::on_store("steps", Arc::new(steps.clone())).unwrap(), steps)
+    (Vaults::default().on_store("steps", Arc::new(steps.clone())).unwrap(), steps)
 }
 
 /// A directory with a vault in it, not on a disk that waits for syncs.

@@ -13,7 +13,7 @@ use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{RestoreTarget, restore};
 use backstay_vault::{
     Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
-    VaultError, verify_cycle,
+    VaultError, Vaults, verify_cycle,
 };
 
 pub use steps::{At, Steps};
@@ -29,7 +29,7 @@ pub struct Lab {
 impl Lab {
     pub fn new(size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault::create(dir.path().to_str().unwrap()).unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
         Self::with(dir, vault, size)
     }
 

@@ -101,6 +101,7 @@ impl Drill {
         let jobs = JobBook::below(&context.roots.state);
         let job = jobs.begin(name, Work::Drill);
         let result = drill(&Job {
+            vaults: &context.config.vaults,
             program: &program,
             config: context.globals.config.as_deref(),
             roots: &context.roots,

@@ -12,7 +12,6 @@ use backstay_gateway::limits::Limits;
 use backstay_gateway::retention::Retention;
 use backstay_gateway::server::{Gateway, Settings};
 use backstay_gateway::tls::TlsFiles;
-use backstay_vault::Vault;
 use clap::Args;
 
 use crate::context::Context;
@@ -73,7 +72,7 @@ impl GatewayVerb {
         let stopped = backstay_engine::service::stop_on_signals()?;
         let store = settings.store.clone();
         // With the key it seals what it merges.
-        if let Ok(vault) = Vault::open(&store)
+        if let Ok(vault) = context.config.vaults.open(&store)
             && vault.keys().is_ok()
         {
             rollback_guard::keyring(&context.roots.state, &vault)?;
@@ -109,6 +108,7 @@ impl GatewayVerb {
         let store = self.store.or_else(|| config.store.clone());
         let rules = context.config.clone();
         Ok(Settings {
+            vaults: context.config.vaults.clone(),
             listen: self.listen.unwrap_or(config.listen),
             health: self.health.or(config.health),
             store: store.context("gateway: --store URL, or gateway.store in the configuration")?,

@@ -9,7 +9,7 @@ use backstay_engine::group::{Current, Group as Settings, GroupJob, GroupReport, 
 use backstay_engine::service::stop_on_signals;
 use backstay_engine::throttle::Throttle;
 use backstay_types::{CycleNo, DiskId};
-use backstay_vault::{GroupName, GroupPoint, Vault};
+use backstay_vault::{GroupName, GroupPoint};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -209,7 +209,7 @@ impl Points {
             Some(url) => url.clone(),
             None => Settings::find(&context.config, &self.name)?.vault,
         };
-        let vault = Vault::open(&url)?;
+        let vault = context.config.vaults.open(&url)?;
         let mut there: BTreeMap<DiskId, Vec<CycleNo>> = BTreeMap::new();
         let mut points = vec![];
         for number in vault.group_points(&self.name)? {

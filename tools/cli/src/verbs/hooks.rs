@@ -33,7 +33,7 @@ impl Hooks {
         let Some(hooks) = hooks::Hooks::of(&context.config, &context.roots, &name) else {
             bail!("disk {name} has no hooks: set [disk.{name}.hooks] in the configuration");
         };
-        let vault = Vault::open(context.config.vault_of(&name)).ok();
+        let vault = context.config.vaults.open(context.config.vault_of(&name)).ok();
         let avoid = vault.as_ref().and_then(Vault::local_dir).map(Into::into);
         let began = clock::monotonic();
         let mut quiesced =

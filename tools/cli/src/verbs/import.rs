@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use backstay_engine::throttle::Throttle;
 use backstay_recovery::image::{Format, Import as Job, import};
 use backstay_types::DiskName;
-use backstay_vault::Vault;
 use clap::Args;
 
 use super::progress::Progress;
@@ -49,7 +48,7 @@ impl Import {
                 .with_context(|| format!("looking at {}", self.image.display()))?,
         };
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        let vault = Vault::open(url)?;
+        let vault = context.config.vaults.open(url)?;
         let bar = Progress::new(context);
         let imported = until_signal(|stop| {
             import(&Job {

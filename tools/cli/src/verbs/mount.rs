@@ -161,6 +161,7 @@ impl Of {
         };
         let bytes = |size: ByteSize| ByteLen(size.as_u64());
         let options = MountOptions {
+            vaults: context.config.vaults.clone(),
             vault,
             disk: self.disk.clone(),
             point: self.point,

@@ -80,7 +80,7 @@ impl Protect {
             disk_is_right: self.the_disk_is_right,
             change_log_limit: limit,
         };
-        let checks = check(roots, name, &backing, &vault, told);
+        let checks = check(roots, name, &backing, (&context.config.vaults, &vault), told);
         if !self.check {
             context.may(name, Verb::Protect)?;
         }
@@ -162,9 +162,9 @@ fn follow_newest(context: &Context, name: &DiskName, vault: &Vault) -> Result<()
 
 /// Makes the vault, if there is none and never was one; that is said.
 fn vault_for(context: &Context, url: &str) -> Result<Vault> {
-    match Vault::open(url) {
+    match context.config.vaults.open(url) {
         Err(VaultError::NoVault { .. }) => {
-            let made = Vault::create(url)?;
+            let made = context.config.vaults.create(url)?;
             if !context.globals.quiet {
                 eprintln!("{url}: there was no vault; a new one was made{}", id(&made));
             }

@@ -7,7 +7,7 @@ use backstay_engine::record::Record;
 use backstay_front::offline::{Renaming, Stage};
 use backstay_recovery::failover::refuse_to_serve;
 use backstay_types::{DiskId, DiskName};
-use backstay_vault::{Vault, VaultError};
+use backstay_vault::VaultError;
 use clap::Args;
 
 use super::mount::refuse_mounted_point;
@@ -57,7 +57,7 @@ impl Rename {
         let url = self.vault_url(context, &record);
         let protection = Protection::load(&context.roots.disk(name_here).state)?;
         let must = shipped || record.last.is_some();
-        let in_vault = self.in_vault(&url, disk, must, renaming.is_none())?;
+        let in_vault = self.in_vault(context, &url, disk, must, renaming.is_none())?;
         if renaming.is_none() && !in_vault {
             return Err(refused(format!(
                 "there is no disk {old} on this host, and as far as {url} knows {new} never had \
@@ -102,9 +102,16 @@ impl Rename {
 
     /// Renames the disk in its vault; whether the vault has it. A disk that was never shipped need not
     /// have one. `again`: only if it had the old name.
-    fn in_vault(&self, url: &str, disk: DiskId, shipped: bool, again: bool) -> Result<bool> {
+    fn in_vault(
+        &self,
+        context: &Context,
+        url: &str,
+        disk: DiskId,
+        shipped: bool,
+        again: bool,
+    ) -> Result<bool> {
         let must = shipped || self.vault.is_some();
-        let vault = match Vault::open(url) {
+        let vault = match context.config.vaults.open(url) {
             Ok(vault) => vault,
             Err(VaultError::NoVault { .. } | VaultError::NotFound { .. }) if !must => {
                 return Ok(false);

@@ -152,6 +152,7 @@ impl ReplicaVerb {
         let followed = follow(
             &mut replica,
             &Follow {
+                vaults: &context.config.vaults,
                 interval: self.interval.max(SHORTEST_INTERVAL),
                 retry: context.config.retry_of(&self.name),
                 once: self.once,
@@ -184,6 +185,7 @@ impl ReplicaVerb {
             SeedFlag::Changes => Seed::Changes,
         };
         let order = ReplicaOrder {
+            vaults: &context.config.vaults,
             to: self.to.as_deref(),
             vault: self.vault.url(context, &self.name),
             seed,

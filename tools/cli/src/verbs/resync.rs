@@ -4,7 +4,6 @@ use backstay_engine::cycle::newest_point;
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::requests::{Asked, ask};
 use backstay_types::{Classified, DiskName};
-use backstay_vault::Vault;
 use clap::Args;
 
 use backstay_recovery::host::cycle::run_once;
@@ -55,7 +54,7 @@ impl Resync {
         let status = context.driver(&self.name)?.status()?;
         let paths = context.roots.disk(&self.name);
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));
-        let vault = Vault::open(url)?;
+        let vault = context.config.vaults.open(url)?;
         let newest = match newest_point(&vault, &status) {
             // A full copy needs nothing of what is there, and is the way out when it is damaged or gone.
             Err(e) if self.full && e.is_damage() => None,

@@ -7,7 +7,6 @@ use backstay_engine::requests::{Asked, ask};
 use backstay_engine::vault_place;
 use backstay_format::control::Request;
 use backstay_types::DiskName;
-use backstay_vault::{Vault, known};
 use clap::Args;
 
 use super::vault::id;
@@ -43,7 +42,8 @@ impl Set {
         if !paths.state.join("super").exists() {
             bail!("there is no disk {name} in {}", context.roots.state.display());
         }
-        let vault = Vault::open_whichever(url).with_context(|| format!("disk {name}"))?;
+        let vault =
+            context.config.vaults.open_whichever(url).with_context(|| format!("disk {name}"))?;
         vault.check_usable().with_context(|| format!("disk {name}"))?;
         // While a cycle ships to the old one, nothing is changed; and none begins until this is done.
         let mut driver = context.driver(name).ok();
@@ -62,7 +62,7 @@ impl Set {
             }
         }
         if let Some(id) = vault.id() {
-            known::accept(url, id)?;
+            context.config.vaults.known().accept(url, id)?;
         }
         let before = Home::load(&paths.state).ok().flatten();
         // The same vault in another place keeps what is known of it, unless that is what is to be said.

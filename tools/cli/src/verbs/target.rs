@@ -43,7 +43,7 @@ impl InVault {
         context: &Context,
         name: &DiskName,
     ) -> Result<(Vault, DiskRecord), VaultError> {
-        let vault = Vault::open(self.url(context, name))?;
+        let vault = context.config.vaults.open(self.url(context, name))?;
         let disk = vault.disk_named(name)?;
         Ok((vault, disk))
     }

@@ -51,6 +51,6 @@ impl Umount {
         {
             end()?;
         }
-        Ok(mount::forget(name, &paths)?)
+        Ok(mount::forget(&context.config.vaults, name, &paths)?)
     }
 }

@@ -186,7 +186,7 @@ impl Unprotect {
             if paths.state.join("mounted").exists()
                 || paths.state.join("mounted.unfinished").exists()
             {
-                mount::forget(name, &paths)?;
+                mount::forget(&context.config.vaults, name, &paths)?;
             }
             step();
             remove_folder(&paths.runtime)?;
@@ -279,7 +279,7 @@ fn find(
     name: &DiskName,
     status: Option<&DriverStatus>,
 ) -> Result<Option<(Vault, DiskId)>> {
-    let vault = Vault::open(url)?;
+    let vault = context.config.vaults.open(url)?;
     let paths = context.roots.disk(name);
     let stopped = stopped::superblock(&paths);
     let of_driver =

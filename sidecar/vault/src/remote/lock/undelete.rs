@@ -20,7 +20,7 @@ use crate::error::VaultError;
 use crate::objects::of_bucket;
 use crate::remote::connect::{Connected, connect};
 use crate::remote::place::{Kind, VaultPlace};
-use crate::remote::settings::settings;
+use crate::vaults::Vaults;
 
 /// Requests under way at a time.
 const AT_A_TIME: usize = 8;
@@ -61,15 +61,15 @@ impl Versions {
     ///
     /// # Errors
     /// If it is in no S3 bucket.
-    pub fn of(url: &str) -> Result<Self, VaultError> {
+    pub fn of(vaults: &Vaults, url: &str) -> Result<Self, VaultError> {
         let wrong = |reason: &str| VaultError::Url { url: url.into(), reason: reason.into() };
         let VaultPlace::Bucket { kind: Kind::S3, bucket, prefix } = VaultPlace::parse(url)? else {
             return Err(wrong(
                 "versions of objects are looked at in s3:// alone; see docs/reference/stores.md",
             ));
         };
-        let settings = settings();
-        let connected = connect(url, (Kind::S3, &bucket, &prefix), &settings)?;
+        let settings = &vaults.store;
+        let connected = connect(url, (Kind::S3, &bucket, &prefix), settings)?;
         let Connected { store, bucket: Some(bucket) } = connected else {
             return Err(wrong("that is no S3 bucket"));
         };

@@ -160,7 +160,7 @@ impl OfVault {
     }
 
     fn open(&self, context: &Context) -> Result<Vault> {
-        Ok(Vault::open(self.url(context))?)
+        Ok(context.config.vaults.open(self.url(context))?)
     }
 }
 
@@ -182,9 +182,10 @@ impl Key {
 impl Init {
     fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.url(context);
-        self.place.prepare(url)?;
+        self.place.prepare(context, url)?;
         let (slot, setting) = self.secret.take()?;
-        let (_, keyring) = Vault::create_encrypted(url, self.secret.label(), &slot)?;
+        let (_, keyring) =
+            context.config.vaults.create_encrypted(url, self.secret.label(), &slot)?;
         if context.globals.json {
             return context.print_json(&json!({
                 "vault": url, "id": keyring.vault, "slot": 1, "owner": keyring.owner,

@@ -13,7 +13,6 @@ use backstay_recovery::plan::{
     Action, Answer, HostExecutor, Kind, Plan as Parsed, Report, Run, RunFolder, RunState, host,
 };
 use backstay_types::DiskName;
-use backstay_vault::Vault;
 use clap::{Args, Subcommand};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -141,7 +140,7 @@ fn check(context: &Context, plan: &Parsed) -> Result<()> {
     let (mut wrong, mut warnings) = (vec![], vec![]);
     for name in plan.disks() {
         let url = plan.vault.as_deref().unwrap_or_else(|| context.config.vault_of(name));
-        let found = Vault::open(url).and_then(|vault| {
+        let found = context.config.vaults.open(url).and_then(|vault| {
             let disk = vault.disk_named(name)?;
             Ok((vault.points(disk.disk)?.len(), disk.disk, vault))
         });

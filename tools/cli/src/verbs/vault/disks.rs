@@ -151,7 +151,8 @@ impl Listed {
 
 impl Ls {
     pub fn run(self, context: &Context) -> Result<()> {
-        let vault = Vault::open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
+        let vault =
+            context.config.vaults.open(self.vault.as_deref().unwrap_or(&context.config.vault))?;
         let (disks, damaged) = vault.list_disks()?;
         let mut disks = disks
             .into_iter()
@@ -204,7 +205,7 @@ impl Forget {
         if url.starts_with("https://") {
             return Err(behind_gateway(name, url));
         }
-        let vault = Vault::open(url)?;
+        let vault = context.config.vaults.open(url)?;
         let disk = vault.disk_named(name)?;
         let url = vault.url();
         if context.has_disk(name)? || context.has_disk(&disk.name)? {

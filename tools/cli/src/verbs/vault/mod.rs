@@ -6,7 +6,7 @@ mod disks;
 use std::time::SystemTime;
 
 use backstay_vault::remote::lock::Versions;
-use backstay_vault::{Vault, VaultError, known};
+use backstay_vault::{Vault, VaultError};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -62,9 +62,11 @@ pub struct InPlace {
 
 impl InPlace {
     /// Forgets a vault that is missing, if that was said. One that is there stays known.
-    pub fn prepare(&self, url: &str) -> Result<()> {
-        match Vault::open_whichever(url) {
-            Err(e) if self.replace_missing && e.is_no_vault() => Ok(known::forget(url)?),
+    pub fn prepare(&self, context: &Context, url: &str) -> Result<()> {
+        match context.config.vaults.open_whichever(url) {
+            Err(e) if self.replace_missing && e.is_no_vault() => {
+                Ok(context.config.vaults.known().forget(url)?)
+            }
             _ => Ok(()),
         }
     }
@@ -142,8 +144,8 @@ impl VaultVerb {
 impl Init {
     fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
-        self.place.prepare(url)?;
-        let vault = match Vault::create(url) {
+        self.place.prepare(context, url)?;
+        let vault = match context.config.vaults.create(url) {
             Err(e @ VaultError::VaultGone { .. }) => return Err(refused(e.to_string())),
             made => made?,
         };
@@ -165,10 +167,10 @@ pub fn id(vault: &Vault) -> String {
 impl Accept {
     fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
-        let vault = Vault::open_whichever(url)?;
-        let before = known::at(url).ok().flatten().map(|known| known.vault);
+        let vault = context.config.vaults.open_whichever(url)?;
+        let before = context.config.vaults.known().at(url).ok().flatten().map(|known| known.vault);
         if let Some(found) = vault.id() {
-            known::accept(url, found)?;
+            context.config.vaults.known().accept(url, found)?;
         }
         if context.globals.json {
             let value = json!({ "vault": url, "id": vault.id(), "before": before });
@@ -184,7 +186,7 @@ impl Accept {
 impl Undelete {
     fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
-        let done = Versions::of(url)?.undelete(self.since, self.check)?;
+        let done = Versions::of(&context.config.vaults, url)?.undelete(self.since, self.check)?;
         if context.globals.json {
             context.print_json(&json!({
                 "deleted": done.deleted,
@@ -215,7 +217,7 @@ impl Undelete {
 impl Extend {
     fn run(self, context: &Context) -> Result<()> {
         let url = self.vault.as_deref().unwrap_or(&context.config.vault);
-        let done = Versions::of(url)?.extend()?;
+        let done = Versions::of(&context.config.vaults, url)?.extend()?;
         let until = humantime::format_rfc3339_seconds(done.until).to_string();
         if context.globals.json {
             return context.print_json(&json!({ "objects": done.objects, "until": until }));
