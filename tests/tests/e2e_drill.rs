@@ -144,7 +144,7 @@ fn partitions_commands_and_what_cannot_be_tried() {
     let none = host.try_backstay(&["drill", "db", "--point", "7"]);
     assert_eq!(none.status.code(), Some(1));
     let nobody = host.try_backstay(&["drill", "nobody"]);
-    assert!(said(&nobody).contains("nothing is said of it"), "{}", said(&nobody));
+    assert!(said(&nobody).contains("its state is unknown"), "{}", said(&nobody));
     assert_eq!(host.json(&["points", "db"])[0]["drills"].as_array().unwrap().len(), before);
     nothing_left(&host);
 }

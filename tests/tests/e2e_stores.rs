@@ -6,7 +6,7 @@
 //! - `lives`, `bad_day`: the backends that it is lived on, and how it is when much goes wrong
 //! - `behind`: gateways: their lives and the faults of the stores behind them
 //! - `faults`: servers that are killed, slow, or answer errors
-//! - `refusals`: what is no place for a vault, and mistakes that only a person can mend
+//! - `refusals`: what cannot hold a vault, and mistakes that only a person can mend
 //! - `at_rest`: damage that a scrub finds
 //! - `renewed`: credentials and conditional puts that change while we run
 //! - `resumed`: what a failed cycle has put is used again

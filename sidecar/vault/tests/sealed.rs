@@ -310,7 +310,7 @@ fn objects_swapped_by_the_store_are_not_taken_for_each_other() {
     let (first, second) = (fs::read(point(1)).unwrap(), fs::read(point(2)).unwrap());
     fs::write(point(2), &first).unwrap();
     let seen = reason(reader().manifest(site.lab.disk, CycleNo(2)));
-    assert!(seen.contains("signature does not fit"), "{seen}");
+    assert!(seen.contains("signature does not match"), "{seen}");
     // Another list of segments in it, with the checksum put right.
     let mut bad = second.clone();
     bad[196] ^= 1;

@@ -163,7 +163,7 @@ fn what_cannot_be_locked_is_refused() {
         assert!(text.contains(why) && !text.contains("Signature"), "{url}: {text}");
     };
     refused(&store.url(), "this bucket cannot lock objects");
-    refused(&store.url().replace("//vault/", "//locked/"), "no place for a vault");
+    refused(&store.url().replace("//vault/", "//locked/"), "cannot hold a vault");
     let azure = Store::shared(Kind::Azure);
     Backend::direct(azure).connect(&host, Role::Source, SMALL, locked);
     let url = azure.url();

@@ -1,4 +1,4 @@
-//! What is no place for a vault, and mistakes that only a person can mend: they are told at once, in words, without
+//! What cannot hold a vault, and mistakes that only a person can mend: they are told at once, in words, without
 //! secrets.
 
 use std::fs;
@@ -28,7 +28,7 @@ fn a_store_without_conditional_puts_is_refused() {
         let backing = disk.backing.to_str().unwrap();
         let refused = host.try_backstay(&["protect", backing, "--name", "db"]);
         let text = said(&refused);
-        assert!(text.contains("no place for a vault") && text.contains("If-None-Match"), "{text}");
+        assert!(text.contains("cannot hold a vault") && text.contains("If-None-Match"), "{text}");
         assert!(text.contains("Nothing was changed"), "{text}");
         // Switched off by the library's own setting.
         if kind == Kind::S3 {
@@ -36,14 +36,14 @@ fn a_store_without_conditional_puts_is_refused() {
             variables.push(("AWS_CONDITIONAL_PUT".into(), "disabled".into()));
             host.ship_to(&store.url(), &variables);
             let text = said(&host.try_backstay(&["protect", backing, "--name", "db"]));
-            assert!(text.contains("no place for a vault"), "{text}");
+            assert!(text.contains("cannot hold a vault"), "{text}");
         }
         // A store that has forgotten conditions altogether.
         if kind == Kind::Google {
             let forgetful = Store::start_without_conditions(kind);
             host.ship_to(&forgetful.url(), forgetful.variables());
             let text = said(&host.try_backstay(&["protect", backing, "--name", "db"]));
-            assert!(text.contains("no place for a vault"), "{text}");
+            assert!(text.contains("cannot hold a vault"), "{text}");
         }
         // Nothing is left of the attempt.
         host.ship_to(&store.url(), store.variables());

@@ -103,7 +103,7 @@ fn a_store_that_forgets_conditions_later_is_found_out() {
     proxy.choose(|_| Fault::DenyConditions);
     let service = Service::start(&host);
     let text = service.says("If-None-Match");
-    assert!(text.contains("no place for a vault"), "{text}");
+    assert!(text.contains("cannot hold a vault"), "{text}");
     wait_for("the cause", || disk.causes().contains(&"store-refused".into()));
     assert_eq!(disk.points().len(), 1);
     let other = Host::new("stores-forgets-other");

@@ -143,9 +143,9 @@ fn runtime(dir: &Path) -> Result<Checked, nix::errno::Errno> {
     let at = dir.display();
     let free = room(dir)?;
     Ok(if statfs(existing(dir))?.filesystem_type() != TMPFS_MAGIC {
-        Odd(format!(
-            "{at} is not on tmpfs: bitmaps are written to a disk, and after a power loss they may be \
-             taken for current; use --runtime-dir or runtime_dir"
+        Bad(format!(
+            "{at} is not on tmpfs, so no disk can be served: after a power loss old bitmaps would be taken for current. \
+             Use --runtime-dir or runtime_dir"
         ))
     } else if free < ROOM_MIN {
         Odd(format!("{} free in {at}: disks whose bitmap finds no room are resynced", size(free)))

@@ -211,7 +211,8 @@ impl Failback {
         vault.check_readable()?;
         let term = newest_term(&vault, disk.disk)?;
         if self.is_ours(host)? {
-            let standing = rules::NameState { what: NameKind::Disk, at_work: false };
+            let at_work = host.status(name).is_some();
+            let standing = rules::NameState { what: NameKind::Disk, at_work };
             let why =
                 refusal(standing, name, Verb::Failback).map_or_else(String::new, |e| e.to_string());
             let message = format!("{why} (term {} is this host's)", term.term);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use backstay_format::control::{DriverStatus, Request};
+use backstay_format::control::{BackingFault, BackingFaultKind, DriverStatus, Request};
 use backstay_front::control::ControlClient;
 use backstay_front::life::hung;
 use backstay_front::paths::DiskPaths;
@@ -125,13 +125,26 @@ pub fn wait_until_free(
     }
 }
 
+/// Refuses to end a driver that has the last way to the disk's bytes: its backing was deleted.
+fn refuse_if_lost(status: &DriverStatus) -> Result<(), HostError> {
+    let deleted = |fault: &&BackingFault| fault.kind == BackingFaultKind::Deleted;
+    let Some(fault) = status.backing_fault.as_ref().filter(deleted) else { return Ok(()) };
+    Err(HostError::Refused(format!(
+        "disk {0}: {1}. To do: {2}. --force ends it, and what it holds is lost. Nothing was changed",
+        status.name,
+        fault.message,
+        fault.advice(&status.name)
+    )))
+}
+
 /// Stops a driver when nobody has its disk open, and waits until it is gone. What is refused is not done
 /// later.
 ///
 /// # Errors
-/// A refusal with its users; or the driver does not end.
+/// A refusal with its users, or because its backing was deleted; or the driver does not end.
 pub fn stop(name: &DiskName, mut driver: ControlClient, how: Ending) -> Result<(), HostError> {
     let status = driver.status().doing(|| format!("disk {name}"))?;
+    refuse_if_lost(&status)?;
     let mut waiting = Waiting::new(name, how.wait);
     loop {
         let users = users(&status, Devices::Count)?;

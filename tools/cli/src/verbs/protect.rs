@@ -20,7 +20,7 @@ use super::cycle::line;
 use super::mount::{How, options, start};
 use super::vault::id;
 use crate::context::Context;
-use crate::error::{Context as _, Result, bail};
+use crate::error::{Context as _, Result, bail, refused};
 
 /// Protect a disk: check what it needs, serve it, and ship it from then on
 #[derive(Args)]
@@ -91,9 +91,16 @@ impl Protect {
             checks.iter().filter(|c| self.check || c.verdict != Verdict::Ok).for_each(print);
         }
         if failed > 0 {
-            let missing =
-                if failed == 1 { "one thing is" } else { &format!("{failed} things are") };
-            bail!("disk {name} is not protected: {missing} missing. Nothing was changed");
+            let unmet = match failed {
+                1 => "one prerequisite is not met".to_owned(),
+                more => format!("{more} prerequisites are not met"),
+            };
+            let said = format!("disk {name} is not protected: {unmet}. Nothing was changed");
+            // It is in use, or something that is no disk.
+            if checks.iter().any(|c| c.what == "backing" && c.verdict == Verdict::Failed) {
+                return Err(refused(said));
+            }
+            bail!("{said}");
         }
         if self.check {
             return Ok(());

@@ -3,6 +3,7 @@
 use backstay_engine::cycle::newest_point;
 use backstay_engine::cycle::resync::Request;
 use backstay_engine::requests::{Asked, ask};
+use backstay_recovery::failover::rules::Verb;
 use backstay_types::{Classified, DiskName};
 use clap::Args;
 
@@ -51,6 +52,7 @@ pub struct Resync {
 
 impl Resync {
     pub fn run(self, context: &Context) -> Result<()> {
+        context.may(&self.name, Verb::Cycle)?;
         let status = context.driver(&self.name)?.status()?;
         let paths = context.roots.disk(&self.name);
         let url = self.vault.as_deref().unwrap_or_else(|| context.config.vault_of(&self.name));

@@ -127,7 +127,8 @@ fn row(shown: &Shown, vaults: &[&str]) -> Vec<Cell> {
         wait => short(Duration::from_nanos(wait)),
     });
     let compact = |bytes: u64| size(bytes).replace(' ', "");
-    let ships = last.map(|last| {
+    // Of a disk that nobody serves nothing is shipped.
+    let ships = last.filter(|_| disk.dirty.is_some()).map(|last| {
         let seconds = last.duration.as_secs_f64().max(1e-3);
         format!("{}/s", compact((last.moved.0 as f64 / seconds) as u64))
     });
