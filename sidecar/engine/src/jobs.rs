@@ -38,6 +38,41 @@ const SEEN_EVERY: Duration = Duration::from_millis(500);
 /// How often a running job's progress is written down.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// A point is tried.
+    Drill,
+    /// Points are read back.
+    Scrub,
+    /// A point is brought up for a test.
+    TestFailover,
+    /// A disk that was handed over is brought up.
+    PlannedFailover,
+    /// A disk is brought up at any point.
+    UnplannedFailover,
+    /// A failover becomes the disk.
+    Commit,
+    /// A source stops and hands over.
+    Handover,
+    /// An old source takes its disk back.
+    Failback,
+    /// A replica is filled, or follows the vault.
+    Replica,
+    /// All of a mounted point is fetched.
+    Hydration,
+    /// A cycle; its work's own name is written down.
+    #[serde(untagged)]
+    Cycle(Work),
+}
+
+impl From<Work> for JobKind {
+    fn from(work: Work) -> Self {
+        Self::Cycle(work)
+    }
+}
+
 /// A job, as it is written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -46,7 +81,7 @@ pub struct Job {
     /// The disk.
     pub disk: DiskName,
     /// What it does.
-    pub work: Work,
+    pub work: JobKind,
     /// How it is.
     pub state: JobState,
     /// What it is doing.
@@ -198,9 +233,10 @@ impl JobBook {
 
     /// A job that begins now.
     #[must_use]
-    pub fn begin(&self, disk: &DiskName, work: Work) -> JobHandle {
+    pub fn begin(&self, disk: &DiskName, work: impl Into<JobKind>) -> JobHandle {
+        let work = work.into();
         let handle = self.begin_if_long(disk, work);
-        if work != Work::Delta {
+        if work != Work::Delta.into() {
             let mut state = handle.state();
             handle.write(&mut state);
             drop(state);
@@ -210,7 +246,7 @@ impl JobBook {
 
     /// Work that begins now, and is a job only if it takes longer than a second or fails.
     #[must_use]
-    pub fn begin_if_long(&self, disk: &DiskName, work: Work) -> JobHandle {
+    pub fn begin_if_long(&self, disk: &DiskName, work: JobKind) -> JobHandle {
         let now = now_unix_ns();
         let job = Job {
             id: 0,
@@ -413,7 +449,7 @@ mod tests {
         let job = book.begin(&name(), Work::Initial);
         job.progress("whole disk", 10, 100);
         let seen = book.list().remove(0);
-        assert_eq!((seen.id, seen.state, seen.work), (1, JobState::Running, Work::Initial));
+        assert_eq!((seen.id, seen.state, seen.work), (1, JobState::Running, Work::Initial.into()));
         job.end(Ok(CycleNo(4)));
         let seen = book.list().remove(0);
         assert_eq!(
@@ -422,6 +458,21 @@ mod tests {
         );
         assert_eq!(book.begin(&name(), Work::Resync).end(Err("no".into())), Some(2));
         assert_eq!(book.list()[0].message.as_deref(), Some("no"));
+    }
+
+    /// These words are in files of jobs that are there, and in JSON that others read.
+    #[test]
+    fn the_names_of_jobs_stay() {
+        let names = "on-demand initial resync delta drill scrub test-failover planned-failover unplanned-failover \
+                     commit handover failback replica hydration";
+        let kinds: Vec<JobKind> =
+            names.split(' ').map(|name| serde_json::from_value(name.into()).unwrap()).collect();
+        for (name, kind) in names.split(' ').zip(&kinds) {
+            assert_eq!(serde_json::to_value(kind).unwrap(), name);
+        }
+        assert_eq!(kinds[0], Work::OnDemand.into());
+        assert_eq!(kinds.iter().collect::<std::collections::HashSet<_>>().len(), 14);
+        assert!(serde_json::from_str::<JobKind>("\"walk\"").is_err());
     }
 
     #[test]

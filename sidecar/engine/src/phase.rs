@@ -118,8 +118,6 @@ impl Phase {
                 Work::Delta => Ok(Self::DeltaQueued),
                 Work::Resync => Ok(Self::ResyncQueued),
                 Work::OnDemand => Ok(Self::OnDemandQueued),
-                // No part of replication.
-                _ => illegal,
             },
             Event::Held => Ok(Self::ResyncRequired),
             Event::Began(work) => match (self, work) {

@@ -24,8 +24,7 @@ use backstay_vault::{Manifest, Vault, VaultError, Vaults};
 use serde::{Deserialize, Serialize};
 
 use crate::cycle::resync::Request;
-use crate::jobs::JobBook;
-use crate::schedule::Work;
+use crate::jobs::{JobBook, JobKind};
 
 const FILE: &str = "scrub.json";
 /// A scrub that failed is tried again after this long.
@@ -244,7 +243,7 @@ impl Scrubs {
 
 /// Reads the points of a disk back, mends what can be mended, and writes down what was found.
 fn run(due: &Due, jobs: &JobBook, stop: &AtomicBool) {
-    let job = jobs.begin_if_long(&due.name, Work::Scrub);
+    let job = jobs.begin_if_long(&due.name, JobKind::Scrub);
     let mut record = Scrubbed::load(&due.state).unwrap_or_default();
     if record.began_unix_ns.is_none() {
         (record.began_unix_ns, record.done) = (Some(now_unix_ns()), BTreeSet::new());

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use backstay_engine::health::{Cause, Health, Level, ids};
-use backstay_engine::jobs::{JobBook, JobState};
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobKind, JobState};
 use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
 use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
@@ -150,7 +149,7 @@ fn how_far(context: &Context, name: &DiskName) -> Option<String> {
     let jobs = JobBook::below(&context.roots.state).list();
     let mut running =
         jobs.into_iter().filter(|job| job.disk == *name && job.state == JobState::Running);
-    let job = running.find(|job| job.all_bytes > 0 || job.work == Work::Failback)?;
+    let job = running.find(|job| job.all_bytes > 0 || job.work == JobKind::Failback)?;
     match job.all_bytes {
         0 => Some(job.stage).filter(|stage| !stage.is_empty()),
         all => Some(format!("{}: {} %", job.stage, job.done_bytes.saturating_mul(100) / all)),

@@ -32,26 +32,6 @@ pub enum Work {
     Resync,
     /// What changed.
     Delta,
-    /// A point is tried; no cycle, and in nobody's way.
-    Drill,
-    /// Points are read back; no cycle either.
-    Scrub,
-    /// A point is brought up for a test. From here on, too, no cycle is meant: these are jobs alone.
-    TestFailover,
-    /// A disk that was handed over is brought up.
-    PlannedFailover,
-    /// A disk is brought up at any point.
-    UnplannedFailover,
-    /// A failover becomes the disk.
-    Commit,
-    /// A source stops and hands over.
-    Handover,
-    /// An old source takes its disk back.
-    Failback,
-    /// A replica is filled, or follows the vault.
-    Replica,
-    /// All of a mounted point is fetched.
-    Hydration,
 }
 
 /// What the schedule is told of a disk.

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_engine::cycle::CycleReport;
-use backstay_engine::jobs::{JobBook, JobHandle};
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobHandle, JobKind};
 use backstay_host::atomic;
 use backstay_types::{DiskId, DiskName};
 use backstay_vault::{DiskRecord, TermRecord, Vault};
@@ -97,7 +96,7 @@ impl Failback {
                 begun
             }
         };
-        let job = JobBook::below(root).begin(&self.name, Work::Failback);
+        let job = JobBook::below(root).begin(&self.name, JobKind::Failback);
         let ended = self.go_on(host, record, &job);
         job.end_at(ended.as_ref().map(|_| None).map_err(ToString::to_string));
         match ended? {

@@ -4,8 +4,7 @@
 
 use std::time::Duration;
 
-use backstay_engine::jobs::{JobBook, JobHandle};
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobHandle, JobKind};
 use backstay_types::{DiskName, Term};
 use backstay_vault::{GroupMember, GroupName};
 
@@ -243,8 +242,9 @@ impl Member {
 
     fn job(&mut self, host: &dyn Executor) -> &JobHandle {
         let name = &self.record.name;
-        self.job
-            .get_or_insert_with(|| JobBook::below(&host.roots().state).begin(name, Work::Handover))
+        self.job.get_or_insert_with(|| {
+            JobBook::below(&host.roots().state).begin(name, JobKind::Handover)
+        })
     }
 
     fn end_job(&mut self, ended: &Result<(), String>) {

@@ -5,11 +5,10 @@
 use std::path::PathBuf;
 
 use backstay_engine::cycle::CycleReport;
-use backstay_engine::jobs::JobBook;
+use backstay_engine::jobs::{JobBook, JobKind};
 use backstay_engine::protection::Protection;
 use backstay_engine::record::Record;
 use backstay_engine::requests::Asked;
-use backstay_engine::schedule::Work;
 use backstay_format::control::DriverStatus;
 use backstay_front::paths::DiskPaths;
 use backstay_host::own_dir::own_dir;
@@ -244,9 +243,9 @@ fn start(host: &dyn Executor, mut record: FailoverRecord, attach: bool) -> Resul
     let name = record.name.clone();
     let jobs = JobBook::below(&host.roots().state);
     let work = match record.kind {
-        Kind::Test => Work::TestFailover,
-        Kind::Planned => Work::PlannedFailover,
-        _ => Work::UnplannedFailover,
+        Kind::Test => JobKind::TestFailover,
+        Kind::Planned => JobKind::PlannedFailover,
+        _ => JobKind::UnplannedFailover,
     };
     let job = jobs.begin(&name, work);
     job.progress("bringing up", 0, 0);
@@ -479,7 +478,7 @@ pub fn take_over(
 ) -> Result<()> {
     may_commit(host, &record, how)?;
     let name = record.name.clone();
-    let job = JobBook::below(&host.roots().state).begin(&name, Work::Commit);
+    let job = JobBook::below(&host.roots().state).begin(&name, JobKind::Commit);
     job.progress("taking the term", 0, 0);
     let taken = take_term(host, &mut record, how);
     let point = record.point.map(|point| point.cycle);

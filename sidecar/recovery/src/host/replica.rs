@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use backstay_engine::jobs::JobBook;
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobKind};
 use backstay_front::paths::{DiskPaths, Roots};
 use backstay_host::clock;
 use backstay_types::DiskName;
@@ -193,7 +192,7 @@ impl LocalHost<'_> {
     ) -> Result<(), FailoverError> {
         let mut replica = open_replica(self.roots, name, order)?;
         // A failback looks every few seconds: what takes no time is no job.
-        let job = JobBook::below(&self.roots.state).begin_if_long(name, Work::Replica);
+        let job = JobBook::below(&self.roots.state).begin_if_long(name, JobKind::Replica);
         let arrived = |point: &PointRef, moved: &Moved| {
             self.told.progress_ends();
             job.came_to(point.cycle);

@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_engine::jobs::{JobBook, JobHandle};
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobHandle, JobKind};
 use backstay_front::paths::DiskPaths;
 use backstay_host::clock;
 use backstay_types::{CycleNo, DiskName, SECTOR_BYTES, SectorRange};
@@ -82,7 +81,7 @@ impl Hydrator {
             let begun = clock::monotonic();
             let from = self.done();
             let (job, began_at) =
-                job.get_or_insert_with(|| (book.begin(&self.of.0, Work::Hydration), from));
+                job.get_or_insert_with(|| (book.begin(&self.of.0, JobKind::Hydration), from));
             let tell = |stage: &str| {
                 let (done, all) = (self.done() - *began_at, self.point.size.0 - *began_at);
                 job.progress(stage, done, all);

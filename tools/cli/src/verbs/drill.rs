@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backstay_engine::drills::{DrillSettings, Drilled};
-use backstay_engine::jobs::JobBook;
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobKind};
 use backstay_engine::service::stop_on_signals;
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::drill::{Boot, Check, Drill as Job, DrillError, drill, records};
@@ -99,7 +98,7 @@ impl Drill {
             stopping.load(Ordering::Relaxed)
         };
         let jobs = JobBook::below(&context.roots.state);
-        let job = jobs.begin(name, Work::Drill);
+        let job = jobs.begin(name, JobKind::Drill);
         let result = drill(&Job {
             vaults: &context.config.vaults,
             program: &program,

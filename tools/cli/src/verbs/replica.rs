@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backstay_engine::jobs::JobBook;
-use backstay_engine::schedule::Work;
+use backstay_engine::jobs::{JobBook, JobKind};
 use backstay_host::clock;
 use backstay_recovery::failover::NameLock;
 use backstay_recovery::failover::rules::Verb;
@@ -121,8 +120,8 @@ impl ReplicaVerb {
         let jobs = JobBook::below(&context.roots.state);
         let job = match self.once {
             // A failback looks every few seconds: what takes no time is no job.
-            true => jobs.begin_if_long(&self.name, Work::Replica),
-            false => jobs.begin(&self.name, Work::Replica),
+            true => jobs.begin_if_long(&self.name, JobKind::Replica),
+            false => jobs.begin(&self.name, JobKind::Replica),
         };
         if !self.once {
             job.progress(FOLLOWING, 0, 0);
