@@ -14,7 +14,7 @@ use backstay_front::paths::Roots;
 use backstay_recovery::failover::back::{Back, Failback};
 use backstay_recovery::failover::source::{Stopping, handover};
 use backstay_recovery::failover::target::{
-    Committing, Order, Which, bring_up, change, commit, remove,
+    Committing, Order, Wanted, Which, bring_up, change, commit, remove,
 };
 use backstay_recovery::failover::{FailoverRecord, Kind, NameLock, ServedDisk, State};
 use backstay_recovery::host::cycle::run_once;
@@ -121,10 +121,13 @@ fn there_and_back_without_the_command() {
     a.cycle();
 
     // A test; and another of its points instead.
-    let test = b.bring_up(Kind::Test, Which::Choice(PointChoice::Latest, false));
+    let test = b.bring_up(
+        Kind::Test,
+        Which::Choice(Wanted { point: PointChoice::Latest, left_history: false }),
+    );
     assert_eq!(hash(&test.served), second);
     let record = b.record("db.test").unwrap();
-    let to = (PointChoice::Cycle(first_point), false);
+    let to = Wanted { point: PointChoice::Cycle(first_point), left_history: false };
     let lock = NameLock::take(&b.roots.state, &record.name, "test").unwrap();
     let test = change(&b.here(), record, to, true).unwrap();
     assert_eq!(hash(&test.served), first);
@@ -166,7 +169,10 @@ fn there_and_back_without_the_command() {
 
     // Unplanned: what no point has is lost, and the old source is told so.
     write(&served(&a), 20480, "lost");
-    let up = b.bring_up(Kind::Unplanned, Which::Choice(PointChoice::Latest, false));
+    let up = b.bring_up(
+        Kind::Unplanned,
+        Which::Choice(Wanted { point: PointChoice::Latest, left_history: false }),
+    );
     assert_eq!(hash(&up.served), fourth);
     b.commit();
     let told = run_once(&a.here(), &db(), None).unwrap_err().to_string();

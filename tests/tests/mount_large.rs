@@ -16,7 +16,7 @@ use backstay_vault::format::document::DiskRecord;
 use backstay_vault::format::segment::SegmentId;
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::{
-    Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, Manifest, Pass, PointMeta, SectorSet, Vault, Vaults, verify_cycle,
 };
 
 #[path = "../../sidecar/vault/examples/full_disk/lay.rs"]
@@ -91,13 +91,12 @@ impl Large {
             .push(self.vault.put_segment(builder.finish(&mut self.compressor).unwrap()).unwrap());
         let pass = Pass { must_move: moved, segments };
         let verified = verify_cycle(&self.vault, self.disk, self.size, cycle, vec![pass]).unwrap();
-        let layered = self.newest.is_some();
+        let is_first = self.newest.is_none();
         let meta = PointMeta {
             term: Term(1),
             predecessor: self.newest.take(),
-            from: None,
-            kind: if layered { CycleKind::Delta } else { CycleKind::Initial },
-            layered,
+            base: if is_first { Base::Nothing { continues: None } } else { Base::Newest },
+            kind: if is_first { CycleKind::Initial } else { CycleKind::Delta },
             point: PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: cycle.0 * 1_000_000_000,

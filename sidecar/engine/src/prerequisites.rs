@@ -81,7 +81,7 @@ pub fn check(
         looked("memory for bitmaps", room_for_bitmaps(&roots.runtime, size.unwrap_or_default())),
         looked("vault", writable_vault(vaults, vault)),
         looked("name in the vault", name_in_vault(roots, name, (vaults, vault), disk_is_right)),
-        looked("vault's place", place_of_vault(roots, name, disk, (vault, allow_local))),
+        looked("vault's place", place_of_vault(roots, name, disk, vault, allow_local)),
         looked("clock", clock()),
     ]
     .into_iter()
@@ -332,7 +332,8 @@ fn place_of_vault(
     roots: &Roots,
     name: &DiskName,
     disk: &Path,
-    (url, allow_local): (&str, bool),
+    url: &str,
+    allow_local: bool,
 ) -> Result<Checked, std::io::Error> {
     let Some(dir) = vault_place::directory(url) else {
         return Ok(Good("not on this host".into()));

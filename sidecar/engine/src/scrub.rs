@@ -285,7 +285,7 @@ fn scrub(
         *record = Scrubbed { ended_unix_ns: Some(now_unix_ns()), ..Scrubbed::default() };
         return Ok(());
     };
-    let held = Held::reading(&vault, disk, (first, last), "scrub")?;
+    let held = Held::reading(&vault, disk, first..=last, "scrub")?;
     let points = held.points().to_vec();
     let (began, read) = (clock::monotonic(), AtomicU64::new(0));
     let skip = lock().done.clone();

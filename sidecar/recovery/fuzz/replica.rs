@@ -53,7 +53,7 @@ fn log(bytes: &[u8]) {
     let whole =
         LogRef { file: "redo-1".into(), bytes: bytes.len() as u64, records: 0, digest: "".into() };
     // Without the right digest it is never accepted; what is handed on before is right by itself.
-    let accepted = read(bytes, (&header(), &whole), SIZE, |record, data| {
+    let accepted = read(bytes, &header(), &whole, SIZE, |record, data| {
         records += 1;
         end += 32 + data.len();
         assert!(record.offset.0 + record.len.0 <= SIZE.0);

@@ -60,7 +60,7 @@ fn log() -> (Vec<u8>, LogRef) {
 
 fn read_log(bytes: &[u8], log: &LogRef) -> Result<Vec<Record>, String> {
     let mut records = vec![];
-    let done = read(bytes, (&entry::header(), log), SIZE, |record, _| {
+    let done = read(bytes, &entry::header(), log, SIZE, |record, _| {
         records.push(*record);
         Ok::<_, ()>(())
     });

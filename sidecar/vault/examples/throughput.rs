@@ -14,7 +14,7 @@ use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{FileTarget, restore, verify_point};
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Pass, PointMeta, SectorSet, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Pass, PointMeta, SectorSet, Vaults, verify_cycle,
 };
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -76,9 +76,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         PointMeta {
             term: Term(1),
             predecessor: None,
-            from: None,
+            base: Base::Nothing { continues: None },
             kind: CycleKind::Initial,
-            layered: false,
             point: backstay_types::PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: 1,

@@ -18,8 +18,7 @@ use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::retain::{Policy, Time, maintain};
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
-    Vaults, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, Vaults, verify_cycle,
 };
 
 /// Sectors of a frame.
@@ -130,9 +129,8 @@ fn cycle(
     let meta = PointMeta {
         term: Term(1),
         predecessor: before.cloned(),
-        from: None,
+        base: if before.is_some() { Base::Newest } else { Base::Nothing { continues: None } },
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
-        layered: before.is_some(),
         point: backstay_types::PointId::random(),
         consistency: Consistency::Crash,
         cut_unix_ns: cycle.0,

@@ -41,6 +41,32 @@ pub struct VerifiedCycle {
     moved: SectorSet,
 }
 
+/// What a point is laid over. A delta is over some point, an initial point never; a resync is, if it was compared.
+#[derive(Debug, Clone)]
+pub enum Base {
+    /// Nothing: the point holds the whole disk.
+    Nothing {
+        /// The older point whose history it continues, as in [`Base::Older`]; none: the newest's.
+        continues: Option<Manifest>,
+    },
+    /// The newest point.
+    Newest,
+    /// The point that a new term goes on from, for the first point of that term. Anyone who commits holds it until
+    /// that is done.
+    Older(Manifest),
+}
+
+impl Base {
+    /// The point that is continued, if it is not the newest.
+    fn older(&self) -> Option<&Manifest> {
+        match self {
+            Self::Nothing { continues } => continues.as_ref(),
+            Self::Newest => None,
+            Self::Older(point) => Some(point),
+        }
+    }
+}
+
 /// What else a manifest says.
 #[derive(Debug, Clone)]
 pub struct PointMeta {
@@ -48,14 +74,10 @@ pub struct PointMeta {
     pub term: Term,
     /// The newest point, after which this one is counted.
     pub predecessor: Option<Manifest>,
-    /// The point it lays over where that is not the newest: the one that a new term goes on from,
-    /// for the first point of that term. Anyone who commits holds it until that is done.
-    pub from: Option<Manifest>,
+    /// What it is laid over.
+    pub base: Base,
     /// What kind of cycle this is.
     pub kind: CycleKind,
-    /// Whether it lays over the segments of the point it goes on from, or stands alone. A delta never stands
-    /// alone, an initial point always; a resync by checksums lays over.
-    pub layered: bool,
     /// The point's identity.
     pub point: PointId,
     /// What the point promises.
@@ -140,8 +162,8 @@ impl Vault {
         let (term, ledger) = at_once(|| self.check_term(disk, meta.term), || self.ledger(disk));
         let (term, ledger) = (term?, ledger?);
         let newest = meta.predecessor.as_ref();
-        // The point it goes on from, and whether that is the newest one.
-        let before = meta.from.as_ref().or(newest);
+        let older = meta.base.older();
+        let before = older.or(newest);
         let wrong = |reason: String| {
             Err(VaultError::Inconsistent { object: Piece::Point(cycle).of(disk).into(), reason })
         };
@@ -153,15 +175,15 @@ impl Vault {
         let told = term.from.filter(|_| is_first).map(|from| (from.cycle, from.point));
         let lays_over = before.map(|before| (before.cycle, before.point));
         // A delta of another point than the disk counts from would be a disk that never was.
-        let must = meta.from.is_some() || meta.kind == CycleKind::Delta;
+        let must = older.is_some() || meta.kind == CycleKind::Delta;
         if must && told.is_some_and(|told| lays_over != Some(told))
-            || (meta.from.is_some() && told.is_none())
+            || (older.is_some() && told.is_none())
         {
             return wrong(format!("term {} does not go on from the point it lays over", meta.term));
         }
-        match before {
+        match (&meta.base, before) {
             // Lays over what is there, which must be the same disk; it may have grown.
-            Some(before) if meta.layered => {
+            (Base::Newest | Base::Older(_), Some(before)) => {
                 if before.disk != disk || before.size > size {
                     return wrong(format!(
                         "a delta of a disk of {size} bytes cannot follow a point of {} bytes of \

@@ -62,7 +62,7 @@ pub mod store;
 pub mod terms;
 mod vaults;
 
-pub use commit::{Pass, PointMeta, VerifiedCycle, verify_cycle};
+pub use commit::{Base, Pass, PointMeta, VerifiedCycle, verify_cycle};
 pub use error::VaultError;
 pub use format::bounds::Bounds;
 pub use format::document::{DiskRecord, NameRecord};

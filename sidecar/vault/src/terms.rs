@@ -210,7 +210,7 @@ impl Vault {
         Ok(Line::of(&self.terms(disk)?))
     }
 
-    /// Lays down a term: its writer has stopped, and `point` has all that was written. Done before, it
+    /// Lays down a term: its writer has stopped, and the point `at` has all that was written. Done before, it
     /// is done.
     ///
     /// # Errors
@@ -220,9 +220,9 @@ impl Vault {
         &self,
         disk: DiskId,
         writer: &str,
-        point: (Term, CycleNo, PointId),
+        at: TermFrom,
     ) -> Result<HandoverRecord, VaultError> {
-        let (term, cycle, point) = point;
+        let TermFrom { term, cycle, point } = at;
         self.check_term(disk, term)?;
         let ours = HandoverRecord {
             disk,

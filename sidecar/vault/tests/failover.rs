@@ -8,7 +8,7 @@ use std::sync::Arc;
 use backstay_types::{CycleNo, Term};
 use backstay_vault::read::verify_points;
 use backstay_vault::{
-    Claim, CycleKind, Manifest, Pass, PointMeta, TermFrom, Vault, VaultError, verify_cycle,
+    Base, Claim, CycleKind, Manifest, Pass, PointMeta, TermFrom, Vault, VaultError, verify_cycle,
 };
 use common::history::{History, copy, room, run, stepped};
 use common::{At, meta, set, ship};
@@ -64,7 +64,7 @@ fn first_point(
         let segments = ship(vault, history.disk, cycle, &history.now, &runs)?;
         let pass = Pass { must_move: set(&runs), segments };
         let verified = verify_cycle(vault, history.disk, history.size, cycle, vec![pass])?;
-        let meta = PointMeta { term, from: Some(base.clone()), ..meta(Some(&newest)) };
+        let meta = PointMeta { term, base: Base::Older(base.clone()), ..meta(Some(&newest)) };
         match vault.commit(verified, meta) {
             Err(VaultError::LostRace(_)) => continue,
             done => {
@@ -351,12 +351,12 @@ fn a_handover_holds_as_long_as_its_term() {
     let history = prepared(&vault);
     let disk = history.disk;
     let newest = history.newest(&vault).unwrap().unwrap();
-    let at = (Term(1), newest.cycle, newest.point);
+    let at = TermFrom { term: Term(1), cycle: newest.cycle, point: newest.point };
     assert_eq!(vault.handover(disk).unwrap(), None);
     let handover = vault.hand_over(disk, SOURCE, at).unwrap();
     assert_eq!(vault.hand_over(disk, SOURCE, at).unwrap(), handover, "again");
     assert_eq!(vault.handover(disk).unwrap(), Some(handover));
-    let elsewhere = (Term(1), CycleNo(13), newest.point);
+    let elsewhere = TermFrom { cycle: CycleNo(13), ..at };
     assert!(vault.hand_over(disk, SOURCE, elsewhere).is_err());
     // Withdrawn by the source: it takes the next term. The target is too late.
     let back = claim(&vault, &history, 14, SOURCE);

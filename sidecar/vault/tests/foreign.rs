@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backstay_types::{Classified, CycleNo, DiskId, Term};
-use backstay_vault::{HoldKind, Vault, VaultError, Vaults};
+use backstay_vault::{HoldKind, TermFrom, Vault, VaultError, Vaults};
 use common::history::{History, hold, run};
 
 fn room() -> (tempfile::TempDir, Vault) {
@@ -90,7 +90,13 @@ fn every_reader_compares_an_object_with_its_key() {
         vault.claim_term(disk.disk, "test").unwrap();
         vault.hold(disk.disk, &hold("pin", HoldKind::Pin, (newest, newest), None)).unwrap();
         let point = vault.manifest(disk.disk, CycleNo(newest)).unwrap();
-        vault.hand_over(disk.disk, "test", (Term(2), point.cycle, point.point)).unwrap();
+        vault
+            .hand_over(
+                disk.disk,
+                "test",
+                TermFrom { term: Term(2), cycle: point.cycle, point: point.point },
+            )
+            .unwrap();
     }
     let ledger = newest_in(&of(dir.path(), a.disk, "ledger"));
     let pin = newest_in(&of(dir.path(), a.disk, "holds"));

@@ -4,7 +4,7 @@ mod common;
 
 use backstay_types::{ByteLen, CycleNo, SectorRange};
 use backstay_vault::read::{verify_point, verify_points};
-use backstay_vault::{CycleKind, Pass, VaultError, verify_cycle};
+use backstay_vault::{Base, CycleKind, Pass, VaultError, verify_cycle};
 use common::{Lab, content, meta, rewrite, set, some_runs};
 
 /// The last sector of the small disk is partial.
@@ -95,7 +95,7 @@ fn a_disk_never_shrinks_in_a_delta() {
     let verified = verify_cycle(&lab.vault, lab.disk, lab.size, CycleNo(2), vec![pass]).unwrap();
     let mut resync = meta(Some(&first));
     resync.kind = CycleKind::Resync;
-    resync.layered = false;
+    resync.base = Base::Nothing { continues: None };
     lab.vault.commit(verified, resync).unwrap();
     assert!(lab.restored(CycleNo(1)).unwrap() == now);
     assert!(lab.restored(CycleNo(2)).unwrap() == now[..SMALL as usize]);

@@ -195,7 +195,7 @@ fn everybody_at_once() {
                 while !stop.load(Ordering::SeqCst) {
                     let points = mine.points(disk).unwrap();
                     let cycle = points[rng.usize(..points.len())];
-                    let held = match Held::reading(&mine, disk, (cycle, cycle), "test") {
+                    let held = match Held::reading(&mine, disk, cycle..=cycle, "test") {
                         Ok(held) => held,
                         Err(VaultError::Retired(_)) => continue,
                         Err(e) => panic!("holding {cycle}: {e}"),

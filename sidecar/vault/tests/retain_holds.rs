@@ -60,7 +60,7 @@ fn nothing_is_held_that_is_not_there() {
     let never = vault.hold(disk, &hold("p", HoldKind::Pin, (9, 9), None)).unwrap_err();
     assert!(matches!(never, VaultError::NotFound { .. }), "{never}");
     assert_eq!(vault.holds(disk).unwrap(), []);
-    let gone = Held::reading(&vault, disk, (CycleNo(1), CycleNo(1)), "").unwrap_err();
+    let gone = Held::reading(&vault, disk, CycleNo(1)..=CycleNo(1), "").unwrap_err();
     assert!(matches!(gone, VaultError::Retired(_)), "{gone}");
 }
 
@@ -241,7 +241,7 @@ fn a_vault_that_cannot_be_written_can_be_read() {
     let vault = small.vault();
     let history = with_points(&vault, 2);
     small.mount(&["-o", "remount,ro"]);
-    let held = Held::reading(&vault, history.disk, (CycleNo(1), CycleNo(2)), "restore").unwrap();
+    let held = Held::reading(&vault, history.disk, CycleNo(1)..=CycleNo(2), "restore").unwrap();
     assert_eq!(held.points(), [CycleNo(1), CycleNo(2)]);
     history.check(&vault, "read-only");
     drop(held);

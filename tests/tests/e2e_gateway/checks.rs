@@ -18,8 +18,7 @@ use backstay_vault::format::key::{DiskFolder, ObjectKey, Piece};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::StoreSettings;
 use backstay_vault::{
-    Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass,
-    PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
 };
 
 use super::{MIB, Site, pin, write};
@@ -84,9 +83,8 @@ impl<'a> Liar<'a> {
         let meta = PointMeta {
             term: self.before.term,
             predecessor: Some(self.before.clone()),
-            from: None,
+            base: Base::Newest,
             kind: CycleKind::Delta,
-            layered: true,
             point: PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: self.before.cut_unix_ns + 1,

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use backstay_format::unfinished::UnfinishedRestore;
@@ -80,13 +81,13 @@ struct CopiedBlock {
 /// If a side fails, or what was read back differs.
 pub fn copy(
     from: &AnyBacking,
-    to: (&AnyBacking, &Path),
+    to: &AnyBacking,
+    path: &Path,
     size: ByteLen,
     is_empty: bool,
     mark: &UnfinishedRestore,
     progress: Progress<'_>,
 ) -> Result<u64, CopyError> {
-    let (to, path) = to;
     let mut pieces = vec![];
     let mut buffer = vec![0; PIECE_BYTES as usize];
     let first = half_written::first_block(size);
@@ -94,7 +95,7 @@ pub fn copy(
     from.read_at(&mut block, ByteOffset(0)).map_err(failed("reading the backing", 0))?;
     half_written::mark(to, mark, first).map_err(failed("marking the copy", 0))?;
     let mut copied = first;
-    each_extent(from, (first, size.0), |at, end, data| {
+    each_extent(from, first..size.0, |at, end, data| {
         if !data {
             if !is_empty {
                 to.zero(ByteOffset(at), ByteLen(end - at))
@@ -116,7 +117,7 @@ pub fn copy(
     })?;
     to.sync().map_err(failed("making the copy durable", 0))?;
     forget_cached(path);
-    compare(to, (first, size), &pieces, &mut buffer, progress)?;
+    compare(to, first, size, &pieces, &mut buffer, progress)?;
     half_written::finish(to, &block).map_err(failed("writing the first block of the copy", 0))?;
     forget_cached(path);
     let read = &mut buffer[..block.len()];
@@ -129,7 +130,8 @@ pub fn copy(
 
 fn compare(
     copy: &AnyBacking,
-    (first, size): (u64, ByteLen),
+    first: u64,
+    size: ByteLen,
     pieces: &[CopiedBlock],
     buffer: &mut [u8],
     progress: Progress<'_>,
@@ -183,10 +185,10 @@ fn must_be_zero(
 /// Calls with every stretch of data or hole, in order.
 fn each_extent(
     of: &AnyBacking,
-    (start, size): (u64, u64),
+    within: Range<u64>,
     mut each: impl FnMut(u64, u64, bool) -> Result<(), CopyError>,
 ) -> Result<(), CopyError> {
-    let mut at = start;
+    let (mut at, size) = (within.start, within.end);
     while at < size {
         let find = |from: u64, what| match of.seek(ByteOffset(from), what) {
             Ok(found) => Ok(found.0.min(size)),
@@ -263,8 +265,7 @@ mod tests {
         let path = dir.path().join("to");
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         let to = open(&path, Engine::Buffered).unwrap();
-        let copied =
-            copy(&from, (&to, &path), ByteLen(SIZE), true, &mark(), &|_, _, _| ()).unwrap();
+        let copied = copy(&from, &to, &path, ByteLen(SIZE), true, &mark(), &|_, _, _| ()).unwrap();
         assert!(copied < 4 << 20, "{copied}");
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 5 << 20);
         let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
@@ -278,7 +279,7 @@ mod tests {
         let path = dir.path().join("to");
         std::fs::write(&path, vec![0xEE; SIZE as usize]).unwrap();
         let to = open(&path, Engine::Buffered).unwrap();
-        copy(&from, (&to, &path), ByteLen(SIZE), false, &mark(), &|_, _, _| ()).unwrap();
+        copy(&from, &to, &path, ByteLen(SIZE), false, &mark(), &|_, _, _| ()).unwrap();
         let content = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
         assert!(content("from") == content("to"));
     }
@@ -299,8 +300,7 @@ mod tests {
                     file.write_all_at(&[0x55], spoiled).unwrap();
                 }
             };
-            let error =
-                copy(&from, (&to, &path), ByteLen(SIZE), true, &mark(), &spoil).unwrap_err();
+            let error = copy(&from, &to, &path, ByteLen(SIZE), true, &mark(), &spoil).unwrap_err();
             assert!(
                 matches!(error, CopyError::Differs { at, end } if at <= spoiled && spoiled < end)
             );

@@ -118,7 +118,7 @@ pub fn relocate(order: &Relocation, progress: Progress<'_>) -> Result<Moved, Off
             size,
             started_unix_ns: now_unix_ns(),
         };
-        let copied = copy(&source, (&to, &order.to), size, target.is_empty, &mark, progress)?;
+        let copied = copy(&source, &to, &order.to, size, target.is_empty, &mark, progress)?;
         Ok((to, copied))
     });
     let (to, copied_bytes) = match copied {

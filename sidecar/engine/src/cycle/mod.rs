@@ -231,9 +231,12 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     let meta = PointMeta {
         term: term.term,
         predecessor: newest,
-        from,
+        base: match (layered && !run.stands_alone, from) {
+            (false, continues) => backstay_vault::Base::Nothing { continues },
+            (true, None) => backstay_vault::Base::Newest,
+            (true, Some(from)) => backstay_vault::Base::Older(from),
+        },
         kind,
-        layered: layered && !run.stands_alone,
         point: base.point,
         consistency: run.consistency,
         cut_unix_ns: cut.cut_unix_ns,

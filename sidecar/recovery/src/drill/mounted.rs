@@ -94,7 +94,7 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
         cache: Some(CACHE),
         ..MountOptions::default()
     };
-    let tried = mount::spawn((job.program, job.config), &place.roots, job.name, &options)
+    let tried = mount::spawn(job.program, job.config, &place.roots, job.name, &options)
         .map_err(DrillError::from)
         .and_then(|served| {
             let environment: [(&str, OsString); 4] = [
@@ -109,8 +109,7 @@ pub fn drill(job: &Drill<'_>) -> Result<DrillRecord, DrillError> {
     // The verdict first: taking down may fail, and it is true all the same.
     let put = tried.and_then(|verdict| {
         // A disk that the vault did not give could not be read; that is not the point's fault.
-        let held =
-            Held::reading(&vault, disk.disk, (point.cycle, point.cycle), "a drill's verdict");
+        let held = Held::reading(&vault, disk.disk, point.cycle..=point.cycle, "a drill's verdict");
         drop(held.map_err(DrillError::Vault)?);
         let record = DrillRecord {
             drill: uuid::Uuid::new_v4(),

@@ -88,7 +88,13 @@ pub trait Executor {
     ///
     /// # Errors
     /// If no recovery point was made.
-    fn ship(&self, of: (&DiskName, &str), quiet: bool, job: &JobHandle) -> Result<(), HostError>;
+    fn ship(
+        &self,
+        name: &DiskName,
+        vault: &str,
+        quiet: bool,
+        job: &JobHandle,
+    ) -> Result<(), HostError>;
     /// Whether a sidecar runs on this host.
     fn has_sidecar(&self) -> bool;
     /// Asks the sidecar of this host for something.
@@ -180,8 +186,14 @@ impl Executor for LocalHost<'_> {
         }
     }
 
-    fn ship(&self, of: (&DiskName, &str), quiet: bool, job: &JobHandle) -> Result<(), HostError> {
-        last::ship(self, of, quiet, job)
+    fn ship(
+        &self,
+        name: &DiskName,
+        vault: &str,
+        quiet: bool,
+        job: &JobHandle,
+    ) -> Result<(), HostError> {
+        last::ship(self, name, vault, quiet, job)
     }
 
     fn has_sidecar(&self) -> bool {

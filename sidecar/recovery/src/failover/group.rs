@@ -7,7 +7,7 @@ use backstay_vault::{GroupMember, GroupName, GroupPointNo, Vault};
 
 use super::executor::{Executor, ServedDisk};
 use super::source::Stopping;
-use super::target::{Committing, Order, Which};
+use super::target::{Committing, Order, Wanted, Which};
 use super::{
     FailoverError, FailoverRecord, Kind, NameLock, OfGroup, Result, State, failed, source, stopped,
     take_back, target, vault as at_vault,
@@ -59,13 +59,24 @@ fn members(
     Ok((number, vault.group_point(group, number)?.members))
 }
 
+/// A group that is to be brought up.
+pub struct GroupOrder<'a> {
+    /// For what.
+    pub kind: Kind,
+    /// Which group.
+    pub group: &'a GroupName,
+    /// At which of its points; none: the newest.
+    pub which: Wanted<Option<GroupPointNo>>,
+    /// The vault's URL; none: the configuration's.
+    pub vault: Option<&'a str>,
+    /// Attach loop devices, too.
+    pub attach: bool,
+}
+
 /// Brings all disks of a group up: of a planned failover where they were handed over, else at one of its points.
-pub fn bring_up(
-    host: &dyn Executor,
-    (kind, group): (Kind, &GroupName),
-    (number, left_history): (Option<GroupPointNo>, bool),
-    (vault, attach): (Option<&str>, bool),
-) -> Result<Vec<ServedDisk>> {
+pub fn bring_up(host: &dyn Executor, wanted: &GroupOrder<'_>) -> Result<Vec<ServedDisk>> {
+    let &GroupOrder { kind, group, which: Wanted { point: number, left_history }, vault, attach } =
+        wanted;
     let url = vault.unwrap_or(&host.config().vault).to_owned();
     let (number, members) = members(&host.config().vaults.open(&url)?, group, number)?;
     let mut orders = vec![];
@@ -81,7 +92,9 @@ pub fn bring_up(
             name: member.name,
             which: match kind {
                 Kind::Planned => Which::HandedOver,
-                _ => Which::Choice(PointChoice::Cycle(member.cycle), left_history),
+                _ => {
+                    Which::Choice(Wanted { point: PointChoice::Cycle(member.cycle), left_history })
+                }
             },
             vault: Some(url.clone()),
             attach,
@@ -153,7 +166,7 @@ fn is_target_of(record: &FailoverRecord, group: &GroupName) -> bool {
 pub fn change(
     host: &dyn Executor,
     group: &GroupName,
-    (number, left_history): (Option<GroupPointNo>, bool),
+    Wanted { point: number, left_history }: Wanted<Option<GroupPointNo>>,
     attach: bool,
 ) -> Result<Vec<ServedDisk>> {
     let (_locks, records) = records(host, group, |record| is_target_of(record, group))?;
@@ -170,11 +183,12 @@ pub fn change(
             host.refuse_if_used(&record.name, &status)?;
         }
         record.group = Some(OfGroup { group: group.clone(), number });
-        all.push((record, PointChoice::Cycle(member.cycle)));
+        let to = Wanted { point: PointChoice::Cycle(member.cycle), left_history };
+        all.push((record, to));
     }
     let changed = all.into_iter().map(|(record, to)| {
         let name = record.name.clone();
-        target::change(host, record, (to, left_history), attach).map_err(|e| {
+        target::change(host, record, to, attach).map_err(|e| {
             e.while_doing(format!(
                 "group {group} is at two points now (disk {name} failed): run this again"
             ))

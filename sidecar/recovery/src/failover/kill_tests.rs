@@ -24,7 +24,7 @@ use common::history::History;
 use fastrand::Rng;
 
 use super::executor::ServedDisk;
-use super::target::{Committing, Order, Which, bring_up, change, commit, remove};
+use super::target::{Committing, Order, Wanted, Which, bring_up, change, commit, remove};
 use super::{Executor, FailoverRecord, Kind, Result, State, stopped};
 use crate::host::replica::ReplicaOrder;
 use crate::host::serve::{From, How};
@@ -91,7 +91,7 @@ impl Bench {
             kind,
             name: name(),
             local: name(),
-            which: Which::Choice(PointChoice::Latest, false),
+            which: Which::Choice(Wanted { point: PointChoice::Latest, left_history: false }),
             vault: None,
             attach: false,
             group: None,
@@ -184,7 +184,7 @@ impl Executor for Bench {
         Ok(None)
     }
 
-    fn ship(&self, _: (&DiskName, &str), _: bool, _: &JobHandle) -> Result<(), HostError> {
+    fn ship(&self, _: &DiskName, _: &str, _: bool, _: &JobHandle) -> Result<(), HostError> {
         unreachable!("this is no source")
     }
 
@@ -296,7 +296,8 @@ fn a_change_of_the_point_that_is_killed_goes_on() {
     loop {
         let bench = Bench::new();
         bench.up(Kind::Unplanned).unwrap();
-        let to = || (PointChoice::Cycle(bench.points[0].cycle), false);
+        let to =
+            || Wanted { point: PointChoice::Cycle(bench.points[0].cycle), left_history: false };
         let go = || change(&bench, bench.record().unwrap(), to(), false).unwrap();
         let through = killed_at(step, go).is_some();
         let place = match through {

@@ -409,7 +409,7 @@ fn in_state(NameState { what, at_work }: NameState, verb: Verb) -> (bool, Verb) 
             Delete | Forget => (false, Unprotect),
             _ => (false, UnplannedReplica),
         },
-        NameKind::Failover(kind, state) => in_failover((kind, state), at_work, verb),
+        NameKind::Failover(kind, state) => in_failover(kind, state, at_work, verb),
         NameKind::Orphan(kind, state) => {
             let more: &[Verb] = match (kind, state) {
                 (_, State::Committed) => &[Unprotect],
@@ -421,7 +421,7 @@ fn in_state(NameState { what, at_work }: NameState, verb: Verb) -> (bool, Verb) 
     }
 }
 
-fn in_failover((kind, state): (Kind, State), at_work: bool, verb: Verb) -> (bool, Verb) {
+fn in_failover(kind: Kind, state: State, at_work: bool, verb: Verb) -> (bool, Verb) {
     use Verb::*;
     let is = |verbs: &[Verb]| verbs.contains(&verb);
     let is_target = !matches!(kind, Kind::Source | Kind::Failback);

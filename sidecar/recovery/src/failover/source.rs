@@ -106,7 +106,7 @@ impl Handover<'_> {
                 let Some(status) = host.status(&name) else { continue };
                 // What nobody uses is shipped once.
                 if status.dirty_sectors > 0 && host.refuse_if_used(&name, &status).is_err() {
-                    host.ship((&name, &vault), false, member.job(host))?;
+                    host.ship(&name, &vault, false, member.job(host))?;
                 }
             }
             if let Some(line) = &how.stop_command
@@ -133,7 +133,7 @@ impl Handover<'_> {
         // Anyone who runs a cycle from now on finds disks that nobody writes.
         for member in self.members.iter_mut().filter(to_do) {
             let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
-            let last = host.ship((&name, &vault), true, member.job(host));
+            let last = host.ship(&name, &vault, true, member.job(host));
             host.step();
             host.stop_after_cycle(&name)?;
             last?;

@@ -63,8 +63,17 @@ impl Order {
 pub enum Which {
     /// That of the handover.
     HandedOver,
-    /// One that was chosen, of a history that was left only if that was said.
-    Choice(PointChoice, bool),
+    /// One that was chosen.
+    Choice(Wanted<PointChoice>),
+}
+
+/// A point that somebody chose, of a disk or a group.
+#[derive(Clone, Copy)]
+pub struct Wanted<P> {
+    /// Which.
+    pub point: P,
+    /// It may be of a history that was left.
+    pub left_history: bool,
 }
 
 fn refused<T>(message: String) -> Result<T> {
@@ -177,13 +186,13 @@ pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     }
     let PointInVault { term, point, .. } = match order.which {
         Which::HandedOver => vault::handed_over(&vault, &order.name, disk)?,
-        Which::Choice(PointChoice::Latest, _) => {
+        Which::Choice(Wanted { point: PointChoice::Latest, .. }) => {
             let point = vault::newest_on_line(&vault, disk)?;
             vault.refuse_damaged(disk, point.cycle)?;
             vault::look_at(&vault, &order.name, disk, point, false)?
         }
-        Which::Choice(choice, left_history) => {
-            let point = mount::choose(&vault, disk, choice)?;
+        Which::Choice(Wanted { point, left_history }) => {
+            let point = mount::choose(&vault, disk, point)?;
             vault::look_at(&vault, &order.name, disk, point, left_history)?
         }
     };
@@ -327,7 +336,7 @@ fn of_replica(
 pub fn change(
     host: &dyn Executor,
     mut record: FailoverRecord,
-    to: (PointChoice, bool),
+    to: Wanted<PointChoice>,
     attach: bool,
 ) -> Result<ServedDisk> {
     let root = &host.roots().state;
@@ -353,7 +362,7 @@ pub fn change(
     }
     {
         let vault = host.config().vaults.open(&record.vault)?;
-        let point = match to.0 {
+        let point = match to.point {
             PointChoice::Latest => {
                 let point = vault::newest_on_line(&vault, record.disk)?;
                 vault.refuse_damaged(record.disk, point.cycle)?;
@@ -361,7 +370,7 @@ pub fn change(
             }
             choice => mount::choose(&vault, record.disk, choice)?,
         };
-        let found = vault::look_at(&vault, &record.disk_name, record.disk, point, to.1)?;
+        let found = vault::look_at(&vault, &record.disk_name, record.disk, point, to.left_history)?;
         if found.term.term != record.after {
             let term = found.term;
             return Err(FailoverError::TakenOver {

@@ -1,7 +1,7 @@
 //! What the vault must say before a failover, and the one put that decides it.
 
 use backstay_types::{CycleNo, DiskId, DiskName, Term};
-use backstay_vault::{Claim, Manifest, TermRecord, Vault, VaultError};
+use backstay_vault::{Claim, Manifest, TermFrom, TermRecord, Vault, VaultError};
 
 use super::{FailoverError, FailoverRecord, PointRef, step};
 
@@ -107,7 +107,8 @@ pub fn hand_over(
         return Err(FailoverError::NotQuiet { name: name.clone(), at, newest });
     }
     step();
-    vault.hand_over(disk, writer, (term.term, newest.cycle, newest.point))?;
+    let at = TermFrom { term: term.term, cycle: newest.cycle, point: newest.point };
+    vault.hand_over(disk, writer, at)?;
     Ok(PointRef::from(&newest))
 }
 

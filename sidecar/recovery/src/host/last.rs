@@ -28,7 +28,8 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(10);
 /// If no recovery point was made.
 pub fn ship(
     host: &LocalHost<'_>,
-    (name, vault): (&DiskName, &str),
+    name: &DiskName,
+    vault: &str,
     quiet: bool,
     job: &JobHandle,
 ) -> Result<(), HostError> {

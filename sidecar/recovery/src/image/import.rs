@@ -23,8 +23,8 @@ use backstay_types::{ByteLen, CycleNo, DiskId, DiskName, PointId, SectorRange};
 use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::read::Progress;
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, TermRecord, Vault,
-    VaultError, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, TermRecord,
+    Vault, VaultError, verify_cycle,
 };
 
 use super::qemu::{self, ImageExtents, Served};
@@ -110,9 +110,8 @@ pub fn import(job: &Import<'_>) -> Result<Imported, ImageError> {
             PointMeta {
                 term: term.term,
                 predecessor: None,
-                from: None,
+                base: Base::Nothing { continues: None },
                 kind: CycleKind::Initial,
-                layered: false,
                 point: PointId::random(),
                 consistency: Consistency::Crash,
                 cut_unix_ns,

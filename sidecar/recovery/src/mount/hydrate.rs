@@ -26,17 +26,18 @@ pub(crate) struct Hydrator {
     point: Arc<Point>,
     paths: DiskPaths,
     /// The disk on this host, and the point that is fetched, as the job shows them.
-    of: (DiskName, CycleNo),
+    name: DiskName,
+    cycle: CycleNo,
     status: Mutex<HydrationStatus>,
 }
 
 impl Hydrator {
-    pub fn new(point: Arc<Point>, paths: DiskPaths, of: (DiskName, CycleNo)) -> Self {
+    pub fn new(point: Arc<Point>, paths: DiskPaths, name: DiskName, cycle: CycleNo) -> Self {
         let status = match point.overlay.is_whole() {
             true => HydrationStatus::Done,
             false => HydrationStatus::NotWanted,
         };
-        Self { point, paths, of, status: Mutex::new(status) }
+        Self { point, paths, name, cycle, status: Mutex::new(status) }
     }
 
     pub fn status(&self) -> HydrationStatus {
@@ -55,7 +56,7 @@ impl Hydrator {
                 match self.point.overlay.sync() {
                     Ok(()) => {
                         if let Some((job, _)) = job.take() {
-                            job.end(Ok(self.of.1));
+                            job.end(Ok(self.cycle));
                         }
                         self.say(HydrationStatus::Done);
                         tracing::info!("hydrated: the vault is not needed any more");
@@ -71,7 +72,7 @@ impl Hydrator {
             };
             if !wanted.wanted {
                 if let Some((job, _)) = job.take() {
-                    let name = &self.of.0;
+                    let name = &self.name;
                     job.end(Err(format!("stopped by hand; to go on: backstay hydrate {name}")));
                 }
                 self.say(HydrationStatus::NotWanted);
@@ -81,7 +82,7 @@ impl Hydrator {
             let begun = clock::monotonic();
             let from = self.done();
             let (job, began_at) =
-                job.get_or_insert_with(|| (book.begin(&self.of.0, JobKind::Hydration), from));
+                job.get_or_insert_with(|| (book.begin(&self.name, JobKind::Hydration), from));
             let tell = |stage: &str| {
                 let (done, all) = (self.done() - *began_at, self.point.size.0 - *began_at);
                 job.progress(stage, done, all);

@@ -66,13 +66,15 @@ impl<D: Medium, M: Medium> Overlay<D, M> {
         data: D,
         map: M,
         size: ByteLen,
-        of: (DiskId, PointId),
+        disk: DiskId,
+        point: PointId,
     ) -> Result<Self, OverlayError> {
         let mut slots = [[0; 512]; 2];
         map.read_at(&mut slots[0], 0)?;
         map.read_at(&mut slots[1], SLOT_BYTES)?;
         let header = Header::newest([&slots[0], &slots[1]])?;
-        if (header.disk, header.point) != of || header.sectors != SectorRange::whole(size).sectors()
+        if (header.disk, header.point) != (disk, point)
+            || header.sectors != SectorRange::whole(size).sectors()
         {
             return Err(OverlayError::Other);
         }

@@ -156,7 +156,8 @@ fn leave_nothing(paths: &DiskPaths) {
 /// # Errors
 /// What the command said.
 pub fn spawn(
-    (program, config): (&Path, Option<&Path>),
+    program: &Path,
+    config: Option<&Path>,
     roots: &Roots,
     name: &DiskName,
     options: &MountOptions,
@@ -240,7 +241,7 @@ fn open(name: &DiskName, paths: &DiskPaths, options: &MountOptions) -> Result<Op
     let map = folder.join(MAP);
     let file =
         OpenOptions::new().read(true).write(true).open(&map).map_err(MountError::io(&map))?;
-    let overlay = Overlay::open(data, PlainFile(file), size, (record.disk, record.point))
+    let overlay = Overlay::open(data, PlainFile(file), size, record.disk, record.point)
         .map_err(|e| damaged(format!("{}: {e}", map.display())))?;
     // Without a superblock nothing was ever written, unless somebody removed it.
     let base = (overlay.bytes_here().0 == 0).then(|| record.base());
@@ -304,8 +305,9 @@ impl Opened {
         // A disk that is here as a whole needs no point.
         let held = if point.overlay.is_whole() { Some(None) } else { self.held };
         let keeper = Arc::new(Keeper::start(self.vaults, &self.record, name, held));
-        let of = (name.clone(), self.record.cycle);
-        let hydrator = Arc::new(Hydrator::new(Arc::clone(&point), paths.clone(), of));
+        let hydrator =
+            Hydrator::new(Arc::clone(&point), paths.clone(), name.clone(), self.record.cycle);
+        let hydrator = Arc::new(hydrator);
         let (hydrating, kept) = (Arc::clone(&hydrator), Arc::clone(&keeper));
         let hydrate = thread::Builder::new().name("hydrate".into()).spawn(move || {
             hydrating.run();

@@ -10,7 +10,7 @@ use backstay_vault::{GroupName, HoldKind, HoldName, Manifest, Vault};
 use super::parse::{Kind, Plan};
 use super::run::{Answer, Executor};
 use super::state::{Chosen, Run, Up};
-use crate::failover::target::{self, Committing, Order, Which};
+use crate::failover::target::{self, Committing, Order, Wanted, Which};
 use crate::failover::{FailoverRecord, Kind as Failover, NameLock, Result, State, failed};
 use crate::host::{Doing, HostError, Listener, LocalHost};
 use crate::mount::{PointChoice, choose};
@@ -100,7 +100,7 @@ impl HostExecutor<'_> {
             local: local.clone(),
             which: match kind {
                 Kind::Planned => Which::HandedOver,
-                _ => Which::Choice(choice, false),
+                _ => Which::Choice(Wanted { point: choice, left_history: false }),
             },
             vault: Some(self.url(disk).to_owned()),
             attach,

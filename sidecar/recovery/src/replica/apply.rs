@@ -189,7 +189,7 @@ impl Replica {
             }
             Err(e) => return Err(on("reading", &path)(e)),
         };
-        log::read(input, (&header, log), to.size_bytes, each).map_err(|e| match e {
+        log::read(input, &header, log, to.size_bytes, each).map_err(|e| match e {
             LogError::Format(source) => ReplicaError::Log { path: path.clone(), source },
             LogError::Io(e) => io_error(format!("reading {}", path.display()))(e),
             LogError::Apply(e) => e,

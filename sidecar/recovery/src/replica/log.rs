@@ -165,18 +165,18 @@ impl Record {
     }
 }
 
-/// Goes through a log: `expected` is what it has to be, for a disk of `size` bytes. Each record is
+/// Goes through a log: `header` and `log` are what it has to be, for a disk of `size` bytes. Each record is
 /// checked before it is handed on; that the log is all there is known at the end only.
 ///
 /// # Errors
 /// If it is not that log, cannot be read, or `each` fails.
 pub fn read<E>(
     input: impl Read,
-    expected: (&LogHeader, &LogRef),
+    header: &LogHeader,
+    log: &LogRef,
     size: ByteLen,
     mut each: impl FnMut(&Record, &[u8]) -> Result<(), E>,
 ) -> Result<(), LogError<E>> {
-    let (header, log) = expected;
     let wrong = |field, value| FormatError::Bounds { what: WHAT, field, value };
     let mut input = input.take(log.bytes);
     let mut digest = blake3::Hasher::new();

@@ -243,7 +243,11 @@ pub fn fail_over(
     history.now = history.images[&from.cycle.0].to_vec();
     crate::common::rewrite(rng, &mut history.now, runs);
     let newest = history.newest(vault).unwrap().unwrap();
-    let meta = PointMeta { term, from: Some(from.clone()), ..crate::common::meta(Some(&newest)) };
+    let meta = PointMeta {
+        term,
+        base: backstay_vault::Base::Older(from.clone()),
+        ..crate::common::meta(Some(&newest))
+    };
     let point = put(history, vault, newest.cycle.next(), runs, meta);
     vault.release_from(history.disk, term).unwrap();
     point

@@ -6,8 +6,8 @@ use std::error::Error;
 use backstay_types::{ByteLen, CycleNo, DiskId, PointId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, EncodedFrame, SegmentBuilder};
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
-    verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef,
+    Vault, verify_cycle,
 };
 
 /// Sectors of a frame: 256 KiB.
@@ -118,13 +118,12 @@ impl Laid {
     ) -> Result<(), Box<dyn Error>> {
         let passes = vec![Pass { must_move, segments }];
         let verified = verify_cycle(&self.vault, self.disk, self.size, cycle, passes)?;
-        let layered = self.newest.is_some();
+        let is_first = self.newest.is_none();
         let meta = PointMeta {
             term: Term(1),
             predecessor: self.newest.take(),
-            from: None,
-            kind: if layered { CycleKind::Delta } else { CycleKind::Initial },
-            layered,
+            base: if is_first { Base::Nothing { continues: None } } else { Base::Newest },
+            kind: if is_first { CycleKind::Initial } else { CycleKind::Delta },
             point: PointId::random(),
             consistency: Consistency::Crash,
             cut_unix_ns: cycle.0 * 1_000_000_000,

@@ -479,7 +479,8 @@ impl Keyring {
     pub(crate) fn without_writer(
         mut self,
         opened: &Opened,
-        (writer, label): (&PublicKey, &str),
+        writer: &PublicKey,
+        label: &str,
         bounds: &str,
     ) -> Result<Self, KeyringError> {
         if self.removed.len() >= REMOVED_MAX {

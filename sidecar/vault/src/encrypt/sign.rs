@@ -204,7 +204,8 @@ pub fn document_signed_by(
     owner: &PublicKey,
     vault: Uuid,
     key: &str,
-    (canonical, signature): (&[u8], Option<&str>),
+    canonical: &[u8],
+    signature: Option<&str>,
 ) -> Result<PublicKey, NotSigned> {
     let seal = signature.ok_or(NotSigned::Missing)?;
     let seal = unhex(seal).ok_or(NotSigned::Wrong)?;
@@ -282,7 +283,7 @@ mod tests {
         // A document's signature is none of an object, nor of another key.
         let seal = writer.document(vault, "disks/a/terms/1", b"{}");
         let document = |key, content: &[u8], seal: Option<&str>| {
-            document_signed_by(&owner.public(), vault, key, (content, seal))
+            document_signed_by(&owner.public(), vault, key, content, seal)
         };
         assert_eq!(document("disks/a/terms/1", b"{}", Some(&seal)), Ok(writer.public()));
         assert_eq!(document("disks/a/terms/2", b"{}", Some(&seal)), Err(NotSigned::Wrong));

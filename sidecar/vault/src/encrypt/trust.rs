@@ -99,7 +99,7 @@ impl Trust {
         canonical: &[u8],
         seal: Option<&str>,
     ) -> Result<(), NotSigned> {
-        match document_signed_by(&self.owner, self.vault, &key.to_string(), (canonical, seal)) {
+        match document_signed_by(&self.owner, self.vault, &key.to_string(), canonical, seal) {
             Ok(signer) => self.counts(&signer, key),
             Err(NotSigned::Missing) if !self.documents_signed => Ok(()),
             Err(NotSigned::Missing)
@@ -229,7 +229,7 @@ impl Vault {
         let seal = seal.as_deref();
         // What the owner signed counts, whatever the keyring says: no request is needed.
         let signer =
-            document_signed_by(keys.owner(), keys.vault(), &key.to_string(), (&canonical, seal));
+            document_signed_by(keys.owner(), keys.vault(), &key.to_string(), &canonical, seal);
         if signer == Ok(*keys.owner()) {
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl Vault {
             Some(b'{') => {
                 let (canonical, seal) = signed_part(bytes).within(key)?;
                 let seal = seal.as_deref();
-                match document_signed_by(&owner, keyring.vault, &name, (&canonical, seal)) {
+                match document_signed_by(&owner, keyring.vault, &name, &canonical, seal) {
                     Err(NotSigned::Missing) if !keyring.documents_signed => return Ok(()),
                     signer => signer,
                 }

@@ -328,7 +328,7 @@ impl Vault {
             return Err(VaultError::Url { url: self.inner.url.clone(), reason });
         }
         let bounds = Bounds::now(self, keyring.vault)?.keep(self)?;
-        let keyring = keyring.without_writer(&opened, (writer, label), &bounds);
+        let keyring = keyring.without_writer(&opened, writer, label, &bounds);
         let keyring = keyring.map_err(|e| self.keyring_error(&e))?;
         self.put_keyring(&keyring)?;
         Ok(keyring.revision)

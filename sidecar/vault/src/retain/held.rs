@@ -1,5 +1,6 @@
 //! Points that stay while a value lives: a hold that is renewed for as long as that takes.
 
+use std::ops::RangeInclusive;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ impl Held {
     pub fn reading(
         vault: &Vault,
         disk: DiskId,
-        cycles: (CycleNo, CycleNo),
+        cycles: RangeInclusive<CycleNo>,
         reason: &str,
     ) -> Result<Self, VaultError> {
         let name = format!("read-{}", PointId::random()).parse::<HoldName>();
@@ -90,8 +91,8 @@ impl Held {
             kind: HoldKind::Read,
             holder: holder(),
             reason: reason.into(),
-            first_cycle: cycles.0,
-            last_cycle: cycles.1,
+            first_cycle: *cycles.start(),
+            last_cycle: *cycles.end(),
             until_unix_ns: None,
         };
         match Self::take(vault, disk, request, READER_LASTS) {

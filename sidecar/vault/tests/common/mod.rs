@@ -12,8 +12,7 @@ use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{RestoreTarget, restore};
 use backstay_vault::{
-    Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault,
-    VaultError, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
 };
 
 pub use steps::{At, Steps};
@@ -115,9 +114,8 @@ pub fn meta(before: Option<&Manifest>) -> PointMeta {
     PointMeta {
         term: backstay_types::Term(1),
         predecessor: before.cloned(),
-        from: None,
+        base: if before.is_some() { Base::Newest } else { Base::Nothing { continues: None } },
         kind: if before.is_some() { CycleKind::Delta } else { CycleKind::Initial },
-        layered: before.is_some(),
         point: backstay_types::PointId::random(),
         consistency: Consistency::Crash,
         cut_unix_ns: before.map_or(1_000, |point| point.cut_unix_ns + 1),

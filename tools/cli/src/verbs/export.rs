@@ -63,7 +63,7 @@ impl Export {
         vault.check_readable()?;
         let cycle = choose(&vault, disk.disk, self.point)?.cycle;
         let why = format!("export to {}", self.to.display());
-        let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;
+        let _held = Held::reading(&vault, disk.disk, cycle..=cycle, &why)?;
         let point = vault.manifest(disk.disk, cycle)?;
         let bar = Progress::new(context);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);

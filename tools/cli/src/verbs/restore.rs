@@ -51,7 +51,7 @@ impl Restore {
         let occupied = if self.force { Occupied::Overwrite } else { Occupied::Refuse };
         let goal = Goal::at(&self.to, occupied).map_err(|e| failed(e.into()))?;
         let why = format!("restore to {}", self.to.display());
-        let _held = Held::reading(&vault, disk.disk, (cycle, cycle), &why)?;
+        let _held = Held::reading(&vault, disk.disk, cycle..=cycle, &why)?;
         let point = vault.manifest(disk.disk, cycle)?;
         let bar = Progress::new(context);
         let restored = until_signal(|stop| {

@@ -73,7 +73,8 @@ impl Verify {
         };
         // All of them are held while they are read; what went before that is not looked at.
         let range = cycles.first().copied().zip(cycles.last().copied());
-        let held = range.map(|range| Held::reading(&vault, disk.disk, range, "verify"));
+        let held =
+            range.map(|(first, last)| Held::reading(&vault, disk.disk, first..=last, "verify"));
         let held = held.transpose()?;
         let cycles = held.as_ref().map_or(&[][..], Held::points);
         let bar = Progress::new(context);

@@ -7,11 +7,12 @@ mod status;
 use std::time::Duration;
 
 use backstay_engine::cycle::CycleReport;
+use backstay_recovery::failover::group::{self, GroupOrder};
 use backstay_recovery::failover::rules::{Verb, is_orphan};
 use backstay_recovery::failover::source::{self, Stopping};
-use backstay_recovery::failover::target::{self, Committing, Order, Which};
+use backstay_recovery::failover::target::{self, Committing, Order, Wanted, Which};
 use backstay_recovery::failover::{
-    FailoverRecord, Kind, NameLock, ServedDisk, State, give_up, group, take_back,
+    FailoverRecord, Kind, NameLock, ServedDisk, State, give_up, take_back,
 };
 use backstay_recovery::mount::PointChoice;
 use backstay_types::DiskName;
@@ -299,6 +300,13 @@ pub struct Point {
     left_history: bool,
 }
 
+impl Point {
+    /// This point, of the histories that are allowed.
+    fn wanted<P>(&self, point: P) -> Wanted<P> {
+        Wanted { point, left_history: self.left_history }
+    }
+}
+
 /// How a point is brought up.
 #[derive(Args)]
 pub struct Up {
@@ -311,9 +319,14 @@ pub struct Up {
 }
 
 impl Up {
-    /// The vault, and whether a device is wanted.
-    fn of(&self) -> (Option<&str>, bool) {
-        (self.vault.as_deref(), self.attach)
+    /// The disks of a group.
+    fn of<'a>(
+        &'a self,
+        kind: Kind,
+        group: &'a GroupName,
+        which: Wanted<Option<GroupPointNo>>,
+    ) -> GroupOrder<'a> {
+        GroupOrder { kind, group, which, vault: self.vault.as_deref(), attach: self.attach }
     }
 }
 
@@ -375,9 +388,8 @@ impl Test {
     fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
-            let number = self.group_point.map(GroupPointNo);
-            let up = self.up.of();
-            let places = group::bring_up(&host, (Kind::Test, group), (number, true), up)?;
+            let which = Wanted { point: self.group_point.map(GroupPointNo), left_history: true };
+            let places = group::bring_up(&host, &self.up.of(Kind::Test, group, which))?;
             return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
@@ -392,7 +404,7 @@ impl Test {
                 kind: Kind::Test,
                 name,
                 local: local.clone(),
-                which: Which::Choice(self.point.at, self.point.left_history),
+                which: Which::Choice(self.point.wanted(self.point.at)),
                 vault: self.up.vault,
                 attach: self.up.attach || self.run.is_some(),
                 group: None,
@@ -471,8 +483,8 @@ impl Planned {
     fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
-            let places =
-                group::bring_up(&host, (Kind::Planned, group), (None, false), self.up.of())?;
+            let newest = Wanted { point: None, left_history: false };
+            let places = group::bring_up(&host, &self.up.of(Kind::Planned, group, newest))?;
             return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
@@ -502,9 +514,8 @@ impl Unplanned {
     fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
-            let which = (self.group_point.map(GroupPointNo), self.point.left_history);
-            let up = self.up.of();
-            let places = group::bring_up(&host, (Kind::Unplanned, group), which, up)?;
+            let which = self.point.wanted(self.group_point.map(GroupPointNo));
+            let places = group::bring_up(&host, &self.up.of(Kind::Unplanned, group, which))?;
             return print_places(context, &places);
         }
         let name = self.name.context("which disk?")?;
@@ -516,7 +527,7 @@ impl Unplanned {
                 kind: Kind::Unplanned,
                 name,
                 local,
-                which: Which::Choice(self.point.at, self.point.left_history),
+                which: Which::Choice(self.point.wanted(self.point.at)),
                 vault: self.up.vault,
                 attach: self.up.attach,
                 group: None,
@@ -531,12 +542,12 @@ impl Change {
     fn run(self, context: &Context) -> Result<()> {
         let host = context.host();
         if let Some(group) = &self.group {
-            let which = (self.group_point.map(GroupPointNo), self.point.left_history);
+            let which = self.point.wanted(self.group_point.map(GroupPointNo));
             let places = group::change(&host, group, which, self.attach)?;
             return print_places(context, &places);
         }
         let (_lock, record) = locked(context, self.name, "failover change", Verb::Change)?;
-        let to = (self.point.at, self.point.left_history);
+        let to = self.point.wanted(self.point.at);
         print_place(context, &target::change(&host, record, to, self.attach)?)
     }
 }

@@ -135,7 +135,7 @@ impl Check {
             let mut read = || -> Result<(), VaultError> {
                 let Some(&newest) = vault.points(record.disk)?.last() else { return Ok(()) };
                 found.point = Some(newest.0);
-                let held = Held::reading(vault, record.disk, (newest, newest), "key check")?;
+                let held = Held::reading(vault, record.disk, newest..=newest, "key check")?;
                 let verified = match self.all {
                     true => verify_points(vault, record.disk, held.points(), 2, &|_, _| {})?,
                     false => verify_newest_segments(vault, record.disk, newest)?,
