@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use backstay_format::control::{CutMode, Untracked};
+use backstay_format::control::{CutMode, CutReply, Untracked};
 use backstay_format::superblock::{ANNOUNCED_MAX, Base, Resync, Superblock};
 use backstay_host::clock;
 use backstay_types::{ByteLen, ByteOffset, EpochNo};
@@ -81,23 +81,6 @@ impl<E: Env> Admin<E> {
     }
 }
 
-/// What a cut gives to the sidecar; see the control protocol's `CutReply`.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct CutInfo {
-    pub epoch: EpochNo,
-    pub mode: CutMode,
-    pub cut_unix_ns: u64,
-    pub held_ns: u64,
-    pub whole_disk: Option<Resync>,
-    pub dirty_sectors: u64,
-    pub written: ByteLen,
-    pub dirty: PathBuf,
-    pub preserved: Option<PathBuf>,
-    pub shipped: Option<PathBuf>,
-    pub log: Option<PathBuf>,
-}
-
 /// What a seal gives to the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
@@ -113,7 +96,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// # Errors
     /// If a cycle is open that this cut does not fit, or the new epoch could not be made; then
     /// nothing has changed.
-    pub fn cut(&self, mode: CutMode) -> Result<CutInfo, TrackError> {
+    pub fn cut(&self, mode: CutMode) -> Result<CutReply, TrackError> {
         let mut admin = lock(&self.admin);
         let (swap, live) = self.swap(&mut admin, mode)?;
         drop(live);
@@ -123,13 +106,13 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     }
 
     /// What a cut gives to the sidecar, and what the swap leaves to be noted.
-    pub(crate) fn after_swap(&self, admin: &mut Admin<E>, swap: Swap<E>, held_ns: u64) -> CutInfo {
+    pub(crate) fn after_swap(&self, admin: &mut Admin<E>, swap: Swap<E>, held_ns: u64) -> CutReply {
         let Swap { closing, mode, cut_unix_ns, paths, .. } = swap;
         self.sums.cuts.fetch_add(1, Ordering::Relaxed);
         self.sums.intent_commits.fetch_add(closing.intents.commits(), Ordering::Relaxed);
         let whole_disk = admin.resync_current.take();
         admin.resync_closed = admin.resync_closed.or(whole_disk);
-        let info = CutInfo {
+        let info = CutReply {
             epoch: closing.no,
             mode,
             cut_unix_ns,

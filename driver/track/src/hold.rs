@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use backstay_format::control::CutMode;
+use backstay_format::control::CutReply;
 use backstay_host::clock;
 
-use crate::cut::CutInfo;
 use crate::disk::{Live, Sums};
 use crate::env::Env;
 use crate::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     ///
     /// # Errors
     /// As for [`Self::cut`]; nothing is held then.
-    pub fn cut_and_hold(&self) -> Result<(CutInfo, HeldCut<'_, E>), TrackError> {
+    pub fn cut_and_hold(&self) -> Result<(CutReply, HeldCut<'_, E>), TrackError> {
         let mut admin = lock(&self.admin);
         let (swap, gate) = self.swap(&mut admin, CutMode::PointInTime)?;
         let since = swap.asked;

@@ -39,11 +39,11 @@ mod waits;
 mod witness;
 
 pub use backing::Backing;
-pub use cut::{CutInfo, Sealed};
+pub use cut::Sealed;
 pub use disk::{OpenOptions, ProtectedDisk};
 pub use env::fs::FsEnv;
 pub use error::TrackError;
 pub use grow::Grown;
 pub use hold::HeldCut;
 pub use rebind::{Binding, Offline};
-pub use status::TrackStatus;
+pub use status::Identity;

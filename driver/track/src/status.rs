@@ -1,43 +1,36 @@
 //! What a protected disk says of itself.
 
-use backstay_format::control::{Counters, FoundState, IoTrouble, IoWait, OpenCut, Untracked};
-use backstay_format::superblock::{Base, Resync};
-use backstay_types::{ByteLen, DiskId, EpochNo};
+use std::path::PathBuf;
+
+use backstay_format::control::{DriverStatus, OpenCut, Untracked};
+use backstay_format::superblock::Resync;
+use backstay_types::{ByteLen, DiskName};
 
 use crate::env::Env;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::{Backing, ProtectedDisk};
 
-/// The tracking part of the control protocol's `DriverStatus`, whose docs say what each field is.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)]
-pub struct TrackStatus {
-    pub disk: DiskId,
-    pub size: ByteLen,
-    pub found: FoundState,
-    pub started_unix_ns: u64,
-    pub epoch: EpochNo,
-    pub open_cut: Option<OpenCut>,
-    pub base: Option<Base>,
-    pub announced: Vec<Base>,
-    pub coarse: bool,
-    pub untracked: Option<Untracked>,
-    pub io_trouble: Option<IoTrouble>,
-    pub io_waits: Option<IoWait>,
-    pub resync: Option<Resync>,
-    pub resync_no: u64,
-    pub lost_point_in_time: Option<String>,
-    pub dirty_sectors: u64,
-    pub change_log_limit: ByteLen,
-    pub change_log_used: ByteLen,
-    pub counters: Counters,
-    pub warning: Option<String>,
+/// Who serves a disk, and what as.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The disk's name.
+    pub name: DiskName,
+    /// The backing file or device.
+    pub backing: PathBuf,
+    /// The file that is served.
+    pub served: PathBuf,
+    /// The number of its file system.
+    pub served_on: u64,
+    /// How the backing is read and written.
+    pub engine: String,
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// How the disk is now.
-    pub fn status(&self) -> TrackStatus {
+    /// How the disk is now. What only its server knows (the lease, faults of the backing, what it can be asked) is
+    /// left open.
+    pub fn status(&self, identity: &Identity) -> DriverStatus {
+        let identity = identity.clone();
         let admin = lock(&self.admin);
         let newest_closed = self.newest_closed(&admin);
         let live = self.live();
@@ -50,11 +43,17 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         counters.preserved_sectors += closed.map_or(0, |c| c.preserved_sectors());
         let geometry = self.geometry();
         let sectors = geometry.sectors();
-        TrackStatus {
+        let mut announced = admin.meta.get().announced.clone();
+        DriverStatus {
+            name: identity.name,
             disk: self.id,
+            pid: std::process::id(),
+            backing: identity.backing,
+            served: identity.served,
             size: geometry.size,
             found: self.found,
             started_unix_ns: self.started_unix_ns,
+            engine: identity.engine,
             epoch: current.no,
             open_cut: newest_closed.map(|epoch| OpenCut {
                 epoch,
@@ -62,8 +61,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
                 dirty_sectors: closed_sectors,
                 lost: closed.and_then(|c| c.lost()),
             }),
+            lease: None,
             base: admin.meta.get().base,
-            announced: admin.meta.get().announced.clone(),
+            announced: announced.pop(),
+            announced_before: announced,
             coarse: admin.meta.get().coarse,
             untracked: admin.untracked.clone(),
             io_trouble: self.sums.io_trouble(),
@@ -79,6 +80,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             change_log_used: closed.map_or(ByteLen(0), |c| c.log_bytes()),
             counters,
             warning: warning(admin.untracked.as_ref(), resync, admin.lost_last.as_deref()),
+            backing_fault: None,
+            hands_out_backing: false,
+            takes_deadlines: false,
+            sector_bytes: self.backing().sector_bytes(),
         }
     }
 

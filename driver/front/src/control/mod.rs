@@ -9,5 +9,5 @@ mod silence;
 
 pub use client::{ClientError, ControlClient};
 pub use died::Died;
-pub use server::{Identity, Server, Stopping};
+pub use server::{Server, Stopping};
 pub use silence::Silence;

@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use backstay_format::asked::Asked;
 use backstay_format::control::{
-    BackingFault, BackingFaultKind, ControlError, CutReply, DriverStatus, ErrorCode, HOLD_NS_MAX,
-    Request, Response,
+    BackingFault, BackingFaultKind, ControlError, DriverStatus, ErrorCode, HOLD_NS_MAX, Request,
+    Response,
 };
 use backstay_format::superblock::Resync;
 use backstay_host::clock;
 use backstay_track::env::Env;
-use backstay_track::{Backing, CutInfo, Grown, ProtectedDisk, TrackError};
+use backstay_track::{Backing, Grown, Identity, ProtectedDisk, TrackError};
 use backstay_types::{DiskName, EpochNo};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -36,21 +36,6 @@ use super::hold::{Hold, Holding, Thawed};
 const CONNECTIONS_MAX: usize = 16;
 /// How long one who asks for a lease waits for the one before to end.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
-
-/// What the driver knows of itself beside its disk.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// The disk's name.
-    pub name: DiskName,
-    /// The backing file or device.
-    pub backing: PathBuf,
-    /// The file that is served.
-    pub served: PathBuf,
-    /// The number of its file system.
-    pub served_on: u64,
-    /// How the backing is read and written.
-    pub engine: String,
-}
 
 /// How a disk is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,44 +161,12 @@ impl<E: Env, B: Backing> Server<E, B> {
     fn status(&self) -> DriverStatus {
         // First: what it finds may be a reason for a resync.
         let backing_fault = self.look_at_backing();
-        let track = self.disk.status();
-        let identity = self.identity.clone();
         DriverStatus {
-            name: identity.name,
-            disk: track.disk,
-            pid: std::process::id(),
-            backing: identity.backing,
-            served: identity.served,
-            size: track.size,
-            found: track.found,
-            started_unix_ns: track.started_unix_ns,
-            engine: identity.engine,
-            epoch: track.epoch,
-            open_cut: track.open_cut,
             lease: self.lease().clone(),
-            base: track.base,
-            announced: track.announced.last().copied(),
-            announced_before: {
-                let mut before = track.announced;
-                before.pop();
-                before
-            },
-            coarse: track.coarse,
-            untracked: track.untracked,
-            io_trouble: track.io_trouble,
-            io_waits: track.io_waits,
-            resync: track.resync,
-            resync_no: track.resync_no,
-            lost_point_in_time: track.lost_point_in_time,
-            dirty_sectors: track.dirty_sectors,
-            change_log_limit: track.change_log_limit,
-            change_log_used: track.change_log_used,
-            counters: track.counters,
-            warning: track.warning,
             backing_fault,
             hands_out_backing: true,
             takes_deadlines: true,
-            sector_bytes: self.disk.backing().sector_bytes(),
+            ..self.disk.status(&self.identity)
         }
     }
 
@@ -315,7 +268,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Ok((info, cut)) => {
                 self.thawed = None;
                 *hold = Some(Hold::new(cut, info.epoch, Duration::from_nanos(hold_ns)));
-                Response::Cut(Box::new(cut_reply(info)))
+                Response::Cut(Box::new(info))
             }
             Err(e) => failed(&e),
         }
@@ -351,7 +304,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Request::Cut { mode } => match self.server.refuse_fault().map(|()| disk.cut(mode)) {
                 Err(refused) => refused,
                 Ok(cut) => match cut {
-                    Ok(info) => Response::Cut(Box::new(cut_reply(info))),
+                    Ok(info) => Response::Cut(Box::new(info)),
                     Err(e) => failed(&e),
                 },
             },
@@ -453,22 +406,6 @@ impl<E: Env, B: Backing> Drop for Connection<'_, E, B> {
 fn has_gone(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLHUP)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
-}
-
-fn cut_reply(info: CutInfo) -> CutReply {
-    CutReply {
-        epoch: info.epoch,
-        mode: info.mode,
-        cut_unix_ns: info.cut_unix_ns,
-        held_ns: info.held_ns,
-        whole_disk: info.whole_disk,
-        dirty_sectors: info.dirty_sectors,
-        written: info.written,
-        dirty: info.dirty,
-        preserved: info.preserved,
-        shipped: info.shipped,
-        log: info.log,
-    }
 }
 
 fn refuse(code: ErrorCode, message: &str) -> Response {

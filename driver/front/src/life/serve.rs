@@ -12,7 +12,9 @@ use backstay_format::superblock::Base;
 use backstay_host::clock;
 use backstay_host::lock;
 use backstay_host::own_dir::own_dir;
-use backstay_track::{Backing, FsEnv, OpenOptions as TrackOptions, ProtectedDisk, TrackError};
+use backstay_track::{
+    Backing, FsEnv, Identity, OpenOptions as TrackOptions, ProtectedDisk, TrackError,
+};
 use backstay_types::{ByteLen, Class, Classified, DiskName};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::fcntl::Flock;
@@ -23,7 +25,7 @@ use super::harden::harden;
 use super::traces::Traces;
 use crate::backing::record::{BackingRecord, Seen};
 use crate::backing::{self, AnyBacking, Engine, OpenError};
-use crate::control::{Died, Identity, Server, Stopping};
+use crate::control::{Died, Server, Stopping};
 use crate::fuse::{Access, DiskFs, Mounted, Opens, mount};
 use crate::paths::DiskPaths;
 
@@ -234,7 +236,6 @@ pub fn run_with(
     if let Some(seen) = seen.clone() {
         remember(seen, &paths.state);
     }
-    say_what_was_found(name, disk.found(), disk.status().dirty_sectors);
 
     let (events, happened) = bounded(8);
     let opens = Arc::new(Opens::default());
@@ -257,6 +258,7 @@ pub fn run_with(
         served,
         engine,
     };
+    say_what_was_found(name, disk.found(), disk.status(&identity).dirty_sectors);
     let stop = stopper(&opens, &events);
     let grown = mounted.size_changed();
     Server::start(&paths.control_socket(), Arc::clone(&disk), identity, stop, grown)

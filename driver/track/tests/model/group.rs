@@ -3,7 +3,7 @@
 //! driver has; a hold may expire before its thaw comes.
 
 use backstay_format::control::CutMode;
-use backstay_track::CutInfo;
+use backstay_format::control::CutReply;
 use backstay_track::sync::Arc;
 use backstay_types::ByteOffset;
 use shuttle::rand::Rng;
@@ -38,7 +38,7 @@ fn cut_thread(
     rules: Rules,
     commands: mpsc::Receiver<()>,
     cuts: mpsc::Sender<()>,
-) -> thread::JoinHandle<(CutInfo, bool)> {
+) -> thread::JoinHandle<(CutReply, bool)> {
     thread::spawn(move || {
         if thread_rng_bool() {
             disk.prepare_cut().expect("prepare");

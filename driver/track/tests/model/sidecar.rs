@@ -1,9 +1,10 @@
 //! A sidecar that follows the protocol step by step, and the oracle of what it must ship.
 
 use backstay_format::control::CutMode;
+use backstay_format::control::CutReply;
 use backstay_format::preserved::{HEADER_BYTES, RECORD_BYTES, Record};
 use backstay_format::superblock::Base;
-use backstay_track::{CutInfo, ProtectedDisk};
+use backstay_track::ProtectedDisk;
 use backstay_types::SectorRange;
 
 use crate::machine::{Machine, SECTORS};
@@ -74,7 +75,7 @@ impl Sidecar {
     }
 
     /// Ships what is dirty; `false` if the point in time was lost.
-    pub fn ship(&mut self, disk: &Disk, cut: &CutInfo) -> bool {
+    pub fn ship(&mut self, disk: &Disk, cut: &CutReply) -> bool {
         let names = [&cut.preserved, &cut.shipped, &cut.log];
         let [preserved, shipped, log] = names.map(|path| name(path.as_deref().expect("a path")));
         let dirty = |sector: u64| {
