@@ -73,7 +73,7 @@ pub use format::manifest::{Consistency, CycleKind, Manifest, SegmentRef};
 pub use format::term::{HandoverRecord, TermFrom, TermRecord};
 pub use names::DamagedDisk;
 pub use paced::Pace;
-pub use sectors::SectorSet;
+pub use sectors::{NewestWins, SectorSet};
 pub use store::Vault;
 pub use terms::{Claim, Line};
 pub use vaults::Vaults;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use backstay_host::clock;
 use backstay_types::{ByteLen, Classified};
 use backstay_vault::format::segment::FrameEntry;
+use backstay_vault::read::cache::Recent;
 use backstay_vault::read::random::FrameReader;
 use backstay_vault::read::read_index_admitted;
 use backstay_vault::{Manifest, Vault, VaultError, Vaults};
@@ -66,7 +67,7 @@ struct Shared {
     index: Arc<IndexStore>,
     indexes: Flights<u32, ()>,
     frames: Flights<FrameKey, Arc<Frame>>,
-    kept: Mutex<Kept>,
+    kept: Recent<FrameKey, Frame>,
     health: Arc<Health>,
     stop: AtomicBool,
     looking: Mutex<()>,
@@ -79,15 +80,6 @@ struct Shared {
     background: AtomicU64,
     /// A segment holds what its bounds say it does not: they are not to be believed.
     false_bounds: OnceLock<String>,
-}
-
-/// Frames in memory, the one longest unused goes first.
-#[derive(Default)]
-struct Kept {
-    frames: HashMap<FrameKey, (Arc<Frame>, u64)>,
-    used: BTreeMap<u64, FrameKey>,
-    clock: u64,
-    bytes: usize,
 }
 
 impl Fetcher {
@@ -108,7 +100,7 @@ impl Fetcher {
             index,
             indexes: Flights::new(),
             frames: Flights::new(),
-            kept: Mutex::default(),
+            kept: Recent::new(FRAMES_BYTES),
             health,
             stop: AtomicBool::new(false),
             looking: Mutex::new(()),
@@ -178,7 +170,7 @@ impl Fetcher {
                 if found.contains_key(&key) {
                     continue;
                 }
-                if let Some(frame) = self.shared.kept().get(key) {
+                if let Some(frame) = self.shared.kept.get(&key) {
                     found.insert(key, frame);
                     continue;
                 }
@@ -389,7 +381,7 @@ impl Shared {
                         .map(|bytes| Arc::new(Frame { bytes, checked: Mutex::default() }))
                         .map_err(|e| self.trouble(e));
                     if let Ok(frame) = &frame {
-                        self.kept().put(key, Arc::clone(frame));
+                        self.kept.put(key, Arc::clone(frame), frame.bytes.len());
                     }
                     self.frames.land(key, frame);
                 }
@@ -415,10 +407,6 @@ impl Shared {
             }
             e => Trouble::Gone(e.to_string()),
         }
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -448,33 +436,6 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) -= self.1;
         self.0.freed.notify_all();
-    }
-}
-
-impl Kept {
-    fn get(&mut self, key: FrameKey) -> Option<Arc<Frame>> {
-        self.clock += 1;
-        let (frame, used) = self.frames.get_mut(&key)?;
-        self.used.remove(used);
-        *used = self.clock;
-        self.used.insert(self.clock, key);
-        Some(Arc::clone(frame))
-    }
-
-    fn put(&mut self, key: FrameKey, frame: Arc<Frame>) {
-        self.clock += 1;
-        self.bytes += frame.bytes.len();
-        if let Some((old, used)) = self.frames.insert(key, (frame, self.clock)) {
-            self.bytes -= old.bytes.len();
-            self.used.remove(&used);
-        }
-        self.used.insert(self.clock, key);
-        while self.bytes > FRAMES_BYTES {
-            let Some((_, oldest)) = self.used.pop_first() else { return };
-            if let Some((frame, _)) = self.frames.remove(&oldest) {
-                self.bytes -= frame.bytes.len();
-            }
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use backstay_host::clock;
 use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use backstay_vault::format::segment::Place;
+use backstay_vault::read::cache::Recent;
 use backstay_vault::read::random::check_extent;
 use backstay_vault::{Manifest, Vault, Vaults};
 
@@ -32,17 +33,10 @@ pub(crate) struct Source {
     fetcher: Fetcher,
     health: Arc<Health>,
     cache: Cache,
-    windows: Mutex<Windows>,
+    windows: Recent<u64, Window>,
     resolving: Flights<u64, Arc<Window>>,
     timeout: Duration,
     first_read: OnceLock<FirstRead>,
-}
-
-#[derive(Default)]
-struct Windows {
-    kept: HashMap<u64, (Arc<Window>, u64)>,
-    clock: u64,
-    pieces: usize,
 }
 
 impl Source {
@@ -66,7 +60,7 @@ impl Source {
             fetcher,
             health,
             cache,
-            windows: Mutex::default(),
+            windows: Recent::new(PIECES_MAX),
             resolving: Flights::new(),
             timeout,
             first_read: OnceLock::new(),
@@ -106,7 +100,7 @@ impl Source {
     }
 
     fn is_known_zero(&self, page: SectorRange) -> bool {
-        let window = self.windows().get(page.start.0 / WINDOW_SECTORS);
+        let window = self.windows.get(&(page.start.0 / WINDOW_SECTORS));
         window.is_some_and(|window| {
             let zero = window.within(page).filter(|piece| piece.extent.place.is_none());
             zero.map(|piece| piece.run.sectors()).sum::<u64>() == page.sectors()
@@ -161,7 +155,7 @@ impl Source {
                 match self.read_in_window(part, out, until, keep) {
                     // A local index was damaged: it is fetched again.
                     Err(Trouble::IndexLost) if clock::monotonic() < until => {
-                        self.windows().forget(part.start.0 / WINDOW_SECTORS);
+                        self.windows.forget(&(part.start.0 / WINDOW_SECTORS));
                     }
                     result => break result?,
                 }
@@ -326,7 +320,7 @@ impl Source {
     /// What a window is made of; anyone who asks first finds out.
     fn window(&self, number: u64, until: Instant) -> Result<Arc<Window>, Trouble> {
         self.fetcher.trusted()?;
-        if let Some(window) = self.windows().get(number) {
+        if let Some(window) = self.windows.get(&number) {
             return Ok(window);
         }
         let (flight, new) = self.resolving.join(number);
@@ -337,7 +331,7 @@ impl Source {
         }
         let resolved = self.resolve(number, until).map(Arc::new);
         if let Ok(window) = &resolved {
-            self.windows().put(number, Arc::clone(window));
+            self.windows.put(number, Arc::clone(window), window.pieces.len() + 8);
         }
         self.resolving.land(number, resolved.clone());
         resolved
@@ -366,40 +360,9 @@ impl Source {
         Ok(builder.finish())
     }
 
-    fn windows(&self) -> std::sync::MutexGuard<'_, Windows> {
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Sectors of the disk.
     fn end(&self) -> u64 {
         SectorRange::whole(self.point.size).end.0
-    }
-}
-
-impl Windows {
-    fn get(&mut self, number: u64) -> Option<Arc<Window>> {
-        self.clock += 1;
-        let (window, used) = self.kept.get_mut(&number)?;
-        *used = self.clock;
-        Some(Arc::clone(window))
-    }
-
-    fn put(&mut self, number: u64, window: Arc<Window>) {
-        self.clock += 1;
-        self.pieces += window.pieces.len() + 8;
-        if let Some((old, _)) = self.kept.insert(number, (window, self.clock)) {
-            self.pieces -= old.pieces.len() + 8;
-        }
-        while self.pieces > PIECES_MAX && self.kept.len() > 1 {
-            let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(&n, _)| n);
-            oldest.into_iter().for_each(|oldest| self.forget(oldest));
-        }
-    }
-
-    fn forget(&mut self, number: u64) {
-        if let Some((old, _)) = self.kept.remove(&number) {
-            self.pieces -= old.pieces.len() + 8;
-        }
     }
 }
 

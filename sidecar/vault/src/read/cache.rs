@@ -1,64 +1,65 @@
-//! Something small that was fetched a moment ago and will be wanted again, bounded by bytes.
+//! Something small that was fetched a moment ago and will be wanted again, bounded by its weight.
 
-use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
 
 /// Values by key; when they weigh too much, the one that was not asked for longest goes.
-pub(crate) struct Recent<K, V> {
-    most_bytes: usize,
+pub struct Recent<K, V> {
+    weight_max: usize,
     held: Mutex<Held<K, V>>,
 }
 
 struct Held<K, V> {
-    values: HashMap<K, Entry<V>>,
-    bytes: usize,
-    asked: u64,
+    values: LruCache<K, Weighed<V>>,
+    weight: usize,
 }
 
-struct Entry<V> {
+struct Weighed<V> {
     value: Arc<V>,
-    bytes: usize,
-    asked: u64,
+    weight: usize,
 }
 
-impl<K: Copy + Eq + Hash, V> Recent<K, V> {
-    pub fn new(most_bytes: usize) -> Self {
-        let held = Held { values: HashMap::new(), bytes: 0, asked: 0 };
-        Self { most_bytes, held: Mutex::new(held) }
+impl<K: Eq + Hash, V> Recent<K, V> {
+    /// Holds values of this weight in all.
+    #[must_use]
+    pub fn new(weight_max: usize) -> Self {
+        Self { weight_max, held: Mutex::new(Held { values: LruCache::unbounded(), weight: 0 }) }
     }
 
-    pub fn get(&self, key: K) -> Option<Arc<V>> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.asked += 1;
-        let asked = held.asked;
-        let entry = held.values.get_mut(&key)?;
-        entry.asked = asked;
-        Some(Arc::clone(&entry.value))
+    /// The value of a key, if it is still here.
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.held().values.get(key).map(|held| Arc::clone(&held.value))
     }
 
-    /// Keeps a value. One that is larger than all may be is not kept.
-    pub fn put(&self, key: K, value: V, bytes: usize) -> Arc<V> {
-        let value = Arc::new(value);
-        if bytes > self.most_bytes {
+    /// Keeps a value. One that weighs more than all may is not kept.
+    pub fn put(&self, key: K, value: impl Into<Arc<V>>, weight: usize) -> Arc<V> {
+        let value = value.into();
+        if weight > self.weight_max {
             return value;
         }
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.asked += 1;
-        let asked = held.asked;
-        let entry = Entry { value: Arc::clone(&value), bytes, asked };
-        held.bytes += bytes;
-        if let Some(before) = held.values.insert(key, entry) {
-            held.bytes -= before.bytes;
-        }
-        while held.bytes > self.most_bytes {
-            let oldest = held.values.iter().min_by_key(|(_, entry)| entry.asked);
-            let Some(oldest) = oldest.map(|(&key, _)| key) else { break };
-            if let Some(gone) = held.values.remove(&oldest) {
-                held.bytes -= gone.bytes;
-            }
+        let mut held = self.held();
+        held.weight += weight;
+        let before = held.values.put(key, Weighed { value: Arc::clone(&value), weight });
+        held.weight -= before.map_or(0, |before| before.weight);
+        while held.weight > self.weight_max
+            && let Some((_, gone)) = held.values.pop_lru()
+        {
+            held.weight -= gone.weight;
         }
         value
+    }
+
+    /// Keeps the value of a key no longer.
+    pub fn forget(&self, key: &K) {
+        let mut held = self.held();
+        let gone = held.values.pop(key);
+        held.weight -= gone.map_or(0, |gone| gone.weight);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held<K, V>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -72,12 +73,19 @@ mod tests {
         for key in 0..3 {
             recent.put(key, key * 10, 10);
         }
-        assert_eq!(recent.get(0).as_deref(), Some(&0));
+        assert_eq!(recent.get(&0).as_deref(), Some(&0));
         recent.put(3, 30, 10);
         recent.put(4, 40, 31);
-        let there: Vec<i32> = (0..5).filter(|&key| recent.get(key).is_some()).collect();
+        let there: Vec<i32> = (0..5).filter(|&key| recent.get(&key).is_some()).collect();
         assert_eq!(there, [0, 2, 3]);
         recent.put(2, 21, 5);
-        assert_eq!(recent.get(2).as_deref(), Some(&21));
+        assert_eq!(recent.get(&2).as_deref(), Some(&21));
+        recent.forget(&2);
+        assert_eq!(recent.get(&2), None);
+        recent.put(5, 50, 10);
+        assert!(
+            [0, 3, 5].iter().all(|key| recent.get(key).is_some()),
+            "what was forgotten weighs nothing"
+        );
     }
 }

@@ -14,7 +14,7 @@ use std::thread;
 use backstay_types::{Classified, SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::frames::{Decompressor, check, fetch, requests};
+use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, requests};
 use super::plan::{Layer, Layers};
 use crate::error::VaultError;
 use crate::format::manifest::Manifest;
@@ -225,7 +225,7 @@ fn send_jobs<E>(
     let mut frames: Vec<u32> = rest.of_frame.keys().copied().collect();
     frames.sort_unstable();
     let rest = Arc::new(rest);
-    for group in requests(&rest.index, &frames) {
+    for group in requests(&rest.index, &frames, BULK_GAP_BYTES_MAX) {
         let _ = jobs.send(Job::Frames(Arc::clone(&rest), frames[group].to_vec()));
     }
     Ok(sectors)

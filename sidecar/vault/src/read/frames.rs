@@ -15,28 +15,33 @@ use crate::store::Vault;
 
 /// Most stored bytes asked for at once.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
-/// Frames that are not needed are read along if they are not longer than this.
-const GAP_BYTES_MAX: u64 = 128 << 10;
+/// Who reads much reads frames along that are not needed, if they are not longer than this.
+pub(crate) const BULK_GAP_BYTES_MAX: u64 = 128 << 10;
+
+/// How many of these frames, sorted by their offset, are best read with one request: gaps between them may have so
+/// many bytes.
+pub(crate) fn one_request(
+    mut frames: impl Iterator<Item = FrameEntry>,
+    gap_bytes_max: u64,
+) -> usize {
+    let Some(first) = frames.next() else { return 0 };
+    let mut end = first.offset + u64::from(first.stored_len);
+    let joined = frames.take_while(|frame| {
+        let gap = frame.offset.checked_sub(end);
+        end = frame.offset + u64::from(frame.stored_len);
+        gap.is_some_and(|gap| gap <= gap_bytes_max) && end - first.offset <= REQUEST_BYTES_MAX
+    });
+    joined.count() + 1
+}
 
 /// Groups frames (sorted numbers) so that each group is one request.
-pub(crate) fn requests(index: &Index, frames: &[u32]) -> Vec<Range<usize>> {
-    let mut groups: Vec<Range<usize>> = vec![];
-    for (i, &frame) in frames.iter().enumerate() {
-        let entry = &index.frames[frame as usize];
-        let joined = groups.last_mut().filter(|group| {
-            let (first, last) = (
-                &index.frames[frames[group.start] as usize],
-                &index.frames[frames[i - 1] as usize],
-            );
-            let end = last.offset + u64::from(last.stored_len);
-            entry.offset >= end
-                && entry.offset - end <= GAP_BYTES_MAX
-                && entry.offset + u64::from(entry.stored_len) - first.offset <= REQUEST_BYTES_MAX
-        });
-        match joined {
-            Some(group) => group.end = i + 1,
-            None => groups.push(i..i + 1),
-        }
+pub(crate) fn requests(index: &Index, frames: &[u32], gap_bytes_max: u64) -> Vec<Range<usize>> {
+    let (mut groups, mut at) = (vec![], 0);
+    while at < frames.len() {
+        let rest = frames[at..].iter().map(|&frame| index.frames[frame as usize]);
+        let end = at + one_request(rest, gap_bytes_max);
+        groups.push(at..end);
+        at = end;
     }
     groups
 }

@@ -5,7 +5,7 @@
 //! against the checksum taken before compression (I6).
 
 pub(crate) mod ahead;
-mod cache;
+pub mod cache;
 pub mod compare;
 pub(crate) mod frames;
 pub mod mend;

@@ -15,12 +15,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Progress;
 use super::cache::Recent;
-use super::frames::{Decompressor, check, fetch, requests};
+use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, requests};
 use super::read_index;
 use crate::error::VaultError;
 use crate::format::key::ObjectKey;
 use crate::format::manifest::Manifest;
 use crate::format::segment::{Extent, Index};
+use crate::sectors::NewestWins;
 use crate::store::Vault;
 
 /// Runs in the map: 64 MiB of it.
@@ -82,7 +83,7 @@ pub fn in_rounds(
     let mut from = 0;
     while from < whole.end.0 {
         let map = source.map(from, whole.end.0, &mut spans, runs_max)?;
-        from = map.to;
+        from = map.newest.part().end.0;
         source.hand_on(&map, out, threads.max(1), progress)?;
     }
     Ok(())
@@ -90,34 +91,25 @@ pub fn in_rounds(
 
 /// Which segment holds what, of a part of the disk.
 struct Map {
-    from: u64,
-    to: u64,
+    newest: NewestWins,
     /// First sector → sector after the last, segment.
     runs: BTreeMap<u64, (u64, u32)>,
     runs_max: usize,
 }
 
 impl Map {
-    /// Where nothing newer is, this is it.
+    fn new(part: SectorRange, runs_max: usize) -> Self {
+        Self { newest: NewestWins::within(part), runs: BTreeMap::new(), runs_max }
+    }
+
+    /// Where nothing newer is, this is it. What is too much for the map is left out at its end.
     fn lay_under(&mut self, range: SectorRange, segment: u32) {
-        let (mut at, end) = (range.start.0.max(self.from), range.end.0.min(self.to));
-        if let Some((_, &(before, _))) = self.runs.range(..=at).next_back() {
-            at = at.max(before);
-        }
-        while at < end {
-            let next = self.runs.range(at..).next().map(|(&start, &(end, _))| (start, end));
-            let (gap, after) = match next {
-                Some((start, after)) if start < end => (start, after),
-                _ => (end, end),
-            };
-            if at < gap {
-                self.insert(at, gap, segment);
-            }
-            at = after;
+        for run in self.newest.show(range) {
+            self.insert(run.start.0, run.end.0, segment);
         }
         while self.runs.len() > self.runs_max {
             if let Some((start, _)) = self.runs.pop_last() {
-                self.to = start;
+                self.newest.end_at(start);
             }
         }
     }
@@ -130,18 +122,6 @@ impl Map {
             return;
         }
         self.runs.insert(start, (end, segment));
-    }
-
-    /// The first sector that none has.
-    fn first_gap(&self) -> Option<u64> {
-        let mut at = self.from;
-        for (&start, &(end, _)) in &self.runs {
-            if start != at {
-                return Some(at);
-            }
-            at = end;
-        }
-        (at < self.to).then_some(at)
     }
 }
 
@@ -175,7 +155,7 @@ impl Source<'_> {
     }
 
     fn index(&self, segment: u32) -> Result<std::sync::Arc<Index>, VaultError> {
-        if let Some(index) = self.indexes.get(segment) {
+        if let Some(index) = self.indexes.get(&segment) {
             return Ok(index);
         }
         let entry = &self.point.segments[segment as usize];
@@ -193,10 +173,9 @@ impl Source<'_> {
         spans: &mut [Option<SectorRange>],
         runs_max: usize,
     ) -> Result<Map, VaultError> {
-        let mut map = Map { from, to, runs: BTreeMap::new(), runs_max };
+        let mut map = Map::new(SectorRange::new(from, to), runs_max);
         for (number, span) in spans.iter_mut().enumerate().rev() {
-            let part = SectorRange::new(from, map.to);
-            if span.is_some_and(|span| span.intersect(part).is_empty()) {
+            if span.is_some_and(|span| span.intersect(map.newest.part()).is_empty()) {
                 continue;
             }
             let index = self.index(number as u32)?;
@@ -206,11 +185,11 @@ impl Source<'_> {
                 map.lay_under(extent.range, segment);
             }
         }
-        match map.first_gap() {
+        match map.newest.holes().first() {
             None => Ok(map),
-            Some(sector) => Err(VaultError::Inconsistent {
+            Some(hole) => Err(VaultError::Inconsistent {
                 object: format!("recovery point {} of disk {}", self.point.cycle, self.point.disk),
-                reason: format!("none of its segments holds sector {sector}"),
+                reason: format!("none of its segments holds {hole}"),
             }),
         }
     }
@@ -327,12 +306,12 @@ impl Source<'_> {
         };
         let mut missing = vec![];
         for &frame in of_frame.keys() {
-            match self.frames.get((segment, frame)) {
+            match self.frames.get(&(segment, frame)) {
                 Some(raw) => put(&raw, frame, bytes)?,
                 None => missing.push(frame),
             }
         }
-        for group in requests(index, &missing) {
+        for group in requests(index, &missing, BULK_GAP_BYTES_MAX) {
             for (frame, stored) in fetch(self.vault, &key, index, &missing[group])? {
                 let raw = decompressor.open(&key, &index.frames[frame as usize], &stored)?;
                 put(raw, frame, bytes)?;
@@ -391,7 +370,7 @@ mod tests {
             layers in prop::collection::vec(prop::collection::vec((0u64..200, 1u64..40), 1..6), 1..6),
             runs_max in 1usize..40,
         ) {
-            let mut map = Map { from: 20, to: 180, runs: BTreeMap::new(), runs_max };
+            let mut map = Map::new(SectorRange::new(20, 180), runs_max);
             let mut sectors = [None; 240];
             for (segment, layer) in layers.iter().enumerate() {
                 for &(start, len) in layer {
@@ -401,14 +380,14 @@ mod tests {
                     }
                 }
             }
-            prop_assert!(map.runs.len() <= runs_max && (20..=180).contains(&map.to));
+            prop_assert!(map.runs.len() <= runs_max && (20..=180).contains(&map.newest.part().end.0));
             let mut found = [None; 240];
             for (&start, &(end, segment)) in &map.runs {
                 for sector in &mut found[start as usize..end as usize] {
                     prop_assert!(sector.replace(segment).is_none());
                 }
             }
-            let (from, to) = (20, map.to as usize);
+            let (from, to) = (20, map.newest.part().end.0 as usize);
             prop_assert_eq!(&found[from..to], &sectors[from..to]);
             prop_assert!(found[..from].iter().chain(&found[to..]).all(Option::is_none));
         }

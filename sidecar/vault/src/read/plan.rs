@@ -10,7 +10,7 @@ use crate::format::key::{ObjectKey, Piece};
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::Index;
 use crate::read::ahead::Indexes;
-use crate::sectors::SectorSet;
+use crate::sectors::{NewestWins, SectorSet};
 use crate::store::Vault;
 
 /// What is needed of one segment.
@@ -55,8 +55,7 @@ impl Layer {
 pub(super) struct Layers<'a> {
     point: &'a Manifest,
     indexes: Indexes,
-    /// What newer segments hold.
-    done: SectorSet,
+    newest: NewestWins,
     /// Segments not looked at yet.
     left: usize,
     /// Whether its own segments were compared with what it says that moved.
@@ -66,7 +65,8 @@ pub(super) struct Layers<'a> {
 impl<'a> Layers<'a> {
     pub fn new(vault: &Vault, point: &'a Manifest) -> Self {
         let indexes = Indexes::new(vault, point);
-        Self { point, indexes, done: SectorSet::new(), left: point.segments.len(), compared: false }
+        let newest = NewestWins::within(SectorRange::whole(point.size));
+        Self { point, indexes, newest, left: point.segments.len(), compared: false }
     }
 
     /// Segments looked at so far.
@@ -86,14 +86,10 @@ impl<'a> Layers<'a> {
         let index = index?;
         let mut needed = vec![];
         for (number, extent) in index.extents.iter().enumerate() {
-            let runs = self.done.runs_within(extent.range, false);
+            let runs = self.newest.show(extent.range);
             if !runs.is_empty() {
                 needed.push((number, runs));
             }
-        }
-        // Extents of one segment do not overlap, so they may all be added afterwards.
-        for extent in &index.extents {
-            self.done.insert(extent.range);
         }
         self.left = left;
         Ok(Some((segment, Layer::new(key, index, needed))))
@@ -104,7 +100,7 @@ impl<'a> Layers<'a> {
     fn compare(&mut self) -> Result<(), VaultError> {
         let moved = (self.point.moved_sectors, self.point.moved_digest);
         if std::mem::replace(&mut self.compared, true)
-            || (self.done.count(), self.done.digest()) == moved
+            || (self.newest.held().count(), self.newest.held().digest()) == moved
         {
             return Ok(());
         }
@@ -116,11 +112,9 @@ impl<'a> Layers<'a> {
 
     /// Checks, after the oldest, that together they are the whole disk.
     pub fn finish(self) -> Result<(), VaultError> {
-        let mut whole = SectorSet::new();
-        whole.insert(SectorRange::whole(self.point.size));
-        match whole.first_difference(&self.done) {
+        match self.newest.holes().first() {
             None => Ok(()),
-            Some((range, _)) => Err(VaultError::Inconsistent {
+            Some(range) => Err(VaultError::Inconsistent {
                 object: format!("recovery point {} of disk {}", self.point.cycle, self.point.disk),
                 reason: format!("none of its segments holds {range}"),
             }),

@@ -12,9 +12,6 @@ use crate::format::manifest::SegmentRef;
 use crate::format::segment::{Extent, FrameEntry, Place};
 use crate::store::Vault;
 
-/// Most stored bytes asked for at once.
-const REQUEST_BYTES_MAX: u64 = 4 << 20;
-
 /// Reads frames; one a thread.
 pub struct FrameReader {
     decompressor: Decompressor,
@@ -54,18 +51,12 @@ impl FrameReader {
     }
 }
 
-/// How many of these frames, sorted by their offset, are best read with one request.
+/// How many of these frames, sorted by their offset, are best read with one request: somebody waits, so little is
+/// read along.
 #[must_use]
 pub fn one_request(frames: &[FrameEntry]) -> usize {
     const GAP_BYTES_MAX: u64 = 32 << 10;
-    let Some(first) = frames.first() else { return 0 };
-    let joined = frames.windows(2).take_while(|pair| {
-        let end = pair[0].offset + u64::from(pair[0].stored_len);
-        pair[1].offset >= end
-            && pair[1].offset - end <= GAP_BYTES_MAX
-            && pair[1].offset + u64::from(pair[1].stored_len) - first.offset <= REQUEST_BYTES_MAX
-    });
-    joined.count() + 1
+    super::frames::one_request(frames.iter().copied(), GAP_BYTES_MAX)
 }
 
 /// I6: a run's bytes in an uncompressed frame of a segment, if they have the checksum taken before

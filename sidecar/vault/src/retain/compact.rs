@@ -20,9 +20,9 @@ use crate::format::ledger::{Ledger, Merge};
 use crate::format::manifest::{Manifest, SegmentRef};
 use crate::format::segment::{FRAME_BYTES_MAX, Index};
 use crate::frame::{Chunk, Compressor, SegmentBuilder};
-use crate::read::frames::{Decompressor, check, fetch, requests};
+use crate::read::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, requests};
 use crate::read::read_index;
-use crate::sectors::SectorSet;
+use crate::sectors::NewestWins;
 use crate::store::Vault;
 
 /// Sectors of the disk gone through at a time: 64 GiB, whose set has 16 MiB at most.
@@ -173,7 +173,7 @@ fn merge(
                 }
             }
             let frames: Vec<u32> = of_frame.keys().copied().collect();
-            for group in requests(index, &frames) {
+            for group in requests(index, &frames, BULK_GAP_BYTES_MAX) {
                 job.go_on()?;
                 for (frame, stored) in fetch(job.vault, &key, index, &frames[group])? {
                     let raw = decompressor.open(&key, &index.frames[frame as usize], &stored)?;
@@ -223,29 +223,20 @@ impl<'a> Walk<'a> {
         window: SectorRange,
         mut each: impl FnMut(usize, &Index, Needed) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        let mut done = SectorSet::new();
+        let mut newest = NewestWins::within(window);
         for (at, (entry, span)) in self.entries.iter().zip(&mut self.spans).enumerate().rev() {
             if span.is_some_and(|span| span.intersect(window).is_empty()) {
                 continue;
             }
             self.job.go_on()?;
             let index = read_index(self.job.vault, self.job.disk, self.size, entry)?;
-            let ranges = || index.extents.iter().map(|extent| extent.range);
             *span = index.span();
-            let mut needed = vec![];
-            for (number, range) in ranges().enumerate() {
-                let range = range.intersect(window);
-                if !range.is_empty() {
-                    needed.push((number, done.runs_within(range, false)));
-                }
-            }
-            // Extents of one segment do not overlap, so they may all be added afterwards.
-            for range in ranges().map(|range| range.intersect(window)) {
-                done.insert(range);
-            }
+            let reach = index.extents.iter().map(|extent| extent.range).enumerate();
+            let reach = reach.filter(|(_, range)| !range.intersect(window).is_empty());
+            let needed = reach.map(|(number, range)| (number, newest.show(range))).collect();
             each(at, &index, needed)?;
         }
-        self.sectors += done.count();
+        self.sectors += newest.held().count();
         Ok(())
     }
 }

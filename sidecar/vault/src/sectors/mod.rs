@@ -5,11 +5,14 @@
 //! a set costs what it holds, never what the disk could hold.
 
 mod chunk;
+mod newest;
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use backstay_types::SectorRange;
+
+pub use newest::NewestWins;
 
 use chunk::{CHUNK_SECTORS, Chunk, for_each_run};
 
