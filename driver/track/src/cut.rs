@@ -12,74 +12,14 @@ use backstay_format::superblock::{ANNOUNCED_MAX, Base, Resync, Superblock};
 use backstay_host::clock;
 use backstay_types::{ByteLen, ByteOffset, EpochNo};
 
-use crate::disk::Live;
 use crate::env::Env;
 use crate::epoch::{Epoch, remove_files};
 use crate::error::Doing;
-use crate::meta::Meta;
-use crate::prepare::{Prepared, Swap};
+use crate::prepare::Swap;
+use crate::state::Admin;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, RwLockReadGuard, alone, lock, shared};
-use crate::witness::Witness;
 use crate::{Backing, ProtectedDisk, TrackError, clean};
-
-/// What control operations share, one at a time.
-pub(crate) struct Admin<E: Env> {
-    pub meta: Meta<E::File>,
-    /// Epochs closed by fuzzy cuts, waiting for the cycle's end.
-    pub fuzzy: Vec<Arc<Epoch<E>>>,
-    /// What the next cut needs, if it was made ahead.
-    pub prepared: Option<Prepared<E>>,
-    /// Why every sector counts as dirty in the current epoch.
-    pub resync_current: Option<Resync>,
-    /// Why every sector counted as dirty when the open cycle was cut.
-    pub resync_closed: Option<Resync>,
-    /// Why the last cycle lost its point in time, until one is released.
-    pub lost_last: Option<String>,
-    /// Counts the reasons for a resync, also while they cannot be written down.
-    pub resync_no: u64,
-    /// The last epoch whose tracking failed, once that was noted as durably as it can be.
-    pub distrusted: Option<EpochNo>,
-    /// Set while changes are not tracked.
-    pub untracked: Option<Untracked>,
-    /// Says what the superblock could not be made to say.
-    pub witness: Witness,
-}
-
-impl<E: Env> Admin<E> {
-    pub fn new(meta: Meta<E::File>, witness: Witness) -> Self {
-        let (resync_current, resync_no) = (meta.get().resync, meta.get().resync_no);
-        Self {
-            meta,
-            fuzzy: vec![],
-            prepared: None,
-            resync_current,
-            resync_closed: None,
-            lost_last: None,
-            resync_no,
-            distrusted: None,
-            untracked: None,
-            witness,
-        }
-    }
-
-    /// From now on every sector counts as dirty; the first reason stays. Not durable yet.
-    pub fn raise(&mut self, reason: Resync) {
-        self.resync_current = self.resync_current.or(Some(reason));
-        self.resync_no += 1;
-    }
-
-    /// Writes the superblock's next generation. Why everything counts as dirty is always written
-    /// along: an earlier attempt to write it may have failed.
-    pub fn record(&mut self, change: impl FnOnce(&mut Superblock)) -> std::io::Result<()> {
-        let (resync, resync_no) = (self.resync_current.or(self.resync_closed), self.resync_no);
-        self.meta.change(|sb| {
-            sb.resync = resync;
-            sb.resync_no = resync_no;
-            change(sb);
-        })
-    }
-}
 
 /// What a seal gives to the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,15 +203,6 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let current = Arc::clone(&self.live().current);
         let stop = clean::save(&self.env, &self.backing, self.id, &current)?;
         admin.record(|sb| sb.clean = Some(stop)).doing("writing the superblock")
-    }
-
-    pub(crate) fn live(&self) -> RwLockReadGuard<'_, Live<E>> {
-        shared(&self.gate)
-    }
-
-    pub(crate) fn newest_closed(&self, admin: &Admin<E>) -> Option<EpochNo> {
-        let pointed = self.live().closed.as_ref().map(|closed| closed.epoch.no);
-        pointed.or(admin.fuzzy.last().map(|epoch| epoch.no))
     }
 
     fn fold_all(&self, admin: &mut Admin<E>) -> Result<(), TrackError> {

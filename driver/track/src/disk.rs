@@ -8,103 +8,23 @@
 use std::io;
 use std::ops::Range;
 
-use backstay_format::control::{Counters, FoundState, IoTrouble, Noted, Untracked};
-use backstay_format::superblock::{Base, Geometry, Resync};
-use backstay_types::{ByteLen, ByteOffset, DiskId, SectorRange};
+use backstay_format::control::{Noted, Untracked};
+use backstay_format::superblock::Resync;
+use backstay_types::{ByteLen, ByteOffset, SectorRange};
 
-use crate::closed::{Closed, Stripes};
-use crate::cut::Admin;
+use crate::closed::Stripes;
 use crate::env::Env;
 use crate::epoch::{Epoch, NotReady, names};
+use crate::state::{Admin, Live, OpenOptions};
+use crate::sums::Sums;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
-use crate::waits::Waits;
-use crate::{Backing, TrackError, recover};
+use crate::waits::Access;
+use crate::{Backing, ProtectedDisk, TrackError, recover};
 
 /// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
 /// whole-disk discard.
 const DISCARD_STEP_BYTES: u64 = 8 << 20;
-
-/// How a disk is opened.
-#[derive(Debug, Clone)]
-pub struct OpenOptions {
-    /// log2 of the sectors in a region; only for a new disk.
-    pub region_shift: u8,
-    /// Most bytes of preserved blocks; half the disk if not given.
-    pub change_log_limit: Option<ByteLen>,
-    /// Off only to measure what tracking costs: nothing is recorded, nothing can be shipped.
-    pub tracking: bool,
-    /// Accept a backing that is larger than the disk: the disk grows.
-    pub grow: bool,
-    /// Take every sector for dirty, whatever is known: somebody may have written to the backing.
-    pub compare: bool,
-    /// Only for a new disk: the recovery point that the backing holds, byte for byte. Nothing is dirty
-    /// then; without, everything is.
-    pub base: Option<Base>,
-    /// The size of that point's disk. What the backing has beyond it is dirty.
-    pub base_size: Option<ByteLen>,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self {
-            region_shift: Geometry::REGION_SHIFT_DEFAULT,
-            change_log_limit: None,
-            tracking: true,
-            grow: false,
-            compare: false,
-            base: None,
-            base_size: None,
-        }
-    }
-}
-
-/// The epochs in use. Guarded by the gate.
-pub(crate) struct Live<E: Env> {
-    /// Takes the marks of every write.
-    pub current: Arc<Epoch<E>>,
-    /// Is being shipped as of its cut.
-    pub closed: Option<Arc<Closed<E>>>,
-}
-
-/// A disk whose writes are tracked.
-pub struct ProtectedDisk<E: Env, B: Backing> {
-    pub(crate) env: E,
-    pub(crate) backing: B,
-    pub(crate) id: DiskId,
-    /// Changed by growth only, under `admin`; a size that was read stays inside the disk.
-    pub(crate) size_bytes: AtomicU64,
-    pub(crate) region_shift: u8,
-    pub(crate) found: FoundState,
-    pub(crate) started_unix_ns: u64,
-    tracking: bool,
-    pub(crate) stripes: Arc<Stripes>,
-    pub(crate) gate: RwLock<Live<E>>,
-    pub(crate) admin: Mutex<Admin<E>>,
-    pub(crate) change_log_limit: AtomicU64,
-    pub(crate) stopped: AtomicBool,
-    pub(crate) sums: Sums,
-}
-
-/// Sums since the start.
-#[derive(Default)]
-pub(crate) struct Sums {
-    reads: AtomicU64,
-    read_bytes: AtomicU64,
-    writes: AtomicU64,
-    written_bytes: AtomicU64,
-    flushes: AtomicU64,
-    discards: AtomicU64,
-    discarded_bytes: AtomicU64,
-    io_errors: AtomicU64,
-    failed: Failed,
-    pub waits: Waits,
-    pub preserved_sectors: AtomicU64,
-    pub cuts: AtomicU64,
-    pub cut_held_ns_last: AtomicU64,
-    pub cut_held_ns_max: AtomicU64,
-    pub intent_commits: AtomicU64,
-}
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// Opens a disk's state, or makes it for a new disk, and finds out what may differ from the
@@ -137,30 +57,6 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             disk.require_resync(Resync::BackingChanged)?;
         }
         Ok(disk)
-    }
-
-    /// What was found when the disk was opened.
-    pub fn found(&self) -> FoundState {
-        self.found
-    }
-
-    /// The disk's identity.
-    pub fn id(&self) -> DiskId {
-        self.id
-    }
-
-    /// The disk's size.
-    pub fn size(&self) -> ByteLen {
-        ByteLen(self.size_bytes.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn geometry(&self) -> Geometry {
-        Geometry { size: self.size(), region_shift: self.region_shift }
-    }
-
-    /// The backing, for what is not tracked (finding data and holes).
-    pub fn backing(&self) -> &B {
-        &self.backing
     }
 
     /// Reads exactly `buf.len()` bytes.
@@ -365,68 +261,5 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             self.sums.note_failure(access, e, self.env.now_unix_ns());
         }
         result
-    }
-}
-
-/// What the guest asked the backing for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read = 0,
-    Write = 1,
-    Flush = 2,
-}
-
-/// Errors of the backing, by what was asked for. Touched only when something fails.
-#[derive(Default)]
-struct Failed {
-    sums: [AtomicU64; 3],
-    /// The last one: its number in the upper half, what was asked for in the lower.
-    last: AtomicU64,
-    last_unix_ns: AtomicU64,
-}
-
-impl Sums {
-    fn note_failure(&self, access: Access, error: &io::Error, now_unix_ns: u64) {
-        self.io_errors.fetch_add(1, Ordering::Relaxed);
-        self.failed.sums[access as usize].fetch_add(1, Ordering::Relaxed);
-        let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
-        self.failed.last.store(errno << 32 | access as u64, Ordering::Relaxed);
-        self.failed.last_unix_ns.store(now_unix_ns, Ordering::Relaxed);
-    }
-
-    /// The errors of the backing, if there were any.
-    pub fn io_trouble(&self) -> Option<IoTrouble> {
-        let at_unix_ns = self.failed.last_unix_ns.load(Ordering::Relaxed);
-        let last = self.failed.last.load(Ordering::Relaxed);
-        let sum = |access: Access| self.failed.sums[access as usize].load(Ordering::Relaxed);
-        let what = ["read", "write", "flush"].get(last as u32 as usize)?;
-        (at_unix_ns != 0).then(|| IoTrouble {
-            what: (*what).into(),
-            errno: (last >> 32) as i32,
-            at_unix_ns,
-            reads: sum(Access::Read),
-            writes: sum(Access::Write),
-            flushes: sum(Access::Flush),
-        })
-    }
-
-    /// The sums as they are told to others.
-    pub fn counters(&self) -> Counters {
-        let get = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
-        Counters {
-            reads: get(&self.reads),
-            read_bytes: get(&self.read_bytes),
-            writes: get(&self.writes),
-            written_bytes: get(&self.written_bytes),
-            flushes: get(&self.flushes),
-            discards: get(&self.discards),
-            discarded_bytes: get(&self.discarded_bytes),
-            io_errors: get(&self.io_errors),
-            intent_commits: get(&self.intent_commits),
-            preserved_sectors: get(&self.preserved_sectors),
-            cuts: get(&self.cuts),
-            cut_held_ns_last: get(&self.cut_held_ns_last),
-            cut_held_ns_max: get(&self.cut_held_ns_max),
-        }
     }
 }

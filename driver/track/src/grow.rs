@@ -20,10 +20,10 @@ use backstay_format::superblock::{Geometry, Resync};
 use backstay_types::{ByteLen, EpochNo, SECTOR_BYTES, SectorRange};
 
 use crate::bitmap::RegionBits;
-use crate::cut::Admin;
 use crate::env::Env;
 use crate::epoch::{Epoch, NotReady, remove_files};
 use crate::error::Doing;
+use crate::state::Admin;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, alone, lock};
 use crate::{Backing, ProtectedDisk, TrackError};

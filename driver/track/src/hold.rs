@@ -9,8 +9,9 @@ use backstay_format::control::CutMode;
 use backstay_format::control::CutReply;
 use backstay_host::clock;
 
-use crate::disk::{Live, Sums};
 use crate::env::Env;
+use crate::state::Live;
+use crate::sums::Sums;
 use crate::sync::atomic::Ordering;
 use crate::sync::{RwLockWriteGuard, lock};
 use crate::{Backing, ProtectedDisk, TrackError};

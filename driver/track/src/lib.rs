@@ -32,7 +32,9 @@ mod meta;
 mod prepare;
 mod rebind;
 mod recover;
+mod state;
 mod status;
+mod sums;
 #[doc(hidden)]
 pub mod sync;
 mod waits;
@@ -40,10 +42,10 @@ mod witness;
 
 pub use backing::Backing;
 pub use cut::Sealed;
-pub use disk::{OpenOptions, ProtectedDisk};
 pub use env::fs::FsEnv;
 pub use error::TrackError;
 pub use grow::Grown;
 pub use hold::HeldCut;
 pub use rebind::{Binding, Offline};
+pub use state::{OpenOptions, ProtectedDisk};
 pub use status::Identity;

@@ -13,23 +13,12 @@ use backstay_host::clock;
 use backstay_types::EpochNo;
 
 use crate::closed::Closed;
-use crate::cut::Admin;
-use crate::disk::Live;
 use crate::env::Env;
 use crate::epoch::{Epoch, remove_files};
 use crate::error::Doing;
+use crate::state::{Admin, Live, Prepared};
 use crate::sync::{Arc, RwLockWriteGuard, alone, lock};
 use crate::{Backing, ProtectedDisk, TrackError};
-
-/// What a cut needs, made before it. The superblock names the next epoch already: as long as it is
-/// empty that makes nothing dirty but the regions declared ahead, and those only after a crash.
-pub(crate) struct Prepared<E: Env> {
-    /// The epoch it was made to close.
-    closing: EpochNo,
-    next: Epoch<E>,
-    /// For point-in-time cuts.
-    closed: Option<Closed<E>>,
-}
 
 /// A cut that was just made.
 pub(crate) struct Swap<E: Env> {

@@ -23,12 +23,12 @@ use backstay_format::superblock::{BackingId, Geometry, Resync, Superblock};
 use backstay_types::{ByteLen, DiskId, EpochNo, SectorRange};
 
 use crate::bitmap::{Bitmap, RegionBits};
-use crate::disk::OpenOptions;
 use crate::env::{Env, SharedBits, StateFile};
 use crate::epoch::{Epoch, names, remove_files};
 use crate::error::Doing;
 use crate::grow::grown_sectors;
 use crate::meta::Meta;
+use crate::state::OpenOptions;
 use crate::sync::Arc;
 use crate::witness::{self, Testimony, Witness};
 use crate::{Backing, TrackError, clean};

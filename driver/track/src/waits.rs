@@ -8,8 +8,15 @@ use std::time::{Duration, Instant};
 use backstay_format::control::IoWait;
 use backstay_host::clock;
 
-use crate::disk::Access;
 use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// What the guest asked the backing for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read = 0,
+    Write = 1,
+    Flush = 2,
+}
 
 /// Requests that are watched at once; each thread of a driver has one. More are served, and not watched.
 const SLOTS: usize = 32;
