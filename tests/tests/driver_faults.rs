@@ -9,7 +9,7 @@ use backstay_format::superblock::{Base, Resync};
 use backstay_tests::crash::check::sectors_set;
 use backstay_tests::crash::recorder::{Recorder, Sabotage};
 use backstay_tests::crash::state::Machine;
-use backstay_tests::crash::workload::{REGION_SHIFT, SIZE, open};
+use backstay_tests::crash::workload::{REGION_SHIFT, SIZE, identity, open};
 use backstay_track::{Binding, Grown, Offline, OpenOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId};
 
@@ -38,7 +38,7 @@ fn shipped(recorder: &Recorder) -> Disk {
     let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
     disk.seal(epoch).unwrap();
     disk.release(epoch, base(1)).unwrap();
-    assert_eq!(disk.status().resync, None);
+    assert_eq!(disk.status(&identity()).resync, None);
     disk
 }
 
@@ -58,13 +58,17 @@ fn unwritable_intents_cost_a_resync_and_no_write() {
     recorder.faults().files = vec!["intents-"];
     write(&disk, 5); // has its intent
     write(&disk, 100_000); // cannot get one
-    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable));
+    assert_eq!(disk.status(&identity()).resync, Some(Resync::StateUnwritable));
     drop(disk);
     recorder.reboot();
     recorder.faults().files.clear();
     let disk = open(&recorder).unwrap();
-    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable), "it must outlive the boot");
-    assert!(disk.status().warning.unwrap().contains("state directory"));
+    assert_eq!(
+        disk.status(&identity()).resync,
+        Some(Resync::StateUnwritable),
+        "it must outlive the boot"
+    );
+    assert!(disk.status(&identity()).warning.unwrap().contains("state directory"));
 }
 
 /// The state directory's disk dies, the guest goes on, the machine goes down. The first change that is
@@ -78,22 +82,22 @@ fn a_dead_state_directory_is_noted_on_the_backing() {
     write(&disk, 5); // has its intent
     let mark = recorder.recording().now.mark.unwrap();
     assert_eq!((mark.disk, mark.tracked), (disk.id(), Tracked::All));
-    assert_eq!(disk.status().untracked, None);
+    assert_eq!(disk.status(&identity()).untracked, None);
     write(&disk, 100_000); // cannot get one
     assert_eq!(recorder.recording().now.mark.unwrap().tracked, Tracked::NotAll);
-    assert_eq!(disk.status().untracked.unwrap().noted, Noted::Backing);
-    assert!(disk.status().warning.unwrap().contains("not tracked"));
+    assert_eq!(disk.status(&identity()).untracked.unwrap().noted, Noted::Backing);
+    assert!(disk.status(&identity()).warning.unwrap().contains("not tracked"));
     disk.close().expect_err("nor can it be stopped cleanly");
     drop(disk);
     recorder.reboot();
     recorder.faults().files.clear();
     let disk = open(&recorder).unwrap();
-    assert_eq!(disk.status().resync, Some(Resync::StateUnwritable));
+    assert_eq!(disk.status(&identity()).resync, Some(Resync::StateUnwritable));
     // From here on the state directory knows, and the mark is as of a new disk.
     assert_eq!(recorder.recording().now.mark.unwrap().tracked, Tracked::All);
     drop(disk);
     recorder.reboot();
-    assert_eq!(open(&recorder).unwrap().status().resync, Some(Resync::StateUnwritable));
+    assert_eq!(open(&recorder).unwrap().status(&identity()).resync, Some(Resync::StateUnwritable));
 }
 
 /// A state directory that comes back: after the next cycle nothing is left of it.
@@ -105,7 +109,7 @@ fn a_state_directory_that_comes_back_is_believed_again() {
     write(&disk, 100_000);
     recorder.faults().files.clear();
     assert_eq!(disk.cut(CutMode::Fuzzy).unwrap().whole_disk, Some(Resync::StateUnwritable));
-    assert_eq!(disk.status().untracked, None);
+    assert_eq!(disk.status(&identity()).untracked, None);
     let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
     disk.seal(epoch).unwrap();
     disk.release(epoch, base(2)).unwrap();
@@ -115,7 +119,7 @@ fn a_state_directory_that_comes_back_is_believed_again() {
     drop(disk);
     recorder.reboot();
     let disk = open(&recorder).unwrap();
-    assert_eq!((disk.found(), disk.status().resync), (FoundState::OtherBoot, None));
+    assert_eq!((disk.found(), disk.status(&identity()).resync), (FoundState::OtherBoot, None));
 }
 
 /// If neither place can be written, a change that would be noted nowhere is not made: the next start
@@ -148,11 +152,11 @@ fn without_a_mark_only_a_reboot_needs_a_comparison() {
     disk.close().unwrap();
     recorder.reboot();
     let disk = open(&recorder).unwrap();
-    assert_eq!((disk.found(), disk.status().resync), (FoundState::Clean, None));
+    assert_eq!((disk.found(), disk.status(&identity()).resync), (FoundState::Clean, None));
     drop(disk);
     recorder.reboot();
     let disk = open(&recorder).unwrap();
-    let found = (disk.found(), disk.status().resync);
+    let found = (disk.found(), disk.status(&identity()).resync);
     assert_eq!(found, (FoundState::OtherBoot, Some(Resync::Unproven)));
 }
 
@@ -163,16 +167,28 @@ fn a_state_that_the_mark_denies_is_not_believed() {
         let (_, disk) = reopen_after(clean, |machine| {
             machine.mark.as_mut().unwrap().generation += 1000;
         });
-        assert_eq!(disk.unwrap().status().resync, Some(Resync::Unproven), "clean: {clean}");
+        assert_eq!(
+            disk.unwrap().status(&identity()).resync,
+            Some(Resync::Unproven),
+            "clean: {clean}"
+        );
         let (_, disk) = reopen_after(clean, |machine| {
             machine.mark.as_mut().unwrap().disk = DiskId::from_bytes([99; 16]);
         });
-        assert_eq!(disk.unwrap().status().resync, Some(Resync::BackingChanged), "clean: {clean}");
+        assert_eq!(
+            disk.unwrap().status(&identity()).resync,
+            Some(Resync::BackingChanged),
+            "clean: {clean}"
+        );
     }
     let (_, disk) = reopen_after(false, |machine| machine.mark = None);
-    assert_eq!(disk.unwrap().status().resync, Some(Resync::Unproven));
+    assert_eq!(disk.unwrap().status(&identity()).resync, Some(Resync::Unproven));
     let (_, disk) = reopen_after(true, |machine| machine.mark = None);
-    assert_eq!(disk.unwrap().status().resync, None, "stopped cleanly by an earlier version");
+    assert_eq!(
+        disk.unwrap().status(&identity()).resync,
+        None,
+        "stopped cleanly by an earlier version"
+    );
 }
 
 /// Regions of which only the intents are known are said to be so until a cycle ends, also by a driver
@@ -181,14 +197,14 @@ fn a_state_that_the_mark_denies_is_not_believed() {
 fn what_only_intents_know_is_coarse_until_a_release() {
     let (recorder, disk) = reopen_after(false, |_| ());
     let disk = disk.unwrap();
-    assert!(disk.status().coarse);
+    assert!(disk.status(&identity()).coarse);
     drop(disk);
     let disk = open(&recorder).unwrap();
-    assert!(disk.found() == FoundState::SameBoot && disk.status().coarse);
+    assert!(disk.found() == FoundState::SameBoot && disk.status(&identity()).coarse);
     let epoch = disk.cut(CutMode::PointInTime).unwrap().epoch;
     disk.seal(epoch).unwrap();
     disk.release(epoch, base(2)).unwrap();
-    assert!(!disk.status().coarse);
+    assert!(!disk.status(&identity()).coarse);
 }
 
 /// What the guest could not read, write or flush is told with the last error and its time.
@@ -196,14 +212,14 @@ fn what_only_intents_know_is_coarse_until_a_release() {
 fn errors_of_the_backing_are_told() {
     let recorder = recorder();
     let disk = shipped(&recorder);
-    assert_eq!(disk.status().io_trouble, None);
+    assert_eq!(disk.status(&identity()).io_trouble, None);
     recorder.faults().backing_write = true;
     for _ in 0..3 {
         disk.write(ByteOffset(0), &[1; 512]).unwrap_err();
     }
     recorder.faults().backing_read = true;
     disk.read(ByteOffset(0), &mut [0; 512]).unwrap_err();
-    let trouble = disk.status().io_trouble.unwrap();
+    let trouble = disk.status(&identity()).io_trouble.unwrap();
     assert_eq!((trouble.reads, trouble.writes, trouble.flushes), (1, 3, 0));
     assert_eq!((trouble.what.as_str(), trouble.errno), ("read", 5));
     assert!(trouble.at_unix_ns > 0);
@@ -216,7 +232,7 @@ fn no_memory_for_bits_costs_a_resync_and_no_write() {
     recorder.faults().no_memory = true;
     write(&disk, 5);
     disk.discard(ByteOffset(0), ByteLen(1 << 20)).unwrap();
-    assert_eq!(disk.status().resync, Some(Resync::NoMemory));
+    assert_eq!(disk.status(&identity()).resync, Some(Resync::NoMemory));
     recorder.faults().no_memory = false;
     write(&disk, 7);
     // Copy-before-write keeps only sectors known to be dirty: no point in time without a pass
@@ -240,7 +256,7 @@ fn lose_point_in_time(trouble: impl Fn(&Recorder, &Disk), says: &str) {
     disk.fold_back(epoch).unwrap();
     recorder.faults().files.clear();
     recorder.faults().backing_read = false;
-    assert!(disk.status().warning.unwrap().contains(says));
+    assert!(disk.status(&identity()).warning.unwrap().contains(says));
     let dirty = dirty(&recorder, &disk);
     assert!(dirty.contains(&9) && dirty.contains(&50), "{dirty:?}");
 }
@@ -297,7 +313,7 @@ fn a_release_that_cannot_be_made_durable_keeps_everything_dirty() {
     recorder.faults().backing_sync = false;
     disk.fold_back(epoch).unwrap();
     assert_eq!(dirty(&recorder, &disk), BTreeSet::from([9]));
-    assert_eq!(disk.status().base, Some(base(1)));
+    assert_eq!(disk.status(&identity()).base, Some(base(1)));
 }
 
 #[test]
@@ -314,7 +330,7 @@ fn the_guest_sees_the_backings_errors_and_no_others() {
     recorder.faults().backing_sync = true;
     assert!(disk.flush().is_err());
     recorder.faults().backing_sync = false;
-    assert_eq!(disk.status().counters.io_errors, 3);
+    assert_eq!(disk.status(&identity()).counters.io_errors, 3);
     // A write that failed may have reached the backing in part.
     assert!(dirty(&recorder, &disk).contains(&1));
     assert!(disk.write(ByteOffset(SIZE.0), &[1]).is_err(), "beyond the end");
@@ -382,7 +398,7 @@ fn damaged_state_means_everything_is_dirty() {
         let (_, disk) = reopen_after(clean, |machine| flip(machine, file, at));
         let disk = disk.unwrap();
         assert_eq!(disk.found(), FoundState::Damaged, "{file} {at}");
-        assert_eq!(disk.status().resync, Some(Resync::ChangeLogDamaged), "{file} {at}");
+        assert_eq!(disk.status(&identity()).resync, Some(Resync::ChangeLogDamaged), "{file} {at}");
     }
     // A torn block of intents says only that its own regions are dirty.
     let (recorder, disk) = reopen_after(false, |machine| flip(machine, "intents-", 4096 + 20));
@@ -393,7 +409,11 @@ fn damaged_state_means_everything_is_dirty() {
         let (_, disk) = reopen_after(gone == "clean", |machine| {
             machine.names.retain(|name, _| !name.starts_with(gone));
         });
-        assert_eq!(disk.unwrap().status().resync, Some(Resync::ChangeLogDamaged), "{gone}");
+        assert_eq!(
+            disk.unwrap().status(&identity()).resync,
+            Some(Resync::ChangeLogDamaged),
+            "{gone}"
+        );
     }
 }
 
@@ -459,8 +479,8 @@ fn a_disk_grows_in_use() {
     write(&disk, 9);
     assert!(disk.write(ByteOffset(SIZE.0 + 512), &[1; 512]).is_err(), "not there yet");
     assert_eq!(disk.grow(Some(to)).unwrap(), Grown { from: SIZE, to });
-    assert_eq!((disk.size(), disk.status().size), (to, to));
-    assert_eq!(disk.status().change_log_limit, ByteLen(to.0 / 2));
+    assert_eq!((disk.size(), disk.status(&identity()).size), (to, to));
+    assert_eq!(disk.status(&identity()).change_log_limit, ByteLen(to.0 / 2));
     assert_eq!(disk.grow(Some(to)).unwrap(), Grown { from: to, to }, "once more: nothing to do");
     disk.write(ByteOffset(to.0 - 10), &[1; 10]).unwrap();
     let all: BTreeSet<u64> = new.iter().copied().chain([9]).collect();
@@ -519,7 +539,7 @@ fn a_cut_made_ahead_does_not_outlive_a_growth() {
     recorder.reboot();
     let disk = open(&recorder).unwrap();
     assert_eq!(
-        (disk.size(), disk.found(), disk.status().resync),
+        (disk.size(), disk.found(), disk.status(&identity()).resync),
         (to, FoundState::OtherBoot, None)
     );
     assert!(dirty(&recorder, &disk).is_superset(&all));
@@ -571,7 +591,7 @@ fn a_growth_that_fails_is_finished_later() {
         }
         disk.grow(Some(to)).expect_err(broken);
         assert_eq!(disk.size(), SIZE);
-        let status = disk.status();
+        let status = disk.status(&identity());
         assert_eq!(status.resync, None, "{broken}");
         recorder.faults().files.clear();
         recorder.faults().no_memory = false;
@@ -602,9 +622,12 @@ fn another_backing_is_noticed() {
         drop(disk);
         recorder.faults().identity = Some(2);
         let disk = open(&recorder).unwrap();
-        assert_eq!(disk.status().resync, Some(Resync::BackingChanged), "clean: {clean}");
+        assert_eq!(disk.status(&identity()).resync, Some(Resync::BackingChanged), "clean: {clean}");
         drop(disk);
-        assert_eq!(open(&recorder).unwrap().status().resync, Some(Resync::BackingChanged));
+        assert_eq!(
+            open(&recorder).unwrap().status(&identity()).resync,
+            Some(Resync::BackingChanged)
+        );
     }
 }
 
@@ -636,7 +659,7 @@ fn a_moved_disk_keeps_its_dirty_set() {
     assert_eq!(offline.binding(&recorder, &recorder).unwrap(), Binding::Bound);
     drop(offline);
     let disk = open(&recorder).unwrap();
-    assert_eq!((disk.found(), disk.status().resync), (FoundState::Clean, None));
+    assert_eq!((disk.found(), disk.status(&identity()).resync), (FoundState::Clean, None));
     let all: BTreeSet<u64> = sectors(SIZE.0, SIZE.0 + 512).chain([9]).collect();
     assert_eq!(dirty(&recorder, &disk), all);
 }
@@ -650,5 +673,5 @@ fn a_backing_changed_behind_the_drivers_back_is_noticed() {
     assert!(disk.write(ByteOffset(0), &[1]).is_err(), "closed");
     recorder.faults().mtime_unix_ns = 78;
     let disk = open(&recorder).unwrap();
-    assert_eq!(disk.status().resync, Some(Resync::BackingChanged));
+    assert_eq!(disk.status(&identity()).resync, Some(Resync::BackingChanged));
 }

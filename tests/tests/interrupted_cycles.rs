@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use backstay_engine::cycle::{Flow, flow};
-use backstay_format::control::{CutMode, DriverStatus};
+use backstay_format::control::CutMode;
 use backstay_format::superblock::Base;
 use backstay_tests::crash::check::sectors_set;
 use backstay_tests::crash::recorder::{Recorder, Sabotage};
 use backstay_tests::crash::state::Machine;
-use backstay_tests::crash::workload::{Image, SIZE, open};
+use backstay_tests::crash::workload::{Image, SIZE, identity, open};
 use backstay_track::ProtectedDisk;
 use backstay_types::{ByteOffset, CycleNo, DiskId, EpochNo, PointId, Term};
 use backstay_vault::{Consistency, CycleKind, Manifest};
@@ -107,7 +107,7 @@ impl World {
 
     /// One cycle; an error is one that no retry mends.
     fn cycle(&mut self, fate: Fate) -> Result<(), String> {
-        let status = status(&self.disk);
+        let status = self.disk.status(&identity());
         let newest =
             self.vault.last_key_value().map(|(cycle, (point, _))| manifest(*cycle, *point));
         let flow = flow(&status, newest.as_ref(), false, None, false).map_err(|e| e.to_string())?;
@@ -217,45 +217,6 @@ fn manifest(cycle: u64, point: PointId) -> Manifest {
     }
 }
 
-fn status(disk: &Disk) -> DriverStatus {
-    let track = disk.status();
-    let mut announced_before = track.announced;
-    let announced = announced_before.pop();
-    DriverStatus {
-        name: "db".parse().unwrap(),
-        disk: track.disk,
-        pid: 1,
-        backing: "/b".into(),
-        served: "/s".into(),
-        size: track.size,
-        found: track.found,
-        started_unix_ns: track.started_unix_ns,
-        engine: "recorded".into(),
-        epoch: track.epoch,
-        open_cut: track.open_cut,
-        lease: None,
-        base: track.base,
-        announced,
-        announced_before,
-        coarse: track.coarse,
-        untracked: track.untracked,
-        io_trouble: track.io_trouble,
-        io_waits: track.io_waits,
-        resync: track.resync,
-        resync_no: track.resync_no,
-        lost_point_in_time: track.lost_point_in_time,
-        dirty_sectors: track.dirty_sectors,
-        change_log_limit: track.change_log_limit,
-        change_log_used: track.change_log_used,
-        counters: track.counters,
-        warning: track.warning,
-        backing_fault: None,
-        hands_out_backing: true,
-        takes_deadlines: true,
-        sector_bytes: None,
-    }
-}
-
 fn run(fates: &[Fate]) {
     let mut world = World::new();
     let mut step = |fate: Fate| {
@@ -267,7 +228,7 @@ fn run(fates: &[Fate]) {
     // One of these may still meet a point that came late.
     step(Fate::Done);
     step(Fate::Done);
-    let status = status(&world.disk);
+    let status = world.disk.status(&identity());
     let newest = world.vault.last_key_value().map(|(cycle, (point, _))| (CycleNo(*cycle), *point));
     assert_eq!(status.base.map(|base| (base.cycle, base.point)), newest, "{fates:?}");
     assert_eq!((status.announced, status.announced_before), (None, vec![]), "{fates:?}");

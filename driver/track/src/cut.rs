@@ -5,20 +5,18 @@
 //! At every instant the superblock names every epoch that may hold dirty sectors; recovery takes
 //! their union, so a crash anywhere in here can add sectors but never lose one (I1).
 
-use std::path::PathBuf;
-
-use backstay_format::control::{CutMode, CutReply, Untracked};
+use backstay_format::control::{CutMode, CutReply};
 use backstay_format::superblock::{ANNOUNCED_MAX, Base, Resync, Superblock};
 use backstay_host::clock;
 use backstay_types::{ByteLen, ByteOffset, EpochNo};
 
 use crate::env::Env;
-use crate::epoch::{Epoch, remove_files};
+use crate::epoch::remove_files;
 use crate::error::Doing;
 use crate::prepare::Swap;
 use crate::state::Admin;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, RwLockReadGuard, alone, lock, shared};
+use crate::sync::{Arc, alone, lock};
 use crate::{Backing, ProtectedDisk, TrackError, clean};
 
 /// What a seal gives to the sidecar.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstay_types::{CycleNo, DiskId, PointId, Term};
+use backstay_types::{CycleNo, DiskId, Term};
 
 use crate::error::{In, VaultError};
 use crate::format::hold::{HoldKind, HoldName};
@@ -316,6 +316,8 @@ impl Vault {
 
 #[cfg(test)]
 mod tests {
+    use backstay_types::PointId;
+
     use super::*;
 
     fn term(term: u64, from: Option<(u64, u64)>) -> TermRecord {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backstay_format::control::CutMode;
 use backstay_format::superblock::{Base, Geometry};
-use backstay_track::{OpenOptions, ProtectedDisk, TrackError};
+use backstay_track::{Identity, OpenOptions, ProtectedDisk, TrackError};
 use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, EpochNo, PointId, SECTOR_BYTES};
 use fastrand::Rng;
 
@@ -49,6 +49,17 @@ pub struct Run {
 }
 
 type Disk = ProtectedDisk<Recorder, Recorder>;
+
+/// Who serves these disks: nobody.
+pub fn identity() -> Identity {
+    Identity {
+        name: "crash".parse().expect("a name"),
+        backing: "/backing".into(),
+        served: "/served".into(),
+        served_on: 0,
+        engine: "recorder".into(),
+    }
+}
 
 /// Opens the disk of a recorded machine.
 pub fn open(recorder: &Recorder) -> Result<Disk, backstay_track::TrackError> {
@@ -226,7 +237,7 @@ impl Guest {
     }
 
     fn begin_cycle(&mut self) -> Option<()> {
-        if self.disk.status().resync.is_some() || self.rng.u32(0..6) == 0 {
+        if self.disk.status(&identity()).resync.is_some() || self.rng.u32(0..6) == 0 {
             let cut = self.disk.cut(CutMode::Fuzzy);
             self.done(cut, "fuzzy cut")?;
             if self.rng.bool() {

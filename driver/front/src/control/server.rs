@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -25,7 +25,7 @@ use backstay_format::superblock::Resync;
 use backstay_host::clock;
 use backstay_track::env::Env;
 use backstay_track::{Backing, Grown, Identity, ProtectedDisk, TrackError};
-use backstay_types::{DiskName, EpochNo};
+use backstay_types::EpochNo;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 

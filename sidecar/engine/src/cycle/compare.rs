@@ -65,35 +65,25 @@ impl Run<'_> {
             }
             None => forget_progress(self.job.state),
         }
-        let size = self.source.size;
-        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
-        let data = data_of(&file, size)?;
+        let (disk, all) = (self.compared()?, self.source.size.0);
         let mut comparison = Comparison::new(self.job.vault, newest, progress.seen, deep)?;
-        let count = Count::new(self.job.progress, Stage::Resync, size.0);
+        let count = Count::new(self.job.progress, Stage::Resync, all);
         let stretch = std::env::var(STRETCH_VARIABLE).ok().and_then(|sectors| sectors.parse().ok());
         let stretch = stretch.unwrap_or(STRETCH_SECTORS);
         loop {
-            let differs = Mutex::new(SectorSet::new());
             let mut more = false;
             let threads = self.job.ship.compress_threads();
             let to = self.shipment();
+            let stop = self.job.stop;
             let beside = Beside { went: &|bytes| count.went(bytes), ..Beside::default() };
             let shipped = ship_beside(to, beside, |feed| {
-                let side = Side {
-                    file: &file,
-                    size,
-                    data: &data,
-                    feed,
-                    differs: &differs,
-                    count: &count,
-                    stop: self.job.stop,
-                };
+                let side = Side { disk: &disk, feed, count: &count, stop };
                 more = comparison.step(&side, threads, stretch)?;
                 Ok(())
             });
             self.put.extend_from_slice(&shipped.segments);
             shipped.result?;
-            let must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let must_move = disk.take_differs();
             progress.seen = comparison.seen();
             let digest = must_move.digest();
             progress.stretches.push(Stretch { digest, segments: shipped.segments.clone() });
@@ -118,29 +108,17 @@ impl Run<'_> {
         cut: &CutReply,
         newest: &Manifest,
     ) -> Result<Pass, CycleError> {
-        let size = self.source.size;
-        let dirty = self.must_move(cut, SectorRange::whole(size))?;
-        let all = dirty.count() * 512;
-        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
-        let data = data_of(&file, size)?;
+        let dirty = self.must_move(cut, SectorRange::whole(self.source.size))?;
+        let (disk, all) = (self.compared()?, dirty.count() * 512);
         let mut comparison = Comparison::new(self.job.vault, newest, 0, false)?.within(dirty);
-        let differs = Mutex::new(SectorSet::new());
         let count = Count::new(self.job.progress, Stage::Resync, all);
         let threads = self.job.ship.compress_threads();
-        let to = self.shipment();
+        let (to, stop) = (self.shipment(), self.job.stop);
         let noting = self.noting();
         let went = |bytes| count.went(bytes);
         let beside = Beside { put: &noting, went: &went, ..Beside::default() };
         let shipped = ship_beside(to, beside, |feed| {
-            let side = Side {
-                file: &file,
-                size,
-                data: &data,
-                feed,
-                differs: &differs,
-                count: &count,
-                stop: self.job.stop,
-            };
+            let side = Side { disk: &disk, feed, count: &count, stop };
             while comparison.step(&side, threads, u64::MAX)? {}
             Ok(())
         });
@@ -148,8 +126,19 @@ impl Run<'_> {
         self.put.extend_from_slice(&shipped.segments);
         shipped.result?;
         comparison.finish()?;
-        let must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Pass { must_move, segments: shipped.segments })
+        Ok(Pass { must_move: disk.take_differs(), segments: shipped.segments })
+    }
+
+    /// The disk, to be compared. To be asked for after the cut: what becomes data later is dirty.
+    pub(super) fn compared(&self) -> Result<Compared, CycleError> {
+        let size = self.source.size;
+        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
+        let runs = extents::runs(&file, size)
+            .map_err(CycleError::source("where the backing holds data"))?
+            .into_iter();
+        let data = |run| if let DiskRun::Data(run) = run { Some(run) } else { None };
+        let data = runs.filter_map(data).collect();
+        Ok(Compared { file, size, data, differs: Mutex::default() })
     }
 
     /// What an attempt before this one did, if it still holds, as passes.
@@ -190,13 +179,20 @@ impl Run<'_> {
     }
 }
 
-/// Where a backing holds data. Asked for after the cut: what becomes data later is dirty.
-pub(super) fn data_of(file: &File, size: ByteLen) -> Result<Vec<SectorRange>, CycleError> {
-    let runs = extents::runs(file, size)
-        .map_err(CycleError::source("where the backing holds data"))?
-        .into_iter();
-    let data = |run| if let DiskRun::Data(run) = run { Some(run) } else { None };
-    Ok(runs.filter_map(data).collect())
+/// The disk while it is compared with a point, and what was found.
+pub(super) struct Compared {
+    file: File,
+    size: ByteLen,
+    /// Where the backing held data, in order.
+    data: Vec<SectorRange>,
+    differs: Mutex<SectorSet>,
+}
+
+impl Compared {
+    /// What differs so far.
+    pub fn take_differs(&self) -> SectorSet {
+        std::mem::take(&mut self.differs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// How far a pass is that compares: what was found equal is done, and what differs when it has gone to the vault.
@@ -235,12 +231,8 @@ impl<'a> Count<'a> {
 
 /// The disk's side of a comparison; what differs goes into the pipeline.
 pub(super) struct Side<'a> {
-    pub file: &'a File,
-    pub size: ByteLen,
-    /// Where the backing held data, in order.
-    pub data: &'a Vec<SectorRange>,
+    pub disk: &'a Compared,
     pub feed: &'a Feed<'a>,
-    pub differs: &'a Mutex<SectorSet>,
     pub count: &'a Count<'a>,
     pub stop: &'a AtomicBool,
 }
@@ -248,28 +240,28 @@ pub(super) struct Side<'a> {
 impl Disk<CycleError> for Side<'_> {
     fn read(&self, range: SectorRange, buffer: &mut [u8]) -> io::Result<()> {
         let start = range.start.byte_offset().0;
-        let there = range.bytes().0.min(self.size.0 - start) as usize;
+        let there = range.bytes().0.min(self.disk.size.0 - start) as usize;
         buffer[there..].fill(0);
-        self.file.read_exact_at(&mut buffer[..there], start)
+        self.disk.file.read_exact_at(&mut buffer[..there], start)
     }
 
     fn will_read(&self, range: SectorRange) {
         let (start, len) = (range.start.byte_offset().0 as i64, range.bytes().0 as i64);
         // Only makes it faster.
         let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-        let _ = posix_fadvise(self.file, start, len, advice);
+        let _ = posix_fadvise(&self.disk.file, start, len, advice);
     }
 
     fn data_within(&self, range: SectorRange) -> Vec<SectorRange> {
-        let first = self.data.partition_point(|run| run.end <= range.start);
-        let inside = self.data[first..].iter().take_while(|run| run.start < range.end);
+        let first = self.disk.data.partition_point(|run| run.end <= range.start);
+        let inside = self.disk.data[first..].iter().take_while(|run| run.start < range.end);
         inside.map(|run| run.intersect(range)).collect()
     }
 
     fn differs(&self, range: SectorRange, bytes: &[u8]) -> Result<(), CycleError> {
         let mut chunk = self.feed.chunk()?;
         chunk.push(range, bytes);
-        self.differs.lock().unwrap_or_else(PoisonError::into_inner).insert(range);
+        self.disk.differs.lock().unwrap_or_else(PoisonError::into_inner).insert(range);
         self.count.differs(range.sectors());
         self.feed.send(chunk)
     }

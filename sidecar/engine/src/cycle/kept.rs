@@ -20,7 +20,7 @@ use backstay_vault::{Consistency, CycleKind, Manifest, Pass, SectorSet, SegmentR
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::compare::{Count, Side, data_of};
+use super::compare::{Count, Side};
 use super::pass::Scope;
 use super::{Run, Stage, is_loss};
 use crate::error::CycleError;
@@ -209,34 +209,24 @@ impl Run<'_> {
         let mut compared_with = scope;
         insert_all(&mut compared_with, cover.runs());
         let point = self.as_point(onto, segments);
-        let file = self.source.file.try_clone().map_err(CycleError::source("the backing"))?;
-        let data = data_of(&file, size)?;
+        let disk = self.compared()?;
         let mut comparison =
             Comparison::new(self.job.vault, &point, 0, false)?.within(compared_with);
-        let differs = Mutex::new(SectorSet::new());
         let threads = self.job.ship.compress_threads();
-        let count = Count::new(self.job.progress, Stage::Fuzzy, size.0);
+        let (count, stop) = (Count::new(self.job.progress, Stage::Fuzzy, size.0), self.job.stop);
         let mut work = self.work()?;
         let noting = self.noting();
         let went = |bytes| count.went(bytes);
         let beside = Beside { put: &noting, went: &went, ..Beside::default() };
         let shipped = ship_beside(self.shipment(), beside, |feed| {
-            let side = Side {
-                file: &file,
-                size,
-                data: &data,
-                feed,
-                differs: &differs,
-                count: &count,
-                stop: self.job.stop,
-            };
+            let side = Side { disk: &disk, feed, count: &count, stop };
             while comparison.step(&side, threads, u64::MAX)? {}
             work.dirty(&left, feed, None)
         });
         drop(noting);
         self.put.extend_from_slice(&shipped.segments);
         shipped.result?;
-        let mut must_move = differs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut must_move = disk.take_differs();
         insert_all(&mut must_move, left.runs());
         passes.push(Pass { must_move, segments: shipped.segments });
         Ok(passes)

@@ -270,6 +270,19 @@ mod tests {
         }
     }
 
+    fn room() -> (tempfile::TempDir, Vault) {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        (dir, vault)
+    }
+
+    /// A throttle that lets a byte a second through.
+    fn standstill() -> Throttle {
+        let limit = crate::throttle::Rate::bytes_per_second(1);
+        let settings = crate::throttle::ThrottleSettings { limit, ..Default::default() };
+        Throttle::new(settings, crate::windows::Zone::default())
+    }
+
     fn feed_noise(feed: &mut Feed<'_>, chunks: u64) -> Result<(), CycleError> {
         for n in 0..chunks {
             let mut chunk = feed.chunk()?;
@@ -283,8 +296,7 @@ mod tests {
 
     #[test]
     fn everything_fed_is_put() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (_dir, vault) = room();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let shipped = ship(shipment(&vault, &ship_settings, &stop), |feed| {
@@ -301,8 +313,7 @@ mod tests {
     /// A vault that fails in the middle must end the reader, not leave it waiting.
     #[test]
     fn a_failing_upload_ends_all_stages() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (dir, vault) = room();
         // The disk's folder is a file: nothing can be put below it.
         std::fs::write(dir.path().join("disks"), b"").unwrap();
         let settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
@@ -314,17 +325,11 @@ mod tests {
     /// A cycle that is stopped while its upload waits at the throttle ends at once, and leaves nothing.
     #[test]
     fn being_told_to_stop_ends_a_slow_upload() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (dir, vault) = room();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
         let stop = AtomicBool::new(false);
-        let limit = crate::throttle::Rate::bytes_per_second(1);
-        let throttle = Throttle::new(
-            crate::throttle::ThrottleSettings { limit, ..Default::default() },
-            crate::windows::Zone::default(),
-        );
-        let mut to = shipment(&vault, &ship_settings, &stop);
-        to.throttle = &throttle;
+        let throttle = standstill();
+        let to = Shipment { throttle: &throttle, ..shipment(&vault, &ship_settings, &stop) };
         let shipped = ship(to, |feed| {
             feed_noise(feed, 8)?;
             stop.store(true, Ordering::Relaxed);
@@ -341,17 +346,11 @@ mod tests {
     /// Who looks on ends what is of no use any more, also while an upload waits at the throttle.
     #[test]
     fn who_looks_on_can_end_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (_dir, vault) = room();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(1), ..Ship::default() };
         let stop = AtomicBool::new(false);
-        let limit = crate::throttle::Rate::bytes_per_second(1);
-        let throttle = Throttle::new(
-            crate::throttle::ThrottleSettings { limit, ..Default::default() },
-            crate::windows::Zone::default(),
-        );
-        let mut to = shipment(&vault, &ship_settings, &stop);
-        to.throttle = &throttle;
+        let throttle = standstill();
+        let to = Shipment { throttle: &throttle, ..shipment(&vault, &ship_settings, &stop) };
         let watch: Watch<'_> = Box::new(|| Some(CycleError::Lost("the limit".into())));
         let beside = Beside { watch: Some(watch), ..Beside::default() };
         let shipped = ship_beside(to, beside, |feed| feed_noise(feed, 10_000));
@@ -361,8 +360,7 @@ mod tests {
     /// What is told to have gone is what went, not what was read ahead.
     #[test]
     fn bytes_count_as_they_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (_dir, vault) = room();
         let ship_settings = Ship { segment_size: bytesize::ByteSize::mib(2), ..Ship::default() };
         let stop = AtomicBool::new(false);
         let (told, times) = (Mutex::new(0), Mutex::new(0));
@@ -382,8 +380,7 @@ mod tests {
 
     #[test]
     fn being_told_to_stop_ends_all_stages() {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = Vaults::default().create(dir.path().to_str().unwrap()).unwrap();
+        let (_dir, vault) = room();
         let (settings, stop) = (Ship::default(), AtomicBool::new(false));
         let shipped = ship(shipment(&vault, &settings, &stop), |feed| {
             feed_noise(feed, 4)?;

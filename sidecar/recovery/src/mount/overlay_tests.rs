@@ -103,7 +103,7 @@ fn power_lost_at_every_operation() {
             let fuse = Fuse::default();
             let (data, map) = new(&fuse);
             map.sync().unwrap();
-            let overlay = Tested::open(data.clone(), map.clone(), SIZE, of()).unwrap();
+            let overlay = Tested::open(data.clone(), map.clone(), SIZE, of().0, of().1).unwrap();
             *fuse.lock().unwrap() = Some(operations);
             let model = live(&overlay, &mut fastrand::Rng::with_seed(seed + history));
             let burnt = *fuse.lock().unwrap() == Some(0);
@@ -112,7 +112,7 @@ fn power_lost_at_every_operation() {
                 let fuse = Fuse::default();
                 let (data, map) =
                     (data.crashed(&mut rng, Arc::clone(&fuse)), map.crashed(&mut rng, fuse));
-                let again = Tested::open(data, map, SIZE, of()).unwrap();
+                let again = Tested::open(data, map, SIZE, of().0, of().1).unwrap();
                 model.check(&again, &format!("history {history}, operation {operations}"));
                 states += 1;
             }
@@ -130,7 +130,7 @@ fn power_lost_at_every_operation() {
 fn a_failed_sync_is_never_forgotten() {
     let fuse = Fuse::default();
     let (data, map) = new(&fuse);
-    let overlay = Tested::open(data, map, SIZE, of()).unwrap();
+    let overlay = Tested::open(data, map, SIZE, of().0, of().1).unwrap();
     overlay.write(&[5; 512], ByteOffset(512)).unwrap();
     overlay.sync().unwrap();
     overlay.write(&[6; 1024], ByteOffset(1024)).unwrap();
@@ -145,7 +145,7 @@ fn a_failed_sync_is_never_forgotten() {
 #[test]
 fn only_parts_of_sectors_need_fetching() {
     let (data, map) = new(&Fuse::default());
-    let overlay = Tested::open(data, map, SIZE, of()).unwrap();
+    let overlay = Tested::open(data, map, SIZE, of().0, of().1).unwrap();
     let edges = |at: u64, len: u64| overlay.edges(ByteOffset(at), ByteLen(len));
     let one = |sector: u64| SectorRange::new(sector, sector + 1);
     assert_eq!(edges(512, 1024), []);
@@ -159,6 +159,6 @@ fn only_parts_of_sectors_need_fetching() {
 #[test]
 fn another_points_map_is_refused() {
     let (data, map) = new(&Fuse::default());
-    let other = (of().0, PointId::from_bytes([3; 16]));
-    assert!(matches!(Tested::open(data, map, SIZE, other), Err(OverlayError::Other)));
+    let other = PointId::from_bytes([3; 16]);
+    assert!(matches!(Tested::open(data, map, SIZE, of().0, other), Err(OverlayError::Other)));
 }

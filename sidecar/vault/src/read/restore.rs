@@ -11,7 +11,7 @@ use backstay_types::{ByteLen, SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Progress;
-use super::frames::{Decompressor, check, fetch, requests};
+use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, requests};
 use super::plan::{Layer, Layers};
 use super::target::RestoreTarget;
 use super::verify::check_list;
@@ -212,7 +212,7 @@ impl<'a> Fetch<'a> {
             shared.zero_extents(&layer)?;
             let mut frames: Vec<u32> = layer.of_frame.keys().copied().collect();
             frames.sort_unstable();
-            for group in requests(&layer.index, &frames) {
+            for group in requests(&layer.index, &frames, BULK_GAP_BYTES_MAX) {
                 let job = Job { layer: Arc::clone(&layer), frames: frames[group].to_vec() };
                 if shared.failed.load(Ordering::Relaxed) || jobs.send(job).is_err() {
                     return Ok(false);

@@ -11,7 +11,7 @@ use std::thread;
 
 use backstay_types::{ByteLen, Classified, CycleNo, DiskId};
 
-use super::frames::{Decompressor, check, fetch, read_header, requests};
+use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, read_header, requests};
 use super::plan::for_each_layer;
 use super::verify::{Verified, check_chain};
 use super::{Progress, read_index};
@@ -232,7 +232,7 @@ fn read_frames(
     let (mut bad, mut why) = (BTreeSet::new(), None);
     let mut decompressor = Decompressor::new()?;
     let frames: Vec<u32> = frames.iter().copied().collect();
-    for group in requests(&index, &frames) {
+    for group in requests(&index, &frames, BULK_GAP_BYTES_MAX) {
         let stored = match fetch(vault, &key, &index, &frames[group.clone()]) {
             Err(e) if is_loss(&e) => {
                 bad.extend(&frames[group]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use backstay_types::{ByteLen, Classified, CycleNo, DiskId};
 
-use super::frames::{Decompressor, check, fetch, read_header, requests};
+use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, read_header, requests};
 use super::survey::{Reading, Survey, survey};
 use super::{Progress, read_index};
 use crate::error::VaultError;
@@ -171,7 +171,7 @@ pub(crate) fn verify_segment(
             of_frame[place.frame as usize].push((extent, place));
         }
     }
-    for group in requests(&index, &frames) {
+    for group in requests(&index, &frames, BULK_GAP_BYTES_MAX) {
         for (frame, stored) in fetch(vault, &key, &index, &frames[group])? {
             let raw = decompressor.open(&key, &index.frames[frame as usize], &stored)?;
             for (extent, place) in &of_frame[frame as usize] {

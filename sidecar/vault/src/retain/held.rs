@@ -99,7 +99,7 @@ impl Held {
             Err(e @ (VaultError::Denied { .. } | VaultError::Full { .. })) => {
                 tracing::warn!("reading without holding the points: {e}");
                 let mut points = vault.points(disk)?;
-                points.retain(|cycle| (cycles.0..=cycles.1).contains(cycle));
+                points.retain(|cycle| cycles.contains(cycle));
                 Ok(Self { renewer: None, points })
             }
             held => held,
