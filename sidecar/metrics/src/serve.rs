@@ -1,29 +1,20 @@
 //! The plain listener that Prometheus asks: `GET /metrics`.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
 
 use crate::Snapshot;
 use crate::text::{Format, text};
 
 /// Connections at a time.
 const CONNECTIONS: usize = 8;
-/// How long a request may take to come.
-const STALL: Duration = Duration::from_secs(10);
 
 /// Finds out how this host is.
 pub type Look = dyn Fn() -> Snapshot + Send + Sync;
@@ -47,32 +38,12 @@ pub fn serve(listen: SocketAddr, look: Arc<Look>) -> io::Result<SocketAddr> {
 
 async fn answer_all(listener: TcpListener, look: Arc<Look>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
-        };
-        let look = Arc::clone(&look);
-        tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let look = Arc::clone(&look);
-                async move { Ok::<_, Infallible>(answer(look, &request).await) }
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(STALL)
-                .keep_alive(false)
-                .max_headers(32)
-                .serve_connection(TokioIo::new(stream), answer);
-            let _ = timeout(STALL * 3, served).await;
-            drop(place);
-        });
-    }
+    let answer = move |request| answer(Arc::clone(&look), request);
+    backstay_http::serve(listener, CONNECTIONS, answer).await;
+    Ok(())
 }
 
-async fn answer(look: Arc<Look>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(look: Arc<Look>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return with(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET".into());
     }

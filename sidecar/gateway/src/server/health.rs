@@ -1,20 +1,15 @@
 //! The plain listener for those who watch: `/healthz`, `/readyz`, `/metrics`.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backstay_vault::format::key::ObjectKey;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Shared;
@@ -25,8 +20,6 @@ use crate::counters::line;
 const STORE_ANSWERS: Duration = Duration::from_secs(5);
 /// Connections at a time.
 const CONNECTIONS: usize = 32;
-/// How long a request may take to come.
-const STALL: Duration = Duration::from_secs(10);
 
 /// Whether requests should come here.
 #[derive(Debug, Default)]
@@ -43,44 +36,23 @@ impl Ready {
 
 /// Answers until the process ends.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
-        };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(STALL)
-                .keep_alive(false)
-                .max_headers(32)
-                .serve_connection(TokioIo::new(stream), answer);
-            let _ = timeout(STALL * 3, served).await;
-            drop(place);
-        });
-    }
+    let answer = move |request| answer(Arc::clone(&shared), request);
+    backstay_http::serve(listener, CONNECTIONS, answer).await;
 }
 
-async fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET");
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok"),
-        "/readyz" => match ready(shared).await {
+        "/readyz" => match ready(&shared).await {
             Ok(()) => text(StatusCode::OK, "ready"),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         "/metrics" => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
-            with(StatusCode::OK, kind, metrics(shared).into())
+            with(StatusCode::OK, kind, metrics(&shared).into())
         }
         _ => text(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics"),
     }
