@@ -11,8 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use backstay_format::control::{
-    CutReply, ErrorCode, HEADER_BYTES, HOLD_NS_MAX, Request, Response, decode_body, decode_header,
-    encode,
+    CutReply, ErrorCode, FRAMING, HEADER_BYTES, HOLD_NS_MAX, Request, Response,
 };
 use backstay_front::control::{ClientError, ControlClient};
 use backstay_tests::harness::stamp::{open_direct, stamp};
@@ -140,10 +139,10 @@ fn a_hold_ends_with_the_next_request() {
 fn receive(stream: &mut UnixStream) -> Response {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).unwrap();
-    let (len, crc) = decode_header(&header).unwrap();
+    let (len, crc) = FRAMING.decode_header(&header).unwrap();
     let mut body = vec![0; len];
     stream.read_exact(&mut body).unwrap();
-    decode_body::<Response>(&body, crc).unwrap()
+    FRAMING.decode_body::<Response>(&body, crc).unwrap()
 }
 
 /// One whose message comes byte by byte, or not to its end, holds nobody longer for it.
@@ -152,7 +151,7 @@ fn a_message_that_drips_ends_with_the_hold() {
     let disk = disk("drip");
     let mut stream = UnixStream::connect(disk.control_socket()).unwrap();
     let mut ask = |request: &Request| {
-        stream.write_all(&encode(request).unwrap()).unwrap();
+        stream.write_all(&FRAMING.encode(request).unwrap()).unwrap();
         receive(&mut stream)
     };
     ask(&Request::Lease { client: "the test".into() });
@@ -161,7 +160,7 @@ fn a_message_that_drips_ends_with_the_hold() {
     else {
         panic!("no cut");
     };
-    let thaw = encode(&Request::Thaw { epoch: cut.epoch }).unwrap();
+    let thaw = FRAMING.encode(&Request::Thaw { epoch: cut.epoch }).unwrap();
     stream.write_all(&thaw[..thaw.len() / 2]).unwrap();
     write(&disk.served(), 2).recv_timeout(A_WHILE + MARGIN).unwrap();
     assert!(began.elapsed() >= A_WHILE / 2, "it was not held at all");

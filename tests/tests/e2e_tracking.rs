@@ -233,7 +233,7 @@ fn a_request_whose_time_is_over_is_not_carried_out() {
             clock::sleep(Duration::from_millis(5));
         }
         let asked = Asked { request: Request::Stop, deadline_boot_ns };
-        stream.write_all(&control::encode(&asked).unwrap()).unwrap();
+        stream.write_all(&control::FRAMING.encode(&asked).unwrap()).unwrap();
         let over = || deadline_boot_ns.is_none_or(|at| clock::since_boot_ns() > at);
         while !over() {
             clock::sleep(Duration::from_millis(5));
@@ -241,10 +241,10 @@ fn a_request_whose_time_is_over_is_not_carried_out() {
         must("kill", ["-CONT", &pid.to_string()]);
         let mut header = [0; control::HEADER_BYTES];
         stream.read_exact(&mut header).unwrap();
-        let (len, crc) = control::decode_header(&header).unwrap();
+        let (len, crc) = control::FRAMING.decode_header(&header).unwrap();
         let mut body = vec![0; len];
         stream.read_exact(&mut body).unwrap();
-        control::decode_body::<Response>(&body, crc).unwrap()
+        control::FRAMING.decode_body::<Response>(&body, crc).unwrap()
     };
     let soon = clock::since_boot_ns() + 200_000_000;
     match ask(Some(soon)) {

@@ -151,21 +151,21 @@ pub fn bitmap(data: &[u8]) {
 
 /// Control messages: header, then either kind of body.
 pub fn control(data: &[u8]) {
-    if let Ok((len, crc)) = control::decode_header(data) {
+    if let Ok((len, crc)) = control::FRAMING.decode_header(data) {
         assert!(len <= control::BODY_BYTES_MAX);
         if let Some(body) = data[control::HEADER_BYTES..].get(..len) {
-            let _ = control::decode_body::<Request>(body, crc);
-            let _ = control::decode_body::<Response>(body, crc);
+            let _ = control::FRAMING.decode_body::<Request>(body, crc);
+            let _ = control::FRAMING.decode_body::<Response>(body, crc);
         }
     }
     // What follows a header, as the body of a message whose header fits it.
     let body = data.get(control::HEADER_BYTES..).unwrap_or(data);
     let body = &body[..body.len().min(control::BODY_BYTES_MAX)];
     let crc = crc32c::crc32c(body);
-    if let Ok(ask) = control::decode_body::<Request>(body, crc) {
+    if let Ok(ask) = control::FRAMING.decode_body::<Request>(body, crc) {
         round_trip(&ask);
     }
-    if let Ok(answer) = control::decode_body::<Response>(body, crc) {
+    if let Ok(answer) = control::FRAMING.decode_body::<Response>(body, crc) {
         round_trip(&answer);
     }
 }
@@ -175,8 +175,11 @@ where
     T: serde::Serialize + for<'a> serde::Deserialize<'a> + PartialEq + std::fmt::Debug,
 {
     // Fields that were left out are written as null, so it may have become too long.
-    let Ok(bytes) = control::encode(message) else { return };
-    let (len, crc) = control::decode_header(&bytes).unwrap_or_else(|e| panic!("{e}"));
+    let Ok(bytes) = control::FRAMING.encode(message) else { return };
+    let (len, crc) = control::FRAMING.decode_header(&bytes).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(len, bytes.len() - control::HEADER_BYTES);
-    assert_eq!(control::decode_body(&bytes[control::HEADER_BYTES..], crc).as_ref(), Ok(message));
+    assert_eq!(
+        control::FRAMING.decode_body(&bytes[control::HEADER_BYTES..], crc).as_ref(),
+        Ok(message)
+    );
 }

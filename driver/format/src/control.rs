@@ -9,22 +9,24 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::FormatError;
+use crate::framing::Framing;
+pub use crate::framing::HEADER_BYTES;
 use crate::superblock::{Base, Resync};
-use crate::wire::{check_crc, check_version, expect};
 use backstay_types::DiskName;
 use backstay_types::units::{ByteLen, ByteOffset, DiskId, EpochNo};
 
-/// Bytes before a message's body.
-pub const HEADER_BYTES: usize = 20;
-/// Longest body.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Longest time that a cut may hold writes, in nanoseconds: 5 s.
 pub const HOLD_NS_MAX: u64 = 5_000_000_000;
 
-const WHAT: &str = "control message";
-const MAGIC: &[u8; 8] = b"BSTYCTRL";
-const VERSION: u32 = 1;
+/// Longest body.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// The bytes of its messages.
+pub const FRAMING: Framing = Framing {
+    what: "control message",
+    magic: b"BSTYCTRL",
+    version: 1,
+    body_bytes_max: BODY_BYTES_MAX,
+};
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -472,52 +474,10 @@ pub enum FoundState {
     Damaged,
 }
 
-/// Makes the bytes of a message.
-///
-/// # Errors
-/// If its body is longer than [`BODY_BYTES_MAX`].
-pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FormatError> {
-    let text = |e: serde_json::Error| FormatError::Text { what: WHAT, reason: e.to_string() };
-    let body = serde_json::to_vec(message).map_err(text)?;
-    if body.len() > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds { what: WHAT, field: "length", value: body.len() as u64 });
-    }
-    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    out.extend_from_slice(&body);
-    Ok(out)
-}
-
-/// Reads a message's header: how long its body is, and the body's checksum.
-///
-/// # Errors
-/// Not a message, an unknown version, or a body that is too long.
-pub fn decode_header(bytes: &[u8]) -> Result<(usize, u32), FormatError> {
-    let f = expect(WHAT, bytes, HEADER_BYTES, MAGIC)?;
-    check_version(WHAT, f.u32(8), VERSION)?;
-    let len = f.u32(12);
-    if len as usize > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds { what: WHAT, field: "length", value: len.into() });
-    }
-    Ok((len as usize, f.u32(16)))
-}
-
-/// Reads a message's body, whose length [`decode_header`] gave.
-///
-/// # Errors
-/// A checksum that differs, or a body that is not the message asked for.
-pub fn decode_body<T: for<'a> Deserialize<'a>>(body: &[u8], crc: u32) -> Result<T, FormatError> {
-    check_crc(WHAT, body, crc)?;
-    serde_json::from_slice(body)
-        .map_err(|e| FormatError::Text { what: WHAT, reason: e.to_string() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FormatError;
 
     #[test]
     fn round_trip() {
@@ -529,17 +489,17 @@ mod tests {
             Request::Thaw { epoch: EpochNo(3) },
             Request::Seal { epoch: EpochNo(3) },
         ] {
-            let bytes = encode(&ask).unwrap();
-            let (len, crc) = decode_header(&bytes).unwrap();
+            let bytes = FRAMING.encode(&ask).unwrap();
+            let (len, crc) = FRAMING.decode_header(&bytes).unwrap();
             assert_eq!(len, bytes.len() - HEADER_BYTES);
-            assert_eq!(decode_body::<Request>(&bytes[HEADER_BYTES..], crc).unwrap(), ask);
+            assert_eq!(FRAMING.decode_body::<Request>(&bytes[HEADER_BYTES..], crc).unwrap(), ask);
         }
     }
 
     #[test]
     fn long_bodies_are_refused_before_they_are_read() {
-        let mut bytes = encode(&Request::Status).unwrap();
+        let mut bytes = FRAMING.encode(&Request::Status).unwrap();
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(decode_header(&bytes), Err(FormatError::Bounds { .. })));
+        assert!(matches!(FRAMING.decode_header(&bytes), Err(FormatError::Bounds { .. })));
     }
 }

@@ -9,6 +9,7 @@
 //! - [`mark`]: what stands on the backing itself, in case the state directory dies
 //! - [`bitmap`]: the header of the shared bitmaps
 //! - [`fingerprint`]: what tells whether a backing was written while nobody served it
+//! - [`framing`]: messages on a stream, whatever they say
 //! - [`control`]: the messages between sidecar and driver
 //! - [`unfinished`]: the mark of a block device that a restore has not finished
 //!
@@ -25,6 +26,7 @@ pub mod bitmap;
 pub mod control;
 pub mod error;
 pub mod fingerprint;
+pub mod framing;
 pub mod intents;
 pub mod mark;
 pub mod preserved;

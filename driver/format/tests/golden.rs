@@ -391,7 +391,7 @@ fn troubled() -> DriverStatus {
 #[test]
 fn control_status_of_a_driver_in_trouble() {
     let answer = Response::Status(Box::new(troubled()));
-    let file = golden("control-trouble.bin", &control::encode(&answer).unwrap());
+    let file = golden("control-trouble.bin", &control::FRAMING.encode(&answer).unwrap());
     assert_eq!(receive::<Response>(&mut &file[..]), Ok(answer));
 }
 
@@ -432,7 +432,7 @@ fn control_backing() {
 
 /// Reads one message from the front of a stream, as a socket's reader does.
 fn receive<T: for<'a> serde::Deserialize<'a>>(stream: &mut &[u8]) -> Result<T, FormatError> {
-    let (len, crc) = control::decode_header(stream)?;
+    let (len, crc) = control::FRAMING.decode_header(stream)?;
     let (what, have) = ("stream", stream.len());
     let end = control::HEADER_BYTES + len;
     let body = stream.get(control::HEADER_BYTES..end).ok_or(FormatError::Short {
@@ -441,14 +441,15 @@ fn receive<T: for<'a> serde::Deserialize<'a>>(stream: &mut &[u8]) -> Result<T, F
         need: end,
     })?;
     *stream = &stream[end..];
-    control::decode_body(body, crc)
+    control::FRAMING.decode_body(body, crc)
 }
 
 fn conversation<T>(name: &str, messages: &[T])
 where
     T: serde::Serialize + for<'a> serde::Deserialize<'a> + PartialEq + Debug,
 {
-    let bytes: Vec<Vec<u8>> = messages.iter().map(|m| control::encode(m).unwrap()).collect();
+    let bytes: Vec<Vec<u8>> =
+        messages.iter().map(|m| control::FRAMING.encode(m).unwrap()).collect();
     let file = golden(name, &bytes.concat());
     let mut stream = &file[..];
     for message in messages {
@@ -512,9 +513,9 @@ fn unknown_versions_are_refused_by_name() {
     version(PreservedHeader::decode(&newer(header.to_vec())).map(drop));
     let header = BitmapHeader { disk, epoch, boot_id: [0; 16], sectors: 1 }.encode();
     version(BitmapHeader::decode(&newer(header.to_vec())).map(drop));
-    let mut message = control::encode(&Request::Status).unwrap();
+    let mut message = control::FRAMING.encode(&Request::Status).unwrap();
     message[8] = 2;
-    version(control::decode_header(&message).map(drop));
+    version(control::FRAMING.decode_header(&message).map(drop));
 }
 
 #[test]

@@ -305,12 +305,12 @@ proptest! {
 
     #[test]
     fn requests_come_back(ask in request(), bit: prop::sample::Index) {
-        let bytes = control::encode(&ask).unwrap();
-        let (len, crc) = control::decode_header(&bytes).unwrap();
+        let bytes = control::FRAMING.encode(&ask).unwrap();
+        let (len, crc) = control::FRAMING.decode_header(&bytes).unwrap();
         let body = &bytes[control::HEADER_BYTES..];
         prop_assert_eq!(len, body.len());
-        prop_assert_eq!(control::decode_body::<Request>(body, crc), Ok(ask));
-        prop_assert!(control::decode_body::<Request>(&flipped(body, bit), crc).is_err());
+        prop_assert_eq!(control::FRAMING.decode_body::<Request>(body, crc), Ok(ask));
+        prop_assert!(control::FRAMING.decode_body::<Request>(&flipped(body, bit), crc).is_err());
     }
 
     #[test]
@@ -321,9 +321,9 @@ proptest! {
         let _ = PreservedHeader::decode(&bytes);
         let _ = Record::decode(&bytes, EpochNo(1), SectorRange::new(0, regions.into()));
         let _ = BitmapHeader::decode(&bytes);
-        let _ = control::decode_header(&bytes);
-        let _ = control::decode_body::<Request>(&bytes, crc);
-        let _ = control::decode_body::<Response>(&bytes, crc32c::crc32c(&bytes));
+        let _ = control::FRAMING.decode_header(&bytes);
+        let _ = control::FRAMING.decode_body::<Request>(&bytes, crc);
+        let _ = control::FRAMING.decode_body::<Response>(&bytes, crc32c::crc32c(&bytes));
         if let Some(block) = bytes.first_chunk() {
             let _ = intents::decode_block(EpochNo(1), block);
         }

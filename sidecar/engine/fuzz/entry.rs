@@ -1,7 +1,7 @@
 //! What the fuzz targets do, shared with the tests that run them over the corpus: any bytes are a
 //! message or an error, and a message says the same when it is written again.
 
-use backstay_engine::group::wire::{Ask, HEADER_BYTES, Tell, decode, encode};
+use backstay_engine::group::wire::{Ask, FRAMING, HEADER_BYTES, Tell, decode};
 
 /// The messages between the hosts of a group: as they are, and with a checksum that fits, so that the
 /// body is reached.
@@ -19,12 +19,12 @@ pub fn group_message(data: &[u8]) {
 fn either(bytes: &[u8]) {
     if let Ok(Some((ask, len))) = decode::<Ask>(bytes) {
         assert!(len <= bytes.len());
-        let again = encode(&ask).and_then(|bytes| decode::<Ask>(&bytes));
+        let again = FRAMING.encode(&ask).and_then(|bytes| decode::<Ask>(&bytes));
         assert_eq!(again.map(|read| read.map(|(ask, _)| ask)), Ok(Some(ask)));
     }
     if let Ok(Some((tell, len))) = decode::<Tell>(bytes) {
         assert!(len <= bytes.len());
-        let again = encode(&tell).and_then(|bytes| decode::<Tell>(&bytes));
+        let again = FRAMING.encode(&tell).and_then(|bytes| decode::<Tell>(&bytes));
         assert_eq!(again.map(|read| read.map(|(tell, _)| tell)), Ok(Some(tell)));
     }
 }

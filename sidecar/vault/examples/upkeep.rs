@@ -18,7 +18,8 @@ use backstay_types::{ByteLen, CycleNo, DiskId, SectorRange, Term};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::retain::{Policy, Time, maintain};
 use backstay_vault::{
-    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef,
+    Vault, Vaults, verify_cycle,
 };
 
 /// Sectors of a frame.

@@ -382,6 +382,12 @@ impl VaultError {
         once.then_some(object)
     }
 
+    /// Whether something that was in the vault is damaged or gone.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        self.is_damage() || matches!(self, Self::NotFound { .. } | Self::Lost { .. })
+    }
+
     /// Whether an object of that name is there already.
     #[must_use]
     pub fn is_taken(&self) -> bool {

@@ -18,7 +18,8 @@ use backstay_vault::format::key::{DiskFolder, ObjectKey, Piece};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::remote::StoreSettings;
 use backstay_vault::{
-    Base, Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, GroupMember, GroupName, GroupPoint, GroupPointNo, Manifest, Pass,
+    PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
 };
 
 use super::{MIB, Site, pin, write};

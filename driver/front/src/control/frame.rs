@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use backstay_format::FormatError;
-use backstay_format::control::{HEADER_BYTES, decode_body, decode_header, encode};
+use backstay_format::control::{FRAMING, HEADER_BYTES};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ impl Classified for FrameError {
 
 /// Writes a message.
 pub(super) fn send(stream: &mut impl Write, message: &impl Serialize) -> Result<(), FrameError> {
-    stream.write_all(&encode(message)?)?;
+    stream.write_all(&FRAMING.encode(message)?)?;
     Ok(stream.flush()?)
 }
 
@@ -43,7 +43,7 @@ pub(super) fn send_with(
     message: &impl Serialize,
     descriptor: &File,
 ) -> Result<(), FrameError> {
-    let bytes = encode(message)?;
+    let bytes = FRAMING.encode(message)?;
     let descriptors = [descriptor.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let slices = [IoSlice::new(&bytes)];
@@ -95,10 +95,10 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
         return Ok(None);
     }
     stream.read_exact(&mut header[first..])?;
-    let (len, crc) = decode_header(&header)?;
+    let (len, crc) = FRAMING.decode_header(&header)?;
     let mut body = vec![0; len];
     stream.read_exact(&mut body)?;
-    Ok(Some(decode_body(&body, crc)?))
+    Ok(Some(FRAMING.decode_body(&body, crc)?))
 }
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
 
         #[test]
         fn any_flip_is_seen(at in 0usize..64, bit in 0u8..8) {
-            let mut bytes = encode(&Request::Status).unwrap();
+            let mut bytes = FRAMING.encode(&Request::Status).unwrap();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
             prop_assert!(receive::<Request>(&mut &bytes[..]).is_err());

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::compare::{Count, Side};
 use super::pass::Scope;
-use super::{Run, Stage, is_loss};
+use super::{Run, Stage};
 use crate::error::CycleError;
 use crate::pipeline::{Beside, ship_beside};
 
@@ -239,7 +239,7 @@ impl Run<'_> {
         for segment in before {
             let index = match read_index(self.job.vault, self.vault_disk, self.source.size, segment)
             {
-                Err(e) if is_loss(&e) => {
+                Err(e) if e.is_loss() => {
                     tracing::warn!("disk {}: {e}: it ships again", self.source.disk);
                     continue;
                 }

@@ -329,7 +329,7 @@ impl Run<'_> {
                 (Flow::Resync { deep }, Some(newest)) => {
                     match self.compare(&cut, newest, deep, status.resync_no) {
                         // What cannot be compared with is not needed either: a full copy depends on nothing older.
-                        Err(CycleError::Vault(e)) if is_loss(&e) => {
+                        Err(CycleError::Vault(e)) if e.is_loss() => {
                             tracing::warn!("disk {}: {e}: the whole disk is shipped", status.name);
                             resync::forget_progress(self.job.state);
                             self.stands_alone = true;
@@ -623,11 +623,6 @@ impl VaultDisk {
             tracing::warn!("the hold on recovery point {} ends by itself: {e}", from.cycle);
         }
     }
-}
-
-/// Whether an error says that something in the vault is damaged or gone.
-fn is_loss(error: &VaultError) -> bool {
-    error.is_damage() || matches!(error, VaultError::NotFound { .. } | VaultError::Lost { .. })
 }
 
 /// Says beside a point that all that it needs was read back: the disk was compared with all of it. Where that cannot be said,

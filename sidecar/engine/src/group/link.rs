@@ -128,7 +128,7 @@ impl Link {
     /// If it is not gone within `limit`.
     pub fn send(&mut self, message: &impl Serialize, limit: Duration) -> Result<(), LinkError> {
         let ends = clock::monotonic() + limit;
-        self.tls.writer().write_all(&wire::encode(message)?)?;
+        self.tls.writer().write_all(&wire::FRAMING.encode(message)?)?;
         self.push(ends)
     }
 

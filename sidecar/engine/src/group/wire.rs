@@ -4,18 +4,22 @@
 //! before the body is waited for; what is no message ends the connection.
 
 use backstay_format::FormatError;
+use backstay_format::framing::Framing;
+pub use backstay_format::framing::HEADER_BYTES;
 use backstay_types::{CycleNo, DiskId, DiskName, PointId};
 use backstay_vault::{GroupMember, GroupName};
 use serde::{Deserialize, Serialize};
 
-/// Bytes before a message's body.
-pub const HEADER_BYTES: usize = 20;
 /// Longest body.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
-const WHAT: &str = "group message";
-const MAGIC: &[u8; 8] = b"BSTYGRUP";
-const VERSION: u32 = 1;
+/// The bytes of these messages.
+pub const FRAMING: Framing = Framing {
+    what: "group message",
+    magic: b"BSTYGRUP",
+    version: 1,
+    body_bytes_max: BODY_BYTES_MAX,
+};
 
 /// What a coordinator says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,55 +174,21 @@ impl Point {
     }
 }
 
-/// Makes the bytes of a message.
-///
-/// # Errors
-/// If its body is longer than [`BODY_BYTES_MAX`].
-pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FormatError> {
-    let text = |e: serde_json::Error| FormatError::Text { what: WHAT, reason: e.to_string() };
-    let body = serde_json::to_vec(message).map_err(text)?;
-    if body.len() > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds { what: WHAT, field: "length", value: body.len() as u64 });
-    }
-    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    out.extend_from_slice(&body);
-    Ok(out)
-}
-
 /// Takes a message from the front of what came: `None` if the rest of it has not come yet; else the
 /// message and how many bytes it took.
 ///
 /// # Errors
 /// If it can become no message, however it goes on.
 pub fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<Option<(T, usize)>, FormatError> {
-    let known = bytes.len().min(MAGIC.len());
-    if bytes[..known] != MAGIC[..known] {
-        return Err(FormatError::Magic { what: WHAT });
+    let known = bytes.len().min(FRAMING.magic.len());
+    if bytes[..known] != FRAMING.magic[..known] {
+        return Err(FormatError::Magic { what: FRAMING.what });
     }
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-    let field = |at: usize| {
-        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    let (version, len, stored) = (field(8), field(12), field(16));
-    if version != VERSION {
-        return Err(FormatError::Version { what: WHAT, found: version, known: VERSION });
-    }
-    if len as usize > BODY_BYTES_MAX {
-        return Err(FormatError::Bounds { what: WHAT, field: "length", value: len.into() });
-    }
-    let end = HEADER_BYTES + len as usize;
+    let (len, crc) = FRAMING.decode_header(header)?;
+    let end = HEADER_BYTES + len;
     let Some(body) = bytes.get(HEADER_BYTES..end) else { return Ok(None) };
-    let computed = crc32c::crc32c(body);
-    if computed != stored {
-        return Err(FormatError::Checksum { what: WHAT, computed, stored });
-    }
-    let message = serde_json::from_slice(body)
-        .map_err(|e| FormatError::Text { what: WHAT, reason: e.to_string() })?;
-    Ok(Some((message, end)))
+    Ok(Some((FRAMING.decode_body(body, crc)?, end)))
 }
 
 #[cfg(test)]
@@ -266,8 +236,8 @@ mod tests {
     fn golden() {
         let said = |bytes: Vec<Vec<u8>>| bytes.concat();
         let all = [
-            said(asks().iter().map(|m| encode(m).unwrap()).collect()),
-            said(tells().iter().map(|m| encode(m).unwrap()).collect()),
+            said(asks().iter().map(|m| FRAMING.encode(m).unwrap()).collect()),
+            said(tells().iter().map(|m| FRAMING.encode(m).unwrap()).collect()),
         ]
         .concat();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/group-messages.bin");
@@ -291,16 +261,16 @@ mod tests {
 
     #[test]
     fn long_bodies_are_refused_before_they_come() {
-        let mut bytes = encode(&Ask::Ping).unwrap();
+        let mut bytes = FRAMING.encode(&Ask::Ping).unwrap();
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decode::<Ask>(&bytes), Err(FormatError::Bounds { .. })));
         let reason = "x".repeat(BODY_BYTES_MAX);
-        assert!(encode(&Tell::Failed { round: 1, reason }).is_err());
+        assert!(FRAMING.encode(&Tell::Failed { round: 1, reason }).is_err());
     }
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let mut bytes = encode(&Ask::Ping).unwrap();
+        let mut bytes = FRAMING.encode(&Ask::Ping).unwrap();
         bytes[8] = 2;
         assert!(matches!(decode::<Ask>(&bytes), Err(FormatError::Version { found: 2, .. })));
     }
@@ -312,8 +282,8 @@ mod tests {
         fn any_bytes_are_a_message_or_not(bytes: Vec<u8>) {
             let _ = decode::<Ask>(&bytes);
             // Also as the body of a message whose header fits, so that the fields are reached.
-            let mut message = MAGIC.to_vec();
-            message.extend_from_slice(&VERSION.to_le_bytes());
+            let mut message = FRAMING.magic.to_vec();
+            message.extend_from_slice(&FRAMING.version.to_le_bytes());
             message.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
             message.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
             message.extend(&bytes);
@@ -323,7 +293,7 @@ mod tests {
 
         #[test]
         fn any_change_of_a_body_is_refused(which in 0usize..10, at: prop::sample::Index, byte: u8) {
-            let mut bytes = encode(&tells()[which]).unwrap();
+            let mut bytes = FRAMING.encode(&tells()[which]).unwrap();
             let at = at.index(bytes.len());
             prop_assume!(bytes[at] != byte);
             bytes[at] = byte;
@@ -334,7 +304,7 @@ mod tests {
 
         #[test]
         fn a_part_of_a_message_waits_for_the_rest(which in 0usize..10, at: prop::sample::Index) {
-            let bytes = encode(&tells()[which]).unwrap();
+            let bytes = FRAMING.encode(&tells()[which]).unwrap();
             let part = &bytes[..at.index(bytes.len())];
             prop_assert_eq!(decode::<Tell>(part).unwrap(), None);
         }

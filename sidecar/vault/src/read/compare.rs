@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use backstay_types::{Classified, SECTOR_BYTES, SectorRange};
+use backstay_types::{SECTOR_BYTES, SectorRange};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, requests};
@@ -276,11 +276,6 @@ fn without(run: SectorRange, others: &[SectorRange]) -> Vec<SectorRange> {
     left
 }
 
-/// Whether an error says that something in the vault is lost.
-fn is_loss(error: &VaultError) -> bool {
-    error.is_damage() || matches!(error, VaultError::NotFound { .. })
-}
-
 /// What the threads share.
 struct Shared<'a, E> {
     vault: &'a Vault,
@@ -379,14 +374,14 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
     ) -> Result<(), E> {
         // What is damaged in the vault differs from the disk: it is shipped again, over it.
         let fetched = match fetch(self.vault, &layer.key, &layer.index, frames) {
-            Err(e) if is_loss(&e) => return self.take_for_lost(&e, layer, frames, buffer),
+            Err(e) if e.is_loss() => return self.take_for_lost(&e, layer, frames, buffer),
             fetched => fetched?,
         };
         for (frame, stored) in fetched {
             let opened =
                 decompressor.open(&layer.key, &layer.index.frames[frame as usize], &stored);
             let raw = match opened {
-                Err(e) if is_loss(&e) => {
+                Err(e) if e.is_loss() => {
                     self.take_for_lost(&e, layer, &[frame], buffer)?;
                     continue;
                 }
@@ -397,7 +392,7 @@ impl<E: From<VaultError> + Send> Shared<'_, E> {
                 let extent = &layer.index.extents[*number];
                 let Some(place) = &extent.place else { continue };
                 let held = match check(&layer.key, extent, place, raw) {
-                    Err(e) if is_loss(&e) => {
+                    Err(e) if e.is_loss() => {
                         tracing::warn!("{e}: it is shipped again");
                         for run in runs {
                             let bytes = self.read(*run, buffer)?;

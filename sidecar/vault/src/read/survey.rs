@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use backstay_types::{ByteLen, Classified, CycleNo, DiskId};
+use backstay_types::{ByteLen, CycleNo, DiskId};
 
 use super::frames::{BULK_GAP_BYTES_MAX, Decompressor, check, fetch, read_header, requests};
 use super::plan::for_each_layer;
@@ -76,11 +76,6 @@ struct Planned {
     frames: BTreeSet<u32>,
 }
 
-/// Whether an error says that a point is not whole, and not that nobody knows.
-fn is_loss(error: &VaultError) -> bool {
-    error.is_damage() || matches!(error, VaultError::NotFound { .. })
-}
-
 /// What is wrong with an object, without its name, which anyone who is told has already.
 fn reason(e: &VaultError) -> String {
     match e {
@@ -107,7 +102,7 @@ pub fn survey(
     for &cycle in cycles {
         match plan(vault, disk, cycle, &mut planned) {
             Ok(point) => points.push(point),
-            Err(e) if is_loss(&e) => drop(survey.damaged.insert(cycle, e)),
+            Err(e) if e.is_loss() => drop(survey.damaged.insert(cycle, e)),
             Err(e) => return Err(e),
         }
     }
@@ -213,13 +208,13 @@ fn read_frames(
         Ok(Some(DamagedSegment { size: *size, segment: *segment, why, frames }))
     };
     let index = match read_index(vault, disk, *size, segment) {
-        Err(e) if is_loss(&e) => return damage(&e, None),
+        Err(e) if e.is_loss() => return damage(&e, None),
         index => index?,
     };
     if frames.is_empty() {
         // With the first frame it is read anyway.
         return match read_header(vault, &key, &index.opens) {
-            Err(e) if is_loss(&e) => damage(&e, None),
+            Err(e) if e.is_loss() => damage(&e, None),
             header => header.map(|()| None),
         };
     }
@@ -234,7 +229,7 @@ fn read_frames(
     let frames: Vec<u32> = frames.iter().copied().collect();
     for group in requests(&index, &frames, BULK_GAP_BYTES_MAX) {
         let stored = match fetch(vault, &key, &index, &frames[group.clone()]) {
-            Err(e) if is_loss(&e) => {
+            Err(e) if e.is_loss() => {
                 bad.extend(&frames[group]);
                 why.get_or_insert(e);
                 continue;

@@ -12,7 +12,8 @@ use backstay_types::{ByteLen, ByteOffset, CycleNo, DiskId, SectorRange};
 use backstay_vault::frame::{Chunk, Compressor, SegmentBuilder};
 use backstay_vault::read::{RestoreTarget, restore};
 use backstay_vault::{
-    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef, Vault, VaultError, Vaults, verify_cycle,
+    Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, SegmentRef,
+    Vault, VaultError, Vaults, verify_cycle,
 };
 
 pub use steps::{At, Steps};
