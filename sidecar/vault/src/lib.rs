@@ -7,7 +7,7 @@
 //!   that only one writer can win, reads, lists
 //! - `prove`: what was put is what the store has
 //! - [`paced`]: segments put no faster than they are let through
-//! - [`remote`]: vaults on object stores: S3, Azure Blob, Google Cloud Storage
+//! - `stores`: what differs between the places a vault can be in; [`remote`]: S3, Azure Blob, Google Cloud Storage, gateways
 //! - `vaults`: what vaults are opened with; [`known`]: which one this host means by a URL
 //! - `names`: which disk has which name
 //! - [`commit`]: from segments to a recovery point; what is not verified cannot be committed
@@ -59,6 +59,7 @@ pub mod sectors;
 mod segments;
 mod serve;
 pub mod store;
+mod stores;
 pub mod terms;
 mod vaults;
 

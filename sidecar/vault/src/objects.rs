@@ -27,7 +27,7 @@ const CONFLICTS_MAX: u32 = 4;
 /// How often something is read that is not as it should be, before that is believed.
 const READS_MAX: u32 = 3;
 /// How long to wait before it is read again from a store; it doubles.
-const READ_PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const READ_PAUSE: Duration = Duration::from_millis(200);
 
 /// What became of a put.
 enum Put {
@@ -52,12 +52,7 @@ pub(crate) fn of_bucket(object: impl Into<String>, e: HttpError) -> VaultError {
 impl Vault {
     /// Makes durable the name of an object that is there though its put failed.
     pub(crate) fn settle(&self, key: &ObjectKey) -> Result<(), VaultError> {
-        match &self.inner.folders {
-            Some(folders) => {
-                folders.settle(&key.to_string()).map_err(|e| VaultError::of_io(key, e))
-            }
-            None => Ok(()),
-        }
+        self.inner.store.settle(key).map_err(|e| VaultError::of_io(key, e))
     }
 
     /// Reads a range of an object.
@@ -141,7 +136,7 @@ impl Vault {
     fn ask(&self, verb: &'static str, key: impl Display) -> &dyn ObjectStore {
         tracing::trace!("{verb} {key}");
         self.inner.requests.fetch_add(1, Ordering::Relaxed);
-        &*self.inner.store
+        self.store()
     }
 
     /// The length of an object.
@@ -202,9 +197,7 @@ impl Vault {
         if readings + 1 >= READS_MAX {
             return false;
         }
-        if self.inner.renewing.is_some() || self.is_behind_gateway() {
-            clock::sleep(READ_PAUSE * 2u32.pow(readings));
-        }
+        clock::sleep(self.inner.store.read_pause() * 2u32.pow(readings));
         true
     }
 
@@ -271,8 +264,8 @@ impl Vault {
     }
 
     fn put_if_absent(&self, key: &ObjectKey, payload: &PutPayload) -> Result<Put, VaultError> {
-        if let Some(folders) = &self.inner.folders {
-            folders.prepare(&key.to_string()).map_err(|e| VaultError::of_io(key, e))?;
+        self.inner.store.prepare(key).map_err(|e| VaultError::of_io(key, e))?;
+        if self.is_local() {
             return self.put_once(key, payload.clone()).map(Put::Done);
         }
         let mut tries = 0;
@@ -302,25 +295,12 @@ impl Vault {
         Ok(put.e_tag)
     }
 
-    /// Locks an object that was put in parts, where what is put is locked.
-    pub(crate) fn lock_whole(&self, key: &ObjectKey) -> Result<(), VaultError> {
-        let (Some(bucket), Some(lock)) = (self.bucket(), self.inner.vaults.store.object_lock)
-        else {
-            return Ok(());
-        };
-        let at = Path::from(format!("{}/{key}", self.inner.prefix));
-        self.block_on(bucket.retain(&at, lock)).map_err(|e| of_bucket(key, e))
-    }
-
     /// Finds out whether what is put can be locked, where that is asked for.
     ///
     /// # Errors
     /// If it cannot, or the store does not answer.
     pub fn check_lock(&self) -> Result<(), VaultError> {
-        let (Some(bucket), Some(_)) = (self.bucket(), self.inner.vaults.store.object_lock) else {
-            return Ok(());
-        };
-        self.block_on(bucket.can_lock()).map_err(|e| of_bucket("object lock", e))
+        self.inner.store.check_lock(self)
     }
 
     /// Deletes an object. One that is not there is deleted already. In a local directory a power loss
@@ -358,10 +338,9 @@ impl Vault {
     /// Removes what killed puts left in a local directory, where no listing shows it.
     pub(crate) fn sweep_unfinished(&self, disk: DiskId) -> Result<(), VaultError> {
         const DAY: Duration = Duration::from_secs(86_400);
-        let Some(folders) = &self.inner.folders else { return Ok(()) };
         for folder in DiskFolder::ALL {
             let folder = folder.of(disk);
-            let swept = folders.sweep(&folder.to_string(), DAY);
+            let swept = self.inner.store.sweep(&folder, DAY);
             let swept = swept.map_err(|e| VaultError::of_io(&folder, e))?;
             if swept > 0 {
                 tracing::info!("{folder}: {swept} unfinished objects removed");

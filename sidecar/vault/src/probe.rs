@@ -4,8 +4,7 @@
 //! such a put altogether; worse are those that do not know the condition and overwrite. Both are found here,
 //! before anything is begun in them.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use object_store::PutPayload;
 
@@ -37,15 +36,15 @@ impl Vault {
         looked.and(deleted)
     }
 
-    /// Finds out again whether puts are still kept apart, once in the life of this process: a proxy or an update may have
+    /// Finds out again whether puts are still kept apart, once in the life of a program: a proxy or an update may have
     /// changed that since the vault was made, and a source that was failed over would overwrite points. Of a directory
     /// the kernel sees to it.
     ///
     /// # Errors
     /// As for [`Self::probe`].
     pub fn probe_once(&self) -> Result<(), VaultError> {
-        static PROBED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-        let known = || PROBED.lock().unwrap_or_else(PoisonError::into_inner);
+        let probed = &self.inner.vaults.probed;
+        let known = || probed.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_local() || known().contains(self.url()) {
             return Ok(());
         }

@@ -11,7 +11,6 @@
 //! What is not what was put is deleted and put again. Why it is done so, and what it costs, is in
 //! docs/decisions/0019-proof-and-scrub.md.
 
-use bytes::Bytes;
 use md5::{Digest, Md5};
 use object_store::PutPayload;
 
@@ -19,6 +18,7 @@ use crate::error::VaultError;
 use crate::format::key::ObjectKey;
 use crate::objects::same;
 use crate::store::Vault;
+use crate::stores::Steps;
 
 /// How often something is put whose proof fails.
 pub(crate) const PUTS_MAX: u32 = 3;
@@ -65,13 +65,14 @@ impl Vault {
         if self.is_behind_gateway() || e_tag.is_some_and(|e_tag| digest_says(e_tag, parts)) {
             return Ok(true);
         }
-        if let ([small], None) = (parts, &self.inner.folders)
+        if let [small] = parts
+            && !self.is_local()
             && small.content_length() as u64 <= STEP_BYTES
         {
             return self.is_exactly(key, small);
         }
-        let bytes = parts.iter().flat_map(|part| part.iter().cloned().map(Ok));
-        self.reads_back(key, bytes)
+        let mut bytes = parts.iter().flat_map(|part| part.iter().cloned().map(Ok));
+        self.inner.store.reads_back(self, key, &mut bytes)
     }
 
     /// The same of a small object, with one request.
@@ -93,15 +94,12 @@ impl Vault {
     ///
     /// # Errors
     /// If it cannot be read, or `wanted` cannot.
-    pub(crate) fn reads_back(
+    pub(crate) fn reads_back_by_ranges(
         &self,
         key: &ObjectKey,
-        wanted: impl Iterator<Item = std::io::Result<Bytes>>,
+        wanted: Steps<'_>,
     ) -> Result<bool, VaultError> {
         let of_io = |e| VaultError::of_io(key, e);
-        if let Some(folders) = &self.inner.folders {
-            return folders.reads_back(&key.to_string(), wanted).map_err(of_io);
-        }
         let mut at = 0;
         for bytes in wanted {
             let mut bytes = bytes.map_err(of_io)?;

@@ -42,21 +42,7 @@ impl Vault {
         let segment = segment
             .into_object(sealing)
             .map_err(|source| VaultError::Target { what: format!("ending {key}"), source })?;
-        let whole = match &self.inner.folders {
-            Some(_) => self.put_in_folder(&key, &segment, pace)?,
-            None if self.is_behind_gateway() => self.put_at_gateway(&key, &segment, pace)?,
-            None if segment.len > self.inner.vaults.store.part_bytes => {
-                self.put_in_parts(&key, &segment, pace)?
-            }
-            // A small one goes as a whole: the average is right, the line is not even.
-            None => {
-                let whole = paced::wait_for_all(pace, segment.len);
-                if whole {
-                    self.put(&key, segment.payload)?;
-                }
-                whole
-            }
-        };
+        let whole = self.inner.store.put_segment(self, &key, &segment, pace)?;
         if !whole {
             return Err(VaultError::Stopped { object: key.into() });
         }
@@ -74,32 +60,22 @@ impl Vault {
         })
     }
 
-    fn put_at_gateway(
+    /// Puts a segment into a store: a long one in parts.
+    pub(crate) fn put_by_requests(
         &self,
         key: &ObjectKey,
         segment: &Object,
         pace: &dyn Pace,
     ) -> Result<bool, VaultError> {
-        let Some(gateway) = &self.inner.gateway else { return Ok(false) };
-        let put =
-            gateway.put_segment(&self.inner.runtime, &key.to_string(), &segment.payload, pace);
-        put.map_err(|e| VaultError::of_store(key, e))
-    }
-
-    fn put_in_folder(
-        &self,
-        key: &ObjectKey,
-        segment: &Object,
-        pace: &dyn Pace,
-    ) -> Result<bool, VaultError> {
-        let Some(folders) = &self.inner.folders else { return Ok(false) };
-        self.until_proven(key, std::slice::from_ref(&segment.payload), || {
-            let parts = segment.payload.iter().map(Ok);
-            let put = folders
-                .put(&key.to_string(), parts, pace)
-                .map_err(|e| VaultError::of_io(key, e))?;
-            Ok(put.then_some(None))
-        })
+        if segment.len > self.inner.vaults.store.part_bytes {
+            return self.put_in_parts(key, segment, pace);
+        }
+        // A small one goes as a whole: the average is right, the line is not even.
+        let whole = paced::wait_for_all(pace, segment.len);
+        if whole {
+            self.put(key, segment.payload.clone())?;
+        }
+        Ok(whole)
     }
 
     fn put_in_parts(
@@ -120,13 +96,13 @@ impl Vault {
             }
         })?;
         if put {
-            self.lock_whole(key)?;
+            self.inner.store.lock(self, key)?;
         }
         Ok(put)
     }
 
     /// Puts a segment until it is proven (see `prove`): false if it was given up. Its name is this attempt's alone.
-    fn until_proven(
+    pub(crate) fn until_proven(
         &self,
         key: &ObjectKey,
         parts: &[PutPayload],

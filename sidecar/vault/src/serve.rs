@@ -14,11 +14,10 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::VaultError;
 use crate::format::key::ObjectKey;
-use crate::paced::Unlimited;
 use crate::store::Vault;
 
 /// Bytes that are copied at a time.
-const STEP_BYTES: u64 = 1 << 20;
+pub(crate) const STEP_BYTES: u64 = 1 << 20;
 /// A file up to this length goes to a store as a whole, with the condition that nothing is there.
 const WHOLE_BYTES_MAX: u64 = 64 << 20;
 
@@ -26,7 +25,7 @@ impl Vault {
     /// The store that it is in.
     #[must_use]
     pub fn object_store(&self) -> Arc<dyn ObjectStore> {
-        Arc::clone(&self.inner.store)
+        Arc::clone(self.inner.store.objects())
     }
 
     /// Puts an object if it is absent. It is durable when this returns.
@@ -53,19 +52,18 @@ impl Vault {
     /// # Errors
     /// If it is there, the file cannot be read, or the vault cannot be written.
     pub fn put_file(&self, key: &ObjectKey, path: &FsPath) -> Result<(), VaultError> {
+        self.inner.store.put_file(self, key, path)
+    }
+
+    /// The same of a store.
+    pub(crate) fn put_file_by_requests(
+        &self,
+        key: &ObjectKey,
+        path: &FsPath,
+    ) -> Result<(), VaultError> {
         let of_io = |e| VaultError::of_io(key, e);
         let file = File::open(path).map_err(of_io)?;
         let len = file.metadata().map_err(of_io)?.len();
-        if let Some(folders) = &self.inner.folders {
-            let put = folders.put(&key.to_string(), steps(file, STEP_BYTES), &Unlimited);
-            return match put {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(exists(key)),
-                put => {
-                    put.map_err(of_io)?;
-                    self.prove_file(key, path)
-                }
-            };
-        }
         if len <= WHOLE_BYTES_MAX {
             let mut bytes = Vec::with_capacity(len as usize);
             file.take(WHOLE_BYTES_MAX).read_to_end(&mut bytes).map_err(of_io)?;
@@ -95,13 +93,13 @@ impl Vault {
         });
         put.map_err(|e| VaultError::of_store(key, e))?;
         self.prove_file(key, path)?;
-        self.lock_whole(key)
+        self.inner.store.lock(self, key)
     }
 
     /// Proves that what was put from a file is there. What is not goes: it is put again by who asks again.
-    fn prove_file(&self, key: &ObjectKey, path: &FsPath) -> Result<(), VaultError> {
+    pub(crate) fn prove_file(&self, key: &ObjectKey, path: &FsPath) -> Result<(), VaultError> {
         let file = File::open(path).map_err(|e| VaultError::of_io(key, e))?;
-        if self.reads_back(key, steps(file, STEP_BYTES))? {
+        if self.inner.store.reads_back(self, key, &mut steps(file, STEP_BYTES))? {
             return Ok(());
         }
         self.delete(key)?;
@@ -109,14 +107,14 @@ impl Vault {
     }
 }
 
-fn exists(key: &ObjectKey) -> VaultError {
+pub(crate) fn exists(key: &ObjectKey) -> VaultError {
     let source = io::Error::from(io::ErrorKind::AlreadyExists).into();
     let source = object_store::Error::AlreadyExists { path: key.into(), source };
     VaultError::Store { object: key.into(), source }
 }
 
 /// A file in steps of one length; the last one may be shorter.
-fn steps(mut file: File, step_bytes: u64) -> impl Iterator<Item = io::Result<Bytes>> {
+pub(crate) fn steps(mut file: File, step_bytes: u64) -> impl Iterator<Item = io::Result<Bytes>> {
     std::iter::from_fn(move || {
         let mut step = Vec::new();
         match (&mut file).take(step_bytes).read_to_end(&mut step) {

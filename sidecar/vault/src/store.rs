@@ -18,13 +18,11 @@ use crate::encrypt::keys::{Keys, SegmentKeys};
 use crate::error::VaultError;
 use crate::format::document::VaultRecord;
 use crate::format::key::ObjectKey;
-use crate::local::Folders;
 use crate::paced::Pace;
 use crate::read::tails::Tails;
-use crate::remote::gateway::{Gateway, Role, WhoAmI};
-use crate::remote::lock::bucket::Bucket;
-use crate::remote::renewing::Renewing;
+use crate::remote::gateway::{Role, WhoAmI};
 use crate::retain::Decided;
+use crate::stores::Store;
 use crate::vaults::Vaults;
 
 /// A vault. Clones share it.
@@ -37,15 +35,7 @@ pub struct Vault {
 
 pub(crate) struct Inner {
     pub url: String,
-    pub store: Arc<dyn ObjectStore>,
-    /// Of a vault in a bucket: what makes its clients.
-    pub renewing: Option<Arc<Renewing>>,
-    /// What its keys begin with in a bucket.
-    pub prefix: String,
-    /// Of a vault in a local directory.
-    pub folders: Option<Folders>,
-    /// What it is behind, if it is behind a gateway.
-    pub gateway: Option<Gateway>,
+    pub store: Box<dyn Store>,
     pub runtime: Runtime,
     pub fetched_bytes: AtomicU64,
     /// Requests for objects and lists.
@@ -64,11 +54,11 @@ pub(crate) struct Inner {
     pub tails: Tails,
 }
 
-impl Inner {
-    /// Of a vault on any store.
-    pub fn new(
+impl Vault {
+    /// On a store. Nothing is asked of it yet.
+    pub(crate) fn on(
         url: &str,
-        store: Arc<dyn ObjectStore>,
+        store: Box<dyn Store>,
         vaults: &Vaults,
     ) -> Result<Self, VaultError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -78,13 +68,9 @@ impl Inner {
             .enable_all()
             .build()
             .map_err(|e| VaultError::Url { url: url.into(), reason: e.to_string() })?;
-        Ok(Self {
+        let inner = Inner {
             url: url.into(),
             store,
-            renewing: None,
-            prefix: String::new(),
-            folders: None,
-            gateway: None,
             runtime,
             fetched_bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -94,13 +80,8 @@ impl Inner {
             segment_keys: SegmentKeys::default(),
             decided: Decided::default(),
             tails: Tails::default(),
-        })
-    }
-}
-
-impl Vault {
-    pub(crate) fn of(inner: Inner) -> Self {
-        Self { inner: Arc::new(inner), pace: None }
+        };
+        Ok(Self { inner: Arc::new(inner), pace: None })
     }
 
     /// Puts the record of a new vault: from now on it is one, and this host means it by its URL.
@@ -124,8 +105,7 @@ impl Vault {
     /// # Errors
     /// If the gateway does not say.
     pub fn who_am_i(&self) -> Result<Option<&WhoAmI>, VaultError> {
-        let Inner { gateway, runtime, .. } = &*self.inner;
-        gateway.as_ref().map(|gateway| gateway.who(runtime)).transpose()
+        self.inner.store.who(self)
     }
 
     /// What the gateway that it is behind lets us do; `None` if it is behind none.
@@ -139,12 +119,12 @@ impl Vault {
     /// Whether it is behind a gateway, which does the upkeep itself.
     #[must_use]
     pub fn is_behind_gateway(&self) -> bool {
-        self.inner.gateway.is_some()
+        self.inner.store.is_behind_gateway()
     }
 
     /// Whether it is in a local directory.
     pub(crate) fn is_local(&self) -> bool {
-        self.inner.folders.is_some()
+        self.inner.store.is_exact()
     }
 
     /// Where it is.
@@ -156,7 +136,7 @@ impl Vault {
     /// The directory it is in, if it is in one.
     #[must_use]
     pub fn local_dir(&self) -> Option<&FsPath> {
-        self.inner.folders.as_ref().map(Folders::root)
+        self.inner.store.root()
     }
 
     /// The room that is left where it is; none if that cannot be told, as of a store.
@@ -165,13 +145,8 @@ impl Vault {
         Some(ByteLen(fs.blocks_available().saturating_mul(fs.fragment_size())))
     }
 
-    /// The bucket it is in, if it is one of S3.
-    pub(crate) fn bucket(&self) -> Option<Arc<Bucket>> {
-        self.inner.renewing.as_ref().and_then(|renewing| renewing.now().bucket)
-    }
-
     pub(crate) fn store(&self) -> &dyn ObjectStore {
-        &*self.inner.store
+        &**self.inner.store.objects()
     }
 
     pub(crate) fn block_on<F: Future>(&self, work: F) -> F::Output {

@@ -3,10 +3,11 @@
 //! A program makes one [`Vaults`] of its configuration and passes it on; it is cheap to clone. Vaults that are open keep
 //! what they were opened with.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use object_store::ObjectStore;
@@ -17,13 +18,12 @@ use crate::error::{OF_DIRECTORY, VaultError};
 use crate::format::document::VaultRecord;
 use crate::format::key::{Folder, ObjectKey};
 use crate::known::KnownVaults;
-use crate::local::{self, Folders};
-use crate::remote::connect::{connect, refuse_lock};
-use crate::remote::gateway::{Gateway, GatewayStore};
+use crate::local;
+use crate::remote::connect::refuse_lock;
 use crate::remote::place::VaultPlace;
-use crate::remote::renewing::Renewing;
 use crate::remote::settings::StoreSettings;
-use crate::store::{Inner, Vault, now_unix_ns};
+use crate::store::{Vault, now_unix_ns};
+use crate::stores::{BehindGateway, InBucket, InDirectory, Store};
 
 /// How vaults are reached.
 #[derive(Clone, Default)]
@@ -31,6 +31,8 @@ pub struct Vaults {
     pub(crate) store: Arc<StoreSettings>,
     pub(crate) keychain: Arc<Keychain>,
     known: KnownVaults,
+    /// URLs of stores that were tried.
+    pub(crate) probed: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PartialEq for Vaults {
@@ -241,30 +243,20 @@ impl Vaults {
     /// What is at a place, whether a vault or not. Nothing is asked of it yet.
     fn at(&self, url: &str, place: VaultPlace) -> Result<Vault, VaultError> {
         let refuse_lock = |instead| refuse_lock(url, &self.store, instead);
-        match place {
+        let store: Box<dyn Store> = match place {
             VaultPlace::Directory(root) => {
                 refuse_lock("A directory has no such thing: use a store that has")?;
-                let folders = Folders::below(&root);
-                let store = Arc::new(folders.store());
-                Ok(Vault::of(Inner { folders: Some(folders), ..Inner::new(url, store, self)? }))
+                Box::new(InDirectory::at(&root))
             }
             VaultPlace::Bucket { kind, bucket, prefix } => {
-                let (of, settings, below) =
-                    (url.to_owned(), Arc::clone(&self.store), prefix.clone());
-                let make = move || connect(&of, (kind, &bucket, &below), &settings);
-                let file = self.store.credentials_file.clone();
-                let renewing = Arc::new(Renewing::new(file, Box::new(make))?);
-                let store = Arc::<Renewing>::clone(&renewing);
-                let inner = Inner::new(url, store, self)?;
-                Ok(Vault::of(Inner { renewing: Some(renewing), prefix, ..inner }))
+                Box::new(InBucket::of(url, (kind, bucket, prefix), &self.store)?)
             }
             VaultPlace::Gateway { hosts } => {
                 refuse_lock("Here the gateway puts: set it in the gateway's configuration")?;
-                let gateway = Gateway::new(url, &hosts, &self.store)?;
-                let store = Arc::<GatewayStore>::clone(&gateway.store);
-                Ok(Vault::of(Inner { gateway: Some(gateway), ..Inner::new(url, store, self)? }))
+                Box::new(BehindGateway::of(url, &hosts, &self.store)?)
             }
-        }
+        };
+        Vault::on(url, store, self)
     }
 
     /// A vault on any store.
@@ -272,7 +264,7 @@ impl Vaults {
     /// # Errors
     /// If the runtime's threads cannot be started.
     pub fn on_store(&self, url: &str, store: Arc<dyn ObjectStore>) -> Result<Vault, VaultError> {
-        Inner::new(url, store, self).map(Vault::of)
+        Vault::on(url, Box::new(store), self)
     }
 }
 

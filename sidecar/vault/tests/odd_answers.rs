@@ -5,7 +5,6 @@ mod common;
 
 use std::fmt;
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -63,8 +62,6 @@ impl fmt::Display for Odd {
     }
 }
 
-type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
 fn flipped(bytes: &Bytes) -> Bytes {
     let mut bytes = bytes.to_vec();
     let middle = bytes.len() / 2;
@@ -85,78 +82,52 @@ impl Odd {
     }
 }
 
+#[async_trait::async_trait]
 impl ObjectStore for Odd {
-    fn put_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_opts(
+        &self,
+        at: &Path,
         payload: PutPayload,
         options: PutOptions,
-    ) -> Later<'c, PutResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
+    ) -> Result<PutResult> {
         let flip = is(&mut self.faults.lock().unwrap().flip_put, at.as_ref());
         let payload = if flip { flipped(&Bytes::from(payload)).into() } else { payload };
-        Box::pin(async move { self.store.put_opts(at, payload, options).await })
+        self.store.put_opts(at, payload, options).await
     }
-    fn put_multipart_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
         options: PutMultipartOptions,
-    ) -> Later<'c, Box<dyn MultipartUpload>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        self.store.put_multipart_opts(at, options)
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(at, options).await
     }
-    fn get_opts<'a, 'b, 'c>(&'a self, at: &'b Path, options: GetOptions) -> Later<'c, GetResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            let (gone, flip) = {
-                let mut faults = self.faults.lock().unwrap();
-                (is(&mut faults.not_found, at.as_ref()), is(&mut faults.flip_get, at.as_ref()))
-            };
-            if gone {
-                return Err(Error::NotFound { path: at.to_string(), source: "odd".into() });
-            }
-            let head = options.head;
-            let got = self.store.get_opts(at, options).await?;
-            if !flip || head {
-                return Ok(got);
-            }
-            let (meta, range, attributes) =
-                (got.meta.clone(), got.range.clone(), got.attributes.clone());
-            let bytes = flipped(&got.bytes().await?);
-            let payload = futures::stream::once(async move { Ok(bytes) }).boxed();
-            Ok(GetResult {
-                payload: GetResultPayload::Stream(payload),
-                meta,
-                range,
-                attributes,
-                extensions: Default::default(),
-            })
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        let (gone, flip) = {
+            let mut faults = self.faults.lock().unwrap();
+            (is(&mut faults.not_found, at.as_ref()), is(&mut faults.flip_get, at.as_ref()))
+        };
+        if gone {
+            return Err(Error::NotFound { path: at.to_string(), source: "odd".into() });
+        }
+        let head = options.head;
+        let got = self.store.get_opts(at, options).await?;
+        if !flip || head {
+            return Ok(got);
+        }
+        let (meta, range, attributes) =
+            (got.meta.clone(), got.range.clone(), got.attributes.clone());
+        let bytes = flipped(&got.bytes().await?);
+        let payload = futures::stream::once(async move { Ok(bytes) }).boxed();
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(payload),
+            meta,
+            range,
+            attributes,
+            extensions: Default::default(),
         })
     }
-    fn get_ranges<'a, 'b, 'd, 'c>(
-        &'a self,
-        at: &'b Path,
-        ranges: &'d [Range<u64>],
-    ) -> Later<'c, Vec<Bytes>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        self.store.get_ranges(at, ranges)
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.store.get_ranges(at, ranges).await
     }
     fn delete_stream(
         &self,
@@ -190,27 +161,11 @@ impl ObjectStore for Odd {
         let shown = move |listed| futures::future::ready(this.shown(listed, true));
         self.store.list_with_offset(prefix, offset).filter_map(shown).boxed()
     }
-    fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b Path>) -> Later<'c, ListResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        self.store.list_with_delimiter(prefix)
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
     }
-    fn copy_opts<'a, 'b, 'd, 'c>(
-        &'a self,
-        from: &'b Path,
-        to: &'d Path,
-        options: CopyOptions,
-    ) -> Later<'c, ()>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        self.store.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
     }
 }
 

@@ -4,10 +4,8 @@
 
 mod common;
 
-use std::future::Future;
 use std::ops::Range;
 use std::path::Path as FsPath;
-use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,65 +40,35 @@ impl std::fmt::Display for LostAnswers {
     }
 }
 
-type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
+#[async_trait::async_trait]
 impl ObjectStore for LostAnswers {
-    fn put_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_opts(
+        &self,
+        at: &Path,
         payload: PutPayload,
         options: PutOptions,
-    ) -> Later<'c, PutResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            let put = self.store.put_opts(at, payload, options).await?;
-            if at.as_ref().contains("/points/") && self.armed.load(Ordering::Relaxed) {
-                return Err((self.answer)(at));
-            }
-            Ok(put)
-        })
+    ) -> Result<PutResult> {
+        let put = self.store.put_opts(at, payload, options).await?;
+        if at.as_ref().contains("/points/") && self.armed.load(Ordering::Relaxed) {
+            return Err((self.answer)(at));
+        }
+        Ok(put)
     }
-    fn put_multipart_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
         options: PutMultipartOptions,
-    ) -> Later<'c, Box<dyn MultipartUpload>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        self.store.put_multipart_opts(at, options)
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(at, options).await
     }
-    fn get_opts<'a, 'b, 'c>(&'a self, at: &'b Path, options: GetOptions) -> Later<'c, GetResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            if at.as_ref().contains("/points/") && self.deaf.load(Ordering::Relaxed) {
-                return Err((self.answer)(at));
-            }
-            self.store.get_opts(at, options).await
-        })
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        if at.as_ref().contains("/points/") && self.deaf.load(Ordering::Relaxed) {
+            return Err((self.answer)(at));
+        }
+        self.store.get_opts(at, options).await
     }
-    fn get_ranges<'a, 'b, 'd, 'c>(
-        &'a self,
-        at: &'b Path,
-        ranges: &'d [Range<u64>],
-    ) -> Later<'c, Vec<Bytes>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        self.store.get_ranges(at, ranges)
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.store.get_ranges(at, ranges).await
     }
     fn delete_stream(
         &self,
@@ -111,27 +79,11 @@ impl ObjectStore for LostAnswers {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.store.list(prefix)
     }
-    fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b Path>) -> Later<'c, ListResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        self.store.list_with_delimiter(prefix)
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
     }
-    fn copy_opts<'a, 'b, 'd, 'c>(
-        &'a self,
-        from: &'b Path,
-        to: &'d Path,
-        options: CopyOptions,
-    ) -> Later<'c, ()>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        self.store.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
     }
 }
 

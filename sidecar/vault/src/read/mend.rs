@@ -14,8 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use backstay_types::{ByteLen, ByteOffset, DiskId, SectorRange};
 use bytes::Bytes;
-use object_store::path::Path;
-use object_store::{PutMode, PutOptions, PutPayload};
+use object_store::PutPayload;
 
 use super::frames::{Decompressor, Stored, check};
 use super::read_index;
@@ -162,18 +161,7 @@ impl Vault {
     /// Replaces an object by what it was. The only thing in a vault that is put over another.
     fn overwrite(&self, key: &ObjectKey, bytes: Vec<u8>) -> Result<(), VaultError> {
         let payload = PutPayload::from(bytes);
-        match &self.inner.folders {
-            Some(folders) => {
-                let parts = payload.iter().map(Ok::<_, std::io::Error>);
-                folders.replace(&key.to_string(), parts).map_err(|e| VaultError::of_io(key, e))?;
-            }
-            None => {
-                let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-                let at = Path::from(key);
-                let put = self.store().put_opts(&at, payload.clone(), options);
-                self.block_on(put).map_err(|e| VaultError::of_store(key, e))?;
-            }
-        }
+        self.inner.store.replace(self, key, &payload)?;
         match self.has_exactly(key, &[payload], None)? {
             true => Ok(()),
             false => Err(VaultError::Altered { object: key.into(), tries: 1 }),

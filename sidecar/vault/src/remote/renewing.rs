@@ -7,7 +7,6 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,57 +93,31 @@ impl fmt::Display for Renewing {
     }
 }
 
-type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
+#[async_trait::async_trait]
 impl ObjectStore for Renewing {
-    fn put_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_opts(
+        &self,
+        at: &Path,
         payload: PutPayload,
         options: PutOptions,
-    ) -> Later<'c, PutResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().put_opts(at, payload, options).await })
+    ) -> Result<PutResult> {
+        self.store().put_opts(at, payload, options).await
     }
 
-    fn put_multipart_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
         options: PutMultipartOptions,
-    ) -> Later<'c, Box<dyn MultipartUpload>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().put_multipart_opts(at, options).await })
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.store().put_multipart_opts(at, options).await
     }
 
-    fn get_opts<'a, 'b, 'c>(&'a self, at: &'b Path, options: GetOptions) -> Later<'c, GetResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().get_opts(at, options).await })
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.store().get_opts(at, options).await
     }
 
-    fn get_ranges<'a, 'b, 'd, 'c>(
-        &'a self,
-        at: &'b Path,
-        ranges: &'d [Range<u64>],
-    ) -> Later<'c, Vec<Bytes>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().get_ranges(at, ranges).await })
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.store().get_ranges(at, ranges).await
     }
 
     fn delete_stream(
@@ -166,28 +139,12 @@ impl ObjectStore for Renewing {
         self.store().list_with_offset(prefix, offset)
     }
 
-    fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b Path>) -> Later<'c, ListResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().list_with_delimiter(prefix).await })
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store().list_with_delimiter(prefix).await
     }
 
-    fn copy_opts<'a, 'b, 'd, 'c>(
-        &'a self,
-        from: &'b Path,
-        to: &'d Path,
-        options: CopyOptions,
-    ) -> Later<'c, ()>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move { self.store().copy_opts(from, to, options).await })
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store().copy_opts(from, to, options).await
     }
 }
 

@@ -1,10 +1,8 @@
 //! A store over a directory whose every step is counted, so that at any one of them something else
 //! can happen first, or everything can end.
 
-use std::future::Future;
 use std::ops::Range;
 use std::path::Path as FsPath;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,64 +116,32 @@ impl std::fmt::Display for Steps {
     }
 }
 
-type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
+#[async_trait::async_trait]
 impl ObjectStore for Steps {
-    fn put_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_opts(
+        &self,
+        at: &Path,
         payload: PutPayload,
         options: PutOptions,
-    ) -> Later<'c, PutResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            let answered = self.change()?;
-            let put = self.store.put_opts(at, payload, options).await;
-            if answered { put } else { Err(Self::dead()) }
-        })
+    ) -> Result<PutResult> {
+        let answered = self.change()?;
+        let put = self.store.put_opts(at, payload, options).await;
+        if answered { put } else { Err(Self::dead()) }
     }
-    fn put_multipart_opts<'a, 'b, 'c>(
-        &'a self,
-        at: &'b Path,
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
         options: PutMultipartOptions,
-    ) -> Later<'c, Box<dyn MultipartUpload>>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        self.store.put_multipart_opts(at, options)
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(at, options).await
     }
-    fn get_opts<'a, 'b, 'c>(&'a self, at: &'b Path, options: GetOptions) -> Later<'c, GetResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            self.step()?;
-            self.store.get_opts(at, options).await
-        })
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.step()?;
+        self.store.get_opts(at, options).await
     }
-    fn get_ranges<'a, 'b, 'd, 'c>(
-        &'a self,
-        at: &'b Path,
-        ranges: &'d [Range<u64>],
-    ) -> Later<'c, Vec<Bytes>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            self.step()?;
-            self.store.get_ranges(at, ranges).await
-        })
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.step()?;
+        self.store.get_ranges(at, ranges).await
     }
     fn delete_stream(
         &self,
@@ -219,29 +185,11 @@ impl ObjectStore for Steps {
             Err(e) => futures::stream::iter([Err(e)]).boxed(),
         }
     }
-    fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b Path>) -> Later<'c, ListResult>
-    where
-        'a: 'c,
-        'b: 'c,
-        Self: 'c,
-    {
-        Box::pin(async move {
-            self.step()?;
-            self.store.list_with_delimiter(prefix).await
-        })
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.step()?;
+        self.store.list_with_delimiter(prefix).await
     }
-    fn copy_opts<'a, 'b, 'd, 'c>(
-        &'a self,
-        from: &'b Path,
-        to: &'d Path,
-        options: CopyOptions,
-    ) -> Later<'c, ()>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-        Self: 'c,
-    {
-        self.store.copy_opts(from, to, options)
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
     }
 }
