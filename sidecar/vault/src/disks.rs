@@ -44,8 +44,8 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError::NotFound`] if there is no such disk, or it was never finished; or the record is damaged. A record that
-    /// is gone although the disk has points, terms or a ledger is damage: it is put before any of them, and deleted after
-    /// all of them.
+    /// is gone although the disk has points or a ledger is damage: it is put before any of them, and deleted after all of
+    /// them. A term says nothing: an import takes its own before it puts the record.
     pub fn disk(&self, disk: DiskId) -> Result<DiskRecord, VaultError> {
         let key = Piece::Record.of(disk);
         match self.document(&key) {
@@ -56,8 +56,7 @@ impl Vault {
         self.judged(true, || self.document(&key)).map_err(|e| match e {
             VaultError::NotFound { .. } => VaultError::Inconsistent {
                 object: (&key).into(),
-                reason: "it is not there, although the disk has recovery points, terms or a ledger"
-                    .into(),
+                reason: "it is not there, although the disk has recovery points or a ledger".into(),
             },
             e => e,
         })
@@ -65,7 +64,7 @@ impl Vault {
 
     /// Whether a disk has anything that is there only after its record.
     fn has_history(&self, disk: DiskId) -> Result<bool, VaultError> {
-        for folder in [DiskFolder::Points, DiskFolder::Terms, DiskFolder::Ledger] {
+        for folder in [DiskFolder::Points, DiskFolder::Ledger] {
             if !self.listed(&folder.of(disk))?.is_empty() {
                 return Ok(true);
             }

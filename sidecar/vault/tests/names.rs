@@ -96,10 +96,33 @@ fn a_record_that_is_gone_is_damage() {
     assert_eq!((damaged[0].disk, damaged[0].name.clone()), (Some(disk), Some(name("db"))));
     let found = by_id(&vault).unwrap();
     assert_eq!((found.disk, found.size_bytes), (disk, ByteLen(1 << 20)));
-    // Terms alone, or a ledger, say that there was a record.
+    // A ledger alone says that there was a record.
     std::fs::remove_dir_all(folder.join("points")).unwrap();
+    std::fs::create_dir_all(folder.join("ledger")).unwrap();
+    std::fs::write(folder.join("ledger").join(format!("{:020}", 1)), b"").unwrap();
     is_damage(vault.disk(disk).unwrap_err());
-    is_damage(by_id(&vault).unwrap_err());
+}
+
+/// An import takes its term before it puts its record; killed in between it is one that was never finished.
+#[test]
+fn a_term_may_come_before_the_record() {
+    let (_dir, vault) = vault();
+    let (killed, disk) = (DiskId::random(), DiskId::random());
+    for begun in [killed, disk] {
+        vault.claim_name(&name("db"), begun).unwrap();
+        vault.term_or_first(begun, "import").unwrap();
+    }
+    assert!(matches!(vault.disk(killed), Err(VaultError::NotFound { .. })));
+    let record = DiskRecord {
+        disk,
+        name: name("db"),
+        size_bytes: ByteLen(1 << 20),
+        sector_bytes: 512,
+        created_unix_ns: 1,
+    };
+    vault.found_disk(&record).unwrap();
+    assert_eq!(vault.disk_named(&name("db")).unwrap().disk, disk);
+    assert!(vault.list_disks().unwrap().1.is_empty());
 }
 
 #[test]
