@@ -10,7 +10,6 @@ use crate::format::document::DiskRecord;
 use crate::format::key::{DiskFolder, Folder, ObjectKey, Piece};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::store::Vault;
-use crate::terms::importer;
 
 /// Objects deleted at a time.
 const DELETES: usize = 256;
@@ -63,15 +62,14 @@ impl Vault {
         })
     }
 
-    /// Whether a disk has anything that is there only after its record. An import takes its term before that.
+    /// Whether a disk has anything that is there only after its record.
     fn has_history(&self, disk: DiskId) -> Result<bool, VaultError> {
         for folder in [DiskFolder::Points, DiskFolder::Ledger] {
             if !self.listed(&folder.of(disk))?.is_empty() {
                 return Ok(true);
             }
         }
-        let term = self.newest_term(disk)?;
-        Ok(term.is_some_and(|term| term.writer != importer(disk)))
+        Ok(false)
     }
 
     /// A disk by its identity. What its record says is made up from its newest point, if that record is gone or damaged:

@@ -76,5 +76,5 @@ pub use names::DamagedDisk;
 pub use paced::Pace;
 pub use sectors::{NewestWins, SectorSet};
 pub use store::Vault;
-pub use terms::{Claim, Line, importer};
+pub use terms::{Claim, Line};
 pub use vaults::Vaults;

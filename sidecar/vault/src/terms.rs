@@ -75,13 +75,6 @@ fn from_name(term: Term) -> Result<HoldName, VaultError> {
     name.parse().within("the name of a hold")
 }
 
-/// Who writes the one point of an image that is imported. Its term is taken before the disk's record is put, so that
-/// anyone who finds the record finds whose it is.
-#[must_use]
-pub fn importer(disk: DiskId) -> String {
-    format!("import of {disk}")
-}
-
 impl Vault {
     /// The newest term of a disk; the first one is taken by `writer` if there is none.
     ///

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
 use backstay_types::{ByteLen, Classified, DiskId, DiskName};
-use backstay_vault::{DiskRecord, Vault, VaultError, Vaults, importer};
+use backstay_vault::{DiskRecord, Vault, VaultError, Vaults};
 use common::{At, Steps, record};
 use object_store::path::Path;
 use object_store::{
@@ -82,11 +82,6 @@ fn a_record_that_is_gone_is_damage() {
     let begun = DiskId::random();
     vault.claim_name(&name("begun"), begun).unwrap();
     assert!(matches!(vault.disk(begun), Err(VaultError::NotFound { .. })), "never finished");
-    vault.term_or_first(begun, &importer(begun)).unwrap();
-    assert!(
-        matches!(vault.disk(begun), Err(VaultError::NotFound { .. })),
-        "an import's term is first"
-    );
     history.cycle(&vault, &mut fastrand::Rng::with_seed(1)).unwrap();
     lose();
     let is_damage = |e: VaultError| {

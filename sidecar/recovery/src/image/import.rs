@@ -24,7 +24,7 @@ use backstay_vault::format::segment::FRAME_SECTORS_MAX;
 use backstay_vault::read::Progress;
 use backstay_vault::{
     Base, Consistency, CycleKind, DiskRecord, Manifest, Pass, PointMeta, SectorSet, TermRecord,
-    Vault, VaultError, importer, verify_cycle,
+    Vault, VaultError, verify_cycle,
 };
 
 use super::qemu::{self, ImageExtents, Served};
@@ -152,7 +152,8 @@ fn take_place(job: &Import<'_>, size: ByteLen) -> Result<(DiskId, TermRecord), I
             };
             let found = || {
                 job.vault.claim_name(job.name, disk)?;
-                job.vault.term_or_first(disk, &importer(disk))?;
+                // Before the record, so that anyone who finds the record finds whose it is.
+                job.vault.term_or_first(disk, &writer(disk))?;
                 job.vault.found_disk(&record)
             };
             match found() {
@@ -168,10 +169,14 @@ fn take_place(job: &Import<'_>, size: ByteLen) -> Result<(DiskId, TermRecord), I
         return taken(format!("disk {disk} has it, with recovery points up to {newest}"));
     }
     match job.vault.newest_term(disk)? {
-        Some(term) if term.writer == importer(disk) => Ok((disk, term)),
+        Some(term) if term.writer == writer(disk) => Ok((disk, term)),
         Some(term) => taken(format!("{} makes its first point, or was killed at it", term.writer)),
         None => taken(format!("disk {disk} has no point yet, and somebody else began it")),
     }
+}
+
+fn writer(disk: DiskId) -> String {
+    format!("import of {disk}")
 }
 
 /// An image that is read from its first byte to its last.
