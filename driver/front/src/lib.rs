@@ -1,14 +1,14 @@
-//! The driver: one process that serves one protected disk as a file, tracks what is written to
-//! it, and answers its control socket.
+//! The driver: a process that serves one protected disk as a file, tracks its writes, and answers
+//! requests on a control socket.
 //!
 //! - [`paths`]: where a disk's state, sockets and mount are
-//! - [`backing`]: files and devices, and the ways to read and write them
-//! - [`fuse`]: the file `disk`, in front of the tracking
-//! - [`control`]: the socket: server in the driver, client for the sidecar and the command
+//! - [`backing`]: opening, reading and writing the backing file or device
+//! - [`fuse`]: the file system with the file `disk`
+//! - [`control`]: the control socket: the server in the driver, the client for the sidecar and the CLI
 //! - [`life`]: start, hardening, signals, stop
-//! - [`offline`]: moving and renaming a disk that nobody serves
+//! - [`offline`]: moving and renaming a disk that no driver serves
 //!
-//! Asking the driver of a disk how it is:
+//! Asking a disk's driver for its status:
 //!
 //! ```no_run
 //! use backstay_front::control::ControlClient;

@@ -1,9 +1,9 @@
-//! The life of a cycle in the driver: cut, seal, then release or fold back.
+//! The life of a cycle in the driver: cut, seal (end preserve), then release or fold back.
 //!
-//! One control operation runs at a time, under the admin lock. What has to last is prepared and
-//! made durable before the gate is taken, so the gate itself holds only the swap of two pointers.
-//! At every instant the superblock names every epoch that may hold dirty sectors; recovery takes
-//! their union, so a crash anywhere in here can add sectors but never lose one (I1).
+//! The admin lock serializes control operations. Everything durable is written before the gate is
+//! taken, so that a cut holds the gate only to swap two pointers. The superblock always names every
+//! epoch that may hold dirty sectors, and recovery takes their union. So a crash at any step can add
+//! dirty sectors but never lose one (I1).
 
 use backstay_format::control::{CutMode, CutReply};
 use backstay_format::superblock::{ANNOUNCED_MAX, Base, Resync, Superblock};
@@ -19,21 +19,22 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, alone, lock};
 use crate::{Backing, ProtectedDisk, TrackError, clean};
 
-/// What a seal gives to the sidecar.
+/// The result of [`ProtectedDisk::seal`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// Where the preserved log ends, in bytes from the file's start.
+    /// The end of the preserved log, in bytes from the start of its file.
     pub log_end: ByteOffset,
-    /// If set, the point in time was lost, for this reason.
+    /// Why the point in time was lost, if it was.
     pub lost: Option<String>,
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// Closes the current epoch: every write answered before is in it, none begun after (I2).
+    /// Closes the current epoch. It contains every write that was acknowledged before the cut and no
+    /// write that began after it (I2).
     ///
     /// # Errors
-    /// If a cycle is open that this cut does not fit, or the new epoch could not be made; then
-    /// nothing has changed.
+    /// If the open cycle does not allow this cut, or if the new epoch could not be made. Nothing was
+    /// changed.
     pub fn cut(&self, mode: CutMode) -> Result<CutReply, TrackError> {
         let mut admin = lock(&self.admin);
         let (swap, live) = self.swap(&mut admin, mode)?;
@@ -43,7 +44,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(self.after_swap(&mut admin, swap, held_ns))
     }
 
-    /// What a cut gives to the sidecar, and what the swap leaves to be noted.
+    /// Updates the counters after a swap, and makes the reply for the sidecar.
     pub(crate) fn after_swap(&self, admin: &mut Admin<E>, swap: Swap<E>, held_ns: u64) -> CutReply {
         let Swap { closing, mode, cut_unix_ns, paths, .. } = swap;
         self.sums.cuts.fetch_add(1, Ordering::Relaxed);
@@ -69,13 +70,13 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         info
     }
 
-    /// Every sector was read or is preserved: ends copy-before-write.
+    /// Ends copy-before-write: the sidecar has read every sector that it still needs from the disk.
     ///
     /// # Errors
     /// If `epoch` is not the one closed by the last point-in-time cut.
     pub fn seal(&self, epoch: EpochNo) -> Result<Sealed, TrackError> {
         let _admin = lock(&self.admin);
-        // Alone in the gate: no writer is in the middle of a record.
+        // Exclusive, so that no writer is in the middle of a log record.
         let live = alone(&self.gate);
         let closed = match &live.closed {
             Some(closed) if closed.epoch.no == epoch => closed,
@@ -84,11 +85,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(Sealed { log_end: closed.seal(), lost: closed.lost() })
     }
 
-    /// The cycle is committed as `base`: the closed epochs are forgotten.
+    /// The cycle is committed as `base`: drops the closed epochs.
     ///
     /// # Errors
-    /// If `epoch` is not the one closed by the last point-in-time cut, or the backing could not be
-    /// flushed or the superblock not be written; then the epochs stay dirty, which is safe.
+    /// If `epoch` is not the one closed by the last point-in-time cut, or if the backing cannot be
+    /// flushed or the superblock cannot be written. The epochs then stay dirty, which is safe.
     pub fn release(&self, epoch: EpochNo, base: Base) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         let closed = self.newest_closed(&admin);
@@ -100,8 +101,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             }
             _ => return Err(wrong_epoch(epoch, closed)),
         }
-        // The point may hold writes that were answered but never flushed. Once the epoch is
-        // forgotten nothing would say that a power loss took them from the backing: flush first.
+        // The point may contain writes that were acknowledged but never flushed. A power loss could
+        // remove them from the backing, and without the epoch nothing would mark them. Flush first.
         self.backing.sync().map_err(|source| TrackError::Backing {
             doing: "the flush before the epoch is released",
             source,
@@ -123,11 +124,11 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(())
     }
 
-    /// The cycle failed: the sectors of every closed epoch are dirty again.
+    /// The cycle failed: the sectors of every closed epoch become dirty again.
     ///
     /// # Errors
-    /// If `epoch` is not the newest closed one. Trouble with the state directory is not an error
-    /// here: the disk is then marked to be resynced.
+    /// If `epoch` is not the newest closed one, or if the superblock cannot be written. An epoch that
+    /// cannot be folded back is no error: a resync of the disk is then required.
     pub fn fold_back(&self, epoch: EpochNo) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         match self.newest_closed(&admin) {
@@ -136,10 +137,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// Folds back whatever is open: the sidecar is gone.
+    /// Folds back every closed epoch. Called when the sidecar's connection has ended.
     ///
     /// # Errors
-    /// If the superblock could not be written.
+    /// If the superblock cannot be written.
     pub fn fold_back_open(&self) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         match self.newest_closed(&admin) {
@@ -151,11 +152,12 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// A point is about to be committed. It proves what the dirty set is counted from, as all that were
-    /// announced since the base do: which of them were committed only the vault knows.
+    /// Records a point before it is committed. If the sidecar dies now, only the vault knows whether
+    /// the point exists. So the base and every point announced since then prove that this disk belongs
+    /// to the vault's newest point.
     ///
     /// # Errors
-    /// If that could not be made durable; then it must not be committed.
+    /// If the record cannot be made durable. The point must not be committed then.
     pub fn announce(&self, point: Base) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         let announce = |sb: &mut Superblock| {
@@ -171,25 +173,25 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// From now on every sector counts as dirty.
     ///
     /// # Errors
-    /// If that could not be made durable.
+    /// If the superblock cannot be written.
     pub fn require_resync(&self, reason: Resync) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         admin.raise(reason);
         admin.record(|_| ()).doing("writing the superblock")
     }
 
-    /// Stops cleanly: waits for writes, flushes the backing and saves the bitmap. Writes that come
-    /// later fail with `ESHUTDOWN`.
+    /// Stops cleanly: waits for writes in flight, flushes the backing and saves the bitmap. Later
+    /// writes fail with `ESHUTDOWN`.
     ///
     /// # Errors
-    /// If the backing or the state directory could not be written. The next start then takes this
-    /// stop for a crash, which loses nothing.
+    /// If the backing or the state directory cannot be written. The next start then treats this stop
+    /// as a crash, which loses nothing.
     pub fn close(&self) -> Result<(), TrackError> {
         let mut admin = lock(&self.admin);
         if self.stopped.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        // Through the gate once: every write that saw the disk open is done.
+        // Take the gate once, to wait for every write that still saw the disk open.
         drop(alone(&self.gate));
         self.backing
             .sync()
@@ -213,7 +215,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             if let Some(reason) = closed.lost() {
                 admin.lost_last = Some(reason);
             }
-            // No one will read the preserved blocks any more: spare the guest making them.
+            // Nobody reads the preserved blocks any more, so the guest need not pay for them.
             closed.seal();
         }
         admin.resync_current = admin.resync_current.or(admin.resync_closed);
@@ -232,7 +234,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(())
     }
 
-    /// Drops the closed epochs and their files; the superblock names them no longer.
+    /// Drops the closed epochs and their files. The superblock no longer names them.
     fn forget_closed(&self, admin: &mut Admin<E>) {
         let closed = {
             let mut live = alone(&self.gate);

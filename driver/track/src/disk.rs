@@ -1,9 +1,15 @@
 //! The protected disk: the write path.
 //!
-//! Every write goes the same five steps: its regions have durable intents (I1) → it enters the gate
-//! (I2) → what a running cycle still needs is preserved → its sectors are marked dirty → the backing
-//! is written. On the way a warm write takes one lock (the gate, shared) and no system call but the
-//! backing's own.
+//! Every write takes the same five steps:
+//!
+//! 1. Its regions get durable intents (I1).
+//! 2. It enters the gate (I2).
+//! 3. It preserves the old content that a running cycle still needs.
+//! 4. It marks its sectors dirty.
+//! 5. It writes to the backing.
+//!
+//! A write to regions that already have intents takes one lock (the gate, shared) and makes no system
+//! call besides the write to the backing.
 
 use std::io;
 use std::ops::Range;
@@ -22,17 +28,16 @@ use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, lock, shared};
 use crate::waits::Access;
 use crate::{Backing, ProtectedDisk, TrackError, recover};
 
-/// Most bytes discarded or zeroed in one stay inside the gate, so that a cut never waits for a
-/// whole-disk discard.
+/// A discard leaves the gate after this many bytes, so that a cut never waits for a discard of the
+/// whole disk.
 const DISCARD_STEP_BYTES: u64 = 8 << 20;
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// Opens a disk's state, or makes it for a new disk, and finds out what may differ from the
-    /// last recovery point.
+    /// Opens a disk's state, or creates it for a new disk. Finds the sectors that may differ from
+    /// the last recovery point.
     ///
     /// # Errors
-    /// If the state cannot be used or the backing is not the one it belongs to. Nothing was
-    /// changed then.
+    /// If the state cannot be used, or belongs to another backing. Nothing was changed.
     pub fn open(env: E, backing: B, options: OpenOptions) -> Result<Self, TrackError> {
         let opened = recover::open(&env, &backing, &options)?;
         let geometry = opened.meta.get().geometry;
@@ -62,7 +67,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
     /// Reads exactly `buf.len()` bytes.
     ///
     /// # Errors
-    /// `EINVAL` outside the disk; else what the backing answered.
+    /// `EINVAL` outside the disk; otherwise the error of the backing.
     pub fn read(&self, offset: ByteOffset, buf: &mut [u8]) -> io::Result<()> {
         self.check(offset, buf.len() as u64, libc::EINVAL)?;
         self.sums.reads.fetch_add(1, Ordering::Relaxed);
@@ -70,10 +75,10 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         self.counted(Access::Read, || self.backing.read_at(buf, offset))
     }
 
-    /// Writes `data`, whatever its alignment.
+    /// Writes `data`, at any alignment.
     ///
     /// # Errors
-    /// `ENOSPC` outside the disk; else what the backing answered.
+    /// `ENOSPC` outside the disk; otherwise the error of the backing.
     pub fn write(&self, offset: ByteOffset, data: &[u8]) -> io::Result<()> {
         let range = self.check(offset, data.len() as u64, libc::ENOSPC)?;
         self.sums.writes.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +86,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         self.tracked(range, || self.backing.write_at(data, offset))
     }
 
-    /// Makes a range read as zeroes and gives its space back.
+    /// Makes a range read as zeroes and frees its space in the backing.
     ///
     /// # Errors
     /// As for [`Self::write`].
@@ -116,17 +121,17 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(())
     }
 
-    /// Makes every write that was answered durable (I3). Intents are durable before writes begin,
-    /// so the backing is all there is to sync.
+    /// Makes every acknowledged write durable (I3). Intents are durable before a write begins, so
+    /// only the backing needs a sync.
     ///
     /// # Errors
-    /// What the backing answered.
+    /// The error of the backing.
     pub fn flush(&self) -> io::Result<()> {
         self.sums.flushes.fetch_add(1, Ordering::Relaxed);
         self.counted(Access::Flush, || self.backing.sync())
     }
 
-    /// Tracks a change of `range` and makes it.
+    /// Tracks a change of `range`, then makes it.
     fn tracked(
         &self,
         range: SectorRange,
@@ -148,17 +153,17 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         if self.stopped.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
-        // I1: what may change is durable as an intent, or the whole disk is known to be dirty.
+        // I1: the regions have durable intents, or the whole disk already counts as dirty.
         debug_assert!(!ready || live.current.ready(range.regions(self.region_shift)));
         self.counted(Access::Write, change)
     }
 
-    /// Enters the gate with the regions of a write ready in the epoch that is current then. The
-    /// state directory is waited for outside the gate, so that it never delays a cut.
+    /// Enters the gate once the current epoch has durable intents for the regions of a write.
+    /// Intents are written outside the gate, so that a slow state directory never delays a cut.
+    /// Returns whether the regions are ready; they are not if tracking failed.
     ///
     /// # Errors
-    /// If tracking failed and the backing, which says that all is tracked, cannot be made to say
-    /// otherwise.
+    /// As for [`Self::distrust`].
     fn enter(&self, range: SectorRange) -> io::Result<(RwLockReadGuard<'_, Live<E>>, bool)> {
         let regions = range.regions(self.region_shift);
         let mut given_up = None;
@@ -179,13 +184,14 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// Tracking of a region failed. The guest goes on (I4); from now on the whole disk counts as
-    /// dirty. That is durable when this returns, wherever it can be: in the superblock, or else in the
-    /// backing's mark; where it can be in neither, the next start finds no proof and compares.
+    /// Tracking of a region failed. The guest's write continues (I4), and from now on the whole disk
+    /// counts as dirty. This function records that durably: in the superblock, or else in the mark on
+    /// the backing. If neither can be written, the next start finds no proof that every change was
+    /// tracked, and compares the disk.
     ///
     /// # Errors
-    /// If the backing carries a mark that says that all is tracked and cannot be made to say otherwise.
-    /// The next start would believe it, so the change must not be made.
+    /// If the backing has a mark that says "every change is tracked" and the mark cannot be changed. The
+    /// next start would trust that mark, so the write must fail.
     fn distrust(
         &self,
         epoch: &Epoch<E>,
@@ -211,7 +217,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             };
             let error = format!("{}: {error}", reason.explain());
             if first {
-                self.cry(&error, noted.as_ref());
+                self.report_untracked(&error, noted.as_ref());
             }
             let since_unix_ns = self.env.now_unix_ns();
             let since_unix_ns = admin.untracked.as_ref().map_or(since_unix_ns, |u| u.since_unix_ns);
@@ -222,32 +228,32 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
         let noted_in_state = admin.untracked.as_ref().is_none_or(|u| u.noted == Noted::State);
         if !noted_in_state && !epoch.dirty.reserved().has_all(regions) {
-            // Bits of this epoch are missing: a start in this boot must not take them for whole.
+            // This epoch misses some dirty bits: a start in the same boot must not trust the rest.
             let _ = self.env.remove_bits(&names::dirty(epoch.no));
         }
         Ok(())
     }
 
-    fn cry(&self, error: &str, noted: Result<&Noted, &io::Error>) {
-        let then = match noted {
-            Ok(Noted::State) => "the disk goes on, and will be compared".into(),
-            Ok(Noted::Backing) => "the state directory is dead; the disk goes on, and will be \
-                                   compared (the backing was marked)"
+    fn report_untracked(&self, error: &str, noted: Result<&Noted, &io::Error>) {
+        let consequence = match noted {
+            Ok(Noted::State) => "the disk stays in service; a resync will compare it".into(),
+            Ok(Noted::Backing) => "the state directory cannot be written; the disk stays in \
+                                   service, and a resync will compare it (the backing is marked)"
                 .into(),
-            Ok(Noted::Nowhere) => "the state directory is dead; the disk goes on, and will be \
-                                   compared"
+            Ok(Noted::Nowhere) => "the state directory cannot be written; the disk stays in \
+                                   service, and a resync will compare it"
                 .into(),
             Err(e) => format!(
                 "neither the state directory nor the backing can be written ({e}): new writes fail"
             ),
         };
-        tracing::error!("disk {}: {error}; {then}", self.id);
+        tracing::error!("disk {}: {error}; {consequence}", self.id);
         if !matches!(noted, Ok(Noted::State)) {
-            self.env.alarm(&format!("changes are not tracked: {error}; {then}"));
+            self.env.alarm(&format!("changes are not tracked: {error}; {consequence}"));
         }
     }
 
-    /// The sectors of a request, which must lie inside the disk.
+    /// The sectors of a request; fails with `errno` if it reaches beyond the disk.
     fn check(&self, offset: ByteOffset, len: u64, errno: i32) -> io::Result<SectorRange> {
         match offset.0.checked_add(len) {
             Some(end) if end <= self.size().0 => Ok(SectorRange::covering(offset, ByteLen(len))),

@@ -1,20 +1,28 @@
-//! Tracking: what stands between a guest's write and the backing device.
+//! Change tracking: the layer between a guest's write and the backing.
 //!
-//! A [`ProtectedDisk`] keeps, for every write, a durable intent for its region and a dirty bit for
-//! its sectors before the write can reach the backing (I1); cuts epochs at an instant and keeps
-//! the content of that instant readable by copy-before-write (I2); and never lets its own trouble
-//! become the guest's (I4). All I/O goes through two seams, [`env::Env`] for its own state and
-//! [`Backing`] for the disk's bytes, so that tests can record, break and replay every step.
+//! A [`ProtectedDisk`] gives three guarantees:
 //!
-//! Reading order: [`mod@env`] (the seam), `bitmap`, `intents`, `epoch`, `closed` (copy-before-write),
-//! `disk` (the write path), `prepare` and `cut` (the life of a cycle), `hold` (cuts that are held for
-//! a group), `grow`, `recover` (after a stop of any kind), `rebind` (a disk that was moved to another
-//! backing), `witness` (when the state directory dies).
+//! - Before a write reaches the backing, its region has a durable intent and its sectors are marked
+//!   dirty (I1).
+//! - A cut ends an epoch at one instant. Copy-before-write keeps the content of that instant readable
+//!   while a cycle ships it (I2).
+//! - A failure of tracking never becomes a failure of the guest's I/O (I4).
 //!
-//! Locks, always taken in this order: `admin` (one control operation at a time) → `gate` (a write
-//! holds it shared from its checks until it is done; a cut holds it alone for the instant of the
-//! swap) → a stripe of the closed epoch (two writers preserving the same sectors) or the intent
-//! map's commit lock (never inside the gate).
+//! All I/O goes through two traits: [`env::Env`] for the tracking state and [`Backing`] for the disk's
+//! bytes. Tests replace both to record, fail and replay every step.
+//!
+//! Reading order: [`mod@env`], `bitmap`, `intents`, `epoch`, `closed` (copy-before-write), `disk` (the
+//! write path), `prepare` and `cut` (the life of a cycle), `hold` (cuts held for a group), `grow`,
+//! `recover` (after any kind of stop), `rebind` (a disk moved to another backing), `witness` (the state
+//! directory fails).
+//!
+//! Lock order:
+//!
+//! 1. `admin` serializes control operations.
+//! 2. `gate`: a write holds it shared from its checks until it is done. A cut holds it exclusively
+//!    while it swaps the epochs.
+//! 3. A stripe of the closed epoch serializes writers that preserve the same sectors. The intent map's
+//!    commit lock is on the same level; it is never taken inside the gate.
 
 mod backing;
 mod bitmap;

@@ -1,8 +1,8 @@
 //! The first half of a cut, up to the swap of the epochs.
 //!
-//! What takes time is made before the gate is taken: files, memory, the superblock that names the
-//! next epoch. It can also be made ahead, by a request of its own, so that a group of disks that is
-//! held together waits for none of it.
+//! The slow steps run before the gate is taken: making files, taking memory, writing a superblock that
+//! names the next epoch. [`ProtectedDisk::prepare_cut`] runs them in advance, so that the disks of a
+//! group do not wait for these steps while their writes are held.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -31,7 +31,7 @@ pub(crate) struct Swap<E: Env> {
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// Makes ahead what the next point-in-time cut needs. A cut without it makes its own.
+    /// Prepares the next point-in-time cut in advance. A cut that was not prepared does this itself.
     ///
     /// # Errors
     /// As for [`Self::cut`].
@@ -44,7 +44,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(())
     }
 
-    /// Makes the cut; the gate is the caller's to leave.
+    /// Makes the cut. The caller leaves the gate by dropping the returned guard.
     pub(crate) fn swap(
         &self,
         admin: &mut Admin<E>,
@@ -58,7 +58,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         };
         let Prepared { next, mut closed, .. } = prepared;
         let no = next.no;
-        // Durable before the first write can be in it (I1); made ahead, it is already.
+        // The name is durable before the first write enters the epoch (I1). A prepared cut has
+        // written it already.
         if !admin.meta.get().live.contains(&no) {
             admin.record(|sb| sb.live.push(no)).doing("writing the superblock")?;
         }
@@ -75,7 +76,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         let cut_unix_ns = closed.as_ref().map_or_else(|| self.env.now_unix_ns(), |c| c.cut_unix_ns);
         let closing = std::mem::replace(&mut live.current, Arc::new(next));
         live.closed = closed.map(Arc::new);
-        // The next epoch's intents could be written: changes are tracked again.
+        // The intents of the next epoch could be written, so changes are tracked again.
         admin.untracked = None;
         let paths = live.closed.as_ref().map(|closed| closed.paths());
         Ok((Swap { closing, mode, cut_unix_ns, asked, paths }, live))
@@ -86,7 +87,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         self.forget_prepared(admin);
         let closing = Arc::clone(&self.live().current);
         let no = closing.no.next();
-        // The regions that are hot now get their intents ahead: a warm working set pays nothing.
+        // Regions in use now get their intents in advance, so that a steady working set never waits
+        // for the state directory after a cut.
         let hot = closing.hot_regions();
         let next = Epoch::create(&self.env, self.id, no, self.geometry(), &hot)
             .doing("making the next epoch")?;
@@ -111,7 +113,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(TrackError::Order("a cut is open already: release or fold it back"));
         }
         if mode == CutMode::PointInTime && admin.resync_current.is_some() {
-            // Copy-before-write keeps dirty sectors only, so this could be no point in time.
+            // Copy-before-write preserves only sectors with a dirty bit. Here the bits are incomplete,
+            // so the cut could not be a point in time.
             return Err(TrackError::Order("the whole disk is dirty: a fuzzy cut must come first"));
         }
         if mode == CutMode::Fuzzy && !admin.fuzzy.is_empty() {
@@ -128,7 +131,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         })
     }
 
-    /// Removes what was made ahead and not used.
+    /// Removes a prepared cut that was not used.
     pub(crate) fn forget_prepared(&self, admin: &mut Admin<E>) {
         if let Some(prepared) = admin.prepared.take() {
             let no = prepared.next.no;
@@ -137,8 +140,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// Takes the name of an epoch that was never written out of the superblock. If that fails it
-    /// stays there, which is safe: it is empty.
+    /// Removes the name of an unused epoch from the superblock. If that fails the name stays, which is
+    /// safe because the epoch is empty.
     fn unname(&self, admin: &mut Admin<E>, no: EpochNo) {
         if admin.record(|sb| sb.live.retain(|&epoch| epoch != no)).is_ok() {
             remove_files(&self.env, no);

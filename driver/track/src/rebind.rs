@@ -122,5 +122,5 @@ impl<E: Env> Offline<E> {
 }
 
 fn examined(source: std::io::Error) -> TrackError {
-    TrackError::Backing { doing: "finding out which one it is", source }
+    TrackError::Backing { doing: "reading its identity", source }
 }

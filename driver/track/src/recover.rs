@@ -1,18 +1,19 @@
-//! Opening a disk's state after a stop of any kind, and finding what may have changed.
+//! Opens a disk's state after any kind of stop, and finds the sectors that may have changed.
 //!
 //! | what is found | what is dirty |
 //! |---|---|
-//! | no superblock | everything (never shipped), or nothing if the backing is said to hold a point |
+//! | no superblock | everything (never shipped); nothing if the options name a point that the backing equals |
 //! | a clean stop | the saved bitmap |
-//! | same boot | the bitmaps of all live epochs: exact |
-//! | other boot, and the backing's mark says that all was tracked | the regions with intents in all live epochs |
-//! | anything that cannot be trusted | everything |
+//! | same boot | the sectors in the bitmaps of all live epochs: exact |
+//! | other boot, and the backing's mark says that every change was tracked | the regions with intents in all live epochs |
+//! | other boot, and the backing has no mark | everything |
+//! | damaged or contradictory state | everything |
 //!
-//! What is found goes into a fresh epoch, whose intents are durable before the superblock names it
-//! in place of the old ones; a crash in the middle leaves the old ones to be found again.
+//! The dirty sectors go into a new epoch. Its intents are durable before the superblock names it in
+//! place of the old epochs. A crash before that leaves the old epochs for the next start.
 //!
-//! A disk whose backing became larger takes its new size in the same step: epochs of the old size
-//! are read with it, the new sectors are dirty, and one superblock names both new.
+//! If the backing became larger, the disk grows in the same step. Old epochs are read with the new
+//! geometry, the new sectors are dirty, and one superblock write names the new epoch and the new size.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -41,19 +42,19 @@ pub(crate) struct Opened<E: Env> {
     pub witness: Witness,
 }
 
-/// What may differ from the last recovery point.
+/// The sectors that may differ from the last recovery point.
 struct Dirty<B> {
     found: FoundState,
     resync: Option<Resync>,
-    /// Reasons for a resync that came up now.
+    /// How many reasons for a resync this start has found.
     raised: u64,
-    /// Bits of this boot's live epochs.
+    /// Bitmaps of live epochs of this boot.
     bits: Vec<B>,
-    /// Whole regions.
+    /// Regions that are dirty as a whole.
     regions: RegionBits,
-    /// Some of them are known by their intents only.
+    /// For some regions only the intents are known, not the sectors.
     coarse: bool,
-    /// The saved bitmap is to be added.
+    /// The bitmap saved by a clean stop must be added.
     saved: bool,
 }
 
@@ -80,13 +81,13 @@ fn create<E: Env, B: Backing>(
     assert!(options.region_shift >= Geometry::REGION_SHIFT_MIN);
     let geometry = Geometry { size, region_shift: options.region_shift };
     let (disk, no) = (DiskId::random(), EpochNo(1));
-    // The disk that the backing is said to hold may be smaller than it.
+    // The disk at the base point may be smaller than the backing.
     let held = options.base.and(options.base_size).unwrap_or(size);
     if held > size {
         return Err(TrackError::Size { expected: held, found: size });
     }
     let grown = grown_sectors(Geometry { size: held, ..geometry }, geometry);
-    // A runtime directory may hold bits of a disk whose state was removed: not ours.
+    // The runtime directory may hold bitmaps of an earlier disk whose state was removed.
     clean_up(env, None);
     let regions = RegionBits::new(geometry.regions());
     grown.regions(geometry.region_shift).for_each(|region| regions.set(region));
@@ -129,13 +130,13 @@ fn reopen<E: Env, B: Backing>(
     let identity = identity(backing)?;
     let mut dirty = find(env, backing, &sb, identity, geometry)?;
     if options.compare && dirty.resync.is_none() {
-        tracing::warn!("a comparison was asked for: every sector counts as dirty");
+        tracing::warn!("a full comparison was requested: every sector counts as dirty");
         dirty.raise(Resync::BackingChanged);
     }
     let newest = sb.live.iter().chain(&newest_files(env)?).copied().max();
     let no = newest.unwrap_or_default().next();
 
-    // Regions first: their intents must be durable and their memory taken before bits are set.
+    // Collect the regions first: before a bit is set, its region needs a durable intent and memory.
     for bits in &dirty.bits {
         for run in bits.touched().doing("reading the dirty bitmap")? {
             for word in run.filter(|&word| bits.load(word) != 0) {
@@ -155,7 +156,7 @@ fn reopen<E: Env, B: Backing>(
     if made.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
         && env.use_reserve()
     {
-        tracing::warn!("no room for a start: what was kept for it is used");
+        tracing::warn!("no space left to start: using the reserved space");
         made = Epoch::create(env, sb.disk, no, geometry, &dirty.regions);
     }
     let current = match made {
@@ -164,8 +165,9 @@ fn reopen<E: Env, B: Backing>(
             if e.raw_os_error() == Some(libc::ENOSPC)
                 || e.kind() == std::io::ErrorKind::OutOfMemory =>
         {
-            // No memory for the bits (or no room for the intents, which then fails below).
-            tracing::error!("no room for what was dirty ({e}): the disk will be resynced");
+            // No memory for the bitmap. If there is no space for the intents either, the attempt below
+            // fails as well.
+            tracing::error!("no space for the dirty bitmap ({e}): the disk will be resynced");
             dirty.raise(Resync::NoMemory);
             dirty.bits.clear();
             dirty.saved = false;
@@ -215,18 +217,18 @@ fn reopen<E: Env, B: Backing>(
     .doing("writing the superblock")?;
     clean_up(env, Some(no));
     env.reserve(reserve_bytes(geometry));
-    // Not before: until then the state does not know what the mark may have said.
+    // Only now: before this write, the old mark may say something that the superblock does not know.
     let witness = Witness::swear(backing, meta.get());
     Ok(Opened { meta, current: Arc::new(current), found: dirty.found, witness })
 }
 
-/// What a start needs in the state directory, with some to spare; and in the runtime directory for an
-/// empty bitmap and then some.
+/// Space to reserve for the next start: for the intents in the state directory and an empty bitmap in
+/// the runtime directory, with a margin.
 fn reserve_bytes(geometry: Geometry) -> u64 {
     intents::IntentHeader::file_bytes(geometry.regions()) + (256 << 10)
 }
 
-/// The size that the disk has from now on.
+/// The geometry that the disk has from now on.
 fn geometry_now(
     sb: &Superblock,
     found: ByteLen,
@@ -236,7 +238,7 @@ fn geometry_now(
     match found.cmp(&expected) {
         Ordering::Equal => Ok(sb.geometry),
         Ordering::Less => Err(TrackError::Size { expected, found }),
-        // A growth that a crash interrupted is finished without being asked for again.
+        // A growth that a crash interrupted is finished without a new request.
         Ordering::Greater if options.grow || sb.growing_to == Some(found) => {
             sb.geometry.with_size(found).map_err(|_| TrackError::Unfit(found))
         }
@@ -247,10 +249,10 @@ fn geometry_now(
 fn identity<B: Backing>(backing: &B) -> Result<Option<BackingId>, TrackError> {
     backing
         .identity()
-        .map_err(|source| TrackError::Backing { doing: "finding out which one it is", source })
+        .map_err(|source| TrackError::Backing { doing: "reading its identity", source })
 }
 
-/// Looks for what may have changed since the last recovery point.
+/// Finds the sectors that may have changed since the last recovery point.
 fn find<E: Env, B: Backing>(
     env: &E,
     backing: &B,
@@ -271,8 +273,8 @@ fn find<E: Env, B: Backing>(
     if let (Some(was), Some(is)) = (sb.backing, identity)
         && was != is
     {
-        // What is tracked says what changed on the other one.
-        dirty.damaged("this is not the backing it was", Resync::BackingChanged);
+        // The tracked changes are those of the other backing.
+        dirty.damaged("the disk has another backing than before", Resync::BackingChanged);
         return Ok(dirty);
     }
     let testimony = witness::ask(backing, sb);
@@ -302,8 +304,8 @@ fn find<E: Env, B: Backing>(
         }
         add_intents(env, sb, epoch, geometry, &mut dirty)?;
     }
-    // Bits of one epoch and intents of another: the intents' regions are dirty as a whole, which
-    // only the intents can say; so do without the bits.
+    // Some epochs have only intents left. Their regions must count as dirty as a whole, and bitmaps
+    // cannot be mixed with whole regions: use the intents of every epoch.
     if same_boot && dirty.bits.len() < sb.live.len() && dirty.found != FoundState::Damaged {
         dirty.bits.clear();
         dirty.found = FoundState::OtherBoot;
@@ -321,7 +323,7 @@ fn find<E: Env, B: Backing>(
     Ok(dirty)
 }
 
-/// Adds the regions with intents of one epoch.
+/// Adds the regions that have intents in one epoch.
 fn add_intents<E: Env>(
     env: &E,
     sb: &Superblock,
@@ -377,7 +379,7 @@ fn newest_files<E: Env>(env: &E) -> Result<Option<EpochNo>, TrackError> {
     Ok(files.iter().chain(&bits).filter_map(|name| names::epoch_of(name)).max())
 }
 
-/// Removes the files of every epoch but one, and a saved bitmap: the superblock names none of them.
+/// Removes the files of every epoch but `keep`, and a saved bitmap. The superblock names none of them.
 fn clean_up<E: Env>(env: &E, keep: Option<EpochNo>) {
     let names = env.list().unwrap_or_default();
     let bits = env.list_bits().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What a protected disk is made of. What is done with it is in the files beside this one: the write path in
-//! `disk`, the first half of a cut in `prepare`, the life of a cycle in `cut`, growth in `grow`.
+//! The state of a protected disk. The operations on it are in other files: the write path in `disk`,
+//! the first half of a cut in `prepare`, the life of a cycle in `cut`, growth in `grow`.
 
 use backstay_format::control::{FoundState, Untracked};
 use backstay_format::superblock::{Base, Geometry, Resync, Superblock};
@@ -15,23 +15,23 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, shared};
 use crate::witness::Witness;
 
-/// How a disk is opened.
+/// How to open a disk.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// log2 of the sectors in a region; only for a new disk.
+    /// log2 of the sectors in a region. Only used for a new disk.
     pub region_shift: u8,
-    /// Most bytes of preserved blocks; half the disk if not given.
+    /// Limit for preserved blocks, in bytes. Default: half the disk.
     pub change_log_limit: Option<ByteLen>,
-    /// Off only to measure what tracking costs: nothing is recorded, nothing can be shipped.
+    /// Off only to measure the cost of tracking: nothing is recorded, so nothing can be shipped.
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
-    /// Take every sector for dirty, whatever is known: somebody may have written to the backing.
+    /// Treat every sector as dirty, because somebody may have written to the backing directly.
     pub compare: bool,
-    /// Only for a new disk: the recovery point that the backing holds, byte for byte. Nothing is dirty
-    /// then; without, everything is.
+    /// Only for a new disk: the recovery point that the backing equals byte for byte. With it nothing
+    /// is dirty; without it everything is.
     pub base: Option<Base>,
-    /// The size of that point's disk. What the backing has beyond it is dirty.
+    /// The size of the disk at that point. Sectors of the backing beyond that size are dirty.
     pub base_size: Option<ByteLen>,
 }
 
@@ -49,11 +49,11 @@ impl Default for OpenOptions {
     }
 }
 
-/// The epochs in use. Guarded by the gate.
+/// The epochs in use. The gate guards them.
 pub(crate) struct Live<E: Env> {
-    /// Takes the marks of every write.
+    /// Every write is marked here.
     pub current: Arc<Epoch<E>>,
-    /// Is being shipped as of its cut.
+    /// The epoch that a cycle ships, as it was at its cut.
     pub closed: Option<Arc<Closed<E>>>,
 }
 
@@ -62,7 +62,7 @@ pub struct ProtectedDisk<E: Env, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
     pub(crate) id: DiskId,
-    /// Changed by growth only, under `admin`; a size that was read stays inside the disk.
+    /// Only grows, under `admin`. So an offset below a size read earlier stays valid.
     pub(crate) size_bytes: AtomicU64,
     pub(crate) region_shift: u8,
     pub(crate) found: FoundState,
@@ -76,36 +76,37 @@ pub struct ProtectedDisk<E: Env, B: Backing> {
     pub(crate) sums: Sums,
 }
 
-/// What a cut needs, made before it. The superblock names the next epoch already: as long as it is
-/// empty that makes nothing dirty but the regions declared ahead, and those only after a crash.
+/// Everything that a cut needs and that takes time to make. The superblock already names the next
+/// epoch. While that epoch is empty it adds no dirty sectors; only after a crash do the regions with
+/// intents made in advance count as dirty.
 pub(crate) struct Prepared<E: Env> {
-    /// The epoch it was made to close.
+    /// The epoch that the cut will close.
     pub closing: EpochNo,
     pub next: Epoch<E>,
-    /// For point-in-time cuts.
+    /// Only for point-in-time cuts.
     pub closed: Option<Closed<E>>,
 }
 
-/// What control operations share, one at a time.
+/// The state that control operations change, one operation at a time.
 pub(crate) struct Admin<E: Env> {
     pub meta: Meta<E::File>,
-    /// Epochs closed by fuzzy cuts, waiting for the cycle's end.
+    /// Epochs closed by fuzzy cuts, kept until the cycle ends.
     pub fuzzy: Vec<Arc<Epoch<E>>>,
-    /// What the next cut needs, if it was made ahead.
+    /// A cut that was prepared in advance.
     pub prepared: Option<Prepared<E>>,
     /// Why every sector counts as dirty in the current epoch.
     pub resync_current: Option<Resync>,
     /// Why every sector counted as dirty when the open cycle was cut.
     pub resync_closed: Option<Resync>,
-    /// Why the last cycle lost its point in time, until one is released.
+    /// Why the last cycle lost its point in time. Cleared when a later cycle is released.
     pub lost_last: Option<String>,
-    /// Counts the reasons for a resync, also while they cannot be written down.
+    /// Counts the reasons for a resync, including those that could not be written to the superblock.
     pub resync_no: u64,
-    /// The last epoch whose tracking failed, once that was noted as durably as it can be.
+    /// The last epoch whose tracking failed. Set once the failure is recorded as durably as possible.
     pub distrusted: Option<EpochNo>,
     /// Set while changes are not tracked.
     pub untracked: Option<Untracked>,
-    /// Says what the superblock could not be made to say.
+    /// Records on the backing that changes are not tracked, when the superblock cannot be written.
     pub witness: Witness,
 }
 
@@ -126,14 +127,15 @@ impl<E: Env> Admin<E> {
         }
     }
 
-    /// From now on every sector counts as dirty; the first reason stays. Not durable yet.
+    /// From now on every sector counts as dirty. The first reason is kept. Call [`Self::record`] to
+    /// make this durable.
     pub fn raise(&mut self, reason: Resync) {
         self.resync_current = self.resync_current.or(Some(reason));
         self.resync_no += 1;
     }
 
-    /// Writes the superblock's next generation. Why everything counts as dirty is always written
-    /// along: an earlier attempt to write it may have failed.
+    /// Writes the next generation of the superblock. It always includes the reason for a resync,
+    /// because an earlier attempt to write that reason may have failed.
     pub fn record(&mut self, change: impl FnOnce(&mut Superblock)) -> std::io::Result<()> {
         let (resync, resync_no) = (self.resync_current.or(self.resync_closed), self.resync_no);
         self.meta.change(|sb| {
@@ -145,7 +147,7 @@ impl<E: Env> Admin<E> {
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// What was found when the disk was opened.
+    /// The state that was found when the disk was opened.
     pub fn found(&self) -> FoundState {
         self.found
     }
@@ -164,7 +166,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Geometry { size: self.size(), region_shift: self.region_shift }
     }
 
-    /// The backing, for what is not tracked (finding data and holes).
+    /// The backing, for operations that need no tracking, such as finding data and holes.
     pub fn backing(&self) -> &B {
         &self.backing
     }

@@ -1,6 +1,6 @@
-//! Backing files and devices: opening them for one driver alone, and reading and writing them.
+//! Backing files and devices: opening them for exclusive use by one driver, reading and writing them.
 //!
-//! Two engines read and write; which one is the default was measured (docs/decisions/0002).
+//! There are two engines. Measurements decided which one is the default (docs/decisions/0002).
 
 mod alone;
 mod buffered;
@@ -32,47 +32,49 @@ pub use open::{Engine, OpenError, image_format, open, open_as};
 use buffered::Buffered;
 use direct::Direct;
 
-/// What to look for in a backing; see [`AnyBacking::seek`].
+/// The target of [`AnyBacking::seek`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// The next byte that may be other than zero.
+    /// The next byte that may differ from zero.
     Data,
-    /// The next hole, or the end.
+    /// The next hole, or the end of the backing.
     Hole,
 }
 
-/// A backing that is not a file or device of its own: anyone who starts the driver brings it.
+/// A backing that the program provides when it starts the driver, instead of a file or device.
 ///
-/// What it answers may take long, since it may have to fetch it. So that this holds up nothing else, it
-/// says beforehand what it can do at once; the rest is done by other threads than the event loops.
+/// An operation may have to fetch data first. [`Self::has`] and [`Self::takes`] tell in advance whether
+/// it can run at once. If not, it runs on other threads than the event loops, so that it delays no other
+/// request.
 pub trait RemoteBacking: Backing {
-    /// What it is, in one word.
+    /// The kind of backing, in one word.
     fn name(&self) -> &'static str;
-    /// Finds data or a hole from `offset` on; anyone who does not know says that all is data. May take long.
+    /// Finds data or a hole at or after `offset`. An implementation that cannot tell reports data. May
+    /// be slow.
     ///
     /// # Errors
     /// `ENXIO` if there is no data up to the end.
-    fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset>;
-    /// Whether these bytes are here, so that reading them waits for nothing but the local disk.
+    fn seek(&self, offset: ByteOffset, target: Seek) -> io::Result<ByteOffset>;
+    /// Whether these bytes are local, so that a read waits only for the local disk.
     fn has(&self, offset: ByteOffset, len: ByteLen) -> bool;
-    /// Whether a write of these bytes waits for nothing but the local disk.
+    /// Whether a write of these bytes waits only for the local disk.
     fn takes(&self, offset: ByteOffset, len: ByteLen) -> bool;
-    /// Fetches what a write of these bytes needs, so that [`Self::takes`] is true.
+    /// Fetches the data that a write of these bytes needs, so that [`Self::takes`] becomes true.
     ///
     /// # Errors
-    /// If it cannot be fetched.
+    /// If the data cannot be fetched.
     fn prepare(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()>;
-    /// The disk is about to be closed: what goes on in the background ends.
+    /// Stops all background work, because the disk is about to be closed.
     fn stop(&self);
 }
 
 /// An open backing.
 pub enum AnyBacking {
-    /// Through the page cache.
+    /// A file or device, through the page cache.
     Buffered(Buffered),
-    /// Past the page cache.
+    /// A file or device, bypassing the page cache.
     Direct(Direct),
-    /// Brought by the program that starts the driver.
+    /// Provided by the program that starts the driver.
     Remote(Box<dyn RemoteBacking>),
 }
 
@@ -97,21 +99,21 @@ impl AnyBacking {
         }
     }
 
-    /// The backing, if it was brought by the program that started the driver.
+    /// The backing, if the program that started the driver provides it.
     #[must_use]
     pub fn remote(&self) -> Option<&dyn RemoteBacking> {
         match self {
-            Self::Remote(made) => Some(&**made),
+            Self::Remote(remote) => Some(&**remote),
             Self::Buffered(_) | Self::Direct(_) => None,
         }
     }
 
-    /// Finds data or a hole from `offset` on. Devices have no holes.
+    /// Finds data or a hole at or after `offset`. Devices have no holes.
     ///
     /// # Errors
-    /// `ENXIO` if there is no data up to the end; else what the file answered.
-    pub fn seek(&self, offset: ByteOffset, what: Seek) -> io::Result<ByteOffset> {
-        each!(self, b => b.seek(offset, what))
+    /// `ENXIO` if there is no data up to the end; otherwise the error of the file.
+    pub fn seek(&self, offset: ByteOffset, target: Seek) -> io::Result<ByteOffset> {
+        each!(self, b => b.seek(offset, target))
     }
 }
 

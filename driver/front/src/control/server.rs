@@ -1,9 +1,10 @@
-//! The server: a thread a connection, a bounded number of them, one lease.
+//! The control server: one thread per connection, a limited number of connections, one lease.
 //!
-//! Anyone who connects must be root or the driver's own user. Bytes that are no message end the
-//! connection and nothing else. What a client asked for that has gone before its turn came is not done:
-//! it was told, or has told others, that it failed. When the connection that holds the lease ends, whatever it left
-//! open is folded back; and if it held the disk's writes they go on (see [`super::hold`]).
+//! - A peer must be root or the driver's own user.
+//! - A malformed message ends its connection and changes nothing.
+//! - A request is not executed if its client has given up: that client has already reported a failure.
+//! - When the connection with the lease ends, its open cycle is folded back and held writes continue
+//!   (see [`super::hold`]).
 
 use std::fs::{self, File};
 use std::io;
@@ -32,28 +33,28 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use super::frame::{FrameError, receive, send, send_with};
 use super::hold::{Hold, Holding, Thawed};
 
-/// Most connections at a time.
+/// Limit of concurrent connections.
 const CONNECTIONS_MAX: usize = 16;
-/// How long one who asks for a lease waits for the one before to end.
+/// How long a lease request waits for the current holder to leave.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// How a disk is to end.
+/// How to stop serving a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopping {
     /// Only if nobody has it open.
     IfUnused,
-    /// In any case: who has it open gets errors.
+    /// In any case. Its users get errors.
     UnderItsUsers,
 }
 
-/// Ends the disk; or says how often it is open, and does nothing.
+/// Stops serving the disk. Fails with the number of open handles, and then changes nothing.
 type Stop = dyn Fn(Stopping) -> Result<(), u64> + Send + Sync;
 
-/// What all connections share.
+/// The state shared by all connections.
 pub struct Server<E: Env, B: Backing> {
     disk: Arc<ProtectedDisk<E, B>>,
     identity: Identity,
-    /// What was wrong with the backing when it was looked at last.
+    /// The fault of the backing that the last check found.
     backing_fault: Mutex<Option<BackingFault>>,
     lease: Mutex<Option<String>>,
     lease_free: Condvar,
@@ -63,8 +64,8 @@ pub struct Server<E: Env, B: Backing> {
 }
 
 impl<E: Env, B: Backing> Server<E, B> {
-    /// Listens on a socket, in place of one that a dead driver left. `stop` is called when a client
-    /// asks for it (it says how often the disk is open if it is not done), `grown` before it is told that the disk has a new size.
+    /// Listens on a socket, and replaces one that a dead driver left. A client's stop request calls
+    /// `stop`. `grown` is called after the disk has grown and before the client gets its answer.
     ///
     /// # Errors
     /// If the socket cannot be made.
@@ -102,7 +103,9 @@ impl<E: Env, B: Backing> Server<E, B> {
             let allowed = getsockopt(&stream, PeerCredentials)
                 .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
             if !allowed {
-                tracing::warn!("control socket: a user without the right to it was turned away");
+                tracing::warn!(
+                    "control socket: refused a peer that is neither root nor the driver's user"
+                );
                 continue;
             }
             if self.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
@@ -122,9 +125,9 @@ impl<E: Env, B: Backing> Server<E, B> {
         }
     }
 
-    /// Looks at the backing. One that was shortened has lost bytes that no bitmap knows of, even when it has
-    /// its size again: the whole disk has to be compared.
-    fn look_at_backing(&self) -> Option<BackingFault> {
+    /// Checks the backing for faults. A shortened backing has lost bytes that no bitmap knows of, even if
+    /// it has its old size again: it requires a resync.
+    fn check_backing(&self) -> Option<BackingFault> {
         let found = self.disk.backing().fault();
         let mut known = self.backing_fault.lock().unwrap_or_else(PoisonError::into_inner);
         let was = known.as_ref().map(|fault| fault.kind);
@@ -147,9 +150,9 @@ impl<E: Env, B: Backing> Server<E, B> {
         known.clone()
     }
 
-    /// Refuses a cut of a backing that is not the disk's any more.
+    /// Refuses a cut while the backing has a fault that would spoil the point.
     fn refuse_fault(&self) -> Result<(), Response> {
-        match self.look_at_backing().filter(|fault| fault.kind.spoils_points()) {
+        match self.check_backing().filter(|fault| fault.kind.spoils_points()) {
             None => Ok(()),
             Some(fault) => {
                 let message = format!("{}; {}", fault.message, fault.advice(&self.identity.name));
@@ -159,8 +162,8 @@ impl<E: Env, B: Backing> Server<E, B> {
     }
 
     fn status(&self) -> DriverStatus {
-        // First: what it finds may be a reason for a resync.
-        let backing_fault = self.look_at_backing();
+        // First, because a fault may require a resync, which the status must show.
+        let backing_fault = self.check_backing();
         DriverStatus {
             lease: self.lease().clone(),
             backing_fault,
@@ -175,13 +178,13 @@ impl<E: Env, B: Backing> Server<E, B> {
     }
 }
 
-/// One client.
+/// A client's connection.
 struct Connection<'a, E: Env, B: Backing> {
     server: &'a Server<E, B>,
     leased: bool,
-    /// The last hold, once it ended by itself.
+    /// The last hold, if it ended without a thaw request.
     thawed: Option<Thawed>,
-    /// What goes with the next answer.
+    /// The file descriptor to send with the next answer.
     handing: Option<File>,
 }
 
@@ -194,24 +197,24 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 hold: &mut hold,
                 thawed: &mut self.thawed,
             });
-            // Anyone who has given up is told nothing, so nothing must be done for him either.
+            // A client that has hung up treats its request as failed, so do not execute the request.
             if matches!(received, Ok(Some(_))) && has_gone(stream) {
-                tracing::warn!("a client gave up before it was answered: nothing was done for it");
+                tracing::warn!(
+                    "a client hung up before its request was executed; nothing was changed"
+                );
                 return;
             }
-            // What follows takes its time without anybody being held, and without a limit.
+            // Any message ends a hold, so the next read needs no time limit.
             if hold.is_some() && stream.set_read_timeout(None).is_err() {
                 return;
             }
             let answer = match received {
                 Ok(Some(asked)) if asked.is_over(clock::since_boot_ns()) => {
-                    tracing::warn!(
-                        "a request came too late, its client has given up: nothing was done for it"
-                    );
+                    tracing::warn!("a request arrived after its deadline; nothing was changed");
                     drop(hold.take());
                     refuse(
                         ErrorCode::Expired,
-                        "its time was over before its turn came; nothing was done",
+                        "the request's deadline passed before it was executed; nothing was changed",
                     )
                 }
                 Ok(Some(asked)) => self.answer(asked.request, &mut hold),
@@ -219,14 +222,14 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 Err(FrameError::Io(_)) => return,
                 Err(FrameError::Format(e)) => {
                     drop(hold.take());
-                    // What follows cannot be told apart from the rest of this: hang up.
+                    // The start of the next message cannot be found after this: hang up.
                     let _ = send(&mut stream, &refuse(ErrorCode::Malformed, &e.to_string()));
                     return;
                 }
             };
-            // One who does not read his answers must not keep writes waiting either.
-            let patience = hold.as_ref().map(|held| held.left().max(Duration::from_millis(1)));
-            if stream.set_write_timeout(patience).is_err() {
+            // A client that does not read its answer must not extend a hold.
+            let timeout = hold.as_ref().map(|held| held.left().max(Duration::from_millis(1)));
+            if stream.set_write_timeout(timeout).is_err() {
                 return;
             }
             let sent = match self.handing.take() {
@@ -239,7 +242,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
         }
     }
 
-    /// Answers; whatever is asked ends a hold.
+    /// Executes a request. Every request ends the current hold.
     fn answer(&mut self, request: Request, hold: &mut Option<Hold<'a, E>>) -> Response {
         let held = hold.take();
         if let Request::Thaw { epoch } = request {
@@ -257,7 +260,8 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             return refuse(ErrorCode::Order, "take the lease first");
         }
         if !(1..=HOLD_NS_MAX).contains(&hold_ns) {
-            let message = format!("writes are held for 1 to {HOLD_NS_MAX} ns, not for {hold_ns}");
+            let message =
+                format!("writes can be held for 1 to {HOLD_NS_MAX} ns, not for {hold_ns} ns");
             return refuse(ErrorCode::Order, &message);
         }
         let server = self.server;
@@ -281,7 +285,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Some(Thawed { held, .. }) => {
                 Response::Thawed { in_force, held_ns: held.as_nanos() as u64 }
             }
-            None => refuse(ErrorCode::Order, &format!("epoch {epoch} was not cut to be held")),
+            None => refuse(ErrorCode::Order, &format!("no hold belongs to epoch {epoch}")),
         }
     }
 
@@ -319,7 +323,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Request::RequireResync { reason } => done(disk.require_resync(reason)),
             Request::Grow { size } => match disk.grow(size) {
                 Ok(Grown { from, to }) => {
-                    tracing::info!("the disk has {to} bytes now, {from} before");
+                    tracing::info!("the disk grew from {from} to {to} bytes");
                     (self.server.grown)();
                     Response::Grown { from, to }
                 }
@@ -345,7 +349,7 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
             Err(times) => refuse(
                 ErrorCode::Busy,
                 &format!(
-                    "disk {} is open {times} time(s); it goes on, nothing was changed",
+                    "disk {} is open {times} time(s); it stays in service, nothing was changed",
                     self.server.identity.name
                 ),
             ),
@@ -359,13 +363,15 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 self.handing = file;
                 Response::Backing { handed, served_on: self.server.identity.served_on }
             }
-            Err(e) => refuse(ErrorCode::Failed, &format!("opening the backing to be read: {e}")),
+            Err(e) => {
+                refuse(ErrorCode::Failed, &format!("cannot open the backing for reading: {e}"))
+            }
         }
     }
 
     fn take_lease(&mut self, client: String) -> Response {
         {
-            // A holder that just ended its cycle (or was killed) is about to be noticed.
+            // The last holder may have just ended: its thread releases the lease in a moment.
             let (mut lease, _) = self
                 .server
                 .lease_free
@@ -375,8 +381,8 @@ impl<'a, E: Env, B: Backing> Connection<'a, E, B> {
                 .unwrap_or_else(PoisonError::into_inner);
             if let (Some(holder), false) = (&*lease, self.leased) {
                 let message = format!(
-                    "disk {} is being replicated by {holder}; two sidecars on one disk would \
-                     spoil each other's cycles, so this one was turned away",
+                    "disk {} is already being replicated by {holder}; two sidecars on one disk would \
+                     spoil each other's cycles, so this one was refused",
                     self.server.identity.name
                 );
                 return refuse(ErrorCode::Busy, &message);
@@ -393,16 +399,16 @@ impl<E: Env, B: Backing> Drop for Connection<'_, E, B> {
         if !self.leased {
             return;
         }
-        // First fold back, then let the next one in.
+        // Fold back before the next client can get the lease.
         if let Err(e) = self.server.disk.fold_back_open() {
-            tracing::error!("folding back after the sidecar was gone: {e}");
+            tracing::error!("cannot fold back the cycle of a sidecar that is gone: {e}");
         }
         *self.server.lease() = None;
         self.server.lease_free.notify_one();
     }
 }
 
-/// Whether the other end has closed the connection.
+/// Whether the peer has closed the connection.
 fn has_gone(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLHUP)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)

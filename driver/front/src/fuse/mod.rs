@@ -1,8 +1,8 @@
-//! The FUSE front: a folder with one file, `disk`.
+//! The FUSE file system: a folder with one file, `disk`.
 //!
-//! Several event loops read requests and answer them themselves, but for what may take long:
-//! flushes go to a thread that answers all that wait with one sync of the backing, discards to
-//! another. So neither keeps a read or write from being served.
+//! Several event loops read and answer requests. Slow requests go to other threads, so that they never
+//! delay a read or write: one thread answers all waiting flushes with a single sync of the backing,
+//! another one serves discards.
 
 mod attr;
 mod blocking_pool;
@@ -34,25 +34,25 @@ use attr::{DISK, DISK_NAME, ROOT, Times};
 use blocking_pool::BlockingPool;
 use slow::Slow;
 
-/// The kernel may keep names and attributes for ever: nothing but this driver changes them.
+/// The kernel may cache names and attributes: only this driver changes them.
 const TTL: Duration = Duration::from_secs(3600);
-/// Largest request, also what one event loop's buffer holds in memory.
+/// Size of the largest request, and of the buffer of each event loop.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
-/// The file system: one disk.
+/// The file system that serves one disk.
 pub struct DiskFs<E: Env> {
     disk: Arc<ProtectedDisk<E, AnyBacking>>,
     slow: Slow,
-    /// Only with a backing that may have to fetch what it is asked for.
+    /// Only for a remote backing, whose reads and writes may have to fetch data first.
     pool: Option<BlockingPool>,
     times: Times,
     opens: Arc<Opens>,
-    /// Called when the last one has closed a disk that was to end then.
+    /// Called when the last user closes a disk that waits for that to stop.
     on_end: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<E: Env> DiskFs<E> {
-    /// Serves a disk. `on_end` is called when the last one has closed a disk that was to end then.
+    /// Serves a disk. `on_end` is called when the last user closes a disk that waits for that to stop.
     ///
     /// # Errors
     /// If the threads for flushes and discards cannot be started.
@@ -71,7 +71,7 @@ impl<E: Env> DiskFs<E> {
         self.times.attr(ino, self.disk.size())
     }
 
-    /// How many of `len` bytes from `offset` lie inside the disk.
+    /// How many of the `len` bytes at `offset` lie inside the disk.
     fn bytes_inside(&self, offset: u64, len: u64) -> usize {
         self.disk.size().0.saturating_sub(offset).min(len) as usize
     }
@@ -84,7 +84,7 @@ fn errno(error: &io::Error) -> Errno {
 impl<E: Env> Filesystem for DiskFs<E> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP] {
-            // Without them it only works less in parallel.
+            // Optional: without them the kernel sends fewer requests in parallel.
             let _ = config.add_capabilities(wish);
         }
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
@@ -105,7 +105,8 @@ impl<E: Env> Filesystem for DiskFs<E> {
         reply.attr(&TTL, &self.attr(ino));
     }
 
-    /// Size, mode and owner are what they are. Times may be "set", as `touch` and `cp` do.
+    /// Refuses to change size, mode and owner. Accepts new times, which `touch` and `cp` set, and
+    /// ignores them.
     fn setattr(
         &self,
         _req: &Request,
@@ -136,7 +137,7 @@ impl<E: Env> Filesystem for DiskFs<E> {
         reply.ok();
     }
 
-    /// No attributes. ENOSYS, so that the kernel does not ask again before each write.
+    /// There are no extended attributes. ENOSYS stops the kernel from asking before each write.
     fn getxattr(
         &self,
         _req: &Request,
@@ -193,22 +194,22 @@ impl<E: Env> Filesystem for DiskFs<E> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let there = self.bytes_inside(offset, size.into());
-        if there == 0 {
+        let len = self.bytes_inside(offset, size.into());
+        if len == 0 {
             return reply.data(&[]);
         }
         if let (Some(pool), AnyBacking::Remote(remote)) = (&self.pool, self.disk.backing())
-            && !remote.has(ByteOffset(offset), ByteLen(there as u64))
+            && !remote.has(ByteOffset(offset), ByteLen(len as u64))
         {
-            return pool.read(ByteOffset(offset), there, reply);
+            return pool.read(ByteOffset(offset), len, reply);
         }
-        slow::with_buffer(there, |buf| match self.disk.read(ByteOffset(offset), buf) {
+        slow::with_buffer(len, |buf| match self.disk.read(ByteOffset(offset), buf) {
             Ok(()) => reply.data(buf),
             Err(e) => reply.error(errno(&e)),
         });
     }
 
-    /// As a block device does: what fits is written, and what begins at the end has no space.
+    /// Behaves like a block device: writes the part that fits, and fails with ENOSPC at the end.
     fn write(
         &self,
         _req: &Request,
@@ -244,7 +245,7 @@ impl<E: Env> Filesystem for DiskFs<E> {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        // close(2), not fsync(2): promises nothing.
+        // FUSE sends this for close(2), which does not promise durability.
         reply.ok();
     }
 
@@ -295,7 +296,7 @@ impl<E: Env> Filesystem for DiskFs<E> {
         reply: ReplyLseek,
     ) {
         // The kernel answers SEEK_SET, SEEK_CUR and SEEK_END itself.
-        let what = match whence {
+        let target = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
@@ -305,9 +306,9 @@ impl<E: Env> Filesystem for DiskFs<E> {
             return reply.error(Errno::ENXIO);
         }
         if let Some(pool) = &self.pool {
-            return pool.seek(ByteOffset(offset as u64), what, reply);
+            return pool.seek(ByteOffset(offset as u64), target, reply);
         }
-        match self.disk.backing().seek(ByteOffset(offset as u64), what) {
+        match self.disk.backing().seek(ByteOffset(offset as u64), target) {
             Ok(found) => reply.offset((found.0 as i64).min(size)),
             Err(e) => reply.error(errno(&e)),
         }

@@ -36,34 +36,34 @@ pub struct DriverOptions {
     pub name: DiskName,
     /// The backing file or device.
     pub backing: PathBuf,
-    /// Where its state is.
+    /// The folders and sockets of the disk.
     pub paths: DiskPaths,
-    /// Where to mount it.
+    /// Where to mount the disk.
     pub mount_point: PathBuf,
     /// How to read and write the backing.
     pub engine: Engine,
-    /// Most bytes of preserved blocks; half the disk if not given.
+    /// Limit for preserved blocks, in bytes. Default: half the disk.
     pub change_log_limit: Option<ByteLen>,
-    /// Off only to measure what tracking costs.
+    /// Off only to measure the cost of tracking.
     pub tracking: bool,
     /// Accept a backing that is larger than the disk: the disk grows.
     pub grow: bool,
-    /// Take the whole disk for changed: it is compared with its newest recovery point.
+    /// Treat the whole disk as changed, so that a cycle compares it with its newest recovery point.
     pub compare: bool,
-    /// Only for a new disk: the recovery point that the backing holds, so that nothing is dirty.
+    /// Only for a new disk: the recovery point that the backing equals. Nothing is dirty then.
     pub base: Option<Base>,
-    /// The size of that point's disk: what the backing has beyond it is dirty.
+    /// The size of the disk at that point. Sectors of the backing beyond that size are dirty.
     pub base_size: Option<ByteLen>,
     /// Refuse writes.
     pub read_only: bool,
-    /// Threads that read requests.
+    /// Number of FUSE event loops (threads).
     pub event_loops: usize,
 }
 
 /// Why a driver did not start or did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
-    /// Another driver serves this disk.
+    /// Another driver already serves this disk.
     #[error("disk {0} is served by another driver already (its state directory is locked)")]
     Running(DiskName),
     /// The backing cannot be used.
@@ -74,10 +74,10 @@ pub enum DriverError {
     WrongBacking {
         /// The disk.
         name: DiskName,
-        /// Which backing it is, and which to mount.
+        /// Why not, and what to do.
         reason: String,
     },
-    /// A path that cannot be said in the control protocol and in records, which are text.
+    /// The control protocol and the records are text, so a path must be UTF-8.
     #[error(
         "disk {name}: the path {} is not UTF-8; rename the file or folder. Nothing was changed",
         path.display()
@@ -88,7 +88,7 @@ pub enum DriverError {
         /// The path.
         path: PathBuf,
     },
-    /// The backing that was to be made for the disk was not.
+    /// The program that starts the driver could not make the backing.
     #[error("{source}")]
     RemoteBacking {
         /// The disk.
@@ -98,7 +98,7 @@ pub enum DriverError {
         /// What to do about it.
         class: Class,
     },
-    /// The driver could hang those it serves.
+    /// The driver could hang the users of its disk.
     #[error("disk {name}: {reason}. Nothing was changed")]
     Unsafe {
         /// The disk.
@@ -106,11 +106,11 @@ pub enum DriverError {
         /// Why, and what to do.
         reason: String,
     },
-    /// There is no room for what a start needs.
+    /// The state or runtime directory is full.
     #[error(
-        "disk {name}: {source}. Make room in the file systems of {} and {} (a start needs 1 MiB and what \
-         the bitmaps take; logs and images of others may be deleted there, nothing of this disk but \
-         driver.log) and try again. Nothing was changed",
+        "disk {name}: {source}. Free space in the file systems of {} and {} and try again (a start needs \
+         1 MiB and the size of the bitmaps). Of this disk's files you may delete only driver.log. \
+         Nothing was changed",
         state.display(), runtime.display()
     )]
     Full {
@@ -131,12 +131,12 @@ pub enum DriverError {
         /// Why.
         source: TrackError,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("{doing}: {source}")]
     Io {
         /// What was being done.
         doing: String,
-        /// What the system answered.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -156,20 +156,20 @@ impl Classified for DriverError {
 
 /// What makes a driver stop.
 enum Event {
-    /// A signal: the disk ends when nobody has it open any more.
+    /// A signal: stop once nobody has the disk open.
     Signal,
-    /// Nobody has the disk open, and nobody gets it any more.
+    /// Nobody has the disk open, and new opens are refused.
     Stop,
-    /// A client wants it to end under its users.
+    /// A client asked to stop at once, although the disk is in use.
     Abort,
-    /// The mount is gone: unmounted by someone else, or by us, and closed.
+    /// The mount is gone: this driver or somebody else unmounted it, and it is closed.
     Ended,
 }
 
-/// Serves a disk until it is told to stop; `ready` is called once it can be used.
+/// Serves a disk until a signal or a client stops it. Calls `ready` once the disk can be used.
 ///
 /// # Errors
-/// If the disk cannot be served, or its last writes not be saved.
+/// If the disk cannot be served, or if the clean stop fails.
 pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverError> {
     let open = |options: &mut DriverOptions| {
         refuse_image(options)?;
@@ -184,11 +184,11 @@ pub fn run(options: DriverOptions, ready: impl FnOnce()) -> Result<(), DriverErr
     ran
 }
 
-/// Serves a disk on a backing that `open` makes, alone with the disk's state; it may say what it found
-/// out about the disk in the options. Otherwise as [`run`].
+/// Like [`run`], on a backing that `open` makes. `open` runs under the lock of the disk's state, and may
+/// fill in the options.
 ///
 /// # Errors
-/// What `open` answered; or as for [`run`].
+/// The error of `open`; or as for [`run`].
 pub fn run_with(
     mut options: DriverOptions,
     open: impl FnOnce(&mut DriverOptions) -> Result<AnyBacking, DriverError>,
@@ -207,7 +207,7 @@ pub fn run_with(
     let _lock = lock_disk(name, &paths.lock_file())?;
     let backing = open(&mut options)?;
     let DriverOptions { name, paths, .. } = &options;
-    // One that was made is nowhere else: there is nothing it could be mistaken for.
+    // A remote backing has no path on this host, so it cannot be the wrong file or device.
     let seen = match backing.remote() {
         None => Some(identify(name, &options.backing, &backing, &paths.state)?),
         Some(_) => None,
@@ -251,7 +251,7 @@ pub fn run_with(
         name: name.clone(),
         backing: match seen {
             Some(_) => fs::canonicalize(&options.backing).unwrap_or(options.backing.clone()),
-            // Nowhere but here are its bytes together.
+            // The bytes of a remote backing are complete only in the served file.
             None => served.clone(),
         },
         served_on: fs::metadata(&options.mount_point).map_or(0, |meta| meta.dev()),
@@ -272,7 +272,7 @@ pub fn run_with(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let ended = match end {
         End::Closed => mounted.join(),
-        // The event loops go with the process, and the file system with them.
+        // The event loops and the file system end with this process.
         End::Abandoned => Ok(()),
     };
     if let Some(remote) = disk.backing().remote() {
@@ -285,16 +285,17 @@ pub fn run_with(
     ended.map_err(io_error("serving"))
 }
 
-/// An image of another format is not a disk's bytes. Only of a disk that is new here: what a guest writes to
-/// its first sector must never keep its disk from being served. A part of a restore is none at all.
+/// Refuses the unfinished file of a restore. For a disk that is new on this host, also refuses an image
+/// in a format other than raw. A known disk is not checked for formats: a guest may write anything to
+/// its first sector, and that must never keep the disk from being served.
 fn refuse_image(options: &DriverOptions) -> Result<(), DriverError> {
     let DriverOptions { name, backing, paths, .. } = options;
     if backing::is_part(backing) {
         return Err(DriverError::WrongBacking {
             name: name.clone(),
             reason: format!(
-                "{} is a part of a restore or an export that was not finished, no disk: run that again, and use the \
-                 file that it leaves",
+                "{} is the unfinished part of a restore or an export, not a disk: run that command again, and use \
+                 the file that it makes",
                 backing.display()
             ),
         });
@@ -306,19 +307,18 @@ fn refuse_image(options: &DriverOptions) -> Result<(), DriverError> {
         Ok(Some(format)) => Err(DriverError::WrongBacking {
             name: name.clone(),
             reason: format!(
-                "{} is a {format} image, not a raw disk: served as it is, its users would see the image's \
-                 own bytes. Import it into a vault (backstay import), or convert it with qemu-img convert \
-                 -O raw",
+                "{} is a {format} image, not a raw disk: its users would see the bytes of the image format. \
+                 Import it into a vault (backstay import), or convert it with qemu-img convert -O raw",
                 backing.display()
             ),
         }),
-        // What else is wrong with it is said when it is opened.
+        // Opening the backing reports any other problem.
         Ok(None) | Err(_) => Ok(()),
     }
 }
 
-/// Which backing this is. Refused: one that somebody else uses, one that a restore has not finished, one that
-/// a move has left or not finished.
+/// Identifies the backing. Refuses it if somebody else uses it, if a restore has not finished it, or if a
+/// move has left it behind or not finished it.
 fn identify(
     name: &DiskName,
     path: &Path,
@@ -331,13 +331,13 @@ fn identify(
     }
     let identity = backing.identity();
     let identity =
-        identity.map_err(io_error(format!("finding out which one {} is", path.display())))?;
+        identity.map_err(io_error(format!("reading the identity of {}", path.display())))?;
     let seen = Seen::new(path, identity);
     let refused = |reason| DriverError::WrongBacking { name: name.clone(), reason };
     let record = BackingRecord::load(state).map_err(|e| {
         refused(format!(
-            "whether a move has left this backing behind cannot be read: {e}. If {} holds the disk as it is now, \
-             remove that file",
+            "cannot check whether a move has left this backing behind: {e}. If {} holds the newest state of the \
+             disk, remove that record file",
             path.display()
         ))
     })?;
@@ -347,7 +347,7 @@ fn identify(
     }
 }
 
-/// Notes where the disk is served from, for those who look for its backing later.
+/// Records the backing, so that it can be found while no driver runs.
 fn remember(seen: Seen, state: &Path) {
     let noted = BackingRecord::load(state).and_then(|mut record| {
         if record.backing.as_ref() == Some(&seen) {
@@ -357,23 +357,23 @@ fn remember(seen: Seen, state: &Path) {
         record.save(state)
     });
     if let Err(e) = noted {
-        tracing::warn!("where the backing is could not be noted: {e}");
+        tracing::warn!("cannot record the path of the backing: {e}");
     }
 }
 
 /// How a disk's service ended.
 enum End {
-    /// Its file system is gone.
+    /// The file system has ended.
     Closed,
-    /// Its file system goes with this process: its users get errors, or it has none.
+    /// The file system ends with this process. Any users left get errors.
     Abandoned,
 }
 
-/// How long the kernel may take to end a file system that nobody has open. A copy of its mount in another
-/// mount namespace keeps it for ever; nobody can open the disk there any more.
+/// How long to wait for the kernel to end an unmounted file system. A copy of the mount in another mount
+/// namespace keeps the file system alive; the disk cannot be opened there any more.
 const UNMOUNTED_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the control socket calls: ends the disk if nobody has it open, or under its users.
+/// The stop function for the control socket.
 fn stopper(
     opens: &Arc<Opens>,
     events: &Sender<Event>,
@@ -392,7 +392,8 @@ fn stopper(
     }
 }
 
-/// Waits until the disk ends. As long as somebody has it open it does not: its users must not see errors.
+/// Waits for the end of service. A disk that is open stays in service, so that its users see no errors;
+/// only an abort ends it at once.
 fn wait_for_end(
     name: &DiskName,
     opens: &Opens,
@@ -403,8 +404,8 @@ fn wait_for_end(
         match happened.recv() {
             Ok(Event::Ended) | Err(_) => return End::Closed,
             Ok(Event::Signal) if !opens.end_when_closed() => tracing::warn!(
-                "disk {name}: told to stop while it is in use: it is served until its last user closes it \
-                 (\"backstay umount {name} --force\" ends it at once)"
+                "disk {name}: got a stop signal while the disk is in use; the driver stops when the last user \
+                 closes it (\"backstay umount {name} --force\" stops it at once)"
             ),
             Ok(Event::Signal | Event::Stop) => {
                 if let Err(e) = mounted.unmount() {
@@ -417,12 +418,12 @@ fn wait_for_end(
                     }
                 }
                 tracing::info!(
-                    "disk {name}: another mount namespace has a copy of its mount; it ends, too"
+                    "disk {name}: another mount namespace has a copy of the mount; that copy ends with the driver"
                 );
                 return End::Abandoned;
             }
             Ok(Event::Abort) => {
-                tracing::warn!("disk {name}: ended under its users, as was asked for");
+                tracing::warn!("disk {name}: stopped on request while it was in use");
                 return End::Abandoned;
             }
         }
@@ -449,8 +450,8 @@ fn sender(
     }
 }
 
-/// Locks the state of a disk: one driver, or another command that must be alone with it. The lock lasts as
-/// long as the file.
+/// Locks the state of a disk for one driver, or for a command that needs the disk without a driver. The
+/// lock is released when the returned file is dropped.
 ///
 /// # Errors
 /// [`DriverError::Running`] if somebody else has it.
@@ -465,7 +466,7 @@ pub fn lock_disk(name: &DiskName, path: &Path) -> Result<Flock<File>, DriverErro
     let lock = lock::exclusive(file, lock::HOLDER_GONE_WAIT);
     let lock = lock.map_err(io_error(format!("locking {}", path.display())))?;
     let mut lock = lock.ok_or_else(|| DriverError::Running(name.clone()))?;
-    // In place: a full file system has no room for a file that was emptied first.
+    // Overwrite first, then shorten: on a full file system a truncated file could not be written again.
     let pid = format!("{}\n", std::process::id());
     let write_pid = lock.write_all(pid.as_bytes()).and_then(|()| lock.set_len(pid.len() as u64));
     write_pid.map_err(io_error(format!("writing {}", path.display())))?;
@@ -477,11 +478,11 @@ fn say_what_was_found(name: &DiskName, found: FoundState, dirty_sectors: u64) {
     match found {
         FoundState::New => tracing::info!("disk {name}: new"),
         FoundState::Clean => {
-            tracing::info!("disk {name}: was stopped cleanly; {dirty} bytes are dirty, exactly");
+            tracing::info!("disk {name}: was stopped cleanly; exactly {dirty} bytes are dirty");
         }
         FoundState::SameBoot => tracing::warn!(
-            "disk {name}: the driver before this one died; its bitmap is whole: {dirty} bytes \
-             are dirty, exactly"
+            "disk {name}: the previous driver died; its bitmap is complete: exactly {dirty} bytes \
+             are dirty"
         ),
         FoundState::OtherBoot => tracing::warn!(
             "disk {name}: the machine went down; {dirty} bytes in regions with write intents \
