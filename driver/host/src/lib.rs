@@ -1,30 +1,30 @@
-//! The host: the one room through which every crate meets the machine it runs on.
+//! The host: the only crate that uses the clock, processes, locks and mounts of the machine directly.
 //!
-//! Each mechanism stands here once, so that it can be mended in one place, and so that a simulated
-//! host can take its place:
+//! Each mechanism is implemented once, so that a bug is fixed in one place, and so that tests can replace
+//! the host with a simulation.
 //!
 //! - [`clock`]: the wall clock, the monotonic clock, sleeping
-//! - [`alarm`]: saying something although the disk with the logs is dead
-//! - [`atomic`]: replacing a file as a whole
+//! - [`alarm`]: a message to the kernel log and to syslog, for when the disk with the logs has failed
+//! - [`atomic`]: replacing a file atomically
 //! - [`record`]: small JSON records in files
-//! - [`own_dir`]: folders that belong to us and to nobody else
-//! - [`lock`]: locks on files, with a bounded wait
+//! - [`own_dir`]: private folders: owned by us, closed to others
+//! - [`lock`]: file locks with a bounded wait
 //! - [`child`]: commands with a time limit
 //! - [`mod@doing`]: what another process is doing
-//! - [`kill_point`]: where tests kill a process
-//! - [`mounts`]: the table of mounts
+//! - [`kill_point`]: places where tests kill a process
+//! - [`mounts`]: the mount table
 //! - [`loop_device`]: loop devices
-//! - [`fuse_connection`]: FUSE file systems, as the kernel sees them
-//! - [`stack`]: what a file or block device finally stands on
-//! - [`claim`]: bytes that one driver of this host has for itself
+//! - [`fuse_connection`]: FUSE connections in the kernel
+//! - [`stack`]: the devices below a file or block device
+//! - [`claim`]: exclusive use of a backing by one driver of this host
 //! - [`in_use`]: who uses a file or device
-//! - [`stamp`]: whether a file is still the one that was read
+//! - [`stamp`]: whether a file has changed since it was read
 //!
 //! ```
 //! use backstay_host::atomic::{self, Durability};
 //!
 //! let file = std::env::temp_dir().join(format!("backstay-example-{}", std::process::id()));
-//! // Anyone who reads it sees the old content or the new one, never a part.
+//! // A reader sees the old content or the new content, never a part.
 //! atomic::replace(&file, b"all of it", Durability::Durable)?;
 //! assert_eq!(std::fs::read(&file)?, b"all of it");
 //! std::fs::remove_file(&file)?;

@@ -1,31 +1,44 @@
-//! The sidecar: ships what changed on protected disks to a vault, in cycles.
+//! The sidecar: ships the changes of protected disks to a vault, in cycles.
 //!
-//! - [`config`]: the configuration file
+//! One cycle:
+//!
+//! - [`cycle`]: one cycle, from lease to release
 //! - [`source`]: reading a disk: the backing, the shared bitmaps, the preserved blocks
 //! - [`pipeline`]: read → find zeroes, checksum, compress → segments → upload
-//! - [`cycle`]: one cycle from lease to release
+//! - [`throttle`]: one bandwidth limit for all uploads
+//! - [`hooks`]: commands before and after a cut, for application-consistent points
+//! - [`group`]: consistency groups: disks on one or several hosts, cut at the same instant
+//!
+//! Many disks:
+//!
+//! - [`service`]: runs the cycles of all disks of this host
+//! - [`schedule`]: decides which cycle runs next; has no clock of its own
 //! - [`windows`]: blackout windows and timetables
-//! - [`throttle`]: one limit for all uploads
-//! - [`hooks`]: application-consistent points
-//! - [`reload`]: the configuration, as it changes
-//! - [`schedule`]: what runs next, without a clock of its own
-//! - [`drills`]: when points are to be tried, and how the last one fared; trying them is others' work
-//! - [`phase`]: where a disk is in its replication (R-30)
-//! - [`jobs`]: what takes long enough to be watched
-//! - [`prerequisites`]: what must hold before a disk is protected
-//! - [`doctor`]: what a host has and lacks
-//! - [`protection`]: what `backstay protect` was told
-//! - [`requests`]: what people's commands ask of a running sidecar
-//! - [`group`]: disks of one host and of several, cut at one instant
-//! - [`service`]: many disks, over and over
-//! - [`home`]: the vault that a disk's points are in; [`vault_place`]: what a vault in a directory stands on
-//! - [`record`]: what the sidecar remembers of a disk
-//! - [`status`]: what a person wants to know; [`health`]: everything that is wrong, worst first
-//! - [`totals`]: sums over cycles; [`metrics`]: where they are told, with all that status says
-//! - [`store`]: how object stores are reached; [`gateway`]: how a gateway on this host runs
-//! - [`care`]: whether the keys of encrypted vaults are where somebody can find them
-//! - [`seen`]: what this host has seen of encrypted vaults, so that an older state of one is noticed
+//! - [`phase`]: the replication state of a disk, and its transitions
 //! - [`upkeep`]: retention, merging and collection after cycles
+//! - [`drills`]: the settings and the last result of drills; the caller of the service runs them
+//!
+//! Settings and requests:
+//!
+//! - [`config`]: the configuration file; [`reload`]: following its changes
+//! - [`protection`]: the settings given to `backstay protect`
+//! - [`requests`]: requests from commands to a running sidecar
+//! - [`store`]: settings for object stores; [`gateway`]: settings for a gateway on this host
+//!
+//! Status:
+//!
+//! - [`record`]: the sidecar's stored state of a disk
+//! - [`status`]: the status of a disk; [`health`]: its health causes, worst first
+//! - [`totals`]: sums over cycles; [`metrics`]: totals and status for monitoring systems
+//! - [`jobs`]: long operations, with their progress
+//!
+//! Safety checks:
+//!
+//! - [`prerequisites`]: conditions for protecting a disk; [`doctor`]: checks of the host
+//! - [`home`]: the vault that holds a disk's points; [`vault_place`]: the devices below a vault in a
+//!   directory
+//! - [`key_health`]: whether the keys of encrypted vaults can be found
+//! - [`rollback_guard`]: the newest state of encrypted vaults that this host has seen, to detect a rollback
 //!
 //! ```
 //! use backstay_engine::config::Config;

@@ -1,21 +1,21 @@
 //! Is a file or block device in use, and by whom?
 //!
-//! One answer for everybody who is about to overwrite, read as a whole, serve or take away a disk:
-//! [`users`] names the drivers, processes, loop devices, mounts (in any mount namespace), swap areas and
-//! stacked devices that use the same bytes, also by another way: a loop device on the file, a partition
-//! of the device, the file below a loop device, the whole disk of a partition.
+//! Every command that overwrites, serves or removes a disk, or reads all of it, checks here first. [`users`]
+//! finds the drivers, processes, loop devices, mounts (in any mount namespace), swap areas and stacked
+//! devices that use the same bytes. It also finds indirect users: a loop device on the file, a partition of
+//! the device, the file below a loop device, the whole disk of a partition.
 //!
-//! [`users`] waits for nobody; [`lasting_users`] and [`refuse`] wait a few seconds for those who are about to be
-//! gone. Everything is read from `/proc` and `/sys`; no path that leads into a
-//! FUSE or network file system of somebody else is looked at, because a hanging server would hang us.
+//! [`users`] answers at once. [`lasting_users`] and [`refuse`] wait a few seconds for users that are about
+//! to end. All facts come from `/proc` and `/sys`. No path inside somebody else's FUSE or network file
+//! system is opened, because a hanging server would block this process.
 //!
-//! - `subject`: what is asked about, by identity
-//! - `namespaces`: the tables of mounts of all namespaces
-//! - `devices`: loop devices, partitions and stacked devices: what lies on top of what
-//! - `processes`: who has it open or locked
-//! - `patience`: who is about to be gone
-//! - `probe`: what the kernel alone knows
-//! - `user`: what is answered, in words
+//! - `subject`: the identity of the file or device in question
+//! - `namespaces`: the mount tables of all namespaces
+//! - `devices`: loop devices, partitions and stacked devices
+//! - `processes`: processes that have it open or locked
+//! - `wait`: waiting for users that are about to end
+//! - `probe`: an exclusive open, for users that only the kernel knows
+//! - `user`: the description of a user
 
 mod devices;
 mod namespaces;
@@ -40,20 +40,20 @@ use devices::{Scope, Stack};
 use namespaces::source_device;
 use subject::Item;
 
-/// Whom to count.
+/// Which users to report.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
-    /// Also processes that have it open only for reading. Our own readers (a sidecar's cycle) are
-    /// never counted: they end by themselves.
+    /// Also report processes that have it open only for reading. Backstay's own readers (the cycle of a
+    /// sidecar) are never reported, because they end soon.
     pub readers: bool,
-    /// Processes that do not count, beside this one.
+    /// Processes to ignore, in addition to this one.
     pub spare: Vec<u32>,
 }
 
-/// Everybody who uses a file or device, those who matter most first.
+/// All users of a file or device, the most important first.
 ///
 /// # Errors
-/// If `/proc` cannot be read: then nobody knows.
+/// If `/proc` cannot be read.
 pub fn users(subject: &Subject, look: &Look) -> io::Result<Vec<User>> {
     let namespaces = Namespaces::read()?;
     let stack = Stack::of(subject, &namespaces);
@@ -69,15 +69,15 @@ pub fn users(subject: &Subject, look: &Look) -> io::Result<Vec<User>> {
         found.extend(probe::unknown_user(subject, &stack, namespaces.ours()));
     }
     found.sort_by_key(|user| user.kind.rank());
-    let mut seen = HashSet::new();
-    found.retain(|user| seen.insert(user.clone()));
+    let mut distinct = HashSet::new();
+    found.retain(|user| distinct.insert(user.clone()));
     Ok(found)
 }
 
-/// Refuses a file or device that somebody uses, whatever `--force` says.
+/// Refuses a file or device that is in use. `--force` does not override this.
 ///
 /// # Errors
-/// [`InUse`] with everybody who uses it; or what the system answered.
+/// [`InUse`] with all users; or the error that kept them from being found.
 pub fn refuse(path: &Path) -> Result<(), InUseError> {
     let subject = match Subject::at(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -91,8 +91,8 @@ pub fn refuse(path: &Path) -> Result<(), InUseError> {
     }
 }
 
-/// The driver that serves the bytes of a loop device or of a file it serves itself, if there is one:
-/// what is read there is a disk in use already.
+/// The driver that serves this file, or the file below this loop device. If there is one, the bytes are
+/// those of a protected disk that is already served.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -106,8 +106,8 @@ pub fn served_by(subject: &Subject) -> io::Result<Option<User>> {
     Ok(fuse.and_then(|device| processes::server_of(device, &namespaces, &Look::default())))
 }
 
-/// Every process that is at work in a file system (working folder, open file, program), in any mount
-/// namespace: why it cannot be unmounted.
+/// The processes that keep a file system from being unmounted, in any mount namespace: through their
+/// working folder, an open file or their program.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -115,18 +115,18 @@ pub fn inside(device: DeviceNo) -> io::Result<Vec<User>> {
     processes::inside(device, &Namespaces::read()?)
 }
 
-/// Why something is not done to a file or device.
+/// Why a file or device must not be touched.
 #[derive(Debug, thiserror::Error)]
 pub enum InUseError {
-    /// Somebody uses it.
+    /// It is in use.
     #[error(transparent)]
     InUse(#[from] InUse),
-    /// It cannot be found out whether somebody does.
+    /// The check for users failed.
     #[error("{}: cannot find out whether it is in use: {source}", path.display())]
     Unknown {
         /// The file or device.
         path: std::path::PathBuf,
-        /// What the system answered.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -140,15 +140,15 @@ impl Classified for InUseError {
     }
 }
 
-/// File systems that are mounted from one of these devices, one for each namespace.
+/// File systems mounted from one of these devices, one per namespace.
 fn mounted(stack: &Stack, namespaces: &Namespaces) -> Vec<User> {
     let mut found = vec![];
     for node in stack.nodes().iter().filter(|node| node.scope != Scope::Slave) {
         let Item::Device(device) = node.item else { continue };
         for namespace in namespaces.all() {
-            let of =
+            let is_from =
                 |mount: &&Mount| mount.device == device || source_device(mount) == Some(device);
-            let Some(mount) = namespace.mounts.iter().find(of) else { continue };
+            let Some(mount) = namespace.mounts.iter().find(is_from) else { continue };
             found.push(User {
                 kind: UserKind::Mounted { device: node.label.clone(), at: mount.at.clone() },
                 pid: namespace.foreign_pid(),

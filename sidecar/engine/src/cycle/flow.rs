@@ -1,12 +1,13 @@
-//! Which way the data flows: whether what a cycle ships may follow the vault's newest point.
+//! Decides whether a cycle may build on the newest point in the vault, and how.
 //!
-//! Both sides must prove that they belong together. A point's identity is random and known only to
-//! the vault and to the disk that made it, so the proof is that the vault's newest point is the one
-//! that the disk counts from, or the one that it was about to commit when its sidecar died. Nothing
-//! else proves it: not names, not sizes, not clocks, not cycle numbers. A disk that came back from a
-//! backup counts from an older point; a delta of it on the newest one would be a disk that never
-//! was, and a resync would put the older data over the newer. Then a person must say which side is
-//! right, in plain words.
+//! The disk must prove that it belongs to that point. The identity of a point is random; only the vault
+//! and the disk that made it know it. So the proof is that the vault's newest point is the disk's base,
+//! or a point that the disk was about to commit when its sidecar died. Names, sizes, clocks and cycle
+//! numbers prove nothing.
+//!
+//! For example, a disk that was restored from a backup has an older base. A delta from it on top of the
+//! newest point would produce a disk that never existed, and a resync would overwrite newer data with
+//! older. In that case a person must decide which side is right.
 
 use backstay_format::control::DriverStatus;
 use backstay_format::superblock::Base;
@@ -15,26 +16,27 @@ use backstay_vault::Manifest;
 use super::resync::Request;
 use crate::error::CycleError;
 
-/// What a cycle has to do.
+/// How a cycle ships the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// Ship the whole disk: the vault has nothing of it.
+    /// Ship the whole disk: the vault has no point of it.
     Initial,
-    /// Ship what changed since the newest point.
+    /// Ship the changes since the newest point.
     Delta,
-    /// Compare with the newest point, ship what differs.
+    /// Compare with the newest point, and ship the differences.
     Resync {
         /// Read the vault's data instead of relying on its checksums.
         deep: bool,
     },
-    /// Ship the whole disk, although the vault has points of it.
+    /// Ship the whole disk, although the vault has a point of it.
     Full,
 }
 
-/// Decides.
+/// Decides how the next cycle ships the disk. `newest` is the point to build on, `asked` a resync that a
+/// person requested.
 ///
 /// # Errors
-/// [`CycleError::WhichSide`] if nothing proves that the disk is the newer side.
+/// [`CycleError::WhichSide`] if nothing proves that the disk is newer than the vault.
 pub fn flow(
     status: &DriverStatus,
     newest: Option<&Manifest>,
@@ -57,7 +59,7 @@ pub fn flow(
     let (deep, full) = asked.map_or((false, false), |asked| (asked.deep, asked.full));
     Ok(match (proven && asked.is_none(), status.resync) {
         (true, None) => Flow::Delta,
-        // Anyone who cannot read the vault compares nothing: everything ships.
+        // Without read access to the vault nothing can be compared, so everything ships.
         _ if full || write_only || newest.size != status.size => Flow::Full,
         _ => Flow::Resync { deep },
     })

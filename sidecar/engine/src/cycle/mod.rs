@@ -4,11 +4,15 @@
 //!   lease → (fuzzy cut → pass) → point-in-time cut → pass → verify (I7) → announce → commit (I5) → release
 //! ```
 //!
-//! The fuzzy pass is only there when the whole disk has to move or to be compared, when of regions
-//! that were touched before the machine went down only that is known, or when the last cycle lost its
-//! point in time: it ships most of what has to move without holding the guest to
-//! anything, so that the pass that follows is short. Whatever fails, the driver folds the closed
-//! epochs back.
+//! The fuzzy pass ships most of the data while the guest writes freely, so that the point-in-time pass
+//! is short. A cycle has a fuzzy pass only if one of these holds:
+//!
+//! - the whole disk must be shipped or compared;
+//! - after a crash of the machine, only write intents are known for some regions;
+//! - the last cycle lost its point in time;
+//! - an earlier attempt of this cycle left segments that can be used.
+//!
+//! If any step fails, the driver folds the closed epochs back.
 
 mod compare;
 pub(crate) mod cutter;
@@ -53,43 +57,43 @@ pub use flow::{Flow, flow};
 use kept::{Kept, KeptFor, Worth};
 use pass::{Scope, Source};
 
-/// What a cycle works with.
+/// The inputs of a cycle.
 pub struct CycleJob<'a> {
     /// The driver's control socket.
     pub socket: &'a Path,
     /// The disk's state directory.
     pub state: &'a Path,
-    /// Where to ship.
+    /// The vault to ship to.
     pub vault: &'a Vault,
-    /// Most bytes of preserved blocks, if the settings say so.
+    /// Limit for preserved blocks, in bytes, if one is set.
     pub change_log_limit: Option<ByteLen>,
     /// How to ship.
     pub ship: &'a Ship,
-    /// How fast; one for all disks.
+    /// The bandwidth limit, shared by all disks.
     pub throttle: &'a Throttle,
-    /// What makes its point application-consistent, if there is something.
+    /// Hooks that make the point application-consistent, if there are any.
     pub hooks: Option<&'a Hooks>,
-    /// Told how far it is.
+    /// Called with the progress.
     pub progress: &'a (dyn Fn(Stage, u64, u64) + Sync),
-    /// Set from outside to end it.
+    /// Set by the caller to stop the cycle.
     pub stop: &'a AtomicBool,
 }
 
-/// What a cycle is doing.
+/// The stage of a cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// The pass over the whole disk.
     Fuzzy,
     /// Comparing the disk with the newest point.
     Resync,
-    /// The pass over what changed.
+    /// The pass over the changes.
     Delta,
-    /// Comparing what arrived with what had to move.
+    /// Checking that every sector that had to move has arrived.
     Verify,
 }
 
 impl Stage {
-    /// In words.
+    /// The name for users.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -101,7 +105,7 @@ impl Stage {
     }
 }
 
-/// What a cycle has done.
+/// The result of a cycle.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub struct CycleReport {
@@ -122,11 +126,11 @@ pub struct CycleReport {
     /// Bytes read from the vault.
     #[serde(default)]
     pub fetched: ByteLen,
-    /// Bytes the guest wrote in the epoch.
+    /// Bytes that the guest wrote in the epoch.
     pub written: ByteLen,
     #[serde(with = "humantime_serde")]
     pub duration: Duration,
-    /// Why the point is not as consistent as was wished, or what else went wrong with hooks.
+    /// Why the point is less consistent than requested, or another problem with hooks.
     #[serde(default)]
     pub warning: Option<String>,
 }
@@ -134,13 +138,13 @@ pub struct CycleReport {
 /// Runs one cycle.
 ///
 /// # Errors
-/// Why it failed; no point was committed then (but see [`CycleError::Driver`] after the commit: the
-/// point then exists, and its sectors ship once more with the next).
+/// If the cycle fails. No point was committed then, with one exception: [`CycleError::Driver`] may also
+/// come after the commit point. The point then exists, and the next cycle ships its sectors once more.
 pub fn run(job: &CycleJob<'_>) -> Result<CycleReport, CycleError> {
     run_cut_by(job, &mut AtOnce)
 }
 
-/// Runs one cycle whose point-in-time cut another makes, when its time has come.
+/// Runs one cycle whose point-in-time cut is made by `cutter`, which may wait for other disks first.
 ///
 /// # Errors
 /// As for [`run`].
@@ -148,14 +152,14 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     Record::load(job.state).knows_vault()?;
     let (started, fetched_before) = (clock::monotonic(), job.vault.fetched());
     let mut driver = ControlClient::connect(job.socket)?;
-    // One that does not answer is told at once, and not after the time that a lease may take.
+    // A driver that hangs fails here at once. A lease request has a much longer time limit.
     driver.status()?;
     let client = format!("process {}", std::process::id());
     let status = match driver.ask(&Request::Lease { client })? {
         Response::Leased { status } => *status,
         _ => return Err(ClientError::Confused.into()),
     };
-    if let Some(change_log) = job.change_log_limit.filter(|&at| at != status.change_log_limit) {
+    if let Some(change_log) = job.change_log_limit.filter(|&max| max != status.change_log_limit) {
         driver.ask(&Request::SetLimits { change_log })?;
     }
     refuse_fault(&status)?;
@@ -163,7 +167,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     refuse_on_disk(job.vault, &status)?;
     let begins_again = asked.as_ref().is_some_and(|asked| asked.full);
     let mut found = look_at_vault(job.state, job.vault, &status, begins_again)?;
-    // What another host took over is refused before anything else is said of it (I5).
+    // First of all checks: a disk that another host took over must not be shipped (I5).
     found.refuse_fenced()?;
     found.refuse_to_begin_again(asked.as_ref(), &status)?;
     if let Some(root) = job.state.parent() {
@@ -185,7 +189,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         Flow::Delta => CycleKind::Delta,
         Flow::Resync { .. } | Flow::Full => CycleKind::Resync,
     };
-    // What the driver has open, not what has its name.
+    // The file that the driver has open. Its path may lead to another file by now.
     let file = driver.open_backing(&status)?;
     let cycle =
         newest.as_ref().map(|point| point.cycle).or(found.known).map_or(CycleNo(1), CycleNo::next);
@@ -219,7 +223,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         quiesced: None,
     };
     let shipped = run.passes(flow, &status, onto.as_ref(), cutter).and_then(|(cut, passes)| {
-        // Once more after the last read: what was cut off meanwhile read as zeroes.
+        // Check again after the last read: a backing that was shortened meanwhile has read as zeroes.
         refuse_fault(&run.driver.status()?)?;
         (job.progress)(Stage::Verify, 0, 0);
         let verified = verify_cycle(job.vault, found.disk, status.size, cycle, passes)?;
@@ -242,7 +246,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
         cut_unix_ns: cut.cut_unix_ns,
         written: cut.written,
     };
-    // From here on nobody but the vault knows whether the point exists: its segments stay.
+    // If the commit fails the point may still exist, and only the vault knows. Keep the segments.
     let point = job.vault.commit(verified, meta).map_err(|e| run.undo(e.into(), false))?;
     run.driver.ask(&Request::Release { epoch: cut.epoch, base })?;
     found.release_from(job.vault, &term, &point);
@@ -257,7 +261,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     }
     resync::forget(job.state, asked.as_ref());
     kept::forget(job.state);
-    // The point is there, and the next cycle does this again.
+    // Not an error: the point exists, and the next cycle writes this again.
     if let Err(e) = home::remember(job.state, &status.name, job.vault, true) {
         tracing::warn!("{e}");
     }
@@ -266,7 +270,7 @@ pub fn run_cut_by(job: &CycleJob<'_>, cutter: &mut dyn Cutter) -> Result<CycleRe
     Ok(CycleReport { warning: run.quiesced.take().and_then(Quiesced::finish), ..report })
 }
 
-/// No point is made of a backing that is not the disk's any more.
+/// Refuses to make a point while the backing has a fault that would spoil it.
 fn refuse_fault(status: &DriverStatus) -> Result<(), CycleError> {
     match &status.backing_fault {
         Some(fault) if fault.kind.spoils_points() => {
@@ -276,7 +280,7 @@ fn refuse_fault(status: &DriverStatus) -> Result<(), CycleError> {
     }
 }
 
-/// A cycle that has begun.
+/// A running cycle.
 struct Run<'a> {
     job: &'a CycleJob<'a>,
     source: Source,
@@ -285,24 +289,24 @@ struct Run<'a> {
     driver: ControlClient,
     cycle: CycleNo,
     attempt: u64,
-    /// What is left for the next attempt if this one fails, if anything can be.
+    /// What a failed attempt leaves to the next one, if this kind of cycle can continue.
     kept: Option<Kept>,
     /// The newest closed epoch.
     closed: Option<EpochNo>,
     /// Segments put so far.
     put: Vec<SegmentRef>,
-    /// How many of them the next attempt can use if this one fails.
+    /// How many of these segments the next attempt can use if this one fails.
     put_kept: usize,
-    /// It could not be compared with what is there: its point has the whole disk.
+    /// The older points could not be compared with, so the new point contains the whole disk.
     stands_alone: bool,
-    /// What the point-in-time cut promises.
+    /// The consistency of the point-in-time cut.
     consistency: Consistency,
-    /// The application that waited for it, until it has gone on.
+    /// The application that the hooks paused for the cut, until it runs again.
     quiesced: Option<Quiesced>,
 }
 
 impl Run<'_> {
-    /// Ships the passes of a cycle; the point-in-time cut and what was shipped.
+    /// Ships the passes of a cycle. Returns the point-in-time cut and the passes.
     fn passes(
         &mut self,
         flow: Flow,
@@ -312,7 +316,7 @@ impl Run<'_> {
     ) -> Result<(CutReply, Vec<Pass>), CycleError> {
         let mut passes = vec![];
         let mut written = ByteLen(0);
-        // Whole regions are dirty of which only the intents are known.
+        // For some regions only the intents are known: compare them with the newest point.
         let coarse = newest.filter(|newest| {
             flow == Flow::Delta
                 && status.coarse
@@ -328,9 +332,9 @@ impl Run<'_> {
             match (flow, newest) {
                 (Flow::Resync { deep }, Some(newest)) => {
                     match self.compare(&cut, newest, deep, status.resync_no) {
-                        // What cannot be compared with is not needed either: a full copy depends on nothing older.
+                        // The older data is lost. A full copy does not need it.
                         Err(CycleError::Vault(e)) if e.is_loss() => {
-                            tracing::warn!("disk {}: {e}: the whole disk is shipped", status.name);
+                            tracing::warn!("disk {}: {e}: shipping the whole disk", status.name);
                             resync::forget_progress(self.job.state);
                             self.stands_alone = true;
                             passes = vec![self.pass(&cut, Scope::Whole, Stage::Fuzzy)?];
@@ -363,7 +367,7 @@ impl Run<'_> {
         Ok((cut, passes))
     }
 
-    /// Has a cut made, and remembers that it is open.
+    /// Makes a cut, and remembers its epoch so that a failure can fold it back.
     fn cut_by(
         &mut self,
         make: impl FnOnce(&mut ControlClient) -> Result<CutReply, CycleError>,
@@ -373,12 +377,12 @@ impl Run<'_> {
         Ok(cut)
     }
 
-    /// Folds back, and removes the segments if no point can name them.
+    /// Folds the cut back. Removes the segments if no point can name them.
     fn undo(&mut self, why: CycleError, remove_segments: bool) -> CycleError {
         if let Some(epoch) = self.closed {
-            // If even that fails, the driver folds back when this connection ends.
+            // If this fails too, the driver folds back when the connection ends.
             if let Err(e) = self.driver.ask(&Request::FoldBack { epoch }) {
-                tracing::warn!("folding back after {why}: {e}");
+                tracing::warn!("cannot fold back after a failure ({why}): {e}");
             }
         }
         match (&self.kept, Worth::after(&why)) {
@@ -394,8 +398,8 @@ impl Run<'_> {
     }
 }
 
-/// The newest point that the vault has of a disk, found by its identity or, failing that, by its
-/// name; right after a failover the one that the disk goes on from.
+/// The newest point of a disk in the vault. The disk is found by its identity, or else by its name. Right
+/// after a failover, this is the point that the new term continues from.
 ///
 /// # Errors
 /// If the vault cannot be read or is damaged.
@@ -410,20 +414,20 @@ pub fn newest_point(vault: &Vault, status: &DriverStatus) -> Result<Option<Manif
 /// A disk in the vault.
 struct VaultDisk {
     disk: DiskId,
-    /// It has the disk's name, and nothing else says that it is this disk.
+    /// Only the name matches: nothing proves that this is our disk.
     adopted: bool,
-    /// Who writes, as terms name it.
+    /// This disk's name as a writer in terms.
     writer: String,
     newest: Option<Manifest>,
-    /// The highest cycle whose point is known to have been made, if none can be read.
+    /// The highest cycle that is known to have made a point, if no point can be read.
     known: Option<CycleNo>,
     /// Why the newest point cannot be read.
     damage: Option<VaultError>,
-    /// The newest term, as it was found: a commit looks again.
+    /// The newest term at the start of the cycle. The commit checks again.
     newest_term: Option<TermRecord>,
 }
 
-/// A vault in a directory on the disk that is to be shipped there is none.
+/// Refuses a vault in a directory on the protected disk itself: it would be lost with the disk.
 fn refuse_on_disk(vault: &Vault, status: &DriverStatus) -> Result<(), CycleError> {
     let Some(dir) = vault.local_dir() else { return Ok(()) };
     match vault_place::of_directory(dir) {
@@ -432,14 +436,15 @@ fn refuse_on_disk(vault: &Vault, status: &DriverStatus) -> Result<(), CycleError
         }
         Ok(_) => Ok(()),
         Err(e) => {
-            tracing::warn!("{}: what it stands on cannot be told: {e}", dir.display());
+            tracing::warn!("{}: cannot find the devices below this vault: {e}", dir.display());
             Ok(())
         }
     }
 }
 
-/// Finds the disk and its newest point in the vault, which must be the one that the disk is shipped to; makes what
-/// is not there yet. `begins_again`: a full copy was asked for, so that the vault may have forgotten the disk.
+/// Finds the disk and its newest point in the vault, which must be the disk's home. Creates the disk's
+/// record if there is none. `begins_again` means that a full copy was requested: the vault may then have
+/// lost the disk.
 fn look_at_vault(
     state: &Path,
     vault: &Vault,
@@ -449,7 +454,7 @@ fn look_at_vault(
     let found = find_disk(vault, status)?;
     home::check(state, &status.name, vault, found.is_some() || begins_again)?;
     if let Some(found) = found {
-        // Its name alone makes no disk another's: nothing would say that anybody wants that.
+        // Same name, but no point to compare with: nobody has confirmed that it is the same disk.
         if found.adopted && found.newest.is_none() && found.damage.is_none() {
             let (name, disk) = (status.name.clone(), found.disk);
             return Err(VaultError::NameTaken { name, disk }.into());
@@ -483,7 +488,7 @@ fn writer_of(status: &DriverStatus) -> String {
 
 fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<VaultDisk>, CycleError> {
     let mut ids = vec![status.disk];
-    // A disk that was adopted goes by the identity it has there.
+    // An adopted disk has another identity in the vault than in the driver.
     for base in status.proofs() {
         if !ids.contains(&base.vault_disk) {
             ids.push(base.vault_disk);
@@ -500,7 +505,7 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<VaultDisk>, 
     if found.is_none() {
         found = match vault.disk_named(&status.name) {
             Ok(record) => Some((record.disk, true)),
-            // A name that its disk gave back is free.
+            // A disk that was renamed has given up this name.
             Err(VaultError::NotFound { .. } | VaultError::Renamed { .. }) => None,
             Err(e) => return Err(e.into()),
         };
@@ -511,7 +516,7 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<VaultDisk>, 
         at_once(|| vault.newest_term(disk), || newest_readable(vault, disk, base));
     let (mut newest_term, (newest, known, damage)) = (newest_term?, newest?);
     if let Some(point) = newest.as_ref().filter(|point| is_behind(newest_term.as_ref(), point)) {
-        // Another host may have taken the disk over between the two looks.
+        // Another host may have taken the disk over between the two reads.
         newest_term = vault.newest_term(disk)?;
         if is_behind(newest_term.as_ref(), point) {
             return Err(terms_lost(disk, point).into());
@@ -521,19 +526,19 @@ fn find_disk(vault: &Vault, status: &DriverStatus) -> Result<Option<VaultDisk>, 
     Ok(Some(VaultDisk { disk, adopted, writer, newest, known, damage, newest_term }))
 }
 
-/// Whether the terms of a vault end before the one in which a point was written.
+/// Whether the term of a point is newer than the newest term in the vault: term records are missing.
 fn is_behind(newest: Option<&TermRecord>, point: &Manifest) -> bool {
     newest.is_none_or(|term| term.term < point.term)
 }
 
-/// Who may write stands in the terms: without them nobody may.
+/// The terms say who may write. Without them nobody may.
 fn terms_lost(disk: DiskId, point: &Manifest) -> VaultError {
     VaultError::Inconsistent {
         object: DiskFolder::Terms.of(disk).to_string(),
         reason: format!(
-            "recovery point {} was written in term {}, and that term is gone: who may write the disk cannot be told, so \
-             nothing was shipped. Bring the vault's terms back from a copy of it; where there is none, protect the disk \
-             under another name",
+            "recovery point {} was written in term {}, and the record of that term is missing: the vault no longer \
+             says who may write the disk. Nothing was shipped. Restore the vault's terms from a copy of the vault. If \
+             there is no copy, protect the disk under another name",
             point.cycle, point.term
         ),
     }
@@ -541,7 +546,7 @@ fn terms_lost(disk: DiskId, point: &Manifest) -> VaultError {
 
 type Newest = (Option<Manifest>, Option<CycleNo>, Option<VaultError>);
 
-/// The newest point; or, if it cannot be read, the highest cycle that is known and why.
+/// The newest point. If it cannot be read: the highest known cycle and the error.
 fn newest_readable(
     vault: &Vault,
     disk: DiskId,
@@ -557,7 +562,7 @@ fn newest_readable(
 }
 
 impl VaultDisk {
-    /// The term to write in. A disk that was adopted, which somebody asked for, takes a new one.
+    /// The term to write in. An adopted disk, which a person has confirmed, begins a new term.
     fn term(&self, vault: &Vault) -> Result<TermRecord, CycleError> {
         let mut term = match &self.newest_term {
             Some(newest) => newest.clone(),
@@ -569,8 +574,9 @@ impl VaultDisk {
         if term.writer == self.writer { Ok(term) } else { Err(fenced(term)) }
     }
 
-    /// Nothing is shipped in full because points are gone that were there: anyone who deleted them, or put another vault in
-    /// the place, has to say what is right. With a full copy that was asked for, nothing older is needed.
+    /// Refuses to start again from a full copy when earlier points are missing or damaged: somebody may
+    /// have deleted them or replaced the vault, and a person must decide. If a person has requested a full
+    /// copy, nothing older is needed.
     fn refuse_to_begin_again(
         &mut self,
         asked: Option<&resync::Request>,
@@ -586,7 +592,7 @@ impl VaultDisk {
         }
     }
 
-    /// I5: what another writer took over is not ours any more, whatever this disk knows.
+    /// I5: refuses a disk that another writer has taken over, whatever the driver's state says.
     fn refuse_fenced(&self) -> Result<(), CycleError> {
         match &self.newest_term {
             Some(term) if term.writer != self.writer && !self.adopted => Err(fenced(term.clone())),
@@ -594,8 +600,7 @@ impl VaultDisk {
         }
     }
 
-    /// The point that our term goes on from, if that is not the newest and no point of the term is
-    /// there yet.
+    /// The point that our term continues from, if it is not the newest and the term has no points yet.
     fn from(&self, vault: &Vault) -> Result<Option<Manifest>, CycleError> {
         let (Some(newest), Some(term)) = (&self.newest, &self.newest_term) else {
             return Ok(None);
@@ -606,27 +611,30 @@ impl VaultDisk {
         };
         match vault.manifest(self.disk, from.cycle) {
             Ok(point) if point.point == from.point => Ok(Some(point)),
-            // It was held for a month: then a person has to say that the disk is right.
+            // Its retention hold has ended. A person must now confirm which side is right.
             Ok(_) | Err(VaultError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Lets go of the point that the term went on from, once a point of the term is there. One that
-    /// was killed before it did leaves it to the next cycle.
+    /// Releases the hold on the point that the term continued from, once the term has a point. If the
+    /// sidecar is killed before this, the next cycle does it.
     fn release_from(&self, vault: &Vault, term: &TermRecord, point: &Manifest) {
         let Some(from) = term.from else { return };
         let follows = |point: &Manifest| point.predecessor == Some((from.cycle, from.point));
         if (follows(point) || self.newest.as_ref().is_some_and(follows))
             && let Err(e) = vault.release_from(self.disk, term.term)
         {
-            tracing::warn!("the hold on recovery point {} ends by itself: {e}", from.cycle);
+            tracing::warn!(
+                "cannot release the hold on recovery point {}; it will expire: {e}",
+                from.cycle
+            );
         }
     }
 }
 
-/// Says beside a point that all that it needs was read back: the disk was compared with all of it. Where that cannot be said,
-/// the next scrub does.
+/// Records a passed scrub for a point: a deep resync has read all of its data. If the record cannot be
+/// written, the next scrub reads the data again.
 fn note_whole(vault: &Vault, point: &Manifest) {
     let now = now_unix_ns();
     let noted = vault.put_drill(&DrillRecord {
@@ -669,7 +677,7 @@ fn report(point: &Manifest, cut: &CutReply, fetched: ByteLen, duration: Duration
     }
 }
 
-/// A number that no other attempt at this cycle has.
+/// A random number that tells the attempts of a cycle apart.
 fn attempt() -> u64 {
     u64::from_le_bytes(PointId::random().to_bytes()[..8].try_into().unwrap_or_default())
 }

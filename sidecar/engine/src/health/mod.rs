@@ -1,12 +1,14 @@
-//! How well a disk is: every cause for worry, the worst one first.
+//! The health of a disk: every health cause, the worst one first.
 //!
-//! A *cause* is one thing that is wrong, with a stable id, a level, the reason in words and what to do.
-//! Each area of the product finds its own, in its own file, from [`Facts`] that were gathered just now:
-//! a new cause is an id in [`ids`], a line in docs/reference/operations.md, and a `facts → causes` in one of the
-//! files here. The worst cause is the headline of [`Health`]; the others are listed with it, so that one
-//! fault never hides another. `status` and `doctor` show the same list.
+//! A health cause is one problem. It has a stable id, a level, a reason in words and advice. Each file
+//! here finds the causes of one area, from [`Facts`] that were gathered just before. The worst cause is
+//! the headline of [`Health`]. All others are listed too, so that one fault never hides another.
+//! `status` and `doctor` show the same list.
 //!
-//! Unknown is not ok: what could not be found out is a cause.
+//! To add a cause, add an id to [`ids`], a line to docs/reference/operations.md, and a check to the
+//! `causes` function of its area.
+//!
+//! Unknown is not ok: a fact that cannot be found out is a cause as well.
 
 mod backing;
 mod clock;
@@ -34,22 +36,22 @@ use crate::service::alive::Sidecar;
 
 pub use ids::CauseId;
 
-/// How well a disk is.
+/// The level of a health cause, and of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// All is well; as a cause's level: worth knowing, and nothing to do.
+    /// All is well. For a cause: worth knowing, but nothing to do.
     Ok,
-    /// It works, and something should be looked at.
+    /// The disk works, but a person should look at the cause.
     Warning,
-    /// It is not protected until a person acts.
+    /// The disk is not protected until a person acts.
     Critical,
 }
 
-/// One thing that is wrong with a disk.
+/// One problem of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cause {
-    /// Which: stable, for programs. docs/reference/operations.md lists them.
+    /// The stable id, for programs. docs/reference/operations.md lists all ids.
     pub id: CauseId,
     /// How bad it is.
     pub level: Level,
@@ -57,9 +59,9 @@ pub struct Cause {
     pub reason: String,
     /// What to do about it, in one command if possible.
     pub advice: Option<String>,
-    /// Since when, nanoseconds since 1970, if that is known.
+    /// When the problem began, in nanoseconds since 1970, if known.
     pub since_unix_ns: Option<u64>,
-    /// When it is retried automatically, if it is.
+    /// When the next automatic retry is due, if there is one.
     pub next_retry_unix_ns: Option<u64>,
 }
 
@@ -69,62 +71,62 @@ impl Cause {
         Self { id, level, reason: reason.into(), advice, since_unix_ns, next_retry_unix_ns }
     }
 
-    /// Worth knowing, and nothing to do.
+    /// A cause with level [`Level::Ok`].
     #[must_use]
     pub fn note(id: CauseId, reason: impl Into<String>) -> Self {
         Self::new(id, Level::Ok, reason)
     }
 
-    /// It works, and something should be looked at.
+    /// A cause with level [`Level::Warning`].
     #[must_use]
     pub fn warning(id: CauseId, reason: impl Into<String>) -> Self {
         Self::new(id, Level::Warning, reason)
     }
 
-    /// The disk is not protected until a person acts.
+    /// A cause with level [`Level::Critical`].
     #[must_use]
     pub fn critical(id: CauseId, reason: impl Into<String>) -> Self {
         Self::new(id, Level::Critical, reason)
     }
 
-    /// Says what to do.
+    /// Adds advice.
     #[must_use]
     pub fn advise(self, advice: impl Into<String>) -> Self {
         Self { advice: Some(advice.into()), ..self }
     }
 
-    /// Says since when, in nanoseconds since 1970.
+    /// Adds when the problem began, in nanoseconds since 1970.
     #[must_use]
     pub fn since(self, unix_ns: u64) -> Self {
         Self { since_unix_ns: Some(unix_ns), ..self }
     }
 
-    /// Says when it is retried automatically, in nanoseconds since 1970, if that is known.
+    /// Adds when the next automatic retry is due, in nanoseconds since 1970, if there is one.
     #[must_use]
     pub fn retried(self, unix_ns: Option<u64>) -> Self {
         Self { next_retry_unix_ns: unix_ns, ..self }
     }
 }
 
-/// How well a disk is and why: the worst cause in front, then all of them.
+/// The health of a disk: a copy of the worst cause as the headline, then all causes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// How well.
+    /// The level of the worst cause.
     pub level: Level,
-    /// Why, in words; none if all is well.
+    /// The reason of the worst cause; none if there is no cause.
     pub reason: Option<String>,
-    /// Since when, nanoseconds since 1970, if that is known.
+    /// When it began, in nanoseconds since 1970, if known.
     pub since_unix_ns: Option<u64>,
-    /// When it is tried again; never, until a person acts, if it is critical.
+    /// When the next automatic retry is due, in nanoseconds since 1970, if there is one.
     pub next_retry_unix_ns: Option<u64>,
     /// What to do about it.
     pub advice: Option<String>,
-    /// Everything that is wrong, worst first.
+    /// All causes, worst first.
     pub causes: Vec<Cause>,
 }
 
 impl Health {
-    /// The health that these causes make. Among equals the first one given is the headline.
+    /// The health that follows from these causes. Among equals the first one is the headline.
     #[must_use]
     pub fn of(mut causes: Vec<Cause>) -> Self {
         causes.sort_by_key(|cause| std::cmp::Reverse(cause.level));
@@ -139,14 +141,14 @@ impl Health {
         }
     }
 
-    /// With causes more, of somebody who knows things that are not known here.
+    /// Adds causes that only the caller can find.
     pub fn add(&mut self, causes: impl IntoIterator<Item = Cause>) {
         let mut all = std::mem::take(&mut self.causes);
         all.extend(causes);
         *self = Self::of(all);
     }
 
-    /// With another cause in the place of one that somebody who knows more can explain better.
+    /// Replaces a cause by one that explains the same problem better.
     pub fn replace(&mut self, id: CauseId, with: Cause) {
         let mut all = std::mem::take(&mut self.causes);
         all.retain(|cause| cause.id != id);
@@ -155,8 +157,8 @@ impl Health {
     }
 }
 
-/// What was found out about a disk just now. Causes are made of these; a file here that needs to know
-/// more reads its own small record below [`Facts::paths`].
+/// The facts about a disk from which the causes are made. An area that needs more facts reads its own
+/// small record below [`Facts::paths`].
 pub struct Facts<'a> {
     /// The disk.
     pub name: &'a DiskName,
@@ -166,33 +168,33 @@ pub struct Facts<'a> {
     pub paths: &'a DiskPaths,
     /// The configuration.
     pub config: &'a Config,
-    /// What its driver says; none if none answers.
+    /// The status from the disk's driver; none if no driver answers.
     pub driver: Option<&'a DriverStatus>,
-    /// What the sidecar remembers.
+    /// The sidecar's record of the disk.
     pub record: &'a Record,
-    /// Age of the cut of the newest point that is committed and verified, in nanoseconds.
+    /// RPO now: the age of the cut of the newest committed and verified point, in nanoseconds.
     pub rpo_ns: Option<u64>,
-    /// The time, nanoseconds since 1970.
+    /// The current time, in nanoseconds since 1970.
     pub now_unix_ns: u64,
-    /// It is a mounted recovery point that nobody has made a disk of: it is not cycled.
+    /// The disk is a mounted point that was not made a disk of its own, so it has no cycles.
     pub only_looked_at: bool,
-    /// Whether the host's sidecar is at work.
+    /// The state of this host's sidecar.
     pub sidecar: &'a Sidecar,
 }
 
 impl Facts<'_> {
-    /// From one cut to the next, as the disk's settings say.
+    /// The time from one cut to the next, from the disk's settings.
     fn interval(&self) -> Duration {
         self.config.interval_of(self.name)
     }
 
-    /// Whether somebody has to make points of it now.
+    /// Whether points of this disk must be made now.
     fn wants_points(&self) -> bool {
         self.driver.is_some() && !self.only_looked_at
     }
 }
 
-/// The areas, the one whose cause is the headline among equals first.
+/// The areas. Among causes of the same level, the earlier area gives the headline.
 const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 12] = [
     driver::causes,
     backing::causes,
@@ -208,7 +210,7 @@ const AREAS: [fn(&Facts<'_>) -> Vec<Cause>; 12] = [
     host::causes,
 ];
 
-/// How well a disk is.
+/// The health of a disk.
 #[must_use]
 pub fn of(facts: &Facts<'_>) -> Health {
     Health::of(AREAS.iter().flat_map(|area| area(facts)).collect())

@@ -1,14 +1,15 @@
-//! What runs next: many disks, few slots, one clock that tests can make up.
+//! Decides which disk's cycle runs next, with many disks and few slots.
 //!
-//! Pure: it knows instants, not clocks; what the time is, and whether a window is open, it is told.
+//! The schedule does no I/O and reads no clock. The caller passes the time, and whether a window is open.
 //!
-//! - A disk is *due* one interval after its last cycle began, and not before half of that cycle's time
-//!   has passed since it ended, so that a slow vault is not kept busy by one disk alone; an
-//!   interval of zero means back to back. The first delta is due as soon as the initial copy ended.
-//!   After a failure it is due when the retry says, or never if a person must act.
-//! - Of those that are due, on-demand cycles go first, then initial copies, then resyncs, then deltas
-//!   among equals those whose work was begun before, then who waited longest.
-//! - A cycle takes a slot of the sidecar and one of its backing device, and keeps it to its end.
+//! - A disk is *due* one interval after its last cycle began. It also rests for half the duration of that
+//!   cycle, so that one disk cannot keep a slow vault busy all the time. An interval of zero means back
+//!   to back, without a rest.
+//! - The first delta is due when the initial copy ends.
+//! - After a failure, the disk is due when its retry delay is over, or never if a person must act.
+//! - Among due disks, on-demand cycles run first, then initial copies, resyncs and deltas. Among equals,
+//!   work that was begun earlier runs first, then the disk that was due first.
+//! - A running cycle occupies one slot of the sidecar and one slot of its backing device.
 
 mod retry;
 
@@ -20,37 +21,37 @@ use serde::{Deserialize, Serialize};
 
 pub use retry::Retry;
 
-/// What a cycle is for; the first goes first.
+/// What a cycle is for, in order of priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Work {
-    /// Somebody waits for it.
+    /// A person requested the cycle and waits for it.
     OnDemand,
     /// The disk has no recovery point yet.
     Initial,
-    /// It has to be compared, or lost its point in time.
+    /// The disk must be compared, or its last cycle lost its point in time.
     Resync,
-    /// What changed.
+    /// Ships the changes.
     Delta,
 }
 
-/// What the schedule is told of a disk.
+/// The settings of a disk that the schedule needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The device its backing is on, as the kernel numbers it.
+    /// The kernel's number of the device that holds the backing.
     pub device: u64,
-    /// From one cut to the next.
+    /// Time from one cut to the next.
     pub interval: Duration,
-    /// After failures.
+    /// Delays after failures.
     pub retry: Retry,
 }
 
-/// How many cycles at a time.
+/// How many cycles may run at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slots {
-    /// Of the sidecar, which is also the host: there is one sidecar a host.
+    /// On the whole host, which has a single sidecar.
     pub all: usize,
-    /// Of each backing device.
+    /// On each backing device.
     pub per_device: usize,
 }
 
@@ -59,30 +60,31 @@ pub struct Slots {
 pub enum Outcome {
     /// A recovery point was committed.
     Done,
-    /// It failed so many times in a row.
+    /// It failed.
     Failed {
-        /// Whether trying again may help.
+        /// Whether a retry may succeed.
         may_pass: bool,
-        /// Failures since the last success, this one counted.
+        /// Failures since the last success, including this one.
         failures: u32,
     },
-    /// It did not run, and nothing is wrong: someone else is at it, or it was told to stop.
+    /// It did not run, and nothing is wrong: another process runs the disk's cycle, or the sidecar stops.
     Passed,
 }
 
 #[derive(Debug)]
 struct Disk {
     settings: Settings,
-    /// What its next cycle is for.
+    /// What the next cycle is for.
     work: Work,
-    /// Its next cycle goes on with work that was begun before.
+    /// The next cycle continues work that was begun.
     begun: bool,
-    /// When it is due; never, until a person acts, if not set.
+    /// When the next cycle is due. `None`: not until a person acts.
     due: Option<Duration>,
+    /// The running cycle, and when it began.
     running: Option<(Work, Duration)>,
 }
 
-/// All disks of a sidecar. Instants count from any fixed one.
+/// The disks of a sidecar. Instants are durations since a fixed start that the caller chooses.
 #[derive(Debug)]
 pub struct Schedule {
     slots: Slots,
@@ -90,19 +92,19 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Without disks.
+    /// A schedule without disks.
     #[must_use]
     pub fn new(slots: Slots) -> Self {
         Self { slots, disks: BTreeMap::new() }
     }
 
-    /// Changes the slots; cycles that run go on.
+    /// Changes the number of slots. Running cycles continue.
     pub fn set_slots(&mut self, slots: Slots) {
         self.slots = slots;
     }
 
-    /// Adds a disk, due at `due`, or not until a person acts; one that is there gets new settings and keeps its place, but is due
-    /// earlier if its interval became shorter.
+    /// Adds a disk that is due at `due` (`None`: not until a person acts). A disk that is already there
+    /// only gets the new settings; if its interval became shorter, it is due earlier by the difference.
     pub fn put(&mut self, name: &DiskName, settings: Settings, work: Work, due: Option<Duration>) {
         match self.disks.get_mut(name) {
             None => {
@@ -117,38 +119,38 @@ impl Schedule {
         }
     }
 
-    /// Whether a disk is in it.
+    /// Whether a disk is in the schedule.
     #[must_use]
     pub fn has(&self, name: &DiskName) -> bool {
         self.disks.contains_key(name)
     }
 
-    /// The device a disk's backing is on.
+    /// The device that holds a disk's backing.
     #[must_use]
     pub fn device(&self, name: &DiskName) -> Option<u64> {
         Some(self.disks.get(name)?.settings.device)
     }
 
-    /// Forgets disks that are gone; one whose cycle runs stays until that ended.
+    /// Removes disks that are gone. A disk with a running cycle stays until the cycle ends.
     pub fn keep(&mut self, there: impl Fn(&DiskName) -> bool) {
         self.disks.retain(|name, disk| disk.running.is_some() || there(name));
     }
 
-    /// Says what a disk's next cycle is for, and whether it goes on with work begun before.
+    /// Sets what a disk's next cycle is for, and whether it continues work that was begun.
     pub fn needs(&mut self, name: &DiskName, work: Work, begun: bool) {
         if let Some(disk) = self.disks.get_mut(name) {
             (disk.work, disk.begun) = (work, begun);
         }
     }
 
-    /// Makes a disk due at once: somebody asks for it, or mended what was wrong.
+    /// Makes a disk due at `now`, unless it is due earlier.
     pub fn wake(&mut self, name: &DiskName, now: Duration) {
         if let Some(disk) = self.disks.get_mut(name) {
             disk.due = Some(disk.due.map_or(now, |due| due.min(now)));
         }
     }
 
-    /// When a disk is due; `None` if a person must act first, or it is not in the schedule.
+    /// When a disk is due. `None` if a person must act first, or if the disk is not in the schedule.
     #[must_use]
     pub fn due(&self, name: &DiskName) -> Option<Duration> {
         self.disks.get(name)?.due
@@ -160,12 +162,12 @@ impl Schedule {
         Some(self.disks.get(name)?.work)
     }
 
-    /// Disks whose cycles run.
+    /// Disks with a running cycle.
     pub fn running(&self) -> impl Iterator<Item = &DiskName> {
         self.disks.iter().filter(|(_, disk)| disk.running.is_some()).map(|(name, _)| name)
     }
 
-    /// Disks that are due and not running, in the order in which they will run.
+    /// Disks that are due and not running, in the order in which they run.
     pub fn waiting(&self, now: Duration) -> Vec<(&DiskName, Work)> {
         let mut due: Vec<_> = self
             .disks
@@ -176,8 +178,7 @@ impl Schedule {
         due.into_iter().map(|(name, disk)| (name, disk.work)).collect()
     }
 
-    /// Takes the slots for the cycle that runs next, if one may: `may` says whether a disk's windows
-    /// let it.
+    /// Takes slots for the next cycle, if one can start. `may` tells whether a disk's windows allow it.
     pub fn start(
         &mut self,
         now: Duration,
@@ -206,14 +207,14 @@ impl Schedule {
         Some((name, work))
     }
 
-    /// Undoes a start: nothing ran. The disk stays due.
+    /// Undoes [`Self::start`] for a cycle that did not run. The disk stays due.
     pub fn put_back(&mut self, name: &DiskName) {
         if let Some(disk) = self.disks.get_mut(name) {
             disk.running = None;
         }
     }
 
-    /// Gives the slots back.
+    /// Frees the slots of a cycle, and decides when the disk is due next.
     pub fn ended(&mut self, name: &DiskName, now: Duration, outcome: Outcome) {
         let Some(disk) = self.disks.get_mut(name) else { return };
         let Some((work, began)) = disk.running.take() else { return };

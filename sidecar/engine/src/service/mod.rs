@@ -1,7 +1,8 @@
-//! The service: finds the disks that drivers serve on this host and runs their cycles.
+//! The service: finds the disks that drivers serve on this host, and runs their cycles.
 //!
-//! One thread looks and decides (see [`crate::schedule`]); each cycle has a thread of its own. What a
-//! person sees of a disk (its phase, when it is due, what failed) stands in the disk's record.
+//! One thread watches the disks and decides what runs (see [`crate::schedule`]). Each cycle runs on its
+//! own thread. The phase of a disk, its next due time and its last failure are in the disk's record,
+//! where `backstay status` reads them.
 
 pub mod alive;
 mod ask;
@@ -47,18 +48,19 @@ pub use alive::is_running;
 use ask::Drivers;
 use worker::{Cycle, Ended};
 
-/// How soon a disk goes on whose stop ended. Not at once: where its record cannot be written, it would never rest.
-const GOES_ON_AFTER: Duration = Duration::from_secs(2);
-/// How often new disks are looked for and the schedule is read.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Delay before the next cycle of a disk that a person has resumed. Without it, a disk whose record
+/// cannot be written would be resumed in a busy loop.
+const RESUME_DELAY: Duration = Duration::from_secs(2);
+/// How often the service looks for new disks and due cycles.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Why the service did not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// Another one is at work.
+    /// Another sidecar runs.
     #[error("another sidecar is at work for {0}: one is enough for a host")]
     Running(std::path::PathBuf),
-    /// The system refused.
+    /// A system call failed.
     #[error("the sidecar: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -72,11 +74,11 @@ impl Classified for ServiceError {
     }
 }
 
-/// Runs cycles until `stop` gets a message; then ends the ones that run. Follows the configuration
-/// as it changes: a cycle that runs keeps the settings it began with, but for the throttle.
+/// Runs cycles until `stop` gets a message, then stops the running cycles. Follows changes of the
+/// configuration. A running cycle keeps its settings, except for the throttle.
 ///
 /// # Errors
-/// If another sidecar is at work, or threads cannot be started.
+/// If another sidecar runs, or threads cannot be started.
 pub fn serve(
     mut watch: ConfigWatch,
     roots: &Roots,
@@ -106,7 +108,7 @@ pub fn serve(
         ending: BTreeSet::new(),
         groups: None,
         jobs,
-        care: Care::default(),
+        key_checks: Care::default(),
         doubt: None,
         drivers: Drivers::default(),
         turn: 0,
@@ -122,7 +124,7 @@ pub fn serve(
         stop: &service.stopping,
     })));
     let mending = mend_hooks(roots)?;
-    let ticks = tick(LOOK_EVERY);
+    let ticks = tick(TICK);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         select! {
@@ -131,18 +133,18 @@ pub fn serve(
                 if let Some(new) = watch.look() {
                     service.take_config(&new);
                 }
-                service.look();
-                service.look_at_credentials();
-                service.look_at_keys()?;
-                service.look_at_clock();
-                service.look_at_points()?;
+                service.find_disks_and_requests();
+                service.check_credentials();
+                service.check_keys()?;
+                service.check_clock();
+                service.start_scrub()?;
             }
             recv(endings) -> end => if let Ok(end) = end {
                 service.note_end(end);
             },
             recv(stop) -> _ => break,
         }
-        service.date();
+        service.record_due_times();
         service.start_all()?;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -151,7 +153,8 @@ pub fn serve(
     Ok(())
 }
 
-/// Thaws what guardians that were killed have left. Post commands may take their time.
+/// Thaws applications that a killed hook guardian has left frozen. Runs on its own thread, because post
+/// commands may be slow.
 fn mend_hooks(roots: &Roots) -> std::io::Result<thread::JoinHandle<()>> {
     let roots = roots.clone();
     thread::Builder::new().name("mend".into()).spawn(move || {
@@ -169,57 +172,57 @@ fn slots(config: &Config) -> Slots {
 
 struct Service<'a> {
     roots: &'a Roots,
-    /// With what `backstay protect` was told.
+    /// The configuration, merged with the settings given to `backstay protect`.
     config: Arc<Config>,
     throttle: Arc<Throttle>,
     schedule: Schedule,
-    /// Instants of the schedule count from here.
+    /// The zero of the schedule's instants.
     clock: Instant,
     stopping: Arc<AtomicBool>,
     ended: Sender<Ended>,
     running: BTreeMap<DiskName, thread::JoinHandle<()>>,
-    /// Disks for which somebody waits.
+    /// Disks with a requested cycle that has not started.
     asked: BTreeMap<DiskName, Work>,
-    /// What was written down of disks that wait.
+    /// The event last written to the record of each waiting disk.
     shown: BTreeMap<DiskName, Event>,
     /// Disks whose protection is being ended.
     ending: BTreeSet<DiskName>,
-    /// Cut and ship their disks themselves, as long as they make rounds.
+    /// A group cuts and ships its disks itself while it makes rounds.
     groups: Option<Arc<Groups>>,
     jobs: JobBook,
-    care: Care,
-    /// Why the clock was not trusted at the last look.
+    key_checks: Care,
+    /// Why the last check did not trust the clock.
     doubt: Option<Doubt>,
     drivers: Drivers,
-    /// Counts looks, so that each disk has its turn.
+    /// Counts ticks, so that every disk has its turn in [`Self::check_one_disk`].
     turn: usize,
-    /// Disks whose next cycle is to be written down.
+    /// Disks whose next due time must be written to the record.
     undated: BTreeSet<DiskName>,
-    /// Disks of which something bad was said.
+    /// Disks whose driver has a problem that was logged.
     troubled: BTreeSet<DiskName>,
     scrubs: Scrubs,
-    /// The file with the stores' credentials, as it was last seen.
+    /// The state of the credentials file at the last check.
     credentials: Option<Stamp>,
 }
 
 impl Service<'_> {
-    /// Whether the keys of its disks' vaults are where somebody can find them.
-    fn look_at_keys(&mut self) -> std::io::Result<()> {
+    /// Checks that the keys of encrypted vaults can be found.
+    fn check_keys(&mut self) -> std::io::Result<()> {
         let mut disks = DisksOf::new();
         for name in self.roots.disks_with_socket().iter().filter(|name| self.schedule.has(name)) {
             let of = disks.entry(self.config.vault_of(name).into()).or_default();
             of.push(self.roots.disk(name).state);
         }
-        self.care.look(&self.config.vaults, disks, self.config.encryption.stale())
+        self.key_checks.look(&self.config.vaults, disks, self.config.encryption.stale())
     }
 
-    /// Whether the clock went on as it should; remembered, so that a jump is seen by anyone who looks next.
-    fn look_at_clock(&mut self) {
+    /// Checks the clock for a jump. The result is stored, so that other commands see the jump too.
+    fn check_clock(&mut self) {
         let doubt = trusted::look(&self.roots.state).doubt;
         match &doubt {
             Some(doubt) if self.doubt.is_none() => tracing::error!(
-                "{doubt}: no recovery point is retired until the clock agrees again or a person says that it is \
-                 right (backstay prune NAME --accept-clock)"
+                "{doubt}: no recovery point is retired until the clock agrees again or a person confirms that it \
+                 is right (backstay prune NAME --accept-clock)"
             ),
             None if self.doubt.is_some() => {
                 tracing::warn!("the clock of this host is trusted again")
@@ -229,8 +232,8 @@ impl Service<'_> {
         self.doubt = doubt;
     }
 
-    /// Reads points back, where it is time.
-    fn look_at_points(&mut self) -> std::io::Result<()> {
+    /// Starts a scrub if one is due.
+    fn start_scrub(&mut self) -> std::io::Result<()> {
         if self.scrubs.is_running() {
             return Ok(());
         }
@@ -243,7 +246,7 @@ impl Service<'_> {
         names.into_iter().filter(|name| self.schedule.has(name)).find_map(|name| {
             let every = self.config.scrub_of(&name);
             let (state, url) = (self.roots.disk(&name).state, self.config.vault_of(&name));
-            // Behind a gateway the points are read where its store is.
+            // Points behind a gateway are scrubbed on the gateway's host.
             let here = !url.starts_with("https://");
             let scrubbed = Scrubbed::load(&state).unwrap_or_default();
             if !here || scrubbed.due(every).is_none_or(|due| due > now_unix_ns()) {
@@ -261,8 +264,8 @@ impl Service<'_> {
         })
     }
 
-    /// What a store refused is tried at once when its credentials have changed.
-    fn look_at_credentials(&mut self) {
+    /// Retries at once what a store refused, when the credentials have changed.
+    fn check_credentials(&mut self) {
         let file = self.config.store.credentials_file.as_deref();
         let now = file.and_then(stamp::of);
         if std::mem::replace(&mut self.credentials, now) != now {
@@ -270,11 +273,10 @@ impl Service<'_> {
         }
     }
 
-    /// Disks whose store refused are due at once: what it refused for may have been mended.
+    /// Makes disks due at once whose store refused a request: the cause may be fixed.
     fn wake_refused(&mut self) {
         let now = clock::since(self.clock);
         for name in &self.roots.disks_with_socket() {
-            // One that is not in the schedule is not woken either.
             let failure = Record::load(&self.roots.disk(name).state).failure;
             if failure.is_some_and(|failure| failure.person_must_act && failure.tried_again) {
                 self.schedule.wake(name, now);
@@ -283,7 +285,7 @@ impl Service<'_> {
     }
 
     fn take_config(&mut self, new: &Arc<Config>) {
-        self.care.soon();
+        self.key_checks.soon();
         self.wake_refused();
         self.throttle.set(new.throttle.clone(), new.zone());
         self.schedule.set_slots(slots(new));
@@ -301,8 +303,8 @@ impl Service<'_> {
         }
     }
 
-    /// Looks for disks that came or went, and for what is asked.
-    fn look(&mut self) {
+    /// Finds disks that came or went, and takes requests from commands.
+    fn find_disks_and_requests(&mut self) {
         let names = self.roots.disks_with_socket();
         let new: Vec<_> = names
             .iter()
@@ -318,7 +320,7 @@ impl Service<'_> {
             }
             new.iter().for_each(|name| self.add(name));
         }
-        self.watch(&names);
+        self.check_one_disk(&names);
         let ending = &self.ending;
         self.schedule.keep(|name| names.binary_search(name).is_ok() && !ending.contains(name));
         for asked in take(&self.roots.state) {
@@ -346,8 +348,8 @@ impl Service<'_> {
         }
     }
 
-    /// Adds a disk whose driver answers. It is due when its record says, so that a sidecar that
-    /// starts again does not run all disks at once.
+    /// Adds a disk whose driver answers. Its record decides when it is due, so that a restarted sidecar
+    /// does not run the cycles of all disks at once.
     fn add(&mut self, name: &DiskName) {
         let paths = self.roots.disk(name);
         if is_only_looked_at(&paths.state) {
@@ -374,7 +376,7 @@ impl Service<'_> {
         self.schedule.needs(name, work, begun);
     }
 
-    /// An instant of the schedule for a time on the wall; one before the start is the start.
+    /// Converts a wall-clock time to an instant of the schedule. Times before the start become the start.
     fn instant(&self, unix_ns: u64) -> Duration {
         let ago = now_unix_ns().saturating_sub(unix_ns);
         clock::since(self.clock).saturating_sub(Duration::from_nanos(ago))
@@ -392,25 +394,24 @@ impl Service<'_> {
         self.drivers.ask(name, &self.roots.disk(name))
     }
 
-    /// Looks at one disk at each tick, and says in the sidecar's log what the driver may not be able to
-    /// say in its own.
-    fn watch(&mut self, names: &[DiskName]) {
+    /// Checks one disk per tick. Logs problems of its driver, which may be unable to write its own log.
+    fn check_one_disk(&mut self, names: &[DiskName]) {
         self.turn += 1;
         let Some(name) = names.get(self.turn % names.len().max(1)) else { return };
         let paths = self.roots.disk(name);
         let status = self.driver(name);
-        // A resync that waits for its window may have been done by hand meanwhile.
+        // A person may have run the resync that waits for its window.
         if let Some(status) = status.as_ref().filter(|_| self.waits_for_resync(name)) {
             let record = Record::load(&paths.state);
             let (work, begun) = work_of(status, &record, self.roots, name);
             self.schedule.needs(name, work, begun);
         }
-        // A person ended what stopped it: by a cycle or resync by hand, or because what was wrong is gone.
+        // A person resumed the disk: by running a cycle or resync, or by fixing the cause.
         if status.is_some() && self.is_stopped(name) && !Record::load(&paths.state).is_stopped() {
             if let Some((work, begun)) = self.find_work(name) {
                 self.schedule.needs(name, work, begun);
             }
-            self.schedule.wake(name, clock::since(self.clock) + GOES_ON_AFTER);
+            self.schedule.wake(name, clock::since(self.clock) + RESUME_DELAY);
         }
         let trouble = match status {
             Some(status) => status
@@ -423,12 +424,14 @@ impl Service<'_> {
                 tracing::error!("disk {name}: {trouble}");
             }
             Some(_) => {}
-            None if self.troubled.remove(name) => tracing::warn!("disk {name}: that is over"),
+            None if self.troubled.remove(name) => {
+                tracing::warn!("disk {name}: the problem reported before is over");
+            }
             None => {}
         }
     }
 
-    /// Whether nothing is tried until a person acts, as far as the schedule knows.
+    /// Whether the schedule retries nothing until a person acts.
     fn is_stopped(&self, name: &DiskName) -> bool {
         self.schedule.due(name).is_none() && !self.running.contains_key(name)
     }
@@ -447,20 +450,20 @@ impl Service<'_> {
         Some(work_of(&status, &record, self.roots, name))
     }
 
-    /// Starts every cycle that may begin, and writes down who waits.
+    /// Starts every cycle that may begin, and records which disks wait.
     fn start_all(&mut self) -> std::io::Result<()> {
         let (now, config, roots) =
             (clock::since(self.clock), &Arc::clone(&self.config), self.roots);
         let groups = self.groups.clone();
         let grouped = |name: &DiskName| groups.as_ref().is_some_and(|groups| groups.take(name));
         loop {
-            // Somebody waits for what is on demand: that is not left to the group's next round.
+            // A person waits for an on-demand cycle, so it does not wait for the group's next round.
             let free = |name: &DiskName, work| {
-                (work == Work::OnDemand || !grouped(name)) && may(config, roots, name, work)
+                (work == Work::OnDemand || !grouped(name)) && may_start(config, roots, name, work)
             };
             let started = self.schedule.start(now, free);
             let Some((name, work)) = started else { break };
-            // It may have become another kind of work since it was looked at.
+            // The disk may need another kind of cycle by now.
             match self.find_work(&name) {
                 Some((found, _)) if found == work => self.start(name, work)?,
                 Some((found, begun)) => {
@@ -476,13 +479,13 @@ impl Service<'_> {
                 continue;
             }
             let event = match work {
-                Work::Resync if !may(config, roots, name, work) => Event::Held,
+                Work::Resync if !may_start(config, roots, name, work) => Event::Held,
                 work => Event::Queued(work),
             };
-            // Most of those that wait waited at the last look already.
+            // Most waiting disks waited at the last tick too: write only changes.
             if self.shown.get(name) != Some(&event) {
                 let state = roots.disk(name).state;
-                // While somebody runs a cycle by hand, that is what the disk does.
+                // A person runs a cycle of this disk, and that cycle updates the record.
                 let Ok(_turn) = Turn::take(&state, name, Duration::ZERO) else { continue };
                 let mut record = Record::load(&state);
                 end_killed(&mut record);
@@ -499,7 +502,7 @@ impl Service<'_> {
         self.shown.remove(&name);
         let state = self.roots.disk(&name).state;
         let Ok(turn) = Turn::take(&state, &name, Duration::ZERO) else {
-            // A person runs a cycle by hand, which may be all that is needed.
+            // A person runs a cycle of this disk, which may be all that is needed.
             self.schedule.ended(&name, clock::since(self.clock), Outcome::Passed);
             return Ok(());
         };
@@ -534,7 +537,7 @@ impl Service<'_> {
         {
             self.schedule.needs(&end.name, work, begun);
         }
-        // Asked for while another cycle ran.
+        // A cycle was requested while this one ran.
         if let Some(&work) = self.asked.get(&end.name) {
             self.schedule.needs(&end.name, work, false);
             self.schedule.wake(&end.name, clock::since(self.clock));
@@ -542,8 +545,8 @@ impl Service<'_> {
         self.undated.insert(end.name);
     }
 
-    /// Writes down when disks are due next, of which nobody runs a cycle just now.
-    fn date(&mut self) {
+    /// Records the next due time of disks whose cycle has ended.
+    fn record_due_times(&mut self) {
         let (schedule, roots, began) = (&self.schedule, self.roots, self.clock);
         self.undated.retain(|name| {
             let state = roots.disk(name).state;
@@ -571,19 +574,20 @@ impl Service<'_> {
     }
 }
 
-/// One that was killed in a cycle left the phase as it was. The turn is ours, so none runs.
+/// Corrects the phase that a killed process has left. The caller holds the disk's turn, so no cycle runs.
 fn end_killed(record: &mut Record) {
     if record.phase.is_running() {
         record.happened(Event::Ended { has_points: record.last.is_some() });
     }
 }
 
-/// Whether a disk's protection is being ended. If that cannot be read its cycles fail and say so.
+/// Whether a disk's protection is being ended. An unreadable file counts as no: the cycles then fail and
+/// report it.
 fn is_ending(state: &std::path::Path) -> bool {
     matches!(Protection::load(state), Ok(Some(protection)) if protection.ending)
 }
 
-/// What a disk's next cycle is for, and whether it goes on with work that was begun.
+/// What a disk's next cycle is for, and whether it continues work that was begun.
 fn work_of(status: &DriverStatus, record: &Record, roots: &Roots, name: &DiskName) -> (Work, bool) {
     let state = roots.disk(name).state;
     let resyncs = status.resync.is_some() || status.lost_point_in_time.is_some();
@@ -596,8 +600,8 @@ fn work_of(status: &DriverStatus, record: &Record, roots: &Roots, name: &DiskNam
     }
 }
 
-/// Whether a disk's windows let a cycle begin now.
-fn may(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
+/// Whether the disk's windows allow a cycle to begin now.
+fn may_start(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
     if work == Work::OnDemand {
         return true;
     }
@@ -615,7 +619,7 @@ fn may(config: &Config, roots: &Roots, name: &DiskName, work: Work) -> bool {
 /// A channel that gets a message on SIGTERM and SIGINT.
 ///
 /// # Errors
-/// If the signals cannot be waited for.
+/// If the signal handlers cannot be installed.
 pub fn stop_on_signals() -> std::io::Result<Receiver<()>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
