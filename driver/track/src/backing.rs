@@ -1,4 +1,4 @@
-//! The seam under which the disk's own bytes live.
+//! The trait for the file or device that holds the disk's bytes.
 
 use std::fs::File;
 use std::io;
@@ -11,36 +11,36 @@ use backstay_types::{ByteLen, ByteOffset};
 
 /// A backing file or device.
 ///
-/// Writes that were answered must be seen by reads that begin after, also by other processes that
-/// read the file or device through the page cache (the sidecar does).
+/// A read that begins after an acknowledged write must see that write. This includes reads by other
+/// processes through the page cache, because the sidecar reads this way.
 pub trait Backing: Send + Sync + 'static {
-    /// The size it is used with: what it had when it was opened, or what [`Self::grow`] gave it.
+    /// The size in use: the size at opening, or the one set by [`Self::grow`].
     fn size(&self) -> ByteLen;
-    /// The size the file or device has at this moment; somebody may have extended it.
+    /// The current size of the file or device, which somebody may have extended.
     ///
     /// # Errors
     /// If it cannot be examined.
     fn size_now(&self) -> io::Result<ByteLen> {
         Ok(self.size())
     }
-    /// Extends a file, or sees that a device has been extended; durable when this returns, and
-    /// [`Self::size`] is `to` from then on. Never shortens.
+    /// Extends a file, or checks that a device was extended. Never shortens. On return the size is
+    /// durable, and [`Self::size`] is `to`.
     ///
     /// # Errors
-    /// If it cannot have that size; its size is then what it was.
+    /// If that size is not possible. The size in use is unchanged.
     fn grow(&self, to: ByteLen) -> io::Result<()> {
         let _ = to;
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
-    /// Which file or device this is; `None` if it cannot be told from others.
+    /// The identity of the file or device; `None` if it has none.
     ///
     /// # Errors
     /// If it cannot be examined.
     fn identity(&self) -> io::Result<Option<BackingId>> {
         Ok(None)
     }
-    /// The mark that stands beside the bytes, in a place that does not die with the state directory;
-    /// `None` if there is none, or what is there is no mark.
+    /// The mark, which is stored with the backing and so survives the state directory. `None` if there is
+    /// no valid mark.
     ///
     /// # Errors
     /// If it cannot be read; `EOPNOTSUPP` if there is no place for one.
@@ -55,20 +55,20 @@ pub trait Backing: Send + Sync + 'static {
         let _ = mark;
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
-    /// Opens the very file or device once more, to be read by another process; `None` if there is none
-    /// that holds the disk's bytes.
+    /// Opens the same file or device again, so that another process can read it. `None` if no file or
+    /// device holds the disk's bytes.
     ///
     /// # Errors
     /// If it cannot be opened.
     fn open_to_read(&self) -> io::Result<Option<File>> {
         Ok(None)
     }
-    /// What is wrong with it at this moment, and in words: it was replaced, deleted, shortened.
+    /// The current fault, with a description: the backing was replaced, deleted or shortened.
     fn fault(&self) -> Option<(BackingFaultKind, String)> {
         None
     }
-    /// What its first `size` bytes are like now; everything of it is durable. `None` if nobody but a driver
-    /// can write to it.
+    /// A fingerprint of the first `size` bytes, to detect changes made while no driver runs. All writes are
+    /// durable when this is called. `None` if only a driver can write to the backing.
     ///
     /// # Errors
     /// If it cannot be examined.
@@ -76,7 +76,7 @@ pub trait Backing: Send + Sync + 'static {
         let _ = (boot_id, size);
         Ok(None)
     }
-    /// What a device must be addressed in, in bytes.
+    /// The logical sector size of a device, in bytes.
     fn sector_bytes(&self) -> Option<u32> {
         None
     }
@@ -90,7 +90,7 @@ pub trait Backing: Send + Sync + 'static {
     /// # Errors
     /// What the file or device answered; the guest gets the same.
     fn write_at(&self, data: &[u8], offset: ByteOffset) -> io::Result<()>;
-    /// Makes a range read as zeroes and gives its space back where that is possible.
+    /// Makes a range read as zeroes, and frees its space if possible.
     ///
     /// # Errors
     /// What the file or device answered.
@@ -100,7 +100,7 @@ pub trait Backing: Send + Sync + 'static {
     /// # Errors
     /// What the file or device answered.
     fn zero(&self, offset: ByteOffset, len: ByteLen) -> io::Result<()>;
-    /// Makes every write that was answered durable.
+    /// Makes every acknowledged write durable.
     ///
     /// # Errors
     /// What the file or device answered.

@@ -1,8 +1,8 @@
-//! The bitmap saved by a clean stop, so that the next start, even after a reboot, is exact.
+//! The bitmap that a clean stop saves, so that the next start is exact even after a reboot.
 //!
-//! The file `clean`: 4 KiB header (the bitmap format's), then one entry of 16 bytes for each
-//! non-zero word: word number, bits. Its checksum and length stand in the superblock, which is
-//! what makes the stop clean.
+//! The file `clean` has a 4 KiB header in the bitmap format, then one entry of 16 bytes per non-zero word:
+//! word number, bits. The superblock records its checksum and length. Only that record makes the stop a
+//! clean one.
 
 use backstay_format::bitmap::{BitmapHeader, HEADER_BYTES};
 use backstay_format::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
@@ -126,7 +126,7 @@ pub(crate) fn load<E: Env>(
     if !fits {
         return Ok(false);
     }
-    // Twice through the file: nothing of it is believed before all of it was checked.
+    // Read the file twice: use nothing before the checksum of the whole file is verified.
     let mut crc = 0;
     read_chunks(&file, 0, stop.bitmap_len, |chunk| crc = crc32c::crc32c_append(crc, chunk))?;
     let mut header = vec![0; HEADER_BYTES];

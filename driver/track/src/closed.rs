@@ -1,17 +1,17 @@
-//! A closed epoch: copy-before-write keeps the disk of the cut readable (I2).
+//! A closed epoch: copy-before-write keeps the content of the cut readable (I2).
 //!
-//! Between cut and seal, a write that hits a sector the sidecar has not read yet first copies the
-//! old content to the preserved log. The order is what makes it right:
+//! Between cut and seal, a write to a sector that the sidecar has not read yet first copies the old
+//! content to the preserved log. Correctness depends on this order:
 //!
-//! - the driver sets a sector's *preserved* bit after its old content is in the log and before its
-//!   new content can reach the backing;
-//! - the sidecar reads the backing first and looks at the preserved bit afterwards: if it is clear,
-//!   what was read is the content of the cut;
-//! - the sidecar sets a sector's *shipped* bit once it holds that content; from then on the driver
-//!   need not preserve it. A driver that saw the bit clear preserves in vain, which is harmless.
+//! - The driver sets the *preserved* bit of a sector after the old content is in the log, and before the
+//!   new content can reach the backing.
+//! - The sidecar reads the backing first and the preserved bit second. If the bit is clear, the data it
+//!   has read is the content of the cut.
+//! - The sidecar sets the *shipped* bit of a sector once it has that content. The driver then need not
+//!   preserve the sector. A driver that saw the bit clear makes a needless copy, which is harmless.
 //!
-//! Any trouble here (log at its limit, disk full, read error) costs the cycle its point in time and
-//! never the guest its write (I4): the epoch is marked *lost* and the sidecar is told at the seal.
+//! On a failure (log limit reached, disk full, read error) the cycle loses its point in time, but the
+//! guest's write succeeds (I4). The epoch is marked *lost*, and the seal reports that to the sidecar.
 
 use std::io;
 
@@ -31,9 +31,9 @@ const STRIPES: usize = 16;
 /// Sectors under one lock, and most sectors copied at a time.
 const STRIPE_SECTORS: u64 = RECORD_SECTORS_MAX;
 
-/// The locks, each with the buffer that its holder copies through. A disk's closed epochs have the same
-/// ones, one after the other: made again for each cut, they would be memory that was touched, 2 MiB a
-/// disk, also of disks that nobody writes to; like this only what is used ever takes any.
+/// The locks, each with a copy buffer for its holder. All closed epochs of a disk share them. New buffers
+/// for each cut would touch 2 MiB per disk, even on a disk without writes; shared buffers take memory only
+/// once they are used.
 pub(crate) struct Stripes(Box<[Mutex<Box<[u8]>>]>);
 
 impl Stripes {
@@ -55,7 +55,7 @@ pub(crate) struct Closed<E: Env> {
     log: E::File,
     geometry: Geometry,
     log_end: AtomicU64,
-    /// Set by the seal, or when the point in time is lost: nothing more is preserved.
+    /// Set by the seal, or when the point in time is lost. Nothing is preserved after that.
     ended: AtomicBool,
     lost: Mutex<Option<String>>,
     stripes: Arc<Stripes>,
@@ -63,7 +63,7 @@ pub(crate) struct Closed<E: Env> {
 }
 
 impl<E: Env> Closed<E> {
-    /// Makes what closing an epoch needs, with memory for all regions it has touched so far.
+    /// Makes the files for closing an epoch, and takes memory for all regions it has touched so far.
     pub fn prepare(
         env: &E,
         disk: DiskId,
@@ -93,14 +93,15 @@ impl<E: Env> Closed<E> {
         Ok(closed)
     }
 
-    /// Takes memory for regions the epoch touched since the last call. Called once more inside the
-    /// gate, when the epoch can no longer change.
+    /// Takes memory for the regions that the epoch has touched since the last call. The last call is made
+    /// inside the gate, when the epoch can no longer change.
     pub fn take_memory(&self) -> io::Result<()> {
         self.preserved.reserve_like(self.epoch.dirty.reserved())?;
         self.shipped.reserve_like(self.epoch.dirty.reserved())
     }
 
-    /// Copies what a write is about to overwrite and the sidecar still needs. Inside the gate.
+    /// Copies the sectors that a write is about to overwrite and that the sidecar still needs. The caller
+    /// is inside the gate.
     pub fn preserve<B: Backing>(&self, range: SectorRange, backing: &B, limit: ByteLen) {
         if self.ended.load(Ordering::SeqCst) {
             return;
@@ -117,8 +118,8 @@ impl<E: Env> Closed<E> {
                     at += 1;
                     continue;
                 }
-                // The first one was seen to be needed. Looking again could find it shipped by now,
-                // and the run would be empty.
+                // Do not check the first sector again: it may be shipped by now, and the run would be
+                // empty.
                 let start = at;
                 at += 1;
                 while at < piece.end.0 && self.needs(at) {
@@ -136,7 +137,7 @@ impl<E: Env> Closed<E> {
     /// Whether the sidecar still needs any of these sectors from the backing.
     fn needs_any(&self, range: SectorRange) -> bool {
         range.split_at_multiples(1 << self.geometry.region_shift).any(|piece| {
-            // No memory for the region's dirty bits: nothing of it was dirty at the cut.
+            // A region without memory for dirty bits had no dirty sector at the cut.
             self.epoch.dirty.reserved().has_all(piece.regions(self.geometry.region_shift))
                 && words_of(piece).any(|(word, mask)| self.needed_bits(word) & mask != 0)
         })
@@ -170,7 +171,7 @@ impl<E: Env> Closed<E> {
         }
         let (head, data) = buffer[..record_bytes as usize].split_at_mut(RECORD_BYTES);
         let offset = run.start.byte_offset();
-        // The disk's last sector may be partial: what lies after its end is zero.
+        // The last sector of the disk may be partial: fill the rest with zeroes.
         let there = (self.geometry.size.0 - offset.0).min(data.len() as u64) as usize;
         data[there..].fill(0);
         backing
@@ -190,7 +191,7 @@ impl<E: Env> Closed<E> {
         Ok(())
     }
 
-    /// The cycle loses its point in time; the guest goes on (I4).
+    /// The cycle loses its point in time. The guest's write continues (I4).
     pub fn lose(&self, reason: String) {
         let mut lost = lock(&self.lost);
         if lost.is_none() {
@@ -205,7 +206,7 @@ impl<E: Env> Closed<E> {
         lock(&self.lost).clone()
     }
 
-    /// Ends copy-before-write. The caller holds the gate alone, so no record is half written.
+    /// Ends copy-before-write. The caller holds the gate exclusively, so no record is half written.
     pub fn seal(&self) -> ByteOffset {
         self.ended.store(true, Ordering::SeqCst);
         ByteOffset(self.log_end.load(Ordering::Acquire))
@@ -221,7 +222,7 @@ impl<E: Env> Closed<E> {
         self.preserved_sectors.load(Ordering::Relaxed)
     }
 
-    /// Where the sidecar finds preserved bits, shipped bits and log.
+    /// Paths of the preserved bits, the shipped bits and the log, for the sidecar.
     pub fn paths(&self) -> [std::path::PathBuf; 3] {
         [self.preserved.path(), self.shipped.path(), self.log.path()]
     }

@@ -1,4 +1,4 @@
-//! An epoch: everything tracked from one cut to the next.
+//! An epoch: the changes tracked from one cut to the next.
 
 use std::io;
 use std::ops::Range;
@@ -47,7 +47,7 @@ pub(crate) struct Epoch<E: Env> {
     written_bytes: AtomicU64,
 }
 
-/// Why a region could not be made ready; of two reasons, the first of these.
+/// Why a region could not be made ready. If both apply, the intent is reported.
 #[derive(Debug)]
 pub(crate) enum NotReady {
     /// Its intent could not be made durable.
@@ -57,8 +57,7 @@ pub(crate) enum NotReady {
 }
 
 impl<E: Env> Epoch<E> {
-    /// Makes a new epoch, ready for the regions in `declared`. Its intents are durable when this
-    /// returns.
+    /// Makes a new epoch that is ready for the regions in `declared`: their intents are durable on return.
     pub fn create(
         env: &E,
         disk: DiskId,
@@ -78,12 +77,12 @@ impl<E: Env> Epoch<E> {
         })
     }
 
-    /// Whether a write to these regions may go on: memory for their bits, durable intents.
+    /// Whether a write to these regions may proceed: they have durable intents and memory for their bits.
     pub fn ready(&self, regions: Range<u32>) -> bool {
         self.intents.has_all(regions.clone()) && self.dirty.reserved().has_all(regions)
     }
 
-    /// Makes regions ready; waits for the state directory. Not inside the gate.
+    /// Makes regions ready. Waits for the state directory, so it must not be called inside the gate.
     pub fn make_ready(&self, regions: Range<u32>) -> Result<(), NotReady> {
         // Memory first: a region with an intent but no memory would stay not ready.
         let memory = self.dirty.reserve(regions.clone());
@@ -91,34 +90,34 @@ impl<E: Env> Epoch<E> {
         memory.map_err(NotReady::Memory)
     }
 
-    /// Marks sectors dirty. Their regions are ready.
+    /// Marks sectors dirty. Their regions must be ready.
     pub fn mark(&self, range: SectorRange) {
         self.dirty_sectors.fetch_add(self.dirty.set(range), Ordering::Relaxed);
         self.written_bytes.fetch_add(range.bytes().0, Ordering::Relaxed);
     }
 
-    /// Marks those sectors dirty whose bits have memory: after [`NotReady`], when the whole disk
-    /// counts as dirty anyhow.
+    /// Marks only the sectors whose bits have memory. Used after [`NotReady`], when the whole disk counts
+    /// as dirty anyway.
     pub fn mark_what_can_be(&self, range: SectorRange) {
         self.dirty_sectors.fetch_add(self.dirty.set_where_reserved(range), Ordering::Relaxed);
         self.written_bytes.fetch_add(range.bytes().0, Ordering::Relaxed);
     }
 
-    /// Marks sectors dirty that no guest wrote now: what a restart found. Their regions are ready.
+    /// Marks sectors dirty without counting them as written by the guest. Their regions must be ready.
     pub fn add_dirty(&self, range: SectorRange) {
         self.dirty_sectors.fetch_add(self.dirty.set(range), Ordering::Relaxed);
     }
 
-    /// Adds a word of another epoch's bitmap. Its region is ready.
+    /// Adds a word of another epoch's bitmap. Its region must be ready.
     pub fn mark_word(&self, word: u64, bits: u64) {
         self.dirty_sectors.fetch_add(self.dirty.or_word(word, bits), Ordering::Relaxed);
     }
 
-    /// Takes over what another epoch tracked.
+    /// Adds the dirty sectors of another epoch.
     pub fn fold_in(&self, other: &Self) -> Result<(), NotReady> {
         let mut trouble = Ok(());
         for run in other.dirty.reserved().runs() {
-            // A few thousand regions at a time keep the intent map's commits short.
+            // At most 4096 regions at a time, to keep the group commits of intents short.
             let mut at = run.start;
             while at < run.end {
                 let end = run.end.min(at + 4096);
@@ -140,7 +139,7 @@ impl<E: Env> Epoch<E> {
         self.dirty.geometry().region_shift
     }
 
-    /// Regions with at least one dirty sector: the ones likely to be written again.
+    /// Regions with at least one dirty sector. They are likely to be written again.
     pub fn hot_regions(&self) -> RegionBits {
         let hot = RegionBits::new(self.dirty.geometry().regions());
         for region in self.dirty.reserved().runs().flatten() {
@@ -156,13 +155,13 @@ impl<E: Env> Epoch<E> {
         self.dirty_sectors.load(Ordering::Relaxed)
     }
 
-    /// Bytes the guest wrote.
+    /// Bytes that the guest wrote.
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Removes everything that belongs to an epoch.
+/// Removes all files of an epoch.
 pub(crate) fn remove_files<E: Env>(env: &E, epoch: EpochNo) {
     let bits = [names::dirty(epoch), names::preserved(epoch), names::shipped(epoch)];
     let files = [names::intents(epoch), names::log(epoch)];
@@ -172,7 +171,7 @@ pub(crate) fn remove_files<E: Env>(env: &E, epoch: EpochNo) {
         .chain(files.iter().map(|name| (name, env.remove(name))))
     {
         if let Err(e) = removed {
-            // It stays behind and is removed at the next start; the superblock does not name it.
+            // Harmless: the superblock does not name the epoch, and the next start removes the file.
             tracing::warn!("could not remove {name}: {e}");
         }
     }

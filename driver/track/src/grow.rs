@@ -1,20 +1,19 @@
-//! Growth: a disk takes a larger size while it is used.
+//! Growth: enlarges a disk while it is in use.
 //!
-//! The order, each step durable before the next:
+//! Each step is durable before the next one begins:
 //!
-//! 1. the superblock says what is about to happen, so that a crash is finished by the next start
-//!    and not taken for a wrong backing;
-//! 2. the backing is extended;
-//! 3. an epoch of the new size is made, the new sectors dirty in it, with intents;
-//! 4. the superblock takes the new size and names that epoch beside the current one;
-//! 5. the current epoch is exchanged (the gate, two pointers), and only then may a write reach the
-//!    new sectors;
-//! 6. what the old epoch tracked is folded in, and the superblock forgets it.
+//! 1. The superblock records the target size. After a crash, the next start finishes the growth instead
+//!    of refusing a backing of the wrong size.
+//! 2. The backing is extended.
+//! 3. An epoch of the new size is made. The new sectors are dirty in it and have intents.
+//! 4. The superblock takes the new size and names the new epoch beside the current one.
+//! 5. The new epoch replaces the current one inside the gate. Only now may a write reach the new sectors.
+//! 6. The old epoch is folded into the new one and removed from the superblock.
 //!
-//! At every instant the superblock names every epoch that may hold dirty sectors (I1). Epochs of the
-//! old size are read with the size that is in their own headers.
+//! The superblock always names every epoch that may hold dirty sectors (I1). Files of the old size are
+//! read with the size in their own headers.
 //!
-//! The last sector of the old size counts as new too: it may have been partial.
+//! The last sector of the old size counts as new, because it may have been partial.
 
 use backstay_format::superblock::{Geometry, Resync};
 use backstay_types::{ByteLen, EpochNo, SECTOR_BYTES, SectorRange};

@@ -1,7 +1,7 @@
-//! Held cuts: the gate is kept after the swap, until the thaw.
+//! Held cuts: a cut that keeps the gate closed until the thaw.
 //!
-//! Nothing is added to the write path: a held write waits at the gate, where it waits for every
-//! cut. How long is up to the owner of the [`HeldCut`], which must be bounded in time (I4).
+//! This adds nothing to the write path: a held write waits at the gate, as it does during every cut.
+//! The owner of the [`HeldCut`] must limit the duration (I4).
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{RwLockWriteGuard, lock};
 use crate::{Backing, ProtectedDisk, TrackError};
 
-/// A cut since which no write began. Dropping it ends the hold.
+/// A cut after which no write has begun. Dropping it ends the hold.
 ///
-/// Its thread must ask nothing else of the disk while it has this: it would wait for itself.
+/// While a thread owns this, it must not call any other operation of the disk: that would deadlock.
 pub struct HeldCut<'a, E: Env> {
     since: Instant,
     sums: &'a Sums,
@@ -26,24 +26,24 @@ pub struct HeldCut<'a, E: Env> {
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// A point-in-time cut after which no write and no discard begins until the hold is dropped;
-    /// those that come meanwhile wait, and are in the next epoch.
+    /// Makes a point-in-time cut, and delays all writes and discards until the [`HeldCut`] is dropped.
+    /// The delayed writes belong to the next epoch.
     ///
     /// # Errors
-    /// As for [`Self::cut`]; nothing is held then.
+    /// As for [`Self::cut`]; no writes are held then.
     pub fn cut_and_hold(&self) -> Result<(CutReply, HeldCut<'_, E>), TrackError> {
         let mut admin = lock(&self.admin);
         let (swap, gate) = self.swap(&mut admin, CutMode::PointInTime)?;
         let since = swap.asked;
         let info = self.after_swap(&mut admin, swap, clock::since(since).as_nanos() as u64);
-        // The other operations go on to the gate and wait there; this one asks for nothing more.
+        // Other operations may now take this lock; they wait at the gate.
         drop(admin);
         Ok((info, HeldCut { since, sums: &self.sums, _gate: gate }))
     }
 }
 
 impl<E: Env> HeldCut<'_, E> {
-    /// Ends the hold; how long writes have been held.
+    /// Ends the hold. Returns how long writes were held.
     pub fn thaw(self) -> Duration {
         clock::since(self.since)
     }
@@ -56,7 +56,7 @@ impl<E: Env> Drop for HeldCut<'_, E> {
 }
 
 impl Sums {
-    /// Writes were held for so long.
+    /// Records how long a cut has held writes.
     pub fn note_held(&self, held_ns: u64) {
         self.cut_held_ns_last.store(held_ns, Ordering::Relaxed);
         self.cut_held_ns_max.fetch_max(held_ns, Ordering::Relaxed);

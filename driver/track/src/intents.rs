@@ -1,8 +1,8 @@
-//! Write intents: making "this region may change" durable before it does (I1).
+//! Write intents: a durable note that a region may change, made before its first change (I1).
 //!
-//! The fast path is one load of a bit. A region's first write in an epoch joins a group commit:
-//! anyone who finds no commit running becomes its leader and writes the blocks of everyone who asked
-//! until then, in one durable write for each run of blocks; the others wait for it.
+//! The fast path loads one bit. The first write to a region in an epoch joins a group commit. If no
+//! commit is running, the writer becomes the leader: it writes the blocks of all waiting writers, with
+//! one durable write per run of blocks. The other writers wait for the leader.
 
 use std::io;
 use std::ops::Range;

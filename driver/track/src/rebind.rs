@@ -1,8 +1,8 @@
-//! A disk that was moved: its state goes with another backing of the same content.
+//! Moving a disk: its state is bound to another backing with the same content.
 //!
-//! Only after a clean stop: then the saved bitmap is exact and says nothing that only the old
-//! backing could explain. One superblock makes the new backing the disk's; until it is durable the old
-//! one is, and a backing that is not the disk's leads to a resync.
+//! This requires a clean stop, because only then is the saved bitmap exact and independent of the old
+//! backing. One superblock write binds the new backing. Until it is durable the old backing is bound, and
+//! serving the disk from any other backing leads to a resync.
 
 use backstay_format::superblock::{CleanStop, Superblock};
 use backstay_types::ByteLen;

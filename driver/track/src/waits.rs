@@ -1,7 +1,7 @@
-//! How long the guest's oldest request has been waiting for the backing.
+//! Measures how long the guest's oldest request has been waiting for the backing.
 //!
-//! A backing that hangs (a dead disk, NFS without its server, a frozen file system) answers nothing, not even an
-//! error. Each request notes when it began in a slot of its own; anyone who asks looks for the oldest.
+//! A backing that hangs (a failed disk, NFS without its server, a frozen file system) does not even return
+//! an error. So each request stores its start time in its own slot, and the status reports the oldest.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
-//! The second witness: what the backing's own mark says, should the state directory die.
+//! The witness: a mark on the backing, for the case that the state directory fails.
 //!
-//! Before the first change is let through that the state directory cannot note, the mark is set to
-//! [`Tracked::NotAll`] and made durable. So after a reboot a whole set of intents is believed only
-//! together with a mark that says [`Tracked::All`]: where it is missing, or there is no place for one
-//! (a block device), the disk is compared (docs/decisions/0021).
+//! If the state directory cannot record a change, the driver first sets the mark to [`Tracked::NotAll`]
+//! and makes it durable; only then may the change reach the backing. After a reboot, the intents are
+//! trusted only if the mark says [`Tracked::All`]. If there is no mark, or no place for one (a block
+//! device), the disk is compared (docs/decisions/0021).
 //!
 //! | the mark says | the state was | what counts as dirty |
 //! |---|---|---|
@@ -21,18 +21,18 @@ use backstay_format::superblock::{Resync, Superblock};
 
 use crate::Backing;
 
-/// What a backing says about the state that is about to be believed.
+/// What the mark on the backing says about the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Testimony {
-    /// All was tracked.
+    /// Every change was tracked.
     Confirms,
     /// There is no mark, or no place for one.
     Silent,
-    /// The state must not be believed, for this reason.
+    /// The state must not be trusted, for this reason.
     Denies(Resync, &'static str),
 }
 
-/// Asks the backing about a state.
+/// Compares the mark with the superblock.
 pub(crate) fn ask<B: Backing>(backing: &B, sb: &Superblock) -> Testimony {
     let mark = match backing.mark() {
         Ok(Some(mark)) => mark,
@@ -58,16 +58,16 @@ pub(crate) fn ask<B: Backing>(backing: &B, sb: &Superblock) -> Testimony {
     }
 }
 
-/// The driver's side of the mark, while it serves the disk.
+/// Maintains the mark while a driver serves the disk.
 #[derive(Debug)]
 pub(crate) struct Witness {
     mark: Mark,
-    /// The backing carries a mark of ours: what is not tracked must be noted there.
+    /// The backing has our mark, so an untracked change must be recorded there.
     sworn: bool,
 }
 
 impl Witness {
-    /// Sets the mark for a disk that was just opened; its superblock is durable.
+    /// Sets the mark for a disk that was just opened. Its superblock is already durable.
     pub fn swear<B: Backing>(backing: &B, sb: &Superblock) -> Self {
         let mark = Mark { disk: sb.disk, generation: sb.generation, tracked: Tracked::All };
         let sworn = match backing.set_mark(&mark) {
@@ -76,18 +76,18 @@ impl Witness {
                 if e.kind() != io::ErrorKind::Unsupported {
                     tracing::warn!("the backing cannot be marked: {e}");
                 }
-                // A mark of an earlier start would be believed by the next one.
+                // The next start would trust a mark that an earlier start has left.
                 ask(backing, sb) == Testimony::Confirms
             }
         };
         Self { mark, sworn }
     }
 
-    /// Notes durably that changes are not tracked from now on; whether there is a place to note it.
+    /// Records durably that changes are not tracked from now on. Returns whether the backing has a mark.
     ///
     /// # Errors
-    /// If the backing says that all is tracked and cannot be made to say otherwise: what is not
-    /// tracked must not be changed then.
+    /// If the mark says that every change is tracked and cannot be changed. Then no untracked change may
+    /// reach the backing.
     pub fn not_all<B: Backing>(&mut self, backing: &B) -> io::Result<bool> {
         if self.sworn && self.mark.tracked == Tracked::All {
             let mark = Mark { tracked: Tracked::NotAll, ..self.mark };
@@ -97,7 +97,7 @@ impl Witness {
         Ok(self.sworn)
     }
 
-    /// The state directory says durably all there is to say again.
+    /// Changes are tracked again, and the state directory is durable.
     pub fn all<B: Backing>(&mut self, backing: &B) {
         if self.mark.tracked == Tracked::All {
             return;
@@ -105,8 +105,8 @@ impl Witness {
         let mark = Mark { tracked: Tracked::All, ..self.mark };
         match backing.set_mark(&mark) {
             Ok(()) => self.mark = mark,
-            // It costs the next start a comparison.
-            Err(e) => tracing::warn!("the mark of the backing cannot be taken back: {e}"),
+            // The next start then compares the disk, which is slow but safe.
+            Err(e) => tracing::warn!("the mark of the backing cannot be reset: {e}"),
         }
     }
 }
