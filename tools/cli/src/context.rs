@@ -27,10 +27,10 @@ use crate::verbs::progress::Shown;
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Configuration file [default: /etc/backstay/backstay.toml, if it is there]
+    /// Configuration file [default: /etc/backstay/backstay.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Directory of the state that lasts [default: /var/lib/backstay]
+    /// Directory of persistent state [default: /var/lib/backstay]
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Directory of sockets and bitmaps, on tmpfs [default: /run/backstay or /dev/shm/backstay]

@@ -21,10 +21,11 @@ Examples:
   backstay attach --disk data --point latest --name data-test \\
       --vault file:///mnt/backup/vault
 
-If a driver serves the disk already, only the loop device is attached; if that is there, too, it is printed.")]
+If a driver already serves the disk, only the loop device is attached. If the loop device exists, too, it is \
+printed.")]
 pub struct Attach {
-    /// The file or block device that holds the disk [default: the one it was served from last; for a
-    /// disk that is new here, a recovery point is served]
+    /// The file or block device that holds the disk [default: the one that held it last; if the disk is new on this
+    /// host, a recovery point is served]
     #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
     /// The disk's name on this host [default: --disk]

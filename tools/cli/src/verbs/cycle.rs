@@ -24,8 +24,8 @@ use crate::error::{Result, bail};
 Examples:
   backstay cycle db
   backstay cycle db --vault file:///mnt/backup/vault
-  backstay cycle db --by-sidecar             the sidecar makes it; waits for it
-  backstay cycle db --by-sidecar --no-wait   it is only asked for
+  backstay cycle db --by-sidecar             ask the sidecar, wait for the point
+  backstay cycle db --by-sidecar --no-wait   ask the sidecar, do not wait
 
 The disk must be served (backstay mount). The first cycle ships the whole disk.")]
 pub struct Cycle {
@@ -34,13 +34,13 @@ pub struct Cycle {
     /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// Let the running sidecar do it, before all waiting work
+    /// Let the running sidecar make the point, ahead of all queued work
     #[arg(long)]
     by_sidecar: bool,
     /// How long to wait for the sidecar's point
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration, requires = "by_sidecar")]
     wait: Duration,
-    /// Only ask the sidecar, and do not wait for the point
+    /// Ask the sidecar, and do not wait for the point
     #[arg(long, requires = "by_sidecar", conflicts_with = "wait")]
     no_wait: bool,
 }

@@ -21,13 +21,13 @@ use crate::error::{Context as _, Result, refused};
 Example:
   umount /mnt && backstay detach data
 
-A device that is mounted (in any mount namespace), used as swap, part of another device, or open in a process is \
-refused after --wait, with the names of its users; nothing is changed then. With --unmount what is mounted from it \
-is unmounted first, as soon as nobody uses that.")]
+A device that is mounted (in any mount namespace), used as swap, part of another device, or open in a process is in \
+use. If it still is after --wait, the command names its users and changes nothing. With --unmount, the file systems \
+on the disk are unmounted first, as soon as they are idle.")]
 pub struct Detach {
     /// The disk's name
     name: DiskName,
-    /// Unmount what is on the disk first, once nobody uses it
+    /// First unmount the disk's file systems, once they are idle
     #[arg(long)]
     unmount: bool,
     #[command(flatten)]

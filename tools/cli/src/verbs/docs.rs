@@ -17,8 +17,8 @@ Examples:
   source <(backstay completions bash)
   backstay completions fish >~/.config/fish/completions/backstay.fish
 
-The script asks backstay itself for the words: verbs, options, disks, points, groups and policies. \
-Packages install it for bash, zsh and fish.")]
+The script asks backstay for the words to complete: verbs, options, disks, points, groups and policies. Packages \
+install it for bash, zsh and fish.")]
 pub struct Completions {
     /// bash, zsh, fish, elvish or powershell
     shell: Shell,

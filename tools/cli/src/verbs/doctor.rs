@@ -17,11 +17,11 @@ use crate::health::{for_each_at_once, look};
 #[command(after_help = "\
 Examples:
   backstay doctor                 everything
-  backstay doctor db              the host, and of the disks this one
+  backstay doctor db              the host, and only this disk
   backstay --json doctor | jq '.[] | select(.verdict != \"ok\")'
 
-Nothing is changed; to a vault that is there, a small object is written, read back and deleted. Each finding \
-says what to do. The exit code is 1 if anything FAILED; warnings do not count.")]
+The command writes a small object to each existing vault, reads it back and deletes it. It changes nothing else. \
+Each finding says what to do. The exit code is 1 if anything FAILED; warnings do not count.")]
 pub struct Doctor {
     /// Only these disks
     names: Vec<DiskName>,

@@ -24,7 +24,7 @@ use crate::error::{Context as _, Error, Result, bail};
 /// How long a check may take, unless told otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 
-/// Try a recovery point: mount it, check it, write the verdict on it, leave nothing behind
+/// Try a recovery point: mount it, check it, record the verdict, clean up
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -36,14 +36,14 @@ Examples:
   backstay drill vm --boot --kernel vmlinuz --expect ready \\
       --append 'root=/dev/vda1 console=ttyS0'
 
-The point is mounted from the vault; what the check writes goes to an overlay that is thrown away. The \
-verdict shows in backstay points, the last one also in backstay status. By itself: drill = { every = \"1d\", \
-check = \"fsck\" } in the configuration. Ends with 1 if the point failed or could not be tried.")]
+The point is mounted from the vault. Writes of the check go to an overlay, which is discarded. backstay points shows \
+the verdicts, backstay status the last one. To run drills on a schedule, set drill = { every = \"1d\", check = \
+\"fsck\" } in the configuration. The exit code is 1 if the point failed or could not be tried.")]
 pub struct Drill {
     /// The disk's name in the vault
     #[arg(required_unless_present = "due")]
     name: Option<DiskName>,
-    /// Run all drills that are due by the configuration, one after the other (for a timer)
+    /// Run all drills that the configuration makes due, one after the other (for a timer)
     #[arg(long, exclusive = true)]
     due: bool,
     /// The vault's URL [default: the disk's, from the configuration]
@@ -67,7 +67,7 @@ pub struct Drill {
     /// The machine's memory [default: 512 MiB]
     #[arg(long, value_name = "SIZE", requires = "boot")]
     memory: Option<ByteSize>,
-    /// A kernel to start it with
+    /// The kernel to boot
     #[arg(long, value_name = "FILE", requires = "boot")]
     kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk

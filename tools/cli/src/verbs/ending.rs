@@ -7,11 +7,11 @@ use clap::Args;
 /// How a disk's service is ended.
 #[derive(Args, Clone, Copy)]
 pub struct Ending {
-    /// How long to wait while somebody uses the disk
+    /// How long to wait while the disk is in use
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     wait: Duration,
-    /// Stop serving although the disk is in use: its users get I/O errors and lose what they have not synced.
-    /// Also stops a driver that does not answer
+    /// Stop serving even if the disk is in use: its users get I/O errors and lose unsynced data. Also stops a driver
+    /// that does not answer
     #[arg(long)]
     pub force: bool,
 }

@@ -23,9 +23,9 @@ Examples:
   backstay export db --point 17 --to /srv/db.raw --vault file:///mnt/vault
   backstay export db --point latest --to - | ssh other 'dd of=/dev/vg/db bs=1M'
 
-Needs nothing but the vault. Every block is checked before it is written. An image gets its name when \
-it is whole; a pipe that ends early ends with a non-zero exit code, and what came through is the \
-right beginning of the disk. qcow2 needs qemu-utils.")]
+Needs only the vault. Every block is checked before it is written. An image file gets its name when it is complete. \
+If a pipe ends early, the exit code is not 0, and its output so far is a correct beginning of the disk. qcow2 needs \
+qemu-utils.")]
 pub struct Export {
     /// The disk's name
     name: DiskName,
@@ -38,7 +38,7 @@ pub struct Export {
     /// raw or qcow2 [default: qcow2 if the file's name ends so, else raw]
     #[arg(long)]
     format: Option<Format>,
-    /// Overwrite what is there, if nobody uses it
+    /// Overwrite existing data that is not in use
     #[arg(long)]
     force: bool,
     #[command(flatten)]

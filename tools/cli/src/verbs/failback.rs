@@ -21,27 +21,28 @@ Examples:
   backstay failback db --to /dev/sdc --new-disk   not on the old backing
   backstay failback db --to /srv/db.img --now     the other side is gone
 
-Copies only what changed, if the old disk's state is whole; otherwise what differs by checksums. Then it follows \
-the vault. Once the other side has run backstay failover handover, it becomes the disk again at exactly that \
-point, commits at once and replicates. Run it again after a kill: it continues.")]
+If the old disk's state is intact, only the changes are copied. Otherwise the disk is compared by checksums, and the \
+differences are copied. Then BACKING follows the vault. Once the other side has run backstay failover handover, this \
+host serves the disk again at exactly that point, commits at once and replicates. If the command is killed, run it \
+again: it continues.")]
 pub struct Failback {
     /// The disk's name
     name: DiskName,
     #[command(flatten)]
     vault: InVault,
-    /// The file or block device that is to hold the disk
+    /// The file or block device that will hold the disk
     #[arg(long, value_name = "BACKING")]
     to: PathBuf,
     /// Fetch everything; compare nothing
     #[arg(long)]
     full: bool,
-    /// BACKING is not the old one: ignore the old state
+    /// Ignore the disk's old state, because BACKING is not the old backing
     #[arg(long)]
     new_disk: bool,
-    /// Overwrite BACKING: it is compared by checksums, and what differs is fetched
+    /// Overwrite BACKING: compare it by checksums and fetch the differences
     #[arg(long)]
     force: bool,
-    /// Do not wait for a handover, because the other side is gone. What it wrote after its newest point is lost
+    /// Do not wait for a handover, because the other side is gone. Its writes after the newest point are lost
     #[arg(long, conflicts_with = "once")]
     now: bool,
     /// Go to the newest point, then exit; run again to continue

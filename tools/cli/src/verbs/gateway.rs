@@ -17,7 +17,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::error::{Context as _, Result};
 
-/// Run a gateway before a vault: sources ship to it over HTTPS, each to its own disks, and delete nothing
+/// Run a gateway in front of a vault: each source ships its own disks over HTTPS and can delete nothing
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -33,15 +33,14 @@ On a source, in its configuration:
   ca_file = \"/etc/backstay/ca.crt\"
 
 TLS 1.3 only, with client certificates of the authority. Options override [gateway] in the configuration. \
-Certificates and the list of revoked ones are \
-read again when they change and on SIGHUP. Any number of gateways may stand before one vault; each \
-has a cache folder of its own. Retention (keep) runs here, by this host's configuration. Stops on SIGTERM and \
-SIGINT.")]
+Certificates and the revocation list are read again when they change and on SIGHUP. Any number of gateways may serve \
+one vault; each needs its own cache directory. Retention (keep) runs here, with the rules of this host's \
+configuration. SIGTERM and SIGINT stop the gateway.")]
 pub struct GatewayVerb {
     /// Where to listen [default: 0.0.0.0:9443]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Where /healthz, /readyz and /metrics are, without TLS [default: 127.0.0.1:9444]
+    /// Address of /healthz, /readyz and /metrics, without TLS [default: 127.0.0.1:9444]
     #[arg(long, value_name = "ADDRESS")]
     health: Option<SocketAddr>,
     /// The vault: file:///path, s3://, az:// or gs://
@@ -53,13 +52,13 @@ pub struct GatewayVerb {
     /// Its private key (PEM) [default: in the same file]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// The authority of its clients (PEM)
+    /// The certificate authority of its clients (PEM)
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
-    /// The list of revoked certificates (PEM)
+    /// The certificate revocation list (PEM)
     #[arg(long, value_name = "FILE")]
     revoked: Option<PathBuf>,
-    /// The folder of segments on their way to the store [default: gateway in the state directory]
+    /// Directory of segments on their way to the store [default: gateway in the state directory]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 }

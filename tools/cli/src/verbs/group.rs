@@ -38,24 +38,24 @@ Examples:
   backstay group cycle shop
   backstay group cycle shop --count 10 --json
 
-The group is the section [group.shop] of the configuration. If it has other hosts, this one must be its \
-coordinator; the others must be connected (backstay sidecar, or backstay group join). When no group \
-point can be made, each disk of this host still gets a recovery point of its own, and the exit code is 1.")]
+The group is the section [group.shop] of the configuration. If it has other hosts, this one must be its coordinator; \
+the others must be connected (backstay sidecar, or backstay group join). If no group point can be made, each disk of \
+this host still gets a recovery point of its own, and the exit code is 1.")]
 pub struct Cycle {
     /// The group's name
     name: GroupName,
-    /// How many, one after the other; with --json a line for each
+    /// How many points to make, one after the other; --json prints a line for each
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
 }
 
-/// Serve as a member of a group that another host coordinates, until told to stop
+/// Serve as a member of a group that another host coordinates, until stopped
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay group join shop --verbose
 
-For trying a group out; backstay sidecar does the same for all groups of the configuration.")]
+Use this command to try a group; backstay sidecar does the same for all groups of the configuration.")]
 pub struct Join {
     /// The group's name
     name: GroupName,

@@ -21,16 +21,16 @@ use crate::error::{Context as _, Result, bail, refused};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay grow db --size 20GiB    a file: it is extended, too
+  backstay grow db --size 20GiB    the backing file is extended, too
   lvextend -L 20G /dev/vg/db && backstay grow db   a device
   backstay grow db --size 20GiB && resize2fs /dev/loop0
 
-Loop devices attached to the disk follow by themselves; QEMU is told with block_resize, the file system \
-on the disk with resize2fs or xfs_growfs. Recovery points made before keep their size. A disk never \
-shrinks. It does not grow in the middle of a cycle: this waits for it.
+Attached loop devices follow automatically. In QEMU, run block_resize; for the file system on the disk, run \
+resize2fs or xfs_growfs. Existing recovery points keep their size. A disk never shrinks. If a cycle is running, the \
+command waits for its end.
 
-A disk that is not mounted grows when it is: backstay mount --grow, after its backing was extended. \
-Doing it here is better: the changed file then needs no resync.")]
+To grow a disk that is not mounted, extend its backing and run backstay mount --grow. Growing it while it is mounted \
+is better: the changed file then needs no resync.")]
 pub struct Grow {
     /// The disk's name
     name: DiskName,

@@ -15,8 +15,8 @@ Examples:
   backstay holds db
   backstay holds db --json
 
-Mounts, replicas, failovers, resyncs, restores and verifications hold their points themselves. Such a hold ends \
-some time after its holder was killed.")]
+Mounts, replicas, failovers, resyncs, restores and verifications hold their points themselves. If such a holder is \
+killed, its hold ends after some time.")]
 pub struct Holds {
     /// The disk's name
     name: DiskName,

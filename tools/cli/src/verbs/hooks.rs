@@ -18,8 +18,8 @@ Examples:
   backstay hooks db
   backstay --json hooks db | jq .quiet_after_ms
 
-Does what a cycle does around its cut, but makes no recovery point. The application waits for a moment. Fails if \
-a point would not have been application-consistent. See docs/reference/hooks.md for the settings \
+Runs the hooks as a cycle does around its cut, but makes no recovery point. The application pauses for a moment. \
+Fails if a point would not have been application-consistent. See docs/reference/hooks.md for the settings \
 ([disk.NAME.hooks]).")]
 pub struct Hooks {
     /// The disk's name

@@ -17,9 +17,9 @@ use crate::error::{Context as _, Result, bail};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay hydrate db-test             wait until all of it is here
+  backstay hydrate db-test             wait until the whole disk is here
   backstay hydrate db-test --background --limit 20MiB
-  backstay hydrate db-test --stop      stop; the next run goes on from there
+  backstay hydrate db-test --stop      stop; the next run continues from there
 
 Reads by users of the disk come first. If this command is interrupted, hydration goes on.")]
 pub struct Hydrate {
@@ -28,10 +28,10 @@ pub struct Hydrate {
     /// Download limit, in bytes per second
     #[arg(long, value_name = "SIZE", conflicts_with = "stop")]
     limit: Option<ByteSize>,
-    /// Do not wait for it
+    /// Do not wait until hydration ends
     #[arg(long, conflicts_with = "stop")]
     background: bool,
-    /// Stop it
+    /// Stop hydration
     #[arg(long)]
     stop: bool,
 }

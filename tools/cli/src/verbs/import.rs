@@ -21,11 +21,11 @@ Examples:
   backstay import /dev/vg/db --name db
   backstay import guest.img --name guest --format raw
 
-The image must not be in use; it is only read. The name must be free in the vault. Run it again after a kill. To \
-go on protecting the image under that name:
+The image must not be in use; it is only read. The name must be free in the vault. If the command is killed, run it \
+again. To go on protecting the image under that name:
   backstay protect IMAGE --name NAME
   backstay resync NAME --now --the-disk-is-right
-which compares it with the imported point and ships what differs.")]
+The resync compares the image with the imported point and ships the differences.")]
 pub struct Import {
     /// A raw or qcow2 image, or a block device
     image: PathBuf,
@@ -35,7 +35,7 @@ pub struct Import {
     /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// raw or qcow2 [default: what its first bytes say]
+    /// raw or qcow2 [default: detected from the first bytes]
     #[arg(long)]
     format: Option<Format>,
 }

@@ -12,19 +12,19 @@ use super::target::{size, time, word};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, hydrations, and deltas that took
-/// long or failed
+/// Show jobs: initial copies, resyncs, on-demand cycles, failovers, replicas, hydrations, and deltas that were slow
+/// or failed
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay jobs                  those that run, and the last twenty that ended
+  backstay jobs                  running jobs, and the last twenty that ended
   backstay jobs db --all
   backstay jobs --watch
   backstay --json jobs | jq '.[] | select(.state == \"failed\")'")]
 pub struct Jobs {
-    /// Only this disk's
+    /// Only the jobs of this disk
     name: Option<DiskName>,
-    /// Also older ones
+    /// Also older jobs
     #[arg(long)]
     all: bool,
     /// Repeat every two seconds, until interrupted

@@ -17,13 +17,13 @@ Examples:
   backstay metrics
   backstay metrics --textfile /var/lib/prometheus/node-exporter/backstay.prom
 
-No sidecar is needed: what it would tell is found out here. A running one serves the same at \
-http://127.0.0.1:9751/metrics, unless the configuration says otherwise. docs/reference/metrics.md lists them.")]
+No sidecar is needed. A running sidecar serves the same metrics at http://127.0.0.1:9751/metrics, unless the \
+configuration says otherwise. docs/reference/metrics.md lists them.")]
 pub struct Metrics {
     /// The format
     #[arg(long, value_enum, default_value_t = Written::Openmetrics)]
     format: Written,
-    /// Replace this file, in the format of the node exporter, instead of printing them
+    /// Replace this file instead of printing, in the format of the node exporter
     #[arg(long, value_name = "FILE", conflicts_with = "format")]
     textfile: Option<PathBuf>,
 }

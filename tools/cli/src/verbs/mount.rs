@@ -30,12 +30,12 @@ Examples:
   backstay mount /dev/vg/db --name db --grow   after lvextend
   backstay mount --name db --foreground      as the service does
 
-The backing must not be used in any other way while it is served. A recovery point is there at once: its \
-blocks come from the vault when they are read, and what is written stays on this host. To end that for good:
-backstay umount NAME --forget.")]
+The backing must not be used in any other way while it is served. A recovery point is usable at once: its blocks are \
+fetched from the vault when they are read, and writes stay on this host. To discard them, \
+run backstay umount NAME --forget.")]
 pub struct Mount {
-    /// The file or block device that holds the disk [default: the one it was served from last; for a
-    /// disk that is new here, a recovery point is served]
+    /// The file or block device that holds the disk [default: the one that held it last; if the disk is new on this
+    /// host, a recovery point is served]
     #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
     /// The disk's name on this host [default: --disk]
@@ -56,7 +56,7 @@ pub struct How {
     /// How to read and write the backing: auto, buffered or direct
     #[arg(long, default_value = "auto")]
     engine: Engine,
-    /// Where to mount it [default: mnt in the disk's runtime directory]
+    /// Where to mount the served file [default: mnt in the disk's runtime directory]
     #[arg(long, value_name = "DIR")]
     mount_point: Option<PathBuf>,
     /// Space for blocks preserved during a cycle [default: half the disk]
@@ -65,7 +65,7 @@ pub struct How {
     /// Threads that serve requests
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     event_loops: u16,
-    /// Let the disk grow if its backing is larger than it was
+    /// Let the disk grow if its backing has grown
     #[arg(long)]
     grow: bool,
     /// Compare the whole disk with its newest recovery point, in case something wrote to the backing while it
@@ -116,7 +116,7 @@ pub struct Of {
     /// latest, or the one that is mounted under this name already]
     #[arg(long)]
     point: Option<PointChoice>,
-    /// File for what is written [default: with the disk's state]
+    /// File that holds the writes [default: in the disk's state directory]
     #[arg(long, value_name = "FILE")]
     overlay: Option<PathBuf>,
     /// Space for fetched blocks [default: 1GiB]
@@ -125,7 +125,7 @@ pub struct Of {
     /// How long a read waits for a vault that does not answer
     #[arg(long, value_name = "TIME", default_value = "30s")]
     vault_timeout: humantime::Duration,
-    /// Fetch all of it in the background; after that the vault is not needed
+    /// Fetch the whole disk in the background; after that the vault is not needed
     #[arg(long)]
     hydrate: bool,
     /// Download limit, in bytes per second

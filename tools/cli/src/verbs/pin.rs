@@ -16,7 +16,7 @@ Examples:
   backstay pin db latest --name before-upgrade --reason \"new version\"
   backstay pin db 17
 
-See backstay holds for what is pinned, backstay unpin to let go.")]
+backstay holds lists the pins; backstay unpin removes one.")]
 pub struct Pin {
     /// The disk's name
     name: DiskName,

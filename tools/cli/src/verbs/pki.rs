@@ -27,10 +27,10 @@ Examples:
   backstay pki issue /root/pki dr-host --role recovery --disk '*'
   backstay pki revoke /root/pki db-host
 
-The directory is the authority: anyone who reads ca.key in it, and knows its passphrase, can make any certificate. Keep \
-it on a machine of its own, away from sources and gateways. The passphrase is asked for, or read from \
---passphrase-file. Certificate and key of a holder are in one file, \
-issued/NAME.pem; `client_cert` and `client_key` (or a gateway's) may both name it.")]
+The directory is the authority: anyone who reads ca.key in it, and knows its passphrase, can make any certificate. \
+Keep it on a separate machine, away from sources and gateways. The passphrase is asked for, or read from \
+--passphrase-file. Certificate and key of a holder are in one file, issued/NAME.pem; `client_cert` and `client_key` \
+(or a gateway's) may both name it.")]
 pub struct Pki {
     #[command(subcommand)]
     verb: Verb,
@@ -68,17 +68,17 @@ enum Verb {
         #[command(flatten)]
         opens: Opens,
     },
-    /// Revoke certificates and sign a new list of revoked ones (revoked.crl)
+    /// Revoke certificates and sign a new revocation list (revoked.crl)
     Revoke {
         /// The authority's directory
         dir: PathBuf,
-        /// The holder's name (all its certificates), or one's serial number
+        /// The holder's name (for all its certificates), or the serial number of one
         #[arg(value_name = "NAME|SERIAL")]
         which: String,
         #[command(flatten)]
         opens: Opens,
     },
-    /// Give the authority's key another passphrase, its first one, or none
+    /// Set, change or remove the passphrase of the authority's key
     Passphrase {
         /// The authority's directory
         dir: PathBuf,
@@ -87,11 +87,11 @@ enum Verb {
         /// The new passphrase: the first line of a file that nobody else can read [default: it is asked for]
         #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
         new_passphrase_file: Option<PathBuf>,
-        /// None: anyone who reads the file has the key
+        /// Use no passphrase: anyone who reads the file has the key
         #[arg(long)]
         no_passphrase: bool,
     },
-    /// List what was issued
+    /// List the issued certificates
     List {
         /// The authority's directory
         dir: PathBuf,
@@ -104,7 +104,7 @@ struct Protection {
     /// The key's passphrase: the first line of a file that nobody else can read [default: it is asked for]
     #[arg(long, value_name = "FILE", conflicts_with = "no_passphrase")]
     passphrase_file: Option<PathBuf>,
-    /// None: anyone who reads the file has the key
+    /// Use no passphrase: anyone who reads the file has the key
     #[arg(long)]
     no_passphrase: bool,
 }
@@ -186,7 +186,7 @@ fn long_enough(text: Zeroizing<String>) -> Result<Passphrase> {
 struct Issue {
     /// The authority's directory
     dir: PathBuf,
-    /// The holder's name: of a host, say
+    /// The holder's name, for example that of a host
     name: HolderName,
     /// A client of a gateway: source, recovery or maintainer
     #[arg(long, requires = "disk")]
@@ -200,10 +200,10 @@ struct Issue {
     /// A host of a consistency group
     #[arg(long)]
     group: bool,
-    /// A name the server or group host is reached by (may be repeated)
+    /// A DNS name of the server or group host (may be repeated)
     #[arg(long, value_name = "NAME", conflicts_with = "role")]
     host: Vec<String>,
-    /// An address it is reached by (may be repeated)
+    /// An IP address of the server or group host (may be repeated)
     #[arg(long, value_name = "ADDRESS", conflicts_with = "role")]
     ip: Vec<std::net::IpAddr>,
     /// How long it is valid

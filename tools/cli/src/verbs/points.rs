@@ -22,14 +22,14 @@ Examples:
   backstay points db --since 6h          also a time: 2026-02-03T04:05:06Z
   backstay points db --vault file:///mnt/backup/vault --json
 
-Exit code 4 if one of them is damaged; the others are listed all the same.")]
+All points are listed, even if one is damaged; then the exit code is 4.")]
 pub struct Points {
     /// The disk's name
     name: DiskName,
     /// Only the newest N
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Only those cut since a time (2026-02-03T04:05:06Z) or in the last while (6h)
+    /// Only those cut since a time (2026-02-03T04:05:06Z) or within a period (6h)
     #[arg(long, value_name = "TIME", value_parser = past)]
     since: Option<SystemTime>,
     #[command(flatten)]

@@ -30,10 +30,10 @@ Examples:
   backstay protect /dev/sdb --name data --vault file:///mnt/vault --attach
   backstay protect /srv/db.img --name db --vault file:///mnt/vault --check
 
-Checks first what the disk needs; if something is missing, it says so and changes nothing. With a running \
-sidecar the first copy is one of its jobs (backstay jobs); without one it runs in the foreground. The vault and \
-the policy are remembered. A new vault is made if none is there, but never in place of a known one that is \
-missing.")]
+First checks the disk's requirements; if one is not met, the command says so and changes nothing. A running sidecar \
+makes the first copy as a job (backstay jobs); without a sidecar the command makes it in the foreground. The vault \
+and the policy are remembered. A vault that does not exist is made, unless this host knows one at that URL, which is \
+then missing.")]
 pub struct Protect {
     /// The file or block device that holds the disk
     backing: PathBuf,
@@ -43,16 +43,16 @@ pub struct Protect {
     /// Where its recovery points go [default: the configuration's vault]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// The policy it follows, from the configuration
+    /// The disk's policy, from the configuration
     #[arg(long)]
     policy: Option<String>,
     /// Only check whether it can be protected
     #[arg(long)]
     check: bool,
-    /// Go on from the recovery points that the vault has of this name, although nothing proves that the disk is newer
+    /// Continue from the vault's recovery points of this name, although nothing proves that the disk is newer
     #[arg(long)]
     the_disk_is_right: bool,
-    /// Attach a loop device, too, and print it
+    /// Also attach a loop device, and print it
     #[arg(long)]
     attach: bool,
     #[command(flatten)]

@@ -26,11 +26,11 @@ Examples:
   backstay prune db --no-merge         the vault is full: free space quickly
   backstay prune db --accept-clock     this host's clock jumped, and is right
 
-Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC). \
-A point that any rule keeps stays; so do the newest and what is pinned or held. One that is known to be damaged takes \
-no whole one's place, and the newest whole one stays, too. Without rules, here \
-or in the configuration (keep = ...), no point is deleted. The service does the same after cycles. \
-It may be interrupted at any time.")]
+Rules: last N; all, hourly, daily, weekly, monthly, yearly and how far back (hours and days in UTC). A point that \
+any rule keeps stays; so do the newest point and all pinned and held points. A point that is known to be damaged \
+never takes the place of a whole one, and the newest whole point stays, too. Without rules, here or in the \
+configuration (keep = ...), no point is deleted. The sidecar does the same after cycles. The command may be \
+interrupted at any time.")]
 pub struct Prune {
     /// The disk's name
     name: DiskName,
@@ -40,7 +40,7 @@ pub struct Prune {
     /// Show what would be done; change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Only delete; do not merge segments, which takes longer and needs space for a while
+    /// Only delete; do not merge segments (merging takes longer and needs temporary space)
     #[arg(long)]
     no_merge: bool,
     /// Trust this host's clock, although it jumped or contradicts the recovery points

@@ -22,24 +22,24 @@ Examples:
   backstay umount db
   backstay move db --to /fast/db.img
   backstay mount /fast/db.img --name db
-  backstay move db --to /dev/vg/db --force --grow   take all of a larger device
+  backstay move db --to /dev/vg/db --force --grow   use all of a larger device
 
-The disk must have been stopped cleanly. It is copied, read back and compared, then it changes over in one step. \
-Until then the old backing is the disk's; run it again after a kill. Nothing becomes dirty, and recovery points \
-stay as they are. The old backing is not changed.")]
+The disk must have been stopped cleanly. Its data is copied, read back and compared; then the disk switches to the \
+new backing in one step. Until then it stays on the old backing. If the command is killed, run it again. Nothing \
+becomes dirty, and recovery points stay as they are. The old backing is not changed.")]
 pub struct Move {
     /// The disk's name
     name: DiskName,
     /// The file or block device to move to
     #[arg(long, value_name = "FILE|DEVICE")]
     to: PathBuf,
-    /// Where it is now [default: where it was mounted from last]
+    /// Its current backing [default: the one it was mounted from last]
     #[arg(long, value_name = "FILE|DEVICE")]
     from: Option<PathBuf>,
     /// Overwrite what the new file or device holds
     #[arg(long)]
     force: bool,
-    /// Take all of a larger device: the disk grows when it is mounted next
+    /// Use all of a larger device: the disk grows at its next mount
     #[arg(long)]
     grow: bool,
 }

@@ -22,9 +22,9 @@ Example:
   backstay rename db db-main
   backstay mount /srv/db.img --name db-main
 
-Its points stay, and are found under the new name; the old one says where the disk has gone to. If \
-this is killed, run it again: one of the two names works until then. Settings in the configuration \
-file ([disk.db]) are yours to rename.")]
+Its points stay, and are found under the new name; the old name refers to the new one. If the command is killed, run \
+it again: until then one of the two names works. Rename the disk's section in the configuration file ([disk.db]) \
+yourself.")]
 pub struct Rename {
     /// The disk's name
     old: DiskName,

@@ -30,7 +30,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 #[command(after_help = "\
 Examples:
   backstay replica db --vault file:///mnt/vault --to /srv/standby.img --follow
-  backstay replica db --follow        go on after a stop or a kill
+  backstay replica db --follow        continue after a stop or a kill
   backstay replica db --once          go to the newest point, then end
   backstay replica db --status
   backstay replica db --stop          stop the process that follows
@@ -49,7 +49,7 @@ pub struct ReplicaVerb {
     /// The target: a file (made if missing), or a block device as large as the disk
     #[arg(long, value_name = "FILE|DEVICE")]
     to: Option<PathBuf>,
-    /// Stay at the newest point until told to stop (the default)
+    /// Follow the newest point until stopped (the default)
     #[arg(long, conflicts_with = "once")]
     follow: bool,
     /// Go to the newest point, then exit
@@ -58,20 +58,20 @@ pub struct ReplicaVerb {
     /// How often to look for a newer point
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     interval: Duration,
-    /// What to begin with: auto (fill what is empty, compare what is not), compare, full, or changes
-    /// (the backing of the stopped disk of this host)
+    /// How to begin: auto (fill an empty target, compare any other), compare, full, or changes (the backing of the
+    /// stopped disk of this host)
     #[arg(long, value_enum, default_value_t = SeedFlag::Auto)]
     seed: SeedFlag,
     /// Overwrite the target and begin the replica again
     #[arg(long)]
     force: bool,
-    /// Most space for the redo log; a larger difference needs the vault to be finished
+    /// Size limit of the redo log; to finish a larger difference, the vault is needed
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     log_limit: ByteSize,
-    /// Show its state, and change nothing
+    /// Show the replica's state; change nothing
     #[arg(long, conflicts_with_all = ["to", "take_over"])]
     status: bool,
-    /// Stop the process that keeps it, at a whole point; the file stays, and --follow goes on
+    /// Stop the replica's process at a whole point; the file stays, and --follow continues
     #[arg(long, conflicts_with_all = ["to", "take_over", "status", "once", "follow"])]
     stop: bool,
     /// Stop at a whole point and serve it as a protected disk

@@ -21,10 +21,11 @@ Examples:
   backstay restore db --point latest --to /srv/db.img
   backstay restore db --point 17 --to /dev/sdb --force --vault s3://backups
 
-Needs nothing but the vault. Every block is checked before it is written. What exists is overwritten only with \
---force; what is in use never is. A file is written beside its place (FILE.backstay-part) and gets its name when \
-it is whole: until then an existing file stays as it was. Killed, the same command goes on; Ctrl-C removes what it \
-wrote. A device is marked until it is whole, so that nobody takes a part of a point for a disk.")]
+Needs only the vault. Every block is checked before it is written. An existing target is overwritten only with \
+--force, and never while it is in use. A file is first written as FILE.backstay-part and gets its name when it is \
+complete; until then an existing file does not change. If the command is killed, run it again: it continues. Ctrl-C \
+removes the partial file. A device is marked until it is complete, so that nobody takes a part of a point for a \
+disk.")]
 pub struct Restore {
     /// The disk's name
     name: DiskName,
@@ -34,7 +35,7 @@ pub struct Restore {
     /// A file, or a block device at least as large as the disk
     #[arg(long, value_name = "FILE|DEVICE")]
     to: PathBuf,
-    /// Overwrite what is there, if nobody uses it
+    /// Overwrite existing data that is not in use
     #[arg(long)]
     force: bool,
     #[command(flatten)]

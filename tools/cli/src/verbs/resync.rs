@@ -23,16 +23,15 @@ Examples:
   backstay resync db --now --deep    read the vault's data, too
   backstay resync db --now --the-disk-is-right
 
-Checksums stand for chunks of 64 KiB (ship.chunk_size). Writes go on; what they change is shipped \
-too. A resync that was interrupted goes on where it was.
+Checksums cover chunks of 64 KiB (ship.chunk_size). Writes go on, and their changes are shipped, too. An interrupted \
+resync continues where it stopped.
 
-If nothing proves that the disk is newer than the vault (it came back from a backup, its state was \
-lost), Backstay ships nothing until --the-disk-is-right says so; the points that are in the vault \
-stay there.")]
+If nothing proves that the disk is newer than the vault (it came back from a backup, or its state was lost), \
+Backstay ships nothing until you pass --the-disk-is-right. The existing points stay in the vault.")]
 pub struct Resync {
     /// The disk's name
     name: DiskName,
-    /// Do it now, in the foreground
+    /// Resync now, in the foreground
     #[arg(long)]
     now: bool,
     /// Read the vault's data back instead of relying on its checksums
@@ -41,8 +40,8 @@ pub struct Resync {
     /// Ship everything, compare nothing
     #[arg(long, conflicts_with = "deep")]
     full: bool,
-    /// Ship what the disk holds on top of the vault's newest point, although nothing proves that the disk is newer; all of
-    /// it where no point is left
+    /// Ship the disk's content on top of the vault's newest point, although nothing proves that the disk is newer;
+    /// ship all of it if no point is left
     #[arg(long)]
     the_disk_is_right: bool,
     /// The vault's URL [default: the disk's, from the configuration]

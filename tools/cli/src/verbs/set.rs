@@ -20,13 +20,12 @@ Examples:
   backstay set db --vault s3://backups/prod
   backstay set db --vault file:///mnt/new/vault   the same vault, moved
 
-The vault that a disk's points are in is remembered when the first one is made, and nothing else changes it: no \
-setting, and no --vault. The points that are there stay there. In another vault the disk begins again: the next cycle \
-ships all of it. The vault must exist: backstay vault init makes one.
+A disk's vault is recorded with its first point. Only this command changes it; no setting and no --vault option \
+does. Existing points stay in the old vault. In another vault the disk starts over: the next cycle ships all of it. \
+The vault must exist: backstay vault init makes one.
 
-It is also said with this command that a disk is to begin again in a vault that lost its points, or that another \
-vault \
-at the old URL is meant.")]
+Use this command, too, if a disk should start over in a vault that lost its points, or if another vault at the old \
+URL is meant.")]
 pub struct Set {
     /// The disk's name
     name: DiskName,

@@ -16,9 +16,9 @@ use crate::metering::meter;
 Example:
   backstay sidecar --verbose
 
-It finds disks as they are mounted. It reads the configuration again when the file changes and on SIGHUP; a file \
-with a mistake is reported, and the old settings stay. SIGTERM and SIGINT stop it: a running cycle is given up, \
-and its sectors ship with the next one.")]
+The sidecar finds disks when they are mounted. It reads the configuration again when the file changes and on SIGHUP. \
+If the file has a mistake, the sidecar reports it and keeps the old settings. SIGTERM and SIGINT stop the sidecar: a \
+running cycle is abandoned, and its sectors ship with the next one.")]
 pub struct Sidecar {}
 
 impl Sidecar {

@@ -13,13 +13,12 @@ use crate::error::Result;
 /// Stop serving a disk, cleanly
 #[derive(Args)]
 #[command(after_help = "\
-A disk that somebody uses (QEMU, a loop device, a file system, also in a container) is not stopped: this waits for \
---wait, then names the users and changes nothing. A loop device goes with backstay detach.")]
+A disk that is in use (by QEMU, a loop device or a file system, also in a container) is not stopped: the command \
+waits for --wait, then names the users and changes nothing. To remove a loop device, run backstay detach.")]
 pub struct Umount {
     /// The disk's name
     name: DiskName,
-    /// Remove all that this host has of a mounted recovery point, too: what was written to it is gone
-    /// then. The vault keeps the point
+    /// Also remove a mounted recovery point from this host: the writes to it are lost. The vault keeps the point
     #[arg(long)]
     forget: bool,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use super::target::InVault;
 use crate::context::Context;
 use crate::error::{Result, bail, refused};
 
-/// Unpin a recovery point; the rules decide about it again
+/// Unpin a recovery point; the retention rules apply to it again
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

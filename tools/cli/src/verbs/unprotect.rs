@@ -28,15 +28,15 @@ use backstay_recovery::host::devices::loop_devices;
 use backstay_recovery::host::ending::stop;
 use backstay_recovery::host::{Ending, remove_folder};
 
-/// End a disk's protection after the cycle that runs; keep or delete its recovery points
+/// End a disk's protection after the running cycle; keep or delete its recovery points
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay unprotect db --keep-points
   backstay unprotect db --delete-points --yes
 
-The backing stays as it is. The disk's state on this host is removed. Its recovery points stay in the vault or \
-are deleted. Without either option, it asks.")]
+The backing stays as it is. The disk's state on this host is removed. Its recovery points stay in the vault or are \
+deleted. Without either option, the command asks.")]
 pub struct Unprotect {
     /// The disk's name
     name: DiskName,
@@ -46,10 +46,10 @@ pub struct Unprotect {
     /// Delete its recovery points from the vault
     #[arg(long)]
     delete_points: bool,
-    /// Delete points although some are pinned or in use
+    /// Delete points even if some are pinned or in use
     #[arg(long, requires = "delete_points")]
     even_if_held: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
     /// The vault's URL [default: the disk's, from the configuration]

@@ -21,11 +21,11 @@ use crate::error::{Result, damage};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  backstay verify db                  all points; what they share is read once
+  backstay verify db                  all points; shared data is read once
   backstay verify db --point latest
 
 It continues past damage and says which points are whole. Damaged points are marked in the vault: backstay points \
-shows them, and failover never chooses them by itself. Exit code 4 if a point is damaged, or missing although \
+shows them, and failover never chooses them automatically. Exit code 4 if a point is damaged, or missing although \
 retention did not delete it.")]
 pub struct Verify {
     /// The disk's name

@@ -27,11 +27,11 @@ use crate::error::{Context as _, Result, bail};
 /// Fail a disk over to this host: try it, do it, undo it, commit it
 #[derive(Args)]
 #[command(after_help = "\
-Try a recovery point, which touches nothing:
+Try a recovery point; replication goes on:
   backstay failover test db --vault file:///mnt/vault --attach
   backstay failover cleanup db
 
-Planned, nothing lost: on the source, then on the target:
+Planned, nothing is lost: on the source, then on the target:
   backstay failover handover db --unmount \\
       --stop-command 'systemctl stop postgresql'
   backstay failover planned db --vault file:///mnt/vault --attach
@@ -39,15 +39,15 @@ Planned, nothing lost: on the source, then on the target:
 
 Unplanned, the source is gone:
   backstay failover unplanned db --vault file:///mnt/vault --point latest
-  backstay failover change db --point 17      not that one, this one
+  backstay failover change db --point 17      take another point instead
   backstay failover commit db                 or: backstay failover cancel db
 
-Back again: on the old source, then on the target (handover), and it finishes by itself:
+Failback: on the old source; then run the handover on the target, and failback finishes:
   backstay failback db --to /srv/db.img --vault file:///mnt/vault
 
-A group as a whole: --group NAME instead of the disk, for all of these but failback.
+For a whole group, pass --group NAME instead of the disk's name (except to failback).
 
-Each command that was killed goes on when it is run again.")]
+If a command is killed, run it again: it continues.")]
 pub struct Failover {
     #[command(subcommand)]
     what: Action,
@@ -77,9 +77,9 @@ Examples:
   backstay failover test db --vault file:///mnt/vault \\
       --run 'fsck.ext4 -fn $BACKSTAY_DEVICE'
 
-A command given with --run has its own network (only a loopback), mounts and process numbers, so that a copy of \
-a production machine cannot reach production. The vault only gets a hold on the point; what is written stays on \
-this host until backstay failover cleanup.")]
+A command given with --run has its own network (only a loopback), mounts and process IDs, so that a copy of a \
+production machine cannot reach production. The vault only gets a hold on the point. Writes stay on this host until \
+backstay failover cleanup.")]
 pub struct Test {
     /// The disk's name in the vault
     #[arg(required_unless_present = "group")]
@@ -95,8 +95,8 @@ pub struct Test {
     /// The name on this host [default: NAME.test]
     #[arg(long = "as", value_name = "NAME")]
     local: Option<DiskName>,
-    /// Run a command on it without the host's network, and exit with its code; it gets BACKSTAY_DEVICE and
-    /// BACKSTAY_SERVED
+    /// Run a command on the disk without the host's network, and exit with its code; the command gets BACKSTAY_DEVICE
+    /// and BACKSTAY_SERVED
     #[arg(long, value_name = "COMMAND", conflicts_with = "group")]
     run: Option<String>,
     #[command(flatten)]
@@ -130,10 +130,10 @@ Examples:
       --start-command 'systemctl start postgresql'
   backstay failover handover --group shop
 
-A disk that is in use is refused, and its users are named; --stop-command and --unmount end them. Most is \
-shipped while the disk is still in use, so that the last cycle is short. If anything fails before the handover, \
-the disk is served again as it was. Afterwards this host does not serve it, until backstay failover cancel \
-(before the target commits) or backstay failback.")]
+A disk that is in use is refused, and its users are named; --stop-command and --unmount end them. Most changes are \
+shipped while the disk is still in use, so that the last cycle is short. If anything fails before the handover, the \
+disk is served again as before. Afterwards this host does not serve the disk until backstay failover cancel (before \
+the target commits) or backstay failback.")]
 pub struct Handover {
     /// The disk's name
     #[arg(required_unless_present = "group")]
@@ -218,7 +218,7 @@ pub struct Change {
     group_point: Option<u64>,
     #[command(flatten)]
     point: Point,
-    /// Attach a loop device, too, and print it
+    /// Also attach a loop device, and print it
     #[arg(long)]
     attach: bool,
 }
@@ -230,8 +230,8 @@ Examples:
   backstay failover cancel db
   backstay failover cancel --group shop
 
-On a target, what was brought up is removed. On a source, the handover is withdrawn, if no target has \
-committed, and the disk can be mounted again.")]
+On a target, the disk that was brought up is removed. On a source, the handover is withdrawn if no target has \
+committed. Then the disk can be mounted again.")]
 pub struct Cancel {
     /// The disk's name on this host
     #[arg(required_unless_present = "group")]
@@ -248,8 +248,8 @@ Examples:
   backstay failover commit db
   backstay failover commit --group shop
 
-Takes the next term: the old source is refused from then on, also when it comes back. The disk is protected \
-under its name, and its changes go to the same vault. The rest of it is fetched in the background.")]
+Takes the next term. From then on the old source is refused, even if it comes back. This host protects the disk \
+under its name and ships its changes to the same vault. The rest of the disk is fetched in the background.")]
 pub struct Commit {
     /// The disk's name on this host
     #[arg(required_unless_present = "group")]
@@ -257,10 +257,10 @@ pub struct Commit {
     /// All disks of a group
     #[arg(long, conflicts_with = "name")]
     group: Option<GroupName>,
-    /// The policy it follows, from the configuration
+    /// The disk's policy, from the configuration
     #[arg(long)]
     policy: Option<String>,
-    /// Do not fetch the rest of it in the background
+    /// Do not fetch the rest of the disk in the background
     #[arg(long)]
     no_hydrate: bool,
 }
@@ -275,10 +275,10 @@ pub struct Status {
 /// How what uses the disk is stopped.
 #[derive(Args)]
 struct Stop {
-    /// Command that stops what uses the disk
+    /// Command that stops the users of the disk
     #[arg(long, value_name = "COMMAND")]
     stop_command: Option<String>,
-    /// Command that starts it again if the handover fails
+    /// Command that starts them again if the handover fails
     #[arg(long, value_name = "COMMAND", requires = "stop_command")]
     start_command: Option<String>,
     /// How long each of these commands may take
@@ -313,7 +313,7 @@ pub struct Up {
     /// The vault's URL [default: the disk's, from the configuration]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// Attach a loop device, too, and print it
+    /// Also attach a loop device, and print it
     #[arg(long)]
     attach: bool,
 }

@@ -26,14 +26,14 @@ Examples:
   backstay key check --stale 30d --json
   BACKSTAY_KEY_FILE=/media/usb/vault.key backstay key check
 
-Run it a few times a year with every key you keep, where you keep it. A systemd timer can do it on hosts. It \
-warns of slots that were not proved for long, and of a vault that only one key opens. Of each disk's newest \
-point it reads the newest and the oldest segment, frame by frame; with --all, everything. Exit code 1 if no \
-key opens the vault or a point cannot be read.")]
+Run it a few times a year with each of your keys, in the place where you keep that key. On hosts, a systemd timer \
+can run it. It warns about slots that were not proved for long, and about a vault that only one key opens. It reads \
+the newest and the oldest segment of each disk's newest point, frame by frame; with --all, everything. Exit code 1 \
+if no key opens the vault or a point cannot be read.")]
 pub struct Check {
     #[command(flatten)]
     vault: OfVault,
-    /// Warn of slots that were not proved for this long
+    /// Warn about slots that were not proved for this long
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = humantime::parse_duration)]
     stale: Duration,
     /// Read the newest points whole

@@ -39,7 +39,7 @@ enum Action {
     Sign(writers::Sign),
 }
 
-/// Make a new vault that its store cannot read
+/// Make a new encrypted vault, which its store cannot read
 #[derive(Args)]
 #[command(override_usage = "backstay key init [OPTIONS] <--key-file|--passphrase|--recipient>")]
 #[command(after_help = "\
@@ -48,9 +48,8 @@ Examples:
   backstay key init --vault file:///mnt/backup/vault --passphrase
   backstay key init --vault az://backups --recipient age1...
 
-A key file that is not there is made. Put the printed lines into [encryption] of the configuration. Keep a copy \
-of the key away from this host: without a key nobody can read the vault. An existing vault cannot be encrypted \
-later.")]
+A missing key file is created. Put the printed lines into [encryption] of the configuration. Keep a copy of the key \
+away from this host: without a key nobody can read the vault. An existing vault cannot be encrypted later.")]
 struct Init {
     #[command(flatten)]
     vault: OfVault,
@@ -68,7 +67,7 @@ Examples:
   backstay key add --vault s3://backups --passphrase --label 'office safe'
   backstay key add --vault s3://backups --recipient age1... --label team
 
-Needs a way that opens the vault already: [encryption] in the configuration, BACKSTAY_KEY_FILE, \
+Needs a key that already opens the vault: [encryption] in the configuration, BACKSTAY_KEY_FILE, \
 BACKSTAY_IDENTITY_FILE, BACKSTAY_PASSPHRASE, or a passphrase that is asked for.")]
 struct Add {
     #[command(flatten)]
@@ -83,13 +82,13 @@ struct Add {
 Examples:
   backstay key remove 2 --vault s3://backups/prod
   backstay key rotate --vault s3://backups/prod
-  backstay key remove --writer db1           a host that was broken into
+  backstay key remove --writer db1           a compromised host
 
-Anyone who had that secret can still read what is in the store already. Run key rotate afterwards, so that they \
-cannot read what comes from now on.
+Anyone who had that secret can still read the data that is in the store now. Run key rotate afterwards, so that they \
+cannot read new data.
 
-After --writer, what that key signs is refused; what it shipped before stays readable. Nothing is encrypted \
-again. Where there is a gateway, revoke its certificate first (backstay pki revoke).")]
+After --writer, new records with that key's signature are refused; data that it shipped before stays readable. \
+Nothing is encrypted again. If there is a gateway, first revoke the host's certificate (backstay pki revoke).")]
 struct Remove {
     /// The slot, as backstay key list shows it
     #[arg(required_unless_present = "writer")]
@@ -120,21 +119,21 @@ struct List {
 Example:
   backstay key rotate --vault s3://backups/prod
 
-All slots stay, and old points stay readable. Running sidecars that can open the vault encrypt with the new key \
-from their next cycle on; hosts with a writer's key do once they get a new one (backstay key grant).")]
+All slots stay, and old points stay readable. Running sidecars that can open the vault encrypt with the new key from \
+their next cycle on; hosts with a writer's key need a new one for that (backstay key grant).")]
 struct Rotate {
     #[command(flatten)]
     vault: OfVault,
 }
 
-/// Make a key for a host that may write and not read
+/// Make a key for a host that may write but not read
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay key grant --vault s3://backups/prod --to db1.writer --label db1
 
-Copy the file to the host over a safe channel, and name it there as writer_file in [encryption]. That host can \
-ship and commit points. It cannot read segments: no comparing resync, no merging, no restore.")]
+Copy the file to the host over a secure channel, and set writer_file in [encryption] there to its path. That host \
+can ship and commit points. It cannot read segments: no comparing resync, no merging, no restore.")]
 struct Grant {
     #[command(flatten)]
     vault: OfVault,

@@ -25,13 +25,13 @@ pub struct NewSecret {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Which {
-    /// A passphrase, which is asked for twice
+    /// A passphrase (asked for twice)
     #[arg(long)]
     passphrase: bool,
     /// A passphrase: the first line of a file that nobody else can read
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// A file of random bytes; made if it is not there
+    /// A file of random bytes; created if it does not exist
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// An age recipient: anyone who has its identity opens the vault

@@ -17,8 +17,8 @@ use crate::error::{Context as _, Result, bail};
 Example:
   backstay key sign --vault s3://backups/prod
 
-Only vaults of older versions need this. What is in the vault counts without a signature; what comes from now on \
-needs one. Older versions cannot open the vault afterwards: upgrade all hosts first.")]
+Only vaults of older versions need this. Existing records stay valid without a signature of their own; new records \
+need one. Older versions cannot open the vault afterwards: upgrade all hosts first.")]
 pub struct Sign {
     #[command(flatten)]
     vault: OfVault,

@@ -33,7 +33,7 @@ Examples:
   backstay plan commit shop.toml
   backstay plan report shop.toml --json
 
-What a plan looks like is in docs/reference/plans.md.")]
+docs/reference/plans.md describes the format of a plan.")]
 pub struct Plan {
     #[command(subcommand)]
     what: PlanVerb,
@@ -41,17 +41,17 @@ pub struct Plan {
 
 #[derive(Subcommand)]
 enum PlanVerb {
-    /// Check a plan's file and what it needs on this host; change nothing
+    /// Check a plan and its requirements on this host; change nothing
     Check(File),
-    /// Try a plan: test failovers of its disks, replication untouched
+    /// Try a plan with test failovers of its disks; replication goes on
     Test(Go),
     /// Run a plan whose disks were handed over; nothing is lost
     Planned(Go),
     /// Run a plan without the sources
     Unplanned(Go),
-    /// Go on with the last run, after a kill, a failed step or a manual step
+    /// Continue the last run after a kill, a failed step or a manual step
     Resume(Resume),
-    /// Take down what the last test run brought up
+    /// Remove what the last test run brought up
     Cleanup(File),
     /// Commit the failovers of the last run
     Commit(File),
@@ -75,7 +75,7 @@ pub struct Go {
     /// consistency group); a planned run takes what was handed over
     #[arg(long, default_value = "latest")]
     point: String,
-    /// Show what would be done, and change nothing
+    /// Show what would be done; change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -85,7 +85,7 @@ pub struct Go {
 pub struct Resume {
     /// The plan
     file: PathBuf,
-    /// Leave out the step that failed
+    /// Skip the step that failed
     #[arg(long)]
     skip: bool,
 }

@@ -24,14 +24,14 @@ use overview::overview;
 #[command(after_help = "\
 Examples:
   backstay status                  all disks, the worst first
-  backstay status db               everything about one
+  backstay status db               everything about one disk
   backstay status --watch
   backstay status --exit-code --quiet || alert
   backstay --json status db | jq .[0].health
 
-RPO is the age of the newest verified recovery point; for a replica, of the point that it holds. With \
---exit-code: 0 all disks are well, 10 the worst is a warning, 20 the worst is critical; any other code: it could \
-not be found out.")]
+RPO is the age of the newest verified recovery point; for a replica, of the point that it holds. With --exit-code: 0 \
+if all disks are well, 10 if the worst is a warning, 20 if the worst is critical; any other code means that their \
+health is unknown.")]
 pub struct Status {
     /// The disk's name [default: all disks of this host]
     name: Option<DiskName>,

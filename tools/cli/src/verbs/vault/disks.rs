@@ -23,8 +23,8 @@ Examples:
   backstay vault ls --vault s3://backups/prod
   backstay --json vault ls | jq '.[] | select(.points == 0)'
 
-A disk whose documents cannot be read is listed with what is wrong. All verbs also take a disk's identity in the \
-place of its name.")]
+A disk whose documents cannot be read is listed with the error. All verbs also accept a disk's identity instead of \
+its name.")]
 pub struct Ls {
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL")]
@@ -38,19 +38,19 @@ Examples:
   backstay vault forget old-db --vault s3://backups/prod
   backstay vault forget old-db --yes
 
-For the disk of a host that is gone. A disk of this host is refused: backstay unprotect NAME --delete-points \
-ends it. The points of a source \
-behind a gateway are deleted so, too, with the URL of the store that the gateway stands before. Nothing brings the points back, but for an S3 bucket that keeps versions (backstay vault undelete).")]
+Use this command for the disk of a host that is gone. A disk of this host is refused: use backstay unprotect NAME \
+--delete-points. If the source was behind a gateway, pass the URL of the gateway's store. Deleted points cannot be \
+brought back, except in an S3 bucket that keeps versions (backstay vault undelete).")]
 pub struct Forget {
     /// The disk's name, or its identity as backstay vault ls shows it
     name: DiskName,
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL")]
     vault: Option<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// Even if pins or other holds keep points of it
+    /// Delete points even if pins or other holds keep them
     #[arg(long)]
     even_if_held: bool,
 }

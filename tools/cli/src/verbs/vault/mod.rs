@@ -39,11 +39,11 @@ Examples:
   backstay vault init --vault file:///mnt/backup/vault
   backstay vault init --vault s3://backups/prod
 
-Vaults are made by this command, by backstay key init (encrypted ones) and by backstay protect. Nothing else makes one:
-an empty directory may be a file system that is not mounted.
+Only this command, backstay key init (for encrypted vaults) and backstay protect make vaults, \
+because an empty directory may be a file system that is not mounted.
 
-A host remembers which vault it has met at a URL. If that vault is lost for good and a new one is to take its \
-place, add --replace-missing.")]
+A host remembers which vault it found at a URL. If that vault is lost for good and a new one should replace it, add \
+--replace-missing.")]
 struct Init {
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
@@ -55,7 +55,7 @@ struct Init {
 /// Of verbs that make vaults.
 #[derive(Args)]
 pub struct InPlace {
-    /// Make it although this host knows another vault at this URL, which is missing now
+    /// Make it although this host knows another vault at this URL, which is now missing
     #[arg(long)]
     replace_missing: bool,
 }
@@ -72,14 +72,14 @@ impl InPlace {
     }
 }
 
-/// Accept the vault that is at a URL now, in place of the one that this host knew there
+/// Accept the vault that is now at a URL, in place of the one that this host knew there
 #[derive(Args)]
 #[command(after_help = "\
 Example:
   backstay vault accept --vault file:///mnt/backup/vault
 
-A host remembers which vault it has met at a URL, and refuses another one there: its file system may not be mounted, \
-or somebody else's may be. Look first: backstay points NAME on a host that knows the vault, ls of the directory.
+A host remembers which vault it found at a URL, and refuses another one there: the file system may not be mounted, \
+or another one may be. Check first: run backstay points NAME on a host that knows the vault, and list the directory.
 
 The points of a disk stay where they are: to ship a disk to another vault, use backstay set NAME --vault URL.")]
 struct Accept {
@@ -96,32 +96,32 @@ Examples:
       --since 2026-11-21T03:00:00Z
   backstay vault undelete --vault s3://backups/prod --since 6h
 
-For after somebody with the store's keys has deleted recovery points. What was there at that time is there again \
-as it \
-was; what is new since stays. Name a time shortly before it happened: what retention deleted since comes back, too, \
-and goes with the next prune. Change the store's keys first. Then look: backstay verify NAME.
+Use this command after somebody with the store's keys has deleted recovery points. First change the store's keys. \
+All objects of that time come back as they were; newer objects stay. Name a time shortly before the deletion: points \
+that retention deleted since then come back, too, and go with the next prune. Afterwards run backstay verify NAME.
 
 Versions that a life-cycle rule of the bucket has removed are gone. See docs/reference/stores.md, Object lock.")]
 struct Undelete {
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
     vault: Option<String>,
-    /// As it was then: a time (2026-11-21T03:00:00Z) or how long ago (6h)
+    /// The time to go back to (2026-11-21T03:00:00Z), or how long ago (6h)
     #[arg(long, value_name = "TIME", value_parser = past)]
     since: SystemTime,
-    /// Say what would be done, and do nothing
+    /// Show what would be done; change nothing
     #[arg(long)]
     check: bool,
 }
 
-/// Lock all that is in a vault for the whole period from now on
+/// Lock all objects of a vault for a whole period from now on
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   backstay vault extend --vault s3://backups/prod
 
-A lock begins when an object is put (store.object_lock says how long it lasts). What recovery points need may be older:
-run this by a timer, at least twice in each period, on a host that retention runs on. One request for each object.")]
+A lock begins when an object is put; store.object_lock sets how long it lasts. Recovery points may need older \
+objects. Run this command from a timer, at least twice in each period, on a host that runs retention. It makes one request \
+for each object.")]
 struct Extend {
     /// The vault's URL [default: the configuration's]
     #[arg(long, value_name = "URL", env = "BACKSTAY_VAULT")]
