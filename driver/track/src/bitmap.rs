@@ -1,4 +1,4 @@
-//! A bitmap of sectors over shared words, with memory taken region by region.
+//! A bitmap with one bit per sector in shared words. Memory is allocated per region.
 
 use std::io;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use backstay_types::{DiskId, EpochNo, Region, SectorRange};
 use crate::env::{Env, SharedBits};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit a sector. Regions must be reserved before their bits are touched; what is not reserved
-/// is all clear.
+/// One bit per sector. A region must be reserved before its bits are accessed. Bits of other regions are
+/// clear.
 pub(crate) struct Bitmap<B> {
     bits: B,
     geometry: Geometry,
@@ -34,8 +34,8 @@ impl<B: SharedBits> Bitmap<B> {
         Ok(Self { bits, geometry, reserved: RegionBits::new(geometry.regions()) })
     }
 
-    /// Opens the bits left by a driver of this boot. `None` if they are not there or not the ones
-    /// looked for. They may be from before the disk grew: then there are fewer of them.
+    /// Opens the bits that an earlier driver of this boot has left. `None` if there are none, or if they
+    /// belong to another disk or epoch. Bits made before the disk grew are accepted; they are fewer.
     pub fn open<E: Env<Bits = B>>(
         env: &E,
         name: &str,
@@ -94,7 +94,7 @@ impl<B: SharedBits> Bitmap<B> {
     pub fn set(&self, range: SectorRange) -> u64 {
         let mut fresh = 0;
         for (word, mask) in words_of(range) {
-            // Looking first keeps a warm working set from dirtying the cache line.
+            // Check first: a repeated write then does not dirty the cache line.
             if self.bits.load(word) & mask != mask {
                 fresh += u64::from((mask & !self.bits.or(word, mask)).count_ones());
             }
@@ -159,7 +159,7 @@ pub(crate) fn words_of(range: SectorRange) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// One bit a region, in this process's memory.
+/// One bit per region, in private memory.
 pub(crate) struct RegionBits {
     words: Box<[AtomicU64]>,
 }

@@ -17,10 +17,10 @@ use crate::{Backing, TrackError};
 pub(crate) const FILE: &str = "clean";
 pub(crate) const FINGERPRINT: &str = "fingerprint";
 const ENTRY_BYTES: usize = 16;
-/// Bytes written or read at a time.
+/// Size of one read or write, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Saves what is dirty.
+/// Saves the dirty bitmap.
 pub(crate) fn save<E: Env, B: Backing>(
     env: &E,
     backing: &B,
@@ -58,7 +58,7 @@ pub(crate) fn save<E: Env, B: Backing>(
     Ok(CleanStop { bitmap_crc: crc, bitmap_len: len, backing_mtime_ns, fingerprint_crc })
 }
 
-/// Saves what the backing is like; the checksum of the file.
+/// Saves the fingerprint of the backing. Returns the checksum of the file.
 pub(crate) fn save_fingerprint<E: Env, B: Backing>(
     env: &E,
     backing: &B,
@@ -73,7 +73,7 @@ pub(crate) fn save_fingerprint<E: Env, B: Backing>(
     Ok(crc32c::crc32c(&bytes))
 }
 
-/// What shows that the backing was written since the clean stop, if something does.
+/// The evidence that the backing was changed since the clean stop, if there is any.
 pub(crate) fn difference<E: Env, B: Backing>(
     env: &E,
     backing: &B,
@@ -84,7 +84,7 @@ pub(crate) fn difference<E: Env, B: Backing>(
     if stop.backing_mtime_ns != 0 && mtime != stop.backing_mtime_ns {
         return Ok(Some("the time of its last write is another one"));
     }
-    // A state from before fingerprints were kept has none.
+    // Earlier versions saved no fingerprint.
     if stop.fingerprint_crc == 0 {
         return Ok(None);
     }
@@ -109,7 +109,7 @@ fn examined(source: std::io::Error) -> TrackError {
     TrackError::Backing { doing: "finding out whether it was changed", source }
 }
 
-/// Reads a saved bitmap, word by word. `false` if it is not the one that was saved.
+/// Reads a saved bitmap, word by word. Returns `false` if the file is not the one that was saved.
 pub(crate) fn load<E: Env>(
     env: &E,
     disk: DiskId,

@@ -1,4 +1,4 @@
-//! Why a control operation on a protected disk was not done. The guest never sees these.
+//! Errors of control operations on a protected disk. The guest never sees them.
 
 use std::io;
 
@@ -43,7 +43,7 @@ pub enum TrackError {
         /// Bytes the backing has.
         found: ByteLen,
     },
-    /// Asked to grow to a size below the backing's or the disk's own.
+    /// The requested size is below the size of the disk or of its backing.
     #[error(
         "the disk has {size} bytes and its backing {there}: it cannot become {asked}; a protected \
          disk never shrinks, and never uses a part of its backing only. Nothing was changed"
@@ -56,13 +56,13 @@ pub enum TrackError {
         /// Bytes asked for.
         asked: ByteLen,
     },
-    /// A growth was begun and could not be finished.
+    /// A growth could not be finished.
     #[error(
-        "{source}; the disk goes on with its old size, and the backing may have the new one. Grow \
-         again when this is mended, or the next mount does"
+        "{source}; the disk keeps its old size, and the backing may have the new one. Fix the cause \
+         and grow the disk again, or mount it again, which finishes the growth"
     )]
     Unfinished {
-        /// What stood in the way.
+        /// Why it could not be finished.
         source: Box<TrackError>,
     },
     /// The backing is smaller than the protected disk.
@@ -79,7 +79,7 @@ pub enum TrackError {
     /// A backing that cannot be protected.
     #[error("a backing of {0} bytes cannot be protected (1 byte to 1 PiB can)")]
     Unfit(ByteLen),
-    /// The operation does not fit the state the disk is in.
+    /// The state of the disk does not allow the operation.
     #[error("{0}")]
     Order(&'static str),
     /// The epoch named is not the newest closed one.
@@ -93,7 +93,7 @@ pub enum TrackError {
 }
 
 impl TrackError {
-    /// Whether there was no room in the state or runtime directory.
+    /// Whether the state or runtime directory is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];

@@ -27,16 +27,16 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, alone, lock};
 use crate::{Backing, ProtectedDisk, TrackError};
 
-/// What a growth did.
+/// The result of a growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grown {
     /// The size before.
     pub from: ByteLen,
-    /// The size now; the same if there was nothing to do.
+    /// The size now. Equal to `from` if there was nothing to do.
     pub to: ByteLen,
 }
 
-/// The sectors that a growth makes dirty; none if the size is the same.
+/// The sectors that a growth makes dirty. Empty if the size is the same.
 pub(crate) fn grown_sectors(from: Geometry, to: Geometry) -> SectorRange {
     let end = to.sectors();
     if from.size == to.size {
@@ -46,13 +46,13 @@ pub(crate) fn grown_sectors(from: Geometry, to: Geometry) -> SectorRange {
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// Gives the disk a larger size: the one asked for, to which a backing file is extended, or the
-    /// one the backing has by now. Growing to the size the disk has does nothing.
+    /// Grows the disk to the requested size, and extends a backing file to it. Without a requested size,
+    /// grows to the current size of the backing. Growing to the present size does nothing.
     ///
     /// # Errors
-    /// If a cycle is open, the size is not a larger one, the backing cannot have it, or the state
-    /// could not be written; the disk then has its old size ([`TrackError::Unfinished`]: and its
-    /// backing perhaps the new one).
+    /// If a cycle is open, the size is smaller, the backing cannot have it, or the state cannot be
+    /// written. The disk then keeps its old size. After [`TrackError::Unfinished`] the backing may have the
+    /// new one.
     pub fn grow(&self, size: Option<ByteLen>) -> Result<Grown, TrackError> {
         let mut admin = lock(&self.admin);
         if self.stopped.load(Ordering::SeqCst) {
@@ -73,7 +73,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             return Err(TrackError::GrowTo { size: old.size, there, asked: to });
         }
         let new = old.with_size(to).map_err(|_| TrackError::Unfit(to))?;
-        // What a cut has made ahead has the old size, and the number of the epoch to come.
+        // A prepared cut has the old size, and it uses the number of the epoch that is made here.
         self.forget_prepared(&mut admin);
         admin.record(|sb| sb.growing_to = Some(to)).doing("writing the superblock")?;
         if let Err(source) = self.backing.grow(to) {
@@ -110,7 +110,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             .record(|sb| {
                 sb.geometry = new;
                 sb.growing_to = None;
-                // No cycle is open: what else is named was folded in and could not be forgotten.
+                // No cycle is open, so any other named epoch was already folded in; only the removal
+                // of its name failed.
                 sb.live = vec![before.no, no];
             })
             .doing("writing the superblock")?;
@@ -118,8 +119,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
             let mut live = alone(&self.gate);
             live.current = Arc::clone(&next);
         }
-        // From here on nobody marks the old epoch, and a write that sees the new size finds the new
-        // one: the gate was left before.
+        // After this swap no write marks the old epoch. The new size is set after the gate is left, so a
+        // write that sees it also finds the new epoch.
         self.size_bytes.store(new.size.0, Ordering::Release);
         let default_limit = old.size.0 / 2;
         let _ = self.change_log_limit.compare_exchange(
@@ -133,8 +134,8 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         Ok(())
     }
 
-    /// Folds the epoch of the old size into that of the new one. The disk has grown, whatever
-    /// happens here: trouble costs a resync, or leaves an epoch that is read once more.
+    /// Folds the epoch of the old size into the new one. The disk has already grown: a failure here causes
+    /// a resync, or leaves an epoch that the next start reads once more.
     fn forget_outgrown(&self, admin: &mut Admin<E>, before: &Epoch<E>, next: &Epoch<E>) {
         if let Err(trouble) = next.fold_in(before) {
             let reason = match trouble {

@@ -21,7 +21,7 @@ use crate::sync::{Condvar, Mutex, lock};
 
 /// Words of region bits in one block.
 const BLOCK_WORDS: usize = BLOCK_MAP_BYTES / 8;
-/// Most blocks in one durable write (32 KiB).
+/// Limit of blocks in one durable write (32 KiB).
 const RUN_BLOCKS_MAX: usize = 64;
 
 /// The intents of one epoch.
@@ -35,29 +35,28 @@ pub(crate) struct Intents<F> {
     commits: AtomicU64,
 }
 
-/// What the next group commit will write.
+/// The input of the next group commit.
 struct Commit {
-    /// Every region ever asked for, as the blocks' bits.
+    /// All regions requested so far, as the bits of the blocks.
     asked: Box<[u64]>,
-    /// Blocks with regions that are asked for and not durable, no order, no doubles.
+    /// Blocks with requested regions that are not durable yet. No duplicates, any order.
     blocks: Vec<u32>,
     /// The leader's own copy of `blocks` while it writes; swapped, never reallocated.
     writing: Vec<u32>,
     /// The bytes of one run of blocks.
     run: Vec<u8>,
-    /// The round that requests made now belong to.
+    /// The round that a new request joins.
     round: u64,
-    /// Whether a leader is writing the round before that.
+    /// Whether a leader is writing the previous round.
     leading: bool,
     /// The last round that was written.
     done: u64,
-    /// Set once a durable write failed; then no intent of this epoch can be made any more.
+    /// Set once a durable write has failed. No intent of this epoch can be made after that.
     failed: Option<io::ErrorKind>,
 }
 
 impl<F: StateFile> Intents<F> {
-    /// Makes the file of an epoch, with intents for `declared` regions already in it. Durable when
-    /// this returns.
+    /// Makes the file of an epoch, with intents for the `declared` regions. It is durable on return.
     pub fn create<E: Env<File = F>>(
         env: &E,
         name: &str,
@@ -111,16 +110,16 @@ impl<F: StateFile> Intents<F> {
         self.durable.has_all(regions)
     }
 
-    /// Group commits done.
+    /// Number of group commits.
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
 
-    /// Makes the intents of regions durable; waits until they are.
+    /// Makes the intents of regions durable, and waits for that.
     ///
     /// # Errors
-    /// If the state directory cannot be written; then also every later call for a region without
-    /// an intent fails, at once.
+    /// If the state directory cannot be written. Every later call for a region without an intent then
+    /// fails at once.
     pub fn declare(&self, regions: Range<u32>) -> io::Result<()> {
         let mut commit = lock(&self.commit);
         if self.has_all(regions.clone()) {
@@ -131,7 +130,7 @@ impl<F: StateFile> Intents<F> {
             if !self.durable.has(region) {
                 commit.asked[word] |= bit;
                 let block = block_of(Region(region));
-                // Regions come in order, so the last block is nearly always the one.
+                // Regions come in order, so usually this is the last block.
                 if commit.blocks.last() != Some(&block) && !commit.blocks.contains(&block) {
                     commit.blocks.push(block);
                 }
@@ -156,7 +155,7 @@ impl<F: StateFile> Intents<F> {
         }
     }
 
-    /// Writes everything asked for until now. The lock is given up while the disk works.
+    /// Writes all requested blocks. Releases the lock during the writes.
     fn lead_round<'a>(
         &'a self,
         mut commit: crate::sync::MutexGuard<'a, Commit>,
@@ -196,7 +195,7 @@ impl<F: StateFile> Intents<F> {
         commit
     }
 
-    /// Marks as durable exactly the regions whose bits were in the bytes that were written.
+    /// Marks exactly those regions as durable whose bits were in the written bytes.
     fn publish(&self, first: u32, run: &[u8]) {
         for (i, block) in run.chunks_exact(BLOCK_BYTES).enumerate() {
             let base = (first + i as u32) * BLOCK_REGIONS;

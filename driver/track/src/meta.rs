@@ -44,7 +44,7 @@ impl<F: StateFile> Meta<F> {
         &self.current
     }
 
-    /// Makes a change durable. If that fails, the old superblock stands.
+    /// Writes a changed superblock durably. If that fails, the old one stays valid.
     pub fn change(&mut self, change: impl FnOnce(&mut Superblock)) -> io::Result<()> {
         let mut next = self.current.clone();
         change(&mut next);

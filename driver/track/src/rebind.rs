@@ -17,12 +17,12 @@ pub struct Offline<E: Env> {
     meta: Meta<E::File>,
 }
 
-/// What a backing is to a disk.
+/// The relation of a backing to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binding {
-    /// The one its state belongs to, as it was left.
+    /// The bound backing, unchanged since the clean stop.
     Bound,
-    /// Another one, or changed since.
+    /// Another backing, or a changed one.
     Other,
 }
 
@@ -44,13 +44,13 @@ impl<E: Env> Offline<E> {
         Ok(offline)
     }
 
-    /// The superblock as it stands.
+    /// The current superblock.
     pub fn superblock(&self) -> &Superblock {
         self.meta.get()
     }
 
-    /// The dirty sectors as the clean stop saved them, word by word: the word's number, its bits.
-    /// `false` if the saved bitmap is damaged: what was told until then says nothing.
+    /// Passes the saved dirty bitmap to a function, word by word: the word's number and its bits. Returns
+    /// `false` if the saved bitmap is damaged; the words passed until then are then meaningless.
     ///
     /// # Errors
     /// If the state cannot be read.
@@ -62,7 +62,7 @@ impl<E: Env> Offline<E> {
         }
     }
 
-    /// What a backing is to the disk. One that cannot be told from others is told by its size and
+    /// The relation of a backing to the disk. A backing without an identity is compared by its size and
     /// the time of its last change.
     ///
     /// # Errors
@@ -81,10 +81,10 @@ impl<E: Env> Offline<E> {
         Ok(if same && untouched && fits { Binding::Bound } else { Binding::Other })
     }
 
-    /// Says durably which backing the disk has, for states from before that was noted.
+    /// Records the identity of the backing, for a state made by a version that did not record it.
     ///
     /// # Errors
-    /// If it cannot be examined or the superblock not be written.
+    /// If the backing cannot be examined, or the superblock cannot be written.
     pub fn note<B: Backing>(&mut self, backing: &B) -> Result<(), TrackError> {
         let identity = backing.identity().map_err(examined)?;
         if self.superblock().backing == identity {
@@ -93,12 +93,12 @@ impl<E: Env> Offline<E> {
         self.meta.change(|sb| sb.backing = identity).doing("writing the superblock")
     }
 
-    /// From now on `backing`, which holds the same bytes and is durable, is the disk's. If it is
-    /// larger, the disk grows when it is mounted next.
+    /// Binds the disk to `backing`, which must hold the same bytes durably. If it is larger, the disk
+    /// grows when it is next mounted.
     ///
     /// # Errors
-    /// If it cannot be examined, is too small or too large, or the superblock could not be written;
-    /// the old backing is the disk's then.
+    /// If it cannot be examined, is too small or too large, or the superblock cannot be written. The disk
+    /// then stays bound to the old backing.
     pub fn bind<B: Backing>(&mut self, env: &E, backing: &B) -> Result<(), TrackError> {
         let geometry = self.superblock().geometry;
         let (expected, found) = (geometry.size, backing.size());

@@ -1,4 +1,4 @@
-//! What a protected disk says of itself.
+//! The status of a protected disk.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::{Backing, ProtectedDisk};
 
-/// Who serves a disk, and what as.
+/// How a disk is served.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The disk's name.
@@ -27,8 +27,8 @@ pub struct Identity {
 }
 
 impl<E: Env, B: Backing> ProtectedDisk<E, B> {
-    /// How the disk is now. What only its server knows (the lease, faults of the backing, what it can be asked) is
-    /// left open.
+    /// The current status. Leaves out what only the control server knows: the lease, faults of the backing
+    /// and the supported requests.
     pub fn status(&self, identity: &Identity) -> DriverStatus {
         let identity = identity.clone();
         let admin = lock(&self.admin);
@@ -87,7 +87,7 @@ impl<E: Env, B: Backing> ProtectedDisk<E, B> {
         }
     }
 
-    /// Sets the most bytes of preserved blocks; holds for the open cycle too.
+    /// Sets the limit for preserved blocks. It applies to the open cycle too.
     pub fn set_change_log_limit(&self, limit: ByteLen) {
         self.change_log_limit.store(limit.0, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What a disk counts, and the errors of its backing.
+//! Counters of a disk, and the errors of its backing.
 
 use std::io;
 
@@ -27,7 +27,7 @@ pub(crate) struct Sums {
     pub intent_commits: AtomicU64,
 }
 
-/// Errors of the backing, by what was asked for. Touched only when something fails.
+/// Errors of the backing, by kind of request. Only changed on a failure.
 #[derive(Default)]
 struct Failed {
     sums: [AtomicU64; 3],
@@ -61,7 +61,7 @@ impl Sums {
         })
     }
 
-    /// The sums as they are told to others.
+    /// The counters for the status.
     pub fn counters(&self) -> Counters {
         let get = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
         Counters {

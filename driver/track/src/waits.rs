@@ -10,7 +10,7 @@ use backstay_host::clock;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// What the guest asked the backing for.
+/// The kind of a guest's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read = 0,
@@ -18,9 +18,10 @@ pub(crate) enum Access {
     Flush = 2,
 }
 
-/// Requests that are watched at once; each thread of a driver has one. More are served, and not watched.
+/// Number of requests that are measured at the same time, one per thread of the driver. Further requests
+/// are served without being measured.
 const SLOTS: usize = 32;
-/// What waits less long is not told.
+/// Shorter waits are not reported.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// The requests at the backing.
@@ -37,7 +38,7 @@ impl Default for Waits {
 }
 
 impl Waits {
-    /// Does something that waits for the backing.
+    /// Runs a request that waits for the backing, and measures it.
     pub fn during<T>(&self, access: Access, work: impl FnOnce() -> T) -> T {
         let now = (clock::since(self.began).as_nanos() as u64).max(4) & !3 | access as u64;
         let free = |slot: &&AtomicU64| {
@@ -51,7 +52,7 @@ impl Waits {
         done
     }
 
-    /// The request that has waited longest, if that is worth telling.
+    /// The request that has waited longest, if it has waited long enough to report.
     pub fn oldest(&self, now_unix_ns: u64) -> Option<IoWait> {
         let slots = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
         let oldest = slots.filter(|&slot| slot != 0).min()?;

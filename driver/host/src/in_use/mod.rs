@@ -14,7 +14,7 @@
 //! - `devices`: loop devices, partitions and stacked devices
 //! - `processes`: processes that have it open or locked
 //! - `wait`: waiting for users that are about to end
-//! - `probe`: an exclusive open, for users that only the kernel knows
+//! - `probe`: a lease or an exclusive open, for users that only the kernel knows
 //! - `user`: the description of a user
 
 mod devices;

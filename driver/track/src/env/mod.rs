@@ -1,7 +1,7 @@
-//! The seam for the driver's own state: files that last, and bits that live as long as the boot.
+//! The traits for the driver's tracking state: durable files, and bitmaps that live until the next boot.
 //!
-//! Production is [`fs::FsEnv`]; the crash tests put a recorder here that can rebuild every state a
-//! kill or a power loss could leave, and the model tests an in-memory one that yields at each step.
+//! Production uses [`fs::FsEnv`]. The crash tests use a recorder that rebuilds every state that a kill or
+//! a power loss can leave. The model tests use an implementation in memory that yields at each step.
 
 pub mod fs;
 mod map;
@@ -10,15 +10,15 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Where a disk's state lives.
+/// The storage of a disk's tracking state.
 pub trait Env: Send + Sync + 'static {
-    /// A file that lasts.
+    /// A durable file.
     type File: StateFile;
-    /// Bits that survive the process but not the boot.
+    /// Bits that survive the process, but not a reboot.
     type Bits: SharedBits;
 
-    /// Makes a file of exactly these bytes, replacing any of that name at once: a crash leaves the
-    /// old file or the whole new one. Both bytes and name are durable when this returns.
+    /// Makes a file with exactly these bytes. Replaces a file of the same name atomically: a crash leaves
+    /// the old file or the complete new one. Content and name are durable on return.
     ///
     /// # Errors
     /// Disk full, I/O error, no permission.
@@ -28,7 +28,7 @@ pub trait Env: Send + Sync + 'static {
     /// # Errors
     /// Disk full, I/O error, no permission.
     fn create_scratch(&self, name: &str, content: &[u8]) -> io::Result<Self::File>;
-    /// Makes a scratch file and its name durable.
+    /// Makes the content and the name of a scratch file durable.
     ///
     /// # Errors
     /// I/O error.
@@ -49,13 +49,13 @@ pub trait Env: Send + Sync + 'static {
     /// I/O error, no permission.
     fn list(&self) -> io::Result<Vec<String>>;
 
-    /// Makes bits, all clear, with a header before them; replaces any of that name.
+    /// Makes bits, all clear, after a header. Replaces bits of the same name.
     ///
     /// # Errors
     /// No memory, no permission.
     fn create_bits(&self, name: &str, header: &[u8], words: u64) -> io::Result<Self::Bits>;
-    /// Opens bits made in this boot, if there are any of that name and `words` knows their header:
-    /// it says how many words follow it.
+    /// Opens bits made in this boot, if they exist and `words` accepts their header. `words` returns the
+    /// number of words after the header.
     ///
     /// # Errors
     /// I/O error, no permission, fewer words than that.
@@ -75,16 +75,15 @@ pub trait Env: Send + Sync + 'static {
     /// I/O error, no permission.
     fn list_bits(&self) -> io::Result<Vec<String>>;
 
-    /// Keeps so many bytes of room for the next start, beside what is used now. Trouble with it is worth a
-    /// warning only.
+    /// Reserves that many bytes of space for the next start. A failure is only logged.
     fn reserve(&self, bytes: u64) {
         let _ = bytes;
     }
-    /// Gives up the room that was kept; whether there was any.
+    /// Frees the reserved space. Returns whether there was any.
     fn use_reserve(&self) -> bool {
         false
     }
-    /// Says something where it is heard although the state directory, and the log in it, may be dead.
+    /// Logs a message outside the state directory, which may have failed together with the log in it.
     fn alarm(&self, message: &str) {
         let _ = message;
     }
@@ -106,12 +105,12 @@ pub trait StateFile: Send + Sync + 'static {
     /// # Errors
     /// I/O error, or the file ends before.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Writes all of `data`; durable only after a later durable write or never (scratch).
+    /// Writes all of `data`. It becomes durable with a later durable write, or never (scratch files).
     ///
     /// # Errors
     /// Disk full, I/O error.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
-    /// Writes all of `data` inside the file's length; durable when this returns.
+    /// Writes all of `data` within the length of the file. The data is durable on return.
     ///
     /// # Errors
     /// I/O error.
@@ -122,18 +121,18 @@ pub trait StateFile: Send + Sync + 'static {
 
 /// A run of 64-bit words shared with other processes.
 ///
-/// Words are only touched where they were reserved: then no access can fail for lack of memory.
+/// Only reserved words may be accessed: then no access can fail for lack of memory.
 pub trait SharedBits: Send + Sync + 'static {
     /// Reads a word.
     fn load(&self, word: u64) -> u64;
-    /// Sets bits of a word; returns what it was before.
+    /// Sets bits of a word. Returns its old value.
     fn or(&self, word: u64, mask: u64) -> u64;
-    /// Takes the memory for words, so that they can be touched.
+    /// Allocates memory for words, so that they can be accessed.
     ///
     /// # Errors
     /// No memory.
     fn reserve(&self, words: Range<u64>) -> io::Result<()>;
-    /// The words that were reserved or set, as runs; all others are zero.
+    /// Runs of words that may be set. All other words are zero.
     ///
     /// # Errors
     /// I/O error.
