@@ -1,5 +1,4 @@
-//! Saying something where it is heard although the disk with the logs may be dead: in the kernel's log
-//! and to the system's log daemon.
+//! Sends a message to the kernel log and to syslog, because the disk with the logs may have failed.
 
 use std::fs::OpenOptions;
 use std::io::Write;

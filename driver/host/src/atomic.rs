@@ -1,7 +1,7 @@
-//! Replacing a file as a whole: a reader sees the old content or the new one, never a part.
+//! Replaces a file atomically: a reader sees the old content or the new content, never a part.
 //!
-//! The new content is written to a file of its own beside the old one, synced, and renamed over it;
-//! then the folder is synced, because a rename lasts only once its folder is on the disk.
+//! The new content is written to a temporary file beside the old one, synced, and renamed over it. Then the
+//! folder is synced, because a rename is durable only once its folder is.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,8 +1,8 @@
-//! Commands of people and of the system, with a time limit, each in a process group of its own.
+//! Runs commands with a time limit, each in its own process group.
 //!
-//! When its time is over the group gets SIGTERM, and a little later SIGKILL. Waiting is for events: the
-//! command's end and what it prints, whichever comes. What it may know of our environment is its
-//! caller's to decide.
+//! After the time limit the group gets SIGTERM, and shortly afterwards SIGKILL. The parent waits for
+//! events: output, or the end of the command. The caller decides which environment variables the command
+//! gets.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -1,8 +1,8 @@
-//! Claims on bytes: no two drivers of this host stand on the same ones, by whatever way.
+//! Claims: no two drivers of this host use the same bytes, by whatever path.
 //!
-//! For each [`Ground`](crate::stack::Ground) there is a lock file in a folder that all of the host's drivers share, whatever
-//! state directory they use. A claim locks the bytes it reaches there: for itself alone if it knows which
-//! they are, together with others if it only knows that it reaches some. The locks end with the process.
+//! There is one lock file per [`Ground`](crate::stack::Ground), in a folder that all drivers of the host
+//! share. A claim locks the range of bytes that it reaches: exclusively if it knows the exact range, shared
+//! if it only knows that it reaches some bytes of that ground. The locks end with the process.
 
 use backstay_types::{Class, Classified};
 use std::fs::{self, File, OpenOptions};

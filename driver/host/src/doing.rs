@@ -1,4 +1,4 @@
-//! What another process is doing, as the kernel says it: without asking the process, which may not answer.
+//! What another process is doing, from the kernel: the process itself may not answer.
 
 use std::fmt;
 use std::fs;

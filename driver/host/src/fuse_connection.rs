@@ -1,9 +1,10 @@
-//! The kernel's connections of FUSE file systems: who serves them, and the end of one that nobody serves.
+//! FUSE connections in the kernel: finds their servers, and aborts a connection without a server.
 //!
-//! A request to a process that is gone fails, because the kernel ends the connection with the process's last
-//! descriptor. There is one way around that: a process that is the last one of a mount namespace takes the namespace's mounts
-//! apart *before* the kernel closes its descriptors. If a file system on its own disk is among them, it waits for
-//! itself for ever, and so does every sync(2) of the host. That happens to a container that is killed with its driver.
+//! Normally the kernel ends a connection with the last file descriptor of its server, and pending requests
+//! fail. There is one exception: the last process of a mount namespace unmounts the namespace's file
+//! systems *before* the kernel closes its descriptors. If one of them is on a disk that the process serves
+//! itself, it waits for itself for ever, and so does every sync(2) on the host. This happens when a
+//! container is killed together with its driver.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,9 +1,9 @@
-//! Where tests kill a process: around each step that lasts.
+//! Kill points: tests kill a process around each durable step.
 //!
-//! Work that must survive a kill at any instant calls [`step`] between its durable steps. A test starts the
-//! program with [`DIE_AT`] set to `AREA:N`; it kills itself at that area's step N, counted from 0. A test goes
-//! through N = 0, 1, 2, … until the work ends by itself, so no step can be added that is not tried. In programs
-//! without debug assertions nothing happens here.
+//! Code that must survive a kill at any instant calls [`step`] between its durable steps. A test starts the
+//! program with [`DIE_AT`] set to `AREA:N`, and the program kills itself at step N of that area, counted
+//! from 0. The test tries N = 0, 1, 2, … until the program finishes, so a new step is always covered.
+//! Without debug assertions [`step`] does nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

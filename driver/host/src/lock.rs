@@ -1,4 +1,4 @@
-//! Exclusive locks on files, which a process holds as long as it lives.
+//! Exclusive file locks. The kernel releases them when the process ends.
 
 use std::fs::File;
 use std::io;

@@ -1,7 +1,7 @@
-//! Folders that belong to us and to nobody else: state, runtime, caches.
+//! Private folders for state, runtime files and caches.
 //!
-//! What lies in such a folder is believed, some of it is even executed (the hooks' thaw commands). So
-//! a folder that somebody else made, may write, or has put a link in place of, is refused.
+//! The content of such a folder is trusted, and some of it is executed (the thaw commands of hooks). So a
+//! folder is refused if somebody else owns it or can write to it, or if it is a symbolic link.
 
 use backstay_types::{Class, Classified, class};
 use std::fs::{self, DirBuilder};

@@ -1,14 +1,14 @@
-//! What a file or block device finally stands on.
+//! Finds the file or device that finally stores the bytes of a path: its ground.
 //!
-//! One and the same bytes can be reached by many ways: a hard link, a bind mount, a loop device over a
+//! The same bytes can be reached in many ways: through a hard link, a bind mount, a loop device over a
 //! file, a partition, a device-mapper or md device. Two users on two ways destroy each other's data.
-//! [`resolve`] follows a way down to the ground, so that ways can be compared by what they reach:
+//! [`resolve`] follows a path down to its ground, so that paths can be compared:
 //!
-//! - a file is its inode, whatever its name;
+//! - a file is its inode, under any name;
 //! - a loop device is the bytes of its file, shifted by its offset;
 //! - a partition is the bytes of its disk, shifted by its start;
-//! - a device-mapper or md device is itself, and *some* bytes of each device below it: which ones only
-//!   its table says.
+//! - a device-mapper or md device is itself, and *some* bytes of each device below it: only its table says
+//!   which.
 
 use std::fmt;
 use std::fs::{self, File};

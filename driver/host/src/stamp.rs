@@ -1,4 +1,4 @@
-//! Whether a file is still the one that was read: for settings and secrets that are read again when they change.
+//! Detects whether a file has changed since it was read, so that settings and secrets are read again.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,8 +1,8 @@
-//! When points are to be tried, and how the last one fared.
+//! When drills are due, and the result of the last one.
 //!
-//! A drill mounts a point, and what mounts points is not known here: anyone who runs the service runs the
-//! drills, too. This is what both must agree on: the settings, and a small file in the disk's state
-//! directory, `drill.json`, replaced as a whole.
+//! This crate cannot mount points, so it runs no drills: the caller of the service does. This module
+//! defines what both share: the settings, and the file `drill.json` in the disk's state directory, which is
+//! replaced atomically.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

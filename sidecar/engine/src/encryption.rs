@@ -1,6 +1,8 @@
-//! `[encryption]` in the configuration: what this host has to open vaults with, and to seal what it ships.
+//! `[encryption]` in the configuration: the keys with which this host opens vaults and encrypts what it
+//! ships.
 //!
-//! No secret has a place here: the file may be read by many. It names files that nobody else can read.
+//! The configuration file may be world-readable, so it contains no secrets. It names files that only their
+//! owner can read.
 
 use std::path::PathBuf;
 use std::sync::Arc;

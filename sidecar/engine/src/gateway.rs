@@ -1,4 +1,4 @@
-//! What the configuration says of a gateway that runs on this host.
+//! The settings of a gateway that runs on this host.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

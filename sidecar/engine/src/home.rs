@@ -1,9 +1,9 @@
-//! The vault that a disk's points are in: its home.
+//! The home of a disk: the vault that holds its points.
 //!
-//! Whatever verb makes a disk's first point writes down where that was, and from then on nothing ships it
-//! anywhere else: neither `--vault`, nor the configuration, nor another vault that stands at the same URL. Only
-//! `backstay set NAME --vault URL` changes it. So a `cycle --vault X` and a sidecar that was told `vault = Y`
-//! cannot make two halves of a history.
+//! The command that makes the first point records the home. From then on no command ships the disk to
+//! another vault: not with `--vault`, not through the configuration, and not to a new vault at the same
+//! URL. Only `backstay set NAME --vault URL` changes the home. So `cycle --vault X` and a sidecar with
+//! `vault = Y` cannot split a disk's history in two.
 
 use std::path::{Path, PathBuf};
 

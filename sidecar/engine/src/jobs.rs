@@ -1,10 +1,10 @@
-//! Jobs: what the sidecar and people's commands do that takes long enough to be watched.
+//! Jobs: long operations of the sidecar and of commands, with their progress.
 //!
-//! One small JSON file a job in `<state>/.jobs/`, replaced as a whole. Initial copies, resyncs and
-//! on-demand cycles are jobs from their beginning, as are failovers, failbacks, replicas that follow and
-//! mounted points that are hydrated; a delta becomes one when it takes longer than a
-//! second, or fails: with cycles every second the rest would only be noise. A job whose process
-//! is gone without an end is shown, and written down by the next sidecar, as interrupted.
+//! Each job is a small JSON file in `<state>/.jobs/` that is replaced atomically. Initial copies, resyncs,
+//! on-demand cycles, failovers, failbacks, running replicas and the hydration of mounted points are jobs
+//! from their start. A delta becomes a job only when it takes longer than a second or fails; otherwise
+//! cycles every second would fill the list. A job whose process died is shown as interrupted, and the next
+//! sidecar records that.
 
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};

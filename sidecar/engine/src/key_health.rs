@@ -1,8 +1,8 @@
-//! Whether the keys of encrypted vaults are where somebody can find them: looked at while the disks still run.
+//! Checks that the keys of encrypted vaults can be found, while the disks still run.
 //!
-//! A thread looks at each vault of this host's disks when the sidecar starts, when its configuration changes, and now and
-//! then. What it finds stands in the disks' health ([`crate::status`]) and, when it is new, in the log. It is never waited for; a
-//! vault that does not answer is the cycles' to tell.
+//! A thread checks the vault of each disk when the sidecar starts, when the configuration changes, and from
+//! time to time. The result appears in the health of the disks ([`crate::status`]); a new problem is also
+//! logged. Nothing waits for this thread. A vault that does not answer is reported by the cycles, not here.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What the configuration says of metrics.
+//! The settings of metrics.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

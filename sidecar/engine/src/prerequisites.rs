@@ -1,4 +1,5 @@
-//! What must hold before a disk is protected: looked at first, and each thing explained.
+//! Conditions for protecting a disk. They are checked before anything is changed, and each result is
+//! explained.
 
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};

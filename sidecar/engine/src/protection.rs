@@ -1,5 +1,5 @@
-//! What `backstay protect` was told of a disk: kept beside its state, below what the configuration
-//! says.
+//! The settings given to `backstay protect`. They are stored with the disk's state, and the configuration
+//! file overrides them.
 
 use std::path::{Path, PathBuf};
 

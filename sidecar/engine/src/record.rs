@@ -1,4 +1,4 @@
-//! What the sidecar remembers of a disk between cycles: one small file, replaced as a whole.
+//! The sidecar's record of a disk between cycles: a small file that is replaced atomically.
 
 use backstay_types::{Class, Classified};
 use std::fs;

@@ -1,8 +1,8 @@
-//! The configuration, as it changes: looked at again when its file changes and on SIGHUP.
+//! Follows changes of the configuration file. It is read again when it changes, and on SIGHUP.
 //!
-//! A file that makes no sense changes nothing: the previous settings stay in force, and what is
-//! wrong is said once. A changed file is taken only when it has stood still for one look, so that
-//! one that is being written is not read by halves; SIGHUP says that it is whole.
+//! An invalid file changes nothing: the previous settings stay in force, and the error is logged once. A
+//! changed file is used only if it did not change again between two checks, so that a half-written file is
+//! never used. SIGHUP skips this wait.
 
 use std::fs;
 use std::io;

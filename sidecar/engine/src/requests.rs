@@ -1,8 +1,8 @@
-//! What people's commands ask of a running sidecar: a name put into `<state>/.requests/`.
+//! Requests from commands to a running sidecar: files in `<state>/.requests/`.
 //!
-//! One folder for all disks, so that a sidecar of a thousand disks looks at one thing to see that
-//! nothing is asked. What exactly is asked stands in the disk's own state, but for an on-demand
-//! cycle, which is said by the name alone.
+//! All disks share one folder, so that a sidecar with a thousand disks reads one folder to find no request.
+//! The file name says which disk, and whether an on-demand cycle is wanted. All other details are in the
+//! disk's own state.
 
 use std::fs::{self, OpenOptions};
 use std::io;

@@ -1,10 +1,13 @@
-//! What this host has seen of encrypted vaults: the newest revision of the keyring, the newest point of each disk.
+//! Detects a rollback of encrypted vaults: remembers the newest keyring revision and the newest point of
+//! each disk that this host has seen.
 //!
-//! Anyone who has a store's credentials can make nothing in an encrypted vault, but can take the newest away and show an older state,
-//! which is as well signed as it ever was. A host that has seen what is newer sees that. An older keyring is refused where something
-//! would be sealed: somebody whose key was removed could read it. Missing points are told to anyone who looks for points.
+//! An attacker with the credentials of a store cannot forge objects in an encrypted vault. But he can
+//! delete the newest objects and present an older state, whose signatures are still valid. A host that has
+//! seen the newer state detects this. An older keyring is refused before anything is encrypted, because
+//! somebody whose key was removed could read the result. Missing points are reported to every command that
+//! looks for points.
 //!
-//! One small file for each vault in the state directory; it only ever grows up.
+//! There is one small file per vault in the state directory. Its values never decrease.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! Scrubs: whole points are read back in the background, and what is damaged is mended while somebody still has it.
+//! Scrubs: read whole points back in the background, and repair damage while a good copy still exists.
 //!
-//! One thread reads the points of one disk at a time, no faster than `scrub_limit`. How far it is stands in a small
-//! record in the disk's state directory, so that a sidecar that is started again goes on there. What it finds stands in
-//! that record, for the disk's health, and beside the points, for every host that may restore them.
+//! One thread reads the points of one disk at a time, at most at `scrub_limit`. A small record in the
+//! disk's state directory stores the progress, so that a restarted sidecar continues there. Damage is noted
+//! in that record, for the disk's health, and in the vault, for every host that may restore the points.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

@@ -1,9 +1,9 @@
-//! A vault that says nothing while a cycle runs is noticed long before a request to it is given up.
+//! Detects a vault that has stopped answering, long before a request times out.
 //!
-//! A request over a slow line may take minutes, and so it gets them: that it has no answer yet says nothing. So when a
-//! cycle has not moved for some seconds its vault is asked something small, over a connection of its own, again and
-//! again. If that has no answer either, it is written down beside the disk's record, for its health, until
-//! something moves or is answered. The cycle goes on as it would.
+//! A request over a slow line may take minutes, so a missing answer alone proves nothing. If a cycle has
+//! made no progress for some seconds, this module sends small requests to its vault over a separate
+//! connection. If these get no answer either, it records that beside the disk's record, for the health,
+//! until there is progress or an answer. The cycle itself is not affected.
 
 use backstay_types::{Class, Classified};
 use std::fs;

@@ -1,4 +1,4 @@
-//! What a person wants to know of a disk, put together from driver and record.
+//! The status of a disk, combined from its driver and its record.
 
 use std::time::Duration;
 

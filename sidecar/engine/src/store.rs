@@ -1,7 +1,7 @@
-//! `[store]` in the configuration: how object stores are reached.
+//! `[store]` in the configuration: how to reach object stores.
 //!
-//! No secret has a place here: the file may be read by many. Secrets are in the environment or in
-//! `credentials_file`, which nobody else may read.
+//! The configuration file may be world-readable, so it contains no secrets. Secrets are in the environment
+//! or in `credentials_file`, which only its owner may read.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;

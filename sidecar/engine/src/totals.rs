@@ -1,5 +1,5 @@
-//! Sums over all cycles of a disk since this host first made one: kept in its record, so that they outlive the
-//! sidecar, and no cycle is counted twice.
+//! Sums over all cycles of a disk since this host made its first one. They are part of the disk's record,
+//! so that they survive a restart of the sidecar and count every cycle exactly once.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! Upkeep of vaults after cycles: retention, merging, collection.
 //!
-//! One thread does it for all disks, beside their cycles and never in their way: maintenance is safe
-//! beside anything. What it sends goes through the throttle, too. It is never waited for; when the process ends it is cut off wherever it is,
-//! which is as good as a kill, and that is safe too.
+//! One thread does this for all disks while their cycles run, which is safe at any time. Its uploads count
+//! against the throttle. When the process ends, nothing waits for this thread: stopping it at any step is
+//! as safe as a kill.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

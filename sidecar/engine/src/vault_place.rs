@@ -1,7 +1,8 @@
-//! Where a vault in a directory stands: on which devices of this host, and on whose disk.
+//! Where a vault in a directory is stored: the devices below it, and whether they are a protected disk.
 //!
-//! A vault on the disk that it protects is no vault: it is lost with the disk, and each cycle makes the next
-//! one. One on the same physical disk, or on the same host, is lost with that.
+//! A vault on the disk that it protects is useless: it is lost with the disk, and writing a cycle to it
+//! makes changes for the next cycle. A vault on the same physical disk or host is lost together with that
+//! disk or host.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

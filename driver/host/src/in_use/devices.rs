@@ -1,4 +1,4 @@
-//! What lies on top of what: loop devices, partitions, device mapper, md, and swap.
+//! Devices on top of other devices: loop devices, partitions, device mapper, md, and swap.
 
 use std::collections::HashSet;
 use std::fs;

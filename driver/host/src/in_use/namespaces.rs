@@ -1,4 +1,4 @@
-//! The tables of mounts of all mount namespaces that have a process.
+//! The mount tables of all mount namespaces that have a process.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

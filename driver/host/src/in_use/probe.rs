@@ -1,6 +1,6 @@
-//! What the kernel alone knows: that somebody uses a file or device, though nobody can be seen.
+//! Finds users that only the kernel knows: asks it for a read lease (files) or an exclusive open (devices).
 //!
-//! Only asked when nobody was found and no server could hang us.
+//! Used only if no other user was found and no hanging server could block the open.
 
 use std::fs::OpenOptions;
 use std::io;

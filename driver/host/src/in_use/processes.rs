@@ -1,4 +1,5 @@
-//! Who has something open or locked, by `/proc/PID/fd` and `fdinfo`: the kernel answers these from memory.
+//! Processes that have a file open or locked, from `/proc/PID/fd` and `fdinfo`. The kernel answers these
+//! from memory, so that reading them never blocks.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

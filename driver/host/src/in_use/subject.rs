@@ -1,4 +1,4 @@
-//! What is asked about, told by identity and not by name.
+//! The file or device in question, by identity instead of by name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

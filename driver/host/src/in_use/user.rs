@@ -1,4 +1,4 @@
-//! Who uses a file or device, in words that a person can act on.
+//! A user of a file or device, described so that a person can act on it.
 
 use backstay_types::{Class, Classified};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Waiting for users who are about to be gone by themselves.
+//! Waits for users that are about to end.
 
 use std::io;
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! The pass of a resync: compare the disk with the newest point, ship what differs.
+//! The pass of a resync: compares the disk with the newest point, and ships the differences.
 //!
-//! It runs after a fuzzy cut, on the live disk. What a write changes after its sectors were compared
-//! is dirty in the next epoch and ships with the point-in-time pass, whatever was found here.
+//! It runs after a fuzzy cut, while the guest writes. A sector that changes after its comparison is dirty
+//! in the next epoch, and the point-in-time pass ships it.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,9 @@
-//! What a cycle that failed, or was killed, leaves for its next try: the segments that were put and proven.
+//! What a failed or killed cycle leaves for the next attempt: the segments that were uploaded and verified.
 //!
-//! A line for each in a file of the disk's state directory, written as it is put. The next attempt compares them with the disk, as
-//! a resync does with a point, and ships what differs and what they lack. So nothing rests on what was remembered
-//! of the attempt before. docs/decisions/0024 has the protocol.
+//! Each segment is a line in a file in the disk's state directory, written after its upload. The next
+//! attempt compares these segments with the disk, as a resync does with a point, and ships what differs or
+//! is missing. So it need not trust anything else that the earlier attempt knew. docs/decisions/0024 has
+//! the protocol.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

@@ -1,8 +1,8 @@
-//! Looking whether the point in time of a cycle is lost, while it ships.
+//! Detects early that a shipping cycle has lost its point in time.
 //!
-//! The driver says so for certain when the cycle seals its cut. On a slow line that is long after the change log
-//! came to its limit, so it is asked for its status meanwhile, over a connection of its own: the cycle's is for
-//! what the cycle does, one thing at a time.
+//! The driver reports the loss reliably at the seal. On a slow line that can be long after the change log
+//! reached its limit. So this module asks the driver for its status meanwhile. It uses a separate
+//! connection, because the cycle's connection handles one request at a time.
 
 use std::path::Path;
 

@@ -1,9 +1,9 @@
 //! One pass over a closed epoch: from its dirty bitmap to segments.
 //!
-//! In a point-in-time pass the order of three things is everything (I2): the backing is read first,
-//! then the preserved bits are looked at. Where one is set the driver has kept the old content and
-//! may have overwritten it, so what was read is thrown away and comes from the preserved log after
-//! the seal. Where it is clear the content is that of the cut, and the shipped bit is set.
+//! In a point-in-time pass the order is essential (I2): read the backing first, then check the preserved
+//! bits. If a bit is set, the driver has preserved the old content and may have overwritten the sector. The
+//! data just read is discarded, and the old content is read from the preserved log after the seal. If the
+//! bit is clear, the data is the content of the cut, and the shipped bit is set.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering, fence};

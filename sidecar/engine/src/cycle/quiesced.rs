@@ -1,4 +1,4 @@
-//! The point-in-time cut, made while the application waits.
+//! The point-in-time cut, made while hooks keep the application paused.
 
 use backstay_format::control::CutReply;
 

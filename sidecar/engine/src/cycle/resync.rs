@@ -1,14 +1,14 @@
-//! What lasts of a resync: that it was asked for, and how far it got.
+//! The durable state of a resync: the request, and the progress.
 //!
-//! Two small files in the disk's state directory, each replaced as a whole. The *request* is made by
-//! `backstay resync` and removed by the cycle that commits. The *progress* is written by a running
-//! resync after each stretch; one that was killed goes on from it.
+//! Both are small files in the disk's state directory, replaced atomically. `backstay resync` writes the
+//! *request*; the cycle that commits removes it. A running resync writes its *progress* after each stretch;
+//! the next attempt continues from there after a kill.
 //!
-//! Why what was compared before the kill still holds: from its first cut on, every write is in the
-//! dirty set, and when the sidecar dies the driver folds its epochs back, so nothing is forgotten.
-//! The next attempt ships all that is dirty beside what it has not compared yet. That fails only if
-//! tracking failed in between, and then the driver's count of reasons for a resync has changed
-//! (`resync_no`); or if the vault's newest point is another one. In both cases it begins again.
+//! The stretches compared before the kill stay valid: from the first cut of the resync on, every write is
+//! in the dirty set, and when the sidecar dies, the driver folds its epochs back. The next attempt ships
+//! all dirty sectors and compares the remaining stretches. There are two exceptions, in which the resync
+//! starts again: tracking has failed in between, which changes the driver's count of reasons for a resync
+//! (`resync_no`), or the vault has another newest point.
 
 use std::fs;
 use std::io;

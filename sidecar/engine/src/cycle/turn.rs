@@ -1,7 +1,8 @@
-//! One cycle a disk: anyone who runs one has its *turn*, from before its phase is written down until what came of it is.
+//! The *turn*: a lock that allows one cycle per disk, held from before the phase is recorded until the
+//! result is.
 //!
-//! The driver's lease alone is not enough: it ends before the record is written, so that a cycle by hand and one of the
-//! sidecar would each write what the other had just changed.
+//! The driver's lease is not enough. It ends before the record is written, so a cycle run by a person and
+//! one of the sidecar could overwrite each other's records.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,7 +1,8 @@
-//! A disk that nobody wrote to since its newest point: it needs no other one.
+//! Detects a disk without writes since its newest point. It needs no new point.
 //!
-//! What proves it: the driver counts from the vault's newest point, by that point's identity, and knows of no
-//! write since; the vault has that point, and no newer one nor another writer. Nothing is read from the disk.
+//! The proof: the driver's base is the vault's newest point, by its random identity, and the driver knows
+//! of no write since. The vault has that point, no newer point and no other writer. Nothing is read from
+//! the disk.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What a host has and lacks: looked at, explained, not changed.
+//! Checks of the host, with explanations. They change nothing.
 
 mod beside;
 mod disk;

@@ -1,13 +1,13 @@
-//! Consistency groups: disks of one host and of several, cut at one instant. docs/explanation/groups.md says what
-//! is promised and why it holds.
+//! Consistency groups: disks of one or several hosts, cut at the same instant. docs/explanation/groups.md
+//! explains the guarantee and why it holds.
 //!
-//! - `settings`: what the configuration says
-//! - [`crew`]: those who cut together, what they are told and what they answer
-//! - `disk`: a disk of this host as a member of a crew: an ordinary cycle whose cut waits for the crew
+//! - `settings`: the settings of groups
+//! - [`crew`]: the members of a round, the requests to them and their answers
+//! - `disk`: a disk of this host as a member: an ordinary cycle whose cut waits for the crew
 //! - [`round`]: one round, from prepare to the group point
-//! - [`wire`]: the messages between hosts; [`tls`] and [`link`]: their way
-//! - [`hosts`]: the coordinator's side, [`member`]: the other hosts'
-//! - [`service`]: groups over and over, beside the disks that are in none
+//! - [`wire`]: the messages between hosts; [`tls`] and [`link`]: their transport
+//! - [`hosts`]: the coordinator's side; [`member`]: the side of the other hosts
+//! - [`service`]: runs the rounds of all groups of this host
 
 pub mod crew;
 mod disk;

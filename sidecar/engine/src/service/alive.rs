@@ -1,9 +1,9 @@
-//! Whether a sidecar is at work for the disks of a host, and whether it really works.
+//! Whether a sidecar runs for the disks of a host, and whether it makes progress.
 //!
-//! Two signs that a dead process cannot give: it holds a lock as long as it lives, and it writes down
-//! that it went through its loop (a *beat*, once a second, on a clock that never jumps). A process that
-//! holds the lock and does not beat is stopped or hangs, which is as bad as none. The beat stands in the
-//! runtime directory, so that it says something also when the state directory is full.
+//! A running sidecar gives two signs: it holds a lock, and once a second it records a *beat* from its main
+//! loop, on a clock that never jumps. A process that holds the lock without a beat is stopped or hangs,
+//! which is as bad as no sidecar. The beat is in the runtime directory, so that it also works when the
+//! state directory is full.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;

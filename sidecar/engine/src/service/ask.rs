@@ -1,4 +1,4 @@
-//! Asking drivers how they are, without being held up by one that does not answer.
+//! Asks drivers for their status without waiting for a driver that hangs.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
