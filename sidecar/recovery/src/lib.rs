@@ -1,15 +1,15 @@
-//! What recovery points are for.
+//! Everything that uses recovery points.
 //!
-//! - [`mount`]: a point served as a protected disk at once; its blocks come when they are read
+//! - [`mount`]: a point served as a protected disk at once; its blocks are fetched when they are read
 //! - [`replica`]: a file or device that follows the vault, always a whole point or on the way to one
-//! - [`failover`]: to another host and back: states, terms, handover, commit
-//! - [`host`]: the disks of this host, how they are served and by whom used
+//! - [`failover`]: moving a disk to another host and back: states, terms, handover, commit
+//! - [`host`]: the disks of this host: how they are served and who uses them
 //! - [`plan`]: many disks and scripts in order
-//! - [`drill`]: points that were tried
+//! - [`drill`]: trying points, with a verdict
 //! - [`restore`]: points to files and block devices
 //! - [`image`]: points as raw and qcow2 images, and back
 //!
-//! Choosing a point as people name it:
+//! A user names a point in one of three ways:
 //!
 //! ```
 //! use backstay_recovery::mount::PointChoice;

@@ -1,15 +1,15 @@
-//! Failover and failback: which host a disk lives on. docs/explanation/failover.md has the states and what each
-//! kill leaves.
+//! Failover and failback: which host serves a disk. docs/explanation/failover.md describes the states, and what
+//! remains after a kill in each of them.
 //!
-//! - [`record`]: what this host was doing, so that it can go on or be undone
-//! - [`lock`]: one command a name
+//! - [`record`]: what a command was doing, so that it can continue or be undone
+//! - [`lock`]: one command at a time for each name
 //! - [`rules`]: what each verb does in each state
-//! - [`vault`]: what the vault must say first, and taking the term: who writes is decided there alone
+//! - [`vault`]: the checks in the vault, and taking the term: only the vault decides who writes
 //! - [`stopped`]: what a stopped disk proves about itself
 //!
-//! - [`executor`]: what is done to the host, behind one seam
+//! - [`executor`]: the trait for all actions on the host
 //! - [`target`]: bringing up, changing, removing, committing
-//! - [`source`]: handing over; [`take_back`]: withdrawing that
+//! - [`source`]: handing over; [`take_back`]: withdrawing a handover
 //! - [`back`]: an old source takes its disk back
 //! - [`group`]: disks of a group as a whole
 //! - [`give_up`]: freeing a name whose disk is gone
@@ -43,7 +43,7 @@ pub use executor::{Executor, ServedDisk};
 pub use lock::{NameLock, Starting};
 pub use record::{FailoverRecord, Kind, OfGroup, PointRef, State, now_unix_ns};
 
-/// What a failover's step answers.
+/// The result of a step of a failover.
 pub type Result<T, E = FailoverError> = std::result::Result<T, E>;
 
 /// Ends a function with a failure that a person must look at.
@@ -52,7 +52,7 @@ macro_rules! failed {
 }
 pub(crate) use failed;
 
-/// Why a failover did not go on.
+/// Why a failover cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum FailoverError {
     /// The vault failed or refused.
@@ -69,7 +69,7 @@ pub enum FailoverError {
         /// Why.
         source: io::Error,
     },
-    /// What was asked for is not the next thing that can happen.
+    /// The requested state cannot follow the current one.
     #[error("disk {name} is {}; it cannot be {} from there. Nothing was changed", state.explain(), next.explain())]
     Illegal {
         /// The name here.
@@ -92,7 +92,7 @@ pub enum FailoverError {
         /// Its process.
         pid: i32,
     },
-    /// It would not be safe.
+    /// The command would not be safe.
     #[error("disk {name}: {reason}. Nothing was changed")]
     Refused {
         /// The name.
@@ -148,16 +148,16 @@ pub enum FailoverError {
         /// Whose it is.
         writer: String,
     },
-    /// Nothing is wrong, but it would not be safe.
+    /// Nothing has failed, but the command would not be safe.
     #[error("{0}")]
     NotSafe(String),
-    /// Something on this host was not done.
+    /// An action on this host failed.
     #[error("{0}")]
     Host(#[from] HostError),
-    /// A mounted point was not brought up or removed.
+    /// Bringing up or removing a mounted point failed.
     #[error("{0}")]
     Lazy(#[from] MountError),
-    /// It failed while something was being done.
+    /// Another error, with the action that failed.
     #[error("{doing}: {source}")]
     At {
         /// What was being done.
@@ -196,14 +196,14 @@ impl Classified for FailoverError {
 }
 
 impl FailoverError {
-    /// The same, and what was being done.
+    /// This error, with the action that failed.
     #[must_use]
     pub fn while_doing(self, doing: String) -> Self {
         Self::At { doing, source: Box::new(self) }
     }
 }
 
-/// Refuses to serve a disk that another host has, or is about to have.
+/// Refuses to serve a disk that another host has or may take at any moment.
 ///
 /// # Errors
 /// Why, and what to do instead.
@@ -229,7 +229,7 @@ pub fn refuse_to_serve(state_root: &Path, name: &DiskName) -> Result<()> {
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
-/// What goes on from a state, in commands that work there. docs/reference/failover-states.md has all of them.
+/// The commands that lead on from a state, as a sentence. docs/reference/failover-states.md lists all of them.
 #[must_use]
 pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
     let failback = format!("backstay failback {name} --to BACKING goes on");
@@ -261,11 +261,11 @@ pub fn way_on(name: &DiskName, kind: Kind, state: State) -> String {
     }
 }
 
-/// The record that ends with a disk that leaves this host, its points kept; none if it was never failed over. Of a
-/// disk that was handed over nothing is lost by that: its last point is in the vault.
+/// The failover record to remove when a disk leaves this host and its points are kept; none if the disk was never
+/// failed over. For a disk that was handed over, nothing is lost: its last point is in the vault.
 ///
 /// # Errors
-/// If something is under way that must be ended first, and by which command.
+/// If a failover is unfinished. The error names the command that ends it.
 pub fn record_that_leaves(state_root: &Path, name: &DiskName) -> Result<Option<FailoverRecord>> {
     let Some(record) = FailoverRecord::load(state_root, name)? else { return Ok(None) };
     match (record.kind, record.state) {
@@ -280,10 +280,10 @@ pub fn record_that_leaves(state_root: &Path, name: &DiskName) -> Result<Option<F
     Err(FailoverError::Refused { name: name.clone(), reason })
 }
 
-/// The area of a failover's steps, for tests.
+/// The name of the kill points of failovers, for tests.
 pub const STEPS: &str = "failover";
 
-/// Called before every step that lasts; tests kill the process there.
+/// Called before every durable step; tests kill the process there.
 pub fn step() {
     #[cfg(test)]
     kill_tests::step();

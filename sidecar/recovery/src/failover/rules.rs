@@ -1,7 +1,7 @@
 //! What each verb does in each state: one function, [`rule`], which the verbs ask before they change anything.
-//! docs/reference/failover-states.md has it as a table, and a test compares the two.
+//! docs/reference/failover-states.md shows the rules as a table, and a test compares the two.
 //!
-//! A refusal names the verb that is allowed there, so no message leads in circles.
+//! A refusal names a verb that is allowed in that state, so that messages never lead in circles.
 
 use backstay_engine::record::Record;
 use backstay_front::control::ControlClient;
@@ -22,15 +22,15 @@ pub enum NameKind {
     Disk,
     /// The same, and another host has taken it over.
     Elsewhere,
-    /// A mounted recovery point that is nobody's disk.
+    /// A mounted recovery point that is not part of a failover.
     Point,
     /// A replica.
     Replica,
     /// A replica that was taken over and not committed: a disk whose writer is another host.
     TakenOver,
-    /// What a failover is doing.
+    /// The state of a failover.
     Failover(Kind, State),
-    /// A failover's record, and nothing that it could be about.
+    /// A failover's record without any disk, point or replica.
     Orphan(Kind, State),
 }
 
@@ -39,16 +39,16 @@ pub enum NameKind {
 pub struct NameState {
     /// What is there.
     pub what: NameKind,
-    /// Whether a driver serves it; of a replica, whether a process keeps it.
+    /// Whether a driver serves the name; for a replica, whether its process runs.
     pub at_work: bool,
 }
 
-/// A command, as far as states matter to it.
+/// A command whose permission depends on the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
-    /// `failover test` under this very name.
+    /// `failover test` under the same name.
     TestAs,
-    /// `failover test` under a name of its own.
+    /// `failover test` under a separate name.
     Test,
     /// `failover planned`.
     Planned,
@@ -74,7 +74,7 @@ pub enum Verb {
     Unprotect,
     /// `unprotect --delete-points`.
     Delete,
-    /// `replica`, to begin one or to go on.
+    /// `replica`, to begin or continue one.
     Replica,
     /// `replica --stop`.
     StopReplica,
@@ -127,17 +127,17 @@ pub const VERBS: [Verb; 24] = [
 /// What a verb does in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// It works, unless something else is in its way.
+    /// The state allows the verb.
     Allowed,
-    /// It changes nothing, and names another verb that works there.
+    /// The verb changes nothing and names another verb that is allowed.
     Refused {
-        /// That one.
+        /// The allowed verb.
         instead: Verb,
     },
 }
 
 impl Verb {
-    /// As it is typed. Words in capitals are the reader's to fill in.
+    /// The command line to type. The reader replaces the words in capitals.
     #[must_use]
     pub fn command(self, name: &str) -> String {
         let words = match self {
@@ -169,7 +169,7 @@ impl Verb {
         format!("backstay {}", words.replace("{}", name))
     }
 
-    /// In a word or two, for the table.
+    /// A short name for the table.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -200,7 +200,7 @@ impl Verb {
         }
     }
 
-    /// What it does, in a few words.
+    /// What the verb does, in a few words.
     fn does(self) -> &'static str {
         match self {
             Self::TestAs | Self::Test => "tries a recovery point, under another name",
@@ -257,10 +257,10 @@ impl NameKind {
 }
 
 impl NameState {
-    /// How a name stands.
+    /// Finds out the state of a name.
     ///
     /// # Errors
-    /// If a record cannot be read: then nobody knows.
+    /// If a record cannot be read: then the state is unknown.
     pub fn look(roots: &Roots, name: &DiskName) -> Result<Self, FailoverError> {
         let paths = roots.disk(name);
         let served = ControlClient::connect(&paths.control_socket()).is_ok();
@@ -271,8 +271,8 @@ impl NameState {
             Some(record) if is_orphan(&record, &paths) => {
                 NameKind::Orphan(record.kind, record.state)
             }
-            // A failover that is over has left a disk like any other; but what was written to a mounted point is with
-            // its state.
+            // After a committed failover the disk is an ordinary one. But the writes to a mounted point are part of
+            // the failover's state.
             Some(record) if record.state == State::Committed && !is_point => disk(&paths),
             Some(record) => NameKind::Failover(record.kind, record.state),
             None if is_point => NameKind::Point,
@@ -290,7 +290,7 @@ impl NameState {
     }
 }
 
-/// As far as this host knows: a cycle has been told.
+/// This host learns of another writer only when the vault refuses a cycle.
 fn disk(paths: &DiskPaths) -> NameKind {
     match Record::load(&paths.state).failure {
         Some(failure) if failure.fenced => NameKind::Elsewhere,
@@ -298,20 +298,20 @@ fn disk(paths: &DiskPaths) -> NameKind {
     }
 }
 
-/// What cannot be read is for `replica` to say.
+/// An unreadable record counts as a replica: the verb `replica` reports the error.
 fn is_replica(paths: &DiskPaths) -> bool {
     !matches!(ReplicaRecord::load(&replica::folder(paths)), Ok(None))
 }
 
-/// It becomes a disk like any other with its first cycle, which needs a commit.
+/// A replica that was taken over becomes an ordinary disk with its first cycle, and that needs a commit.
 fn is_taken_over(paths: &DiskPaths) -> bool {
     let record = ReplicaRecord::load(&replica::folder(paths)).ok().flatten();
     record.is_some_and(|record| matches!(record.standing, Held::TakenOver { .. }))
         && Record::load(&paths.state).last.is_none()
 }
 
-/// Whether nothing is left that a record could be about: then it only keeps the name. A target that never came up is
-/// none: its own verbs remove it.
+/// Whether a record has no disk, point or replica left, and only reserves the name. This does not include a target
+/// that never came up: `cancel` and `cleanup` remove it.
 #[must_use]
 pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
     let held = ["super", "mounted", "mounted.unfinished"].map(|part| paths.state.join(part));
@@ -319,7 +319,7 @@ pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
     let unbacked = record.backing.as_ref().is_some_and(|backing| !backing.exists());
     match (record.kind, record.state) {
         (Kind::Failback, State::Committed) => empty,
-        // One that has not begun with its file makes it.
+        // A failback that has no target file yet creates it.
         (Kind::Failback, State::Seeding) => {
             unbacked && !held.iter().any(|part| part.exists()) && is_replica(paths)
         }
@@ -330,7 +330,7 @@ pub fn is_orphan(record: &FailoverRecord, paths: &DiskPaths) -> bool {
     }
 }
 
-/// What a verb does to a name in a state.
+/// The rule for a verb in a state.
 #[must_use]
 pub fn rule(standing: NameState, verb: Verb) -> Rule {
     use Verb::*;
@@ -344,7 +344,7 @@ pub fn rule(standing: NameState, verb: Verb) -> Rule {
     }
 }
 
-/// Serving and not serving what can be served; none for other verbs.
+/// The rule for verbs that start or stop serving; none for other verbs.
 fn serving(at_work: bool, verb: Verb) -> Option<(bool, Verb)> {
     match verb {
         Verb::Mount => Some((!at_work, Verb::Umount)),
@@ -354,7 +354,7 @@ fn serving(at_work: bool, verb: Verb) -> Option<(bool, Verb)> {
     }
 }
 
-/// Whether a verb is allowed, and which one is if it is not.
+/// Whether a verb is allowed, and which verb to use instead.
 fn in_state(NameState { what, at_work }: NameState, verb: Verb) -> (bool, Verb) {
     use Verb::*;
     let is = |verbs: &[Verb]| verbs.contains(&verb);
@@ -430,7 +430,7 @@ fn in_failover(kind: Kind, state: State, at_work: bool, verb: Verb) -> (bool, Ve
     {
         return serving;
     }
-    // Whatever it is on the way to, what is served can be stopped; but not while it is handed over.
+    // A served disk can be stopped in every state except during a handover.
     if at_work && is(&[Umount, Detach]) && state != State::HandingOver {
         return (true, Status);
     }
@@ -473,7 +473,7 @@ fn in_failover(kind: Kind, state: State, at_work: bool, verb: Verb) -> (bool, Ve
             };
             (is(&[Change, Commit, Cancel]) || is(begun), instead)
         }
-        // Whether the term is taken already, the vault says: then it cannot be cancelled any more.
+        // The vault knows whether the term is already taken. If it is, `cancel` is refused later.
         (_, State::Committing) => (is(&[Commit, Cancel]), Commit),
         (_, State::Committed) => {
             let instead = match verb {
@@ -489,16 +489,16 @@ fn in_failover(kind: Kind, state: State, at_work: bool, verb: Verb) -> (bool, Ve
     }
 }
 
-/// Where a person may want to get a name to on this host, from whatever state.
+/// A person's goal for a name on this host, from any state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
-    /// Nothing of it is left here, but for backings and files.
+    /// Nothing of the disk is left on this host, except backings and files.
     Nothing,
-    /// It is a disk of this host that gets recovery points.
+    /// The name is a disk of this host and gets recovery points.
     Protected,
 }
 
-/// The next command on the way to a goal; none: it is reached. Who follows it from state to state gets there in
+/// The next command on the way to a goal; none if the goal is reached. Following it from state to state takes at most
 /// [`STEPS_MAX`] commands; docs/reference/failover-states.md has it as a table. A `failback` on the way waits for the
 /// other host's `failover handover`.
 #[must_use]
@@ -540,10 +540,10 @@ pub fn next_step(standing: NameState, goal: Goal) -> Option<Verb> {
     })
 }
 
-/// Most commands on the way to a goal.
+/// The largest number of commands on the way to a goal.
 pub const STEPS_MAX: usize = 3;
 
-/// Why a verb is refused in a state, and what leads on from there; none if it is not.
+/// Why a verb is refused in a state, and which command leads on; none if the verb is allowed.
 #[must_use]
 pub fn refusal(standing: NameState, name: &DiskName, verb: Verb) -> Option<FailoverError> {
     let Rule::Refused { instead } = rule(standing, verb) else { return None };
@@ -570,11 +570,11 @@ pub fn refusal(standing: NameState, name: &DiskName, verb: Verb) -> Option<Failo
     Some(FailoverError::Refused { name: name.clone(), reason })
 }
 
-/// Asks before a verb changes anything. A command that was started by another one for the same name is that one's
-/// business.
+/// Checks the rule before a verb changes anything. A command that another command started for the same name is not
+/// checked: the other one already was.
 ///
 /// # Errors
-/// A refusal that names what leads on; or a record cannot be read.
+/// A refusal that names the next command, or a record that cannot be read.
 pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<NameState, FailoverError> {
     let standing = NameState::look(roots, name)?;
     match refusal(standing, name, verb) {
@@ -583,7 +583,7 @@ pub fn check(roots: &Roots, name: &DiskName, verb: Verb) -> Result<NameState, Fa
     }
 }
 
-/// All standings that there can be, for the table and for tests.
+/// All possible standings, for the table and for tests.
 #[must_use]
 pub fn all() -> Vec<NameState> {
     let both = |what| [true, false].map(|at_work| NameState { what, at_work });
@@ -625,7 +625,7 @@ pub fn all() -> Vec<NameState> {
     all
 }
 
-/// Whether a failover of a kind comes through a state. What a failback has committed is a disk like any other.
+/// Whether a kind of failover passes through a state. A disk whose failback is committed is an ordinary disk.
 #[must_use]
 pub fn comes_to(kind: Kind, state: State) -> bool {
     use State::*;

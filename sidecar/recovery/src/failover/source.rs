@@ -1,6 +1,6 @@
 //! The source's side: handing over, one disk or several at once.
 //!
-//! Until the first term is laid down, whatever fails is undone: each disk is served again as it was.
+//! If a step fails before the first term is relinquished, everything is undone: each disk is served again as before.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use super::{
 use crate::host::serve::{From, How};
 use crate::host::{Doing, Serving, backing};
 
-/// How what uses the disk is stopped.
+/// How the users of the disk are stopped.
 #[derive(Debug, Clone, Default)]
 pub struct Stopping {
-    /// Command that stops what uses the disk.
+    /// Command that stops the users of the disk.
     pub stop_command: Option<String>,
-    /// Command that starts it again if the handover fails.
+    /// Command that starts them again if the handover fails.
     pub start_command: Option<String>,
     /// How long each of these commands may take.
     pub command_timeout: Duration,
@@ -32,22 +32,22 @@ pub struct Stopping {
 }
 
 impl Stopping {
-    /// Nothing is stopped: a disk that is in use is refused.
+    /// Whether no user is stopped; then a disk that is in use is refused.
     fn is_nothing(&self) -> bool {
         self.stop_command.is_none() && !self.unmount
     }
 }
 
-/// How far a disk is.
+/// How far the handover of a disk is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
-    /// Looked at; served as ever.
+    /// Checked; the disk is served as before.
     Looked,
     /// Its record says that it is being handed over.
     Begun,
-    /// Nobody knows whether its term is laid down.
+    /// It is unknown whether its term is relinquished.
     Laying,
-    /// Its term is laid down.
+    /// Its term is relinquished.
     Done,
 }
 
@@ -57,17 +57,17 @@ struct Member {
     at: At,
     /// Whether it was handed over before this command.
     was_done: bool,
-    /// A failover that this one follows.
+    /// The record of an earlier failover, which this handover replaces.
     follows: Option<FailoverRecord>,
-    /// How it was served; none if it was not, or is not since an earlier command was killed.
+    /// How the disk was served; none if it was not served, or if an earlier command was killed after stopping it.
     before: Option<Serving>,
     job: Option<JobHandle>,
 }
 
-/// Stops disks, ships their last changes, and lays their terms down.
+/// Stops disks, ships their last changes, and relinquishes their terms.
 ///
 /// # Errors
-/// Why they are not handed over, and how they are served now.
+/// Why the disks are not handed over, and how they are served now.
 pub fn handover(
     host: &dyn Executor,
     names: &[DiskName],
@@ -92,7 +92,7 @@ struct Handover<'a> {
     host: &'a dyn Executor,
     how: &'a Stopping,
     members: Vec<Member>,
-    /// Whether the command that stops what uses the disks was run.
+    /// Whether the stop command was run.
     stopped: bool,
 }
 
@@ -104,7 +104,7 @@ impl Handover<'_> {
             for member in self.members.iter_mut().filter(used) {
                 let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
                 let Some(status) = host.status(&name) else { continue };
-                // What nobody uses is shipped once.
+                // A disk that nobody uses is shipped only once.
                 if status.dirty_sectors > 0 && host.refuse_if_used(&name, &status).is_err() {
                     host.ship(&name, &vault, false, member.job(host))?;
                 }
@@ -130,7 +130,7 @@ impl Handover<'_> {
             member.begin(host)?;
             quiet(host, &member.record)?;
         }
-        // Anyone who runs a cycle from now on finds disks that nobody writes.
+        // From now on nobody writes to the disks, so every cycle finds them quiet.
         for member in self.members.iter_mut().filter(to_do) {
             let (name, vault) = (member.record.name.clone(), member.record.vault.clone());
             let last = host.ship(&name, &vault, true, member.job(host));
@@ -152,8 +152,8 @@ impl Handover<'_> {
         self.members.iter().map(|member| member.record.name.as_str()).collect::<Vec<_>>().join(" ")
     }
 
-    /// All were quiet before the first last cycle was cut: together their points are one of the group. It is
-    /// for people and for unplanned failovers; a planned one looks at the handovers.
+    /// All disks were quiet before the first of the last cycles was cut, so their points together form a group point.
+    /// People and unplanned failovers use it; a planned failover uses the handovers.
     fn put_group_point(&self, host: &dyn Executor, group: &GroupName) {
         let put = || {
             let first = self.members.first().doing(|| "the group has no disks".into())?;
@@ -180,7 +180,7 @@ impl Handover<'_> {
         }
     }
 
-    /// Has everything as it was, as far as that is known to be safe; what went wrong, and how it is now.
+    /// Restores the earlier state as far as that is known to be safe. Returns the error, with the state of each disk.
     fn undo(&mut self, why: FailoverError) -> FailoverError {
         let mut open: Vec<String> = vec![];
         let failed = why.to_string();
@@ -206,7 +206,7 @@ impl Handover<'_> {
 }
 
 impl Member {
-    /// What is known before anything is changed.
+    /// Checks a disk before anything is changed.
     fn look(host: &dyn Executor, name: &DiskName, how: &Stopping) -> Result<Self> {
         let root = &host.roots().state;
         may(host, name, Verb::Handover)?;
@@ -254,7 +254,7 @@ impl Member {
         }
     }
 
-    /// Writes down that it begins.
+    /// Records that the handover begins.
     fn begin(&mut self, host: &dyn Executor) -> Result<()> {
         if self.at == At::Looked {
             self.job(host).progress("stopping", 0, 0);
@@ -267,7 +267,7 @@ impl Member {
         Ok(())
     }
 
-    /// Lays the term down; the disk has stopped.
+    /// Relinquishes the term; the disk has stopped.
     fn lay_down(&mut self, host: &dyn Executor) -> Result<()> {
         let name = self.record.name.clone();
         self.job(host).progress("handing over", 0, 0);
@@ -282,7 +282,7 @@ impl Member {
         self.record.enter(&host.roots().state, State::HandedOver)
     }
 
-    /// Serves the disk again as it was; an error says how it is instead.
+    /// Serves the disk again as before. An error says what its state is instead.
     fn undo(&mut self, host: &dyn Executor) -> Result<()> {
         let root = &host.roots().state;
         let name = self.record.name.clone();
@@ -328,8 +328,8 @@ impl Member {
     }
 }
 
-/// The point at which the term was laid down already, by a command that was killed before it could note that: no
-/// other point may come after it.
+/// The point at which an earlier command relinquished the term, if it was killed before it could record that. No
+/// other point may follow this one.
 fn laid_down(host: &dyn Executor, record: &FailoverRecord) -> Result<Option<PointRef>> {
     let (name, paths) = (&record.name, host.roots().disk(&record.name));
     let Some(superblock) = stopped::superblock(&paths) else { return Ok(None) };
@@ -351,7 +351,7 @@ fn laid_down(host: &dyn Executor, record: &FailoverRecord) -> Result<Option<Poin
     Ok(Some(PointRef { cycle: base.cycle, point: base.point, term: handover.term }))
 }
 
-/// What a handover begins with; refuses what cannot be handed over, while it is still served.
+/// The first record of a handover. Refuses a disk that cannot be handed over while the disk is still served.
 fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
     let paths = host.roots().disk(name);
     let superblock = stopped::superblock(&paths)
@@ -365,7 +365,7 @@ fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
         );
         return Err(FailoverError::NotSafe(message));
     };
-    // A vault that is gone, or a disk that was failed over, is found out while the disk is still served.
+    // A missing vault, or a disk that was failed over, is detected while the disk is still served.
     let url = host.config().vault_of(name).to_owned();
     let newest = host.config().vaults.open(&url)?.newest_term(base.vault_disk)?;
     let newest = newest.doing(|| format!("disk {name} has no term in {url}"))?;
@@ -392,8 +392,8 @@ fn look(host: &dyn Executor, name: &DiskName) -> Result<FailoverRecord> {
     })
 }
 
-/// Stops the disk as its users know it, and serves it where they cannot write: nobody knows the place, and
-/// others than root cannot enter it.
+/// Stops the disk and serves it at a place where its users cannot write: the path is not published, and only root can
+/// enter it.
 fn quiet(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     let name = &record.name;
     let place = host.roots().disk(name).handover_point();

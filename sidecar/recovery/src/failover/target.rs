@@ -1,6 +1,6 @@
 //! The target's side: bringing a point up, changing and removing it, and the commit.
 //!
-//! Anyone who calls these has the [`NameLock`](super::NameLock) of the name: without it a driver is not started for them.
+//! Callers must hold the [`NameLock`](super::NameLock) of the name: without it no driver is started for them.
 
 use std::path::PathBuf;
 
@@ -27,23 +27,23 @@ use crate::host::{Doing, HostError, disks, remove_folder};
 use crate::mount::{self, Hydration, MountedPoint, PointChoice};
 use crate::replica;
 
-/// What is to be brought up.
+/// A request to bring up a point.
 pub struct Order {
     /// A test or a failover.
     pub kind: Kind,
     /// The disk's name in the vault.
     pub name: DiskName,
-    /// Its name here.
+    /// Its name on this host.
     pub local: DiskName,
     /// Which point.
     pub which: Which,
-    /// The vault, if not the configuration's.
+    /// The vault, if it is not the configuration's.
     pub vault: Option<String>,
     /// Whether a device is wanted.
     pub attach: bool,
-    /// The group's point it is of.
+    /// The group point that it belongs to.
     pub group: Option<OfGroup>,
-    /// The replica of this host is taken over.
+    /// Whether to take over the replica of this host instead.
     pub replica: bool,
 }
 
@@ -61,18 +61,18 @@ impl Order {
 /// Which point.
 #[derive(Clone, Copy)]
 pub enum Which {
-    /// That of the handover.
+    /// The point of the handover.
     HandedOver,
-    /// One that was chosen.
+    /// A chosen point.
     Choice(Wanted<PointChoice>),
 }
 
-/// A point that somebody chose, of a disk or a group.
+/// A chosen point of a disk or a group.
 #[derive(Clone, Copy)]
 pub struct Wanted<P> {
     /// Which.
     pub point: P,
-    /// It may be of a history that was left.
+    /// Whether a point of a history that a failover left behind is allowed.
     pub left_history: bool,
 }
 
@@ -80,19 +80,19 @@ fn refused<T>(message: String) -> Result<T> {
     Err(FailoverError::NotSafe(format!("{message}. Nothing was changed")))
 }
 
-/// Brings a point up, or goes on with that.
+/// Brings a point up, or continues an earlier attempt.
 pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<ServedDisk> {
     let (root, local_name) = (&host.roots().state, &order.local);
     let is_it =
         |record: &FailoverRecord| record.kind == order.kind && record.disk_name == order.name;
     let record = match FailoverRecord::load(root, local_name)? {
-        // Another point was asked for, and that was killed.
+        // An earlier command was killed while it changed to another point.
         Some(record)
             if is_it(&record) && record.state == State::Removing && record.next.is_some() =>
         {
             return go_on_changing(host, record, order.attach);
         }
-        // A mounted point that was handed over, and taken: it is of no use any more.
+        // The mounted point was handed over, and another host has taken it: it is useless now.
         Some(record) if record.state == State::HandedOver && is_left(host, &record)? => {
             leave(host, record)?;
             begin(host, order)?
@@ -120,10 +120,11 @@ pub fn bring_up(host: &dyn Executor, order: &Order) -> Result<ServedDisk> {
     start(host, record, order.attach)
 }
 
-/// Hands a disk over whose source is this very host, before it comes up here under a name; what was handed over.
+/// If this host is the source of a disk, hands the disk over before it comes up here under a name. Returns the disks
+/// that were handed over.
 ///
 /// # Errors
-/// If it cannot be.
+/// If the handover fails.
 pub fn hand_over_here(
     host: &dyn Executor,
     name: &DiskName,
@@ -133,7 +134,7 @@ pub fn hand_over_here(
         return Ok(vec![]);
     }
     let record = FailoverRecord::load(&host.roots().state, name)?;
-    // It may also be what an earlier failover left, or this one, begun.
+    // The disk may also be left from an earlier failover, or this handover may have begun already.
     let is_source =
         record.is_none_or(|record| matches!(record.state, State::Committed | State::HandingOver));
     if !is_source {
@@ -145,8 +146,8 @@ pub fn hand_over_here(
     source::handover(host, std::slice::from_ref(name), None, &source::Stopping::default())
 }
 
-/// Whether a mounted point that was handed over has been taken by another host. A backing is worth keeping
-/// then, for a failback; a mounted point is not.
+/// Whether a mounted point that was handed over has been taken by another host. A backing is then kept for a
+/// failback; a mounted point is not.
 fn is_left(host: &dyn Executor, record: &FailoverRecord) -> Result<bool> {
     if !host.roots().disk(&record.name).state.join("mounted").exists() {
         return Ok(false);
@@ -167,7 +168,7 @@ fn begin(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     Ok(record)
 }
 
-/// Looks at everything; what is to be written down.
+/// Checks everything, and returns the record to write.
 pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     let local_name = &order.local;
     let paths = host.roots().disk(local_name);
@@ -219,7 +220,7 @@ pub fn look(host: &dyn Executor, order: &Order) -> Result<FailoverRecord> {
     })
 }
 
-/// A disk that this very host serves from its source is failed over by its handover alone.
+/// A disk that this host serves as the source can only be failed over after a handover.
 fn refuse_if_here(
     host: &dyn Executor,
     local_name: &DiskName,
@@ -292,7 +293,7 @@ fn start_serving(host: &dyn Executor, record: &mut FailoverRecord) -> Result<()>
     Ok(())
 }
 
-/// Before a driver serves it: no sidecar of this host may take it for a disk to ship.
+/// This happens before a driver serves the disk: no sidecar of this host may ship from it.
 pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> Result<()> {
     own_dir(&paths.state).map_err(HostError::from)?;
     let protection = Protection {
@@ -304,7 +305,7 @@ pub fn not_replicated(paths: &DiskPaths, record: &FailoverRecord) -> Result<()> 
     Ok(protection.save(&paths.state).doing(|| format!("disk {}", record.name))?)
 }
 
-/// As it was begun, whatever is asked for now.
+/// Continues as it was begun, regardless of the present request.
 fn serve(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     let name = &record.name;
     if record.backing.is_some() || record.point.is_none() {
@@ -332,7 +333,7 @@ fn of_replica(
     Ok((PointRef::from(&point), status.backing.clone()))
 }
 
-/// Another point instead.
+/// Changes to another point.
 pub fn change(
     host: &dyn Executor,
     mut record: FailoverRecord,
@@ -402,11 +403,11 @@ fn go_on_changing(
 /// Removes what was brought up.
 ///
 /// # Errors
-/// If it is committed, or somebody uses it.
+/// If the failover is committed, or the disk is in use.
 pub fn remove(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
     let root = &host.roots().state;
     if record.state == State::Committing {
-        // It may have been killed right after it took the term.
+        // The commit may have been killed right after it took the term.
         let taken = vault::is_taken(&host.config().vaults.open(&record.vault)?, &record)?;
         if taken {
             return refused(format!(
@@ -433,7 +434,7 @@ pub fn remove(host: &dyn Executor, mut record: FailoverRecord) -> Result<()> {
     record.end(root)
 }
 
-/// Takes away mount, devices, state and hold; what was written to it is gone then.
+/// Removes mount, devices, state and hold. The writes to the point are lost.
 fn take_away(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
     let (name, paths) = (&record.name, host.roots().disk(&record.name));
     host.stop(name)?;
@@ -450,11 +451,11 @@ fn take_away(host: &dyn Executor, record: &FailoverRecord) -> Result<()> {
 pub struct Committing<'a> {
     /// The policy that the disk follows.
     pub policy: Option<&'a str>,
-    /// Whether the rest of it is fetched in the background.
+    /// Whether the rest of the disk is fetched in the background.
     pub hydrate: bool,
 }
 
-/// Refuses what cannot be committed.
+/// Refuses a failover that cannot be committed.
 pub fn may_commit(
     host: &dyn Executor,
     record: &FailoverRecord,
@@ -468,7 +469,7 @@ pub fn may_commit(
     }
 }
 
-/// Takes the term, and protects what is served here.
+/// Takes the term, and protects the disk on this host.
 pub fn commit(
     host: &dyn Executor,
     record: FailoverRecord,
@@ -479,7 +480,7 @@ pub fn commit(
     first_cycle(host, &name, &vault)
 }
 
-/// The same without its first cycle.
+/// Commits without the first cycle.
 pub fn take_over(
     host: &dyn Executor,
     mut record: FailoverRecord,
@@ -540,7 +541,7 @@ fn take_term(
         ending: false,
     };
     protection.save(&paths.state).doing(|| format!("disk {name}"))?;
-    // What failed before was that the disk was not this host's yet.
+    // Earlier failures only said that the disk did not belong to this host yet.
     let mut sidecar = Record::load(&paths.state);
     sidecar.resume();
     sidecar.save(&paths.state).doing(|| format!("disk {name}"))?;
@@ -553,10 +554,10 @@ fn take_term(
     Ok(term)
 }
 
-/// Has the first cycle made: by the sidecar, or here; then what it was.
+/// Runs the first cycle, in the sidecar or in this process. Returns its report.
 ///
 /// # Errors
-/// If it is not made; the disk is this host's all the same.
+/// If the cycle fails. The disk belongs to this host in any case.
 pub fn first_cycle(
     host: &dyn Executor,
     name: &DiskName,

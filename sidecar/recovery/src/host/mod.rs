@@ -1,13 +1,13 @@
-//! The disks of this host: which there are, how they are served, by whom they are used, and ending that.
+//! The disks of this host: listing them, serving them, finding their users, and ending their service.
 //!
-//! - [`error`]: why something was not done
-//! - [`told`]: how far it is, for anyone who wants to show that
-//! - [`program`]: starting a driver, which is a process of its own
-//! - [`serve`]: having a disk, a point or a replica served
+//! - [`error`]: why an action failed
+//! - [`told`]: progress reports, for a caller that shows them
+//! - [`program`]: starting a driver as a separate process
+//! - [`serve`]: serving a disk, a point or a replica
 //! - [`devices`]: loop devices and file systems on a served disk
 //! - [`replica`]: ending and taking over the replica of a name
 //! - [`serving`]: how a disk was served, to put it back as it was
-//! - [`ending`]: ending a disk's service, only when nobody uses it
+//! - [`ending`]: ending a disk's service once nobody uses it
 //! - [`cycle`]: one cycle in this process
 //! - [`last`]: the cycles of a handover, by the sidecar or here
 
@@ -40,15 +40,15 @@ pub use program::Program;
 pub use serving::Serving;
 pub use told::{Listener, Silent};
 
-/// This host, as anyone who works on its disks sees it.
+/// This host, for code that works on its disks.
 pub struct LocalHost<'a> {
     /// Where state and sockets are.
     pub roots: &'a Roots,
     /// The configuration.
     pub config: &'a Config,
-    /// What serves disks.
+    /// The program that serves disks.
     pub program: Program,
-    /// Who hears how far it is.
+    /// Receives progress reports.
     pub told: Box<dyn Listener + 'a>,
 }
 
@@ -83,10 +83,10 @@ pub fn disks(roots: &Roots) -> Vec<DiskName> {
     names
 }
 
-/// The backing that a disk was served from; none of a mounted point.
+/// The backing that a disk was served from; none for a mounted point.
 ///
 /// # Errors
-/// If what is known of it cannot be read.
+/// If a record of the backing cannot be read.
 pub fn backing(roots: &Roots, name: &DiskName) -> Result<Option<PathBuf>, HostError> {
     let state = roots.disk(name).state;
     if state.join("mounted").exists() {
@@ -101,7 +101,7 @@ pub fn backing(roots: &Roots, name: &DiskName) -> Result<Option<PathBuf>, HostEr
 /// Removes a folder if it is there.
 ///
 /// # Errors
-/// What the system answered.
+/// The error of the system call.
 pub fn remove_folder(path: &Path) -> Result<(), HostError> {
     own_dir::remove(path).doing(|| format!("removing {}", path.display()))
 }

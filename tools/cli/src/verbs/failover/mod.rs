@@ -200,7 +200,7 @@ pub struct Unplanned {
     up: Up,
 }
 
-/// Switch to another point before the commit; what was written to the first one is lost
+/// Switch to another point before the commit; the writes to the first one are lost
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
