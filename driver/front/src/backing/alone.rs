@@ -6,10 +6,10 @@ use backstay_host::in_use::{self, InUseError};
 
 use super::OpenError;
 
-/// Refuses a file or device that anybody else uses. Who is about to be gone is waited for.
+/// Refuses a file or device that is in use. Waits for users that are about to end.
 ///
 /// # Errors
-/// [`OpenError::InUse`] with everybody who uses it.
+/// [`OpenError::InUse`] with all users.
 pub fn refuse_users(path: &Path) -> Result<(), OpenError> {
     Ok(in_use::refuse(path)?)
 }

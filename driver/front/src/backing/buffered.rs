@@ -52,12 +52,12 @@ impl Buffered {
             Seek::Data => Whence::SeekData,
             Seek::Hole => Whence::SeekHole,
         };
-        // The file's position, which this moves, is used by nothing else.
+        // This moves the file position, which nothing else uses.
         Ok(ByteOffset(lseek(&*self.file, offset.0 as i64, whence)? as u64))
     }
 
-    /// What to answer to a read that met the end of the file inside the disk. Said once: a guest
-    /// that goes on reading must not fill the log.
+    /// The error for a read that met the end of the file inside the disk. It is logged once, so that a guest
+    /// that keeps reading cannot fill the log.
     pub(super) fn shrunk(&self) -> io::Error {
         if !self.said_shrunk.swap(true, Ordering::Relaxed) {
             tracing::error!(
@@ -133,7 +133,7 @@ impl Backing for Buffered {
         }
         if there < to {
             self.file.set_len(to.0)?;
-            // The length must last before anything that counts on it.
+            // The length must be durable before anything depends on it.
             self.file.sync_all()?;
         }
         self.size_bytes.store(to.0, Ordering::Release);
@@ -187,9 +187,9 @@ impl Backing for Buffered {
         self.fallocate_or_write(ZERO, offset, len)
     }
 
-    /// After a failure the kernel takes pages it could not write for clean: they would be read as
-    /// if they had been written until memory runs short, and then be gone. They are dropped at
-    /// once, so that from here on everyone reads what the backing really holds.
+    /// After a failed sync the kernel marks the pages it could not write as clean. Reads would return their
+    /// data until the kernel reclaims them, and then it would be lost. So drop them at once: from now on
+    /// every reader sees what the backing really contains.
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data().inspect_err(|_| {
             let _ = posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -205,7 +205,7 @@ impl Backing for Buffered {
     }
 }
 
-/// What a device must be addressed in (`BLKSSZGET`), in bytes.
+/// The logical sector size of a device (`BLKSSZGET`), in bytes.
 fn sector_bytes(device: &File) -> nix::Result<u32> {
     nix::ioctl_read_bad!(logical_block_size, 0x1268, libc::c_int);
     let mut bytes = 0;

@@ -31,15 +31,15 @@ const PAGE_BYTES: u64 = 4096;
 /// Numbers backings, for the threads' rings. (Descriptors are used again once closed.)
 static BACKINGS: AtomicU64 = AtomicU64::new(0);
 
-/// A backing read and written past the page cache.
+/// A backing that is read and written without the page cache.
 pub struct Direct {
-    /// For everything but data: lock, discards, flushes, times.
+    /// For everything except data: lock, discards, flushes, times.
     buffered: Buffered,
     direct: File,
     number: u64,
-    /// What a request must be a multiple of to go as it is.
+    /// The alignment that a request needs to be passed on unchanged.
     align: u64,
-    /// Held shared by writes of whole blocks, alone by all others.
+    /// Held shared by writes of whole blocks, exclusively by all others.
     partial: RwLock<()>,
 }
 
@@ -67,7 +67,7 @@ impl Direct {
         })
     }
 
-    /// Writes a range that begins or ends inside a block; the caller is alone.
+    /// Writes a range that begins or ends inside a block. The caller holds the lock exclusively.
     fn write_partly(&self, ring: &mut Ring, data: &[u8], offset: u64) -> io::Result<()> {
         let mut at = 0;
         while at < data.len() {
@@ -134,7 +134,7 @@ impl Backing for Direct {
     }
 
     fn grow(&self, to: ByteLen) -> io::Result<()> {
-        // Alone: what a write does at the disk's end depends on where that is.
+        // Exclusive, because a write at the end of the disk depends on the size.
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
         match self.objection(to) {
             Some(objection) => Err(io::Error::new(io::ErrorKind::InvalidInput, objection)),

@@ -21,7 +21,7 @@ pub fn first_block(size: ByteLen) -> u64 {
     if size.0 < MARK_BYTES as u64 { 0 } else { size.0.min(FIRST_BLOCK_BYTES) }
 }
 
-/// Marks what is about to be written. Durable when this returns.
+/// Marks a target that is about to be written. The mark is durable on return.
 ///
 /// # Errors
 /// What the file or device answered.
@@ -35,7 +35,7 @@ pub fn mark(on: &(impl Backing + ?Sized), mark: &UnfinishedRestore, first: u64) 
     on.sync()
 }
 
-/// Writes the first block in place of the mark, once all else is there. Durable when this returns.
+/// Replaces the mark with the first block, once everything else is written. It is durable on return.
 ///
 /// # Errors
 /// What the file or device answered.
@@ -44,7 +44,7 @@ pub fn finish(on: &(impl Backing + ?Sized), block: &[u8]) -> io::Result<()> {
     if block.is_empty() {
         return Ok(());
     }
-    // Devices need not write a whole block at once: the mark goes last.
+    // A device may write a block in parts, so the mark is overwritten last.
     if block.len() > MARK_BYTES {
         on.write_at(&block[MARK_BYTES..], ByteOffset(MARK_BYTES as u64))?;
         on.sync()?;
@@ -70,10 +70,10 @@ fn first_bytes(on: &(impl Backing + ?Sized)) -> io::Result<Option<[u8; MARK_BYTE
     Ok(Some(first))
 }
 
-/// How the name of a file ends that a restore or an export is writing.
+/// The extension of a file while a restore or an export writes it.
 pub const PART_EXTENSION: &str = "backstay-part";
 
-/// Whether a file is what a restore or an export writes before it gives it its name.
+/// Whether a file is the unfinished result of a restore or an export.
 #[must_use]
 pub fn is_part(path: &Path) -> bool {
     let real = std::fs::canonicalize(path);
@@ -81,7 +81,7 @@ pub fn is_part(path: &Path) -> bool {
     is(path) || real.is_ok_and(|real| is(&real))
 }
 
-/// Why a backing must not be served, if it holds only a part of a disk.
+/// Why a backing must not be served, if it contains only a part of a disk.
 ///
 /// # Errors
 /// If it cannot be read.

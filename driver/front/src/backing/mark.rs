@@ -14,7 +14,7 @@ use backstay_format::mark::{MARK_BYTES, Mark, Tracked};
 
 const NAMES: [&CStr; 2] = [c"trusted.backstay", c"user.backstay"];
 
-/// Reads the mark. If two are there, the one that trusts less.
+/// Reads the mark. If there are two, returns the one that trusts less.
 pub(super) fn read(file: &File) -> io::Result<Option<Mark>> {
     only_files(file)?;
     let mut found: Option<Mark> = None;
@@ -49,7 +49,7 @@ pub(super) fn write(file: &File, mark: &Mark) -> io::Result<()> {
         result = if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
         if result.is_ok() {
             if name == NAMES[0] {
-                // Of a driver that had fewer rights.
+                // Left by a driver that had fewer rights.
                 remove(file, NAMES[1]);
             }
             break;

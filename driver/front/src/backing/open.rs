@@ -85,23 +85,23 @@ pub enum OpenError {
         /// Where the disk is served.
         mount_point: PathBuf,
     },
-    /// Another driver stands on the same bytes, by this way or another.
+    /// Another driver uses the same bytes, through this path or another one.
     #[error("{path} cannot be opened for a driver alone: {source}; stop that one first")]
     Claimed {
         /// What was to be opened.
         path: PathBuf,
-        /// What of it is in use, and by whom.
+        /// Which part of it is in use, and by whom.
         source: ClaimError,
     },
     /// Neither a regular file nor a block device.
     #[error("{0} is neither a file nor a block device")]
     NotADisk(PathBuf),
-    /// The system refused.
+    /// A system call failed.
     #[error("{path}: {source}")]
     Io {
         /// The backing.
         path: PathBuf,
-        /// What the system answered.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -120,10 +120,10 @@ impl Classified for OpenError {
     }
 }
 
-/// A backing that this process has for itself, as long as this lives.
+/// A backing in exclusive use by this process until this is dropped.
 pub(super) struct Own {
     file: Flock<File>,
-    /// The files underneath, locked as well.
+    /// The files below a loop device, which are locked too.
     _below: Vec<Flock<File>>,
     _claims: Claims,
 }
@@ -135,7 +135,7 @@ impl Deref for Own {
     }
 }
 
-/// Opens a file or block device for this process alone. The locks last as long as the backing.
+/// Opens a file or block device for exclusive use. The locks are released with the backing.
 ///
 /// # Errors
 /// If it is missing, in use, or not a disk.
@@ -143,7 +143,7 @@ pub fn open(path: &Path, engine: Engine) -> Result<AnyBacking, OpenError> {
     open_as(path, engine, "a command of Backstay")
 }
 
-/// As [`open`]; `holder` says who has it, for those who are refused meanwhile.
+/// Like [`open`]. `holder` names the user in the error that others get meanwhile.
 ///
 /// # Errors
 /// As for [`open`].
@@ -157,13 +157,13 @@ pub fn open_as(path: &Path, engine: Engine, holder: &str) -> Result<AnyBacking, 
     let open_with = |flags: i32| {
         OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_CLOEXEC).open(path)
     };
-    // On a block device O_EXCL asks the kernel that nobody has it mounted or claimed.
+    // On a block device O_EXCL fails if the device is mounted or claimed.
     let exclusive = if device { libc::O_EXCL } else { 0 };
     let file = open_with(exclusive).map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => OpenError::Busy(path.into()),
         _ => failed(e),
     })?;
-    // Before the lock: a file of a driver that hangs must not be waited for.
+    // Check this before locking: a lock on a file that a hanging driver serves would wait for ever.
     let layers = stack::resolve(&file, path).map_err(failed)?;
     if let Some(mount_point) = layers.iter().find_map(|layer| layer.served_at.clone()) {
         return Err(OpenError::Served { file: path.into(), mount_point });
@@ -196,8 +196,9 @@ pub fn open_as(path: &Path, engine: Engine, holder: &str) -> Result<AnyBacking, 
     })
 }
 
-/// Locks the files under a loop device where they can be reached, as a driver on them would: claims are
-/// not seen in another mount namespace, these locks are. Who needs only some bytes locks with others.
+/// Locks the files below a loop device if they can be reached, as a driver that serves them would. Unlike
+/// claims, these locks work across mount namespaces. A device that needs only a part of a file takes a shared
+/// lock.
 fn lock_below(path: &Path, layers: &[Layer]) -> Result<Vec<Flock<File>>, OpenError> {
     let mut locked = vec![];
     for layer in layers.iter().skip(1).filter(|l| matches!(l.ground, Ground::File { .. })) {
@@ -221,7 +222,7 @@ fn lock_below(path: &Path, layers: &[Layer]) -> Result<Vec<Flock<File>>, OpenErr
     Ok(locked)
 }
 
-/// The kind of disk image that a file holds, if it is none that can be used as it is.
+/// The format of the disk image in a file, if it is not raw.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -250,7 +251,7 @@ pub fn image_format(path: &Path) -> io::Result<Option<&'static str>> {
     Ok(MAGICS.iter().find(|magic| here(magic)).map(|(_, _, name)| *name))
 }
 
-/// The size of a file or device now. A device's is where its end is.
+/// The current size of a file or device, found by seeking to its end for a device.
 pub(super) fn size_of(file: &File, device: bool) -> io::Result<ByteLen> {
     use std::io::{Seek, SeekFrom};
     let mut file = file;
@@ -258,11 +259,11 @@ pub(super) fn size_of(file: &File, device: bool) -> io::Result<ByteLen> {
     Ok(ByteLen(size))
 }
 
-/// A loop device that gives bytes of the files we stand on to others.
+/// Another loop device that exposes bytes of the files below this backing.
 fn loop_device_beside(layers: &[Layer]) -> io::Result<Option<String>> {
     let files = || layers.iter().filter(|layer| matches!(layer.ground, Ground::File { .. }));
     for device in LoopDevice::all()? {
-        // The one we stand on ourselves.
+        // The loop device that is our own backing.
         if layers.iter().any(|layer| is_device(layer, &device)) {
             continue;
         }

@@ -14,24 +14,24 @@ use serde::{Deserialize, Serialize};
 
 const FILE: &str = "backing.json";
 
-/// A backing, by where it was seen and which it is.
+/// A backing: its last known path and its identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Where it was.
+    /// The path.
     pub path: PathBuf,
-    /// Which it is, in hex digits.
+    /// The identity, in hex digits.
     pub identity: String,
 }
 
-/// What is remembered of a disk's backing.
+/// The record of a disk's backing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BackingRecord {
-    /// The backing the disk was mounted from or moved to last.
+    /// The backing from which the disk was last mounted, or to which it was last moved.
     pub backing: Option<Seen>,
-    /// What a move that has not finished is copying to.
+    /// The target of an unfinished move.
     pub moving_to: Option<Seen>,
-    /// What the last move left behind.
+    /// The old backing that the last move left behind.
     pub moved_from: Option<Seen>,
 }
 
@@ -50,11 +50,11 @@ impl Seen {
 }
 
 impl BackingRecord {
-    /// Reads the record of a disk; an empty one if there is none yet.
+    /// Reads the record of a disk. Returns an empty record if there is none.
     ///
     /// # Errors
-    /// If there is one that cannot be read. It may tell of a backing that a move has left behind, which
-    /// the superblock would take for a disk that has changed.
+    /// If the record cannot be read. That is no reason to continue without it: it may name a backing that a
+    /// move has left behind, and without it the old backing would look like a changed disk.
     pub fn load(state_dir: &Path) -> Result<Self, RecordError> {
         Ok(record::load(&state_dir.join(FILE))?.unwrap_or_default())
     }

@@ -15,7 +15,7 @@ use backstay_types::ByteLen;
 
 use super::open::size_of;
 
-/// The name of a backing, and what was under it when it was opened.
+/// The path of a backing, and the file or device that it led to at opening.
 pub(super) struct Watch {
     path: PathBuf,
     ground: Ground,
@@ -28,7 +28,7 @@ impl Watch {
         Ok(Self { path, ground: Ground::of(file)?, device })
     }
 
-    /// What is wrong; `size` is the disk's.
+    /// The current fault of the backing. `size` is the size of the disk.
     pub fn look(&self, file: &File, size: ByteLen) -> Option<(BackingFaultKind, String)> {
         use BackingFaultKind::{Deleted, Extended, Grown, Moved, Replaced, Shortened, Unreadable};
         let path = self.path.display();
@@ -69,9 +69,9 @@ impl Watch {
     }
 }
 
-/// Opens the very file or device of a descriptor again, to read it.
+/// Opens the file or device of a descriptor again, for reading.
 pub(super) fn reopen(file: &File) -> io::Result<File> {
-    // By the descriptor and not by the name: whatever happened to that.
+    // Through the descriptor, because the path may lead to another file by now.
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 

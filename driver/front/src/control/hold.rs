@@ -1,7 +1,7 @@
-//! A connection that holds its disk's writes.
+//! A connection that holds the writes of its disk.
 //!
-//! The hold is a lock on the stack of the connection's own thread, which waits for the next message
-//! no longer with it than the hold may last. However the thread goes on, it goes on without the hold.
+//! The hold is a lock guard on the stack of the connection's thread. While it has the guard, the thread waits
+//! for the next message only until the hold's deadline. Then it drops the guard and continues without it.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use backstay_track::HeldCut;
 use backstay_track::env::Env;
 use backstay_types::EpochNo;
 
-/// Writes of a disk, held since its cut.
+/// A hold: the writes of a disk wait since its cut.
 pub(super) struct Hold<'a, E: Env> {
     cut: HeldCut<'a, E>,
     epoch: EpochNo,
@@ -42,14 +42,14 @@ impl<'a, E: Env> Hold<'a, E> {
         Thawed { epoch: self.epoch, held: self.cut.thaw() }
     }
 
-    /// What is left of it.
+    /// The time until the deadline.
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(clock::monotonic())
     }
 }
 
-/// Reads a connection, and ends its hold when its time is over: before a message came, or in the
-/// middle of one whose bytes drip. The reading itself goes on.
+/// Reads from a connection, and ends its hold at the deadline: before a message, or in the middle of a
+/// slow one. Reading continues after that.
 pub(super) struct Holding<'s, 'a, E: Env> {
     pub stream: &'s UnixStream,
     pub hold: &'s mut Option<Hold<'a, E>>,

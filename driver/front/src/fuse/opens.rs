@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Who has the disk open.
+/// Counts the open handles of the disk.
 #[derive(Default)]
 pub struct Opens {
     state: Mutex<State>,
@@ -14,14 +14,14 @@ pub struct Opens {
 #[derive(Default)]
 struct State {
     count: u64,
-    /// Nobody gets it any more.
+    /// New opens are refused.
     ending: bool,
-    /// It ends when the last one closes it.
+    /// Service ends when the last handle is closed.
     ends_when_closed: bool,
 }
 
 impl Opens {
-    /// Somebody opens it; whether he may.
+    /// Counts an open. Returns whether it is allowed.
     pub(super) fn open(&self) -> bool {
         let mut state = self.state();
         if !state.ending {
@@ -30,7 +30,7 @@ impl Opens {
         !state.ending
     }
 
-    /// Somebody closes it; whether it ends now.
+    /// Counts a close. Returns whether service ends now.
     pub(super) fn close(&self) -> bool {
         let mut state = self.state();
         state.count = state.count.saturating_sub(1);
@@ -39,10 +39,10 @@ impl Opens {
         ends
     }
 
-    /// Ends it now.
+    /// Ends service now.
     ///
     /// # Errors
-    /// If it is open: how often. Nothing is changed then, and it does not end later.
+    /// The number of open handles, if there are any. Nothing is changed then, and service does not end later.
     pub fn end(&self) -> Result<(), u64> {
         let mut state = self.state();
         if state.count > 0 {
@@ -52,7 +52,7 @@ impl Opens {
         Ok(())
     }
 
-    /// Ends it when nobody has it any more; whether that is now.
+    /// Ends service once no handle is open. Returns whether that is now.
     #[must_use]
     pub fn end_when_closed(&self) -> bool {
         let mut state = self.state();

@@ -17,7 +17,7 @@ use crate::backing::AnyBacking;
 /// Requests that wait before an event loop waits with them.
 const WAITING_MAX: usize = 256;
 
-/// The two threads; they end when this is dropped and their queues are empty.
+/// The two threads. They end once this is dropped and their queues are empty.
 pub(super) struct Slow {
     flushes: Sender<ReplyEmpty>,
     clears: Sender<Clear>,

@@ -15,11 +15,11 @@ use super::memory::leave_limited_group;
 /// From linux/prctl.h; not in the libc crate.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Makes the process safe to wait for. What is not permitted is a warning: it then works as long as memory
-/// does not run short.
+/// Prevents deadlocks between this process and the users of its disk when memory is short. A step that is
+/// not permitted is only logged: the driver then works as long as there is enough memory.
 ///
 /// # Errors
-/// In words, if the process is in a memory group with a limit, in which it could wait for itself.
+/// The reason, if the process is in a memory cgroup with a limit, where it could wait for itself.
 pub(super) fn harden() -> Result<(), String> {
     // What starting up has used and does not need any more (the table of mounts, above all) must not
     // be locked in. The default gives every thread its own arena of up to 64 MiB to scatter over.
