@@ -9,7 +9,7 @@ use super::target::{InVault, PointName};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Keep a recovery point, whatever the rules say, until it is unpinned
+/// Keep a recovery point, regardless of the rules, until it is unpinned
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

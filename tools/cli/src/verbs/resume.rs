@@ -15,7 +15,7 @@ Examples:
   backstay resume db
   backstay resume --all        every disk that waits for a person
 
-After a failure that only a person can fix, the sidecar does not try again by itself. backstay status says what \
+After a failure that only a person can fix, the sidecar does not retry automatically. backstay status says what \
 failed.")]
 pub struct Resume {
     /// The disk's name
