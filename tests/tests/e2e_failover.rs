@@ -272,9 +272,14 @@ fn after_an_unplanned_failover_the_old_source_is_refused_and_its_guest_untouched
         shown.as_array().unwrap().iter().map(|p| p["left"].as_bool().unwrap()).collect();
     assert_eq!(left, [false, false, true, true, false, false]);
     let c = other(a, "fo-unplanned-c");
-    c.disk("db", MIB);
+    let up = c.disk("db", MIB);
     refused(&c.try_backstay(&["failover", "unplanned", "db", "--point", "4"]), "was left");
     c.backstay(&["failover", "unplanned", "db", "--point", "4", "--left-history"]);
+    // Nothing of it is shipped before it is committed, and nobody calls it protected.
+    let status = up.status();
+    assert!(status["state"].is_null() && status["rpo_ns"].is_null(), "{status:#}");
+    assert_eq!(status["headline"], "mounted point", "{status:#}");
+    assert!(up.causes().contains(&"failover-unfinished".to_owned()), "{status:#}");
     c.backstay(&["failover", "cancel", "db"]);
 
     // The old source comes back.
@@ -293,7 +298,7 @@ fn after_an_unplanned_failover_the_old_source_is_refused_and_its_guest_untouched
         assert!(health["advice"].as_str().unwrap().contains("failback"), "{health}");
     }
     let resync = a.try_backstay(&["resync", "db", "--the-disk-is-right", "--now"]);
-    assert!(said(&resync).contains("is over"), "{}", said(&resync));
+    assert!(said(&resync).contains("failed over to another host"), "{}", said(&resync));
     assert_eq!(objects(&a.path("vault")), before, "the old source wrote something");
     let was = scribble_and_hash(&guest, &mut rng);
     assert_eq!(hash(&guest), was, "its guest goes on");

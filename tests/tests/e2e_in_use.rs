@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -407,4 +407,58 @@ fn what_a_replica_or_a_move_did_not_finish_is_marked() {
     must("umount", [&small]);
     disk.mount(&[]);
     host.backstay(&["umount", "db"]);
+}
+
+/// Parts of vaults, records and configuration of Backstay, and backings of other disks that nobody serves: `--force` overwrites
+/// data, never these.
+#[test]
+fn what_is_backstays_or_another_disks_is_never_overwritten() {
+    let host = Host::new("ours");
+    let [one, other] = ["one", "other"].map(|name| {
+        let disk = host.disk(name, 4 << 20);
+        disk.mount(&[]);
+        disk.cycle();
+        host.backstay(&["umount", name]);
+        disk
+    });
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let vault = host.path("vault");
+    let point = walk(&vault).into_iter().find(|path| text(path).contains("/points/")).unwrap();
+    let targets = [
+        (vault.join("vault.json"), "part of the vault"),
+        (point, "part of the vault"),
+        (vault.join("new.img"), "part of the vault"),
+        (host.path("state").join("other/protection.json"), "state folder"),
+        (host.path("state").join("new.img"), "state folder"),
+        (host.runtime.join("new.img"), "runtime folder"),
+        (other.backing.clone(), "backing of disk other"),
+    ];
+    let link = host.path("link.img");
+    std::os::unix::fs::symlink(&other.backing, &link).unwrap();
+    let before = hash(&other.backing);
+    for (to, word) in targets.into_iter().chain([(link, "backing of disk other")]) {
+        let to = text(&to);
+        let restore = ["restore", "one", "--point", "latest", "--to", &to, "--force"];
+        let export = ["export", "one", "--point", "latest", "--to", &to, "--force"];
+        let moving = ["move", "one", "--to", &to, "--force"];
+        for args in [&restore[..], &export[..], &moving[..]] {
+            let refused = host.try_backstay(args);
+            assert_eq!(refused.status.code(), Some(3), "{args:?}: {}", said(&refused));
+            assert!(said(&refused).contains(word), "{args:?}: {}", said(&refused));
+        }
+    }
+    let standby = ["replica", "copy", "--to", &text(&other.backing), "--once", "--force"];
+    let refused = host.try_backstay(&standby);
+    assert!(!refused.status.success(), "{}", said(&refused));
+    assert_eq!(hash(&other.backing), before);
+    // Its own backing is another matter: that is how a disk is brought back.
+    let own = text(&one.backing);
+    host.backstay(&["restore", "one", "--point", "latest", "--to", &own, "--force"]);
+    host.backstay(&["verify", "other"]);
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

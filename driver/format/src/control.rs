@@ -346,7 +346,7 @@ impl BackingFault {
             ),
             BackingFaultKind::Deleted => format!(
                 "copy the disk from the file that is served while its driver runs; what is in it is \
-                 lost once it stops. Then detach {name} and attach the copy"
+                 lost once it stops. Then: backstay detach {name} --force, and attach the copy"
             ),
             BackingFaultKind::Shortened => format!(
                 "what was cut off is lost: give the backing its size again, then restore the newest point of \

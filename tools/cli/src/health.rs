@@ -7,7 +7,7 @@ use backstay_engine::health::{Cause, Health, Level, ids};
 use backstay_engine::jobs::{JobBook, JobKind, JobState};
 use backstay_engine::status::{DiskStatus, of_disk};
 use backstay_recovery::failover::lock::at_work;
-use backstay_recovery::failover::{FailoverRecord, State, refuse_to_serve};
+use backstay_recovery::failover::{FailoverRecord, Kind, State, refuse_to_serve, way_on};
 use backstay_recovery::mount::{HydrationStatus, Mounted, MountedPoint};
 use backstay_recovery::replica::status::{self as replica, ReplicaStatus, Shown as Follower};
 use backstay_types::{DiskName, Term};
@@ -124,6 +124,29 @@ pub fn look(context: &Context, name: &DiskName) -> Result<Shown> {
         let advice = format!("mount it: backstay mount --name {name}");
         disk.health.replace(ids::NOT_SERVED, cause.advise(advice));
     }
+    // A disk that is served in the middle of a failover.
+    let unfinished = |record: &&FailoverRecord| {
+        served && !matches!(record.state, State::Committed | State::HandedOver)
+    };
+    if let Some(record) = failover.as_ref().filter(unfinished) {
+        if matches!(record.kind, Kind::Test | Kind::Planned | Kind::Unplanned) {
+            // Nothing of it is shipped before it is committed.
+            (disk.state, disk.rpo_ns) = (None, None);
+        }
+        if record.kind != Kind::Test {
+            let reason = match at_work(&roots.state, name) {
+                Some((doing, pid)) => {
+                    format!("{doing} runs (process {pid}); the disk is {}", record.state.explain())
+                }
+                None => format!(
+                    "a failover of it is not finished: the disk is {}",
+                    record.state.explain()
+                ),
+            };
+            let cause = Cause::warning(ids::FAILOVER_UNFINISHED, reason);
+            disk.health.add(Some(cause.advise(way_on(name, record.kind, record.state))));
+        }
+    }
     if let Some(replica) = &replica {
         disk.rpo_ns = replica.rpo_ns;
         // A failback brings its replica on by itself, and its record says what to do.
@@ -169,6 +192,9 @@ fn headline(shown: &Shown) -> String {
             "not-answering".into()
         }
         _ if disk.only_looked_at && disk.driver.is_some() => "mounted point".into(),
+        _ if disk.driver.is_some() => {
+            shown.failover.as_ref().map_or_else(|| "mounted".into(), |record| word(&record.state))
+        }
         _ => "not-mounted".into(),
     }
 }

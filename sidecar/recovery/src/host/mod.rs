@@ -16,6 +16,7 @@ pub mod devices;
 pub mod ending;
 pub mod error;
 pub mod last;
+pub mod ours;
 pub mod program;
 pub mod replica;
 pub mod serve;

@@ -161,6 +161,7 @@ fn open(roots: &Roots, name: &DiskName, order: &ReplicaOrder<'_>) -> Result<Repl
         record?;
         return Err(ReplicaError::None { name: name.clone(), dir: folder(paths) }.into());
     };
+    super::ours::refuse_ours(roots, name, to).map_err(|e| Why::Failover(FailoverError::Host(e)))?;
     let vault = order.vaults.open(order.vault)?;
     let disk = vault.disk_named(name)?.disk;
     vault.check_readable()?;

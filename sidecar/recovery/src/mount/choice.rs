@@ -20,6 +20,9 @@ pub enum PointChoice {
     Until(u64),
 }
 
+/// From the beginning of a second to its last nanosecond.
+const SECOND_REST_NS: u64 = 999_999_999;
+
 impl FromStr for PointChoice {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,7 +38,9 @@ impl FromStr for PointChoice {
             )
         };
         let at: Timestamp = text.parse().map_err(|_| wrong())?;
-        u64::try_from(at.as_nanosecond()).map(Self::Until).map_err(|_| wrong())
+        // A time to the second means all of that second, as the tables of points show it.
+        let rest = if text.contains('.') { 0 } else { SECOND_REST_NS };
+        u64::try_from(at.as_nanosecond()).map(|ns| Self::Until(ns + rest)).map_err(|_| wrong())
     }
 }
 
@@ -44,11 +49,19 @@ impl fmt::Display for PointChoice {
         match self {
             Self::Latest => f.write_str("latest"),
             Self::Cycle(cycle) => write!(f, "{cycle}"),
-            Self::Until(unix_ns) => match Timestamp::from_nanosecond((*unix_ns).into()) {
+            Self::Until(unix_ns) => match Timestamp::from_nanosecond(shown_ns(*unix_ns).into()) {
                 Ok(at) => write!(f, "{at}"),
                 Err(_) => write!(f, "{unix_ns} ns"),
             },
         }
+    }
+}
+
+/// The whole second, where all of it is meant.
+fn shown_ns(unix_ns: u64) -> u64 {
+    match unix_ns % (SECOND_REST_NS + 1) {
+        SECOND_REST_NS => unix_ns - SECOND_REST_NS,
+        _ => unix_ns,
     }
 }
 

@@ -24,8 +24,8 @@ Examples:
 If a driver already serves the disk, only the loop device is attached. If the loop device exists, too, it is \
 printed.")]
 pub struct Attach {
-    /// The file or block device that holds the disk [default: the one that held it last; if the disk is new on this
-    /// host, a recovery point is served]
+    /// The file or block device that holds the disk [default: the one that held it last; with --vault, --disk or --point,
+    /// a recovery point is served]
     #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
     /// The disk's name on this host [default: --disk]

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use backstay_recovery::host::ours::refuse_ours;
 use backstay_recovery::image::{self as export, Format, export_to_file, export_to_pipe};
 use backstay_recovery::mount::{PointChoice, choose};
 use backstay_types::DiskName;
@@ -58,6 +59,10 @@ impl Export {
         }
         if pipe && std::io::stdout().is_terminal() {
             bail!("standard output is a terminal: pipe it into something, or use --to FILE");
+        }
+        if !pipe {
+            refuse_ours(&context.roots, &self.name, &self.to)
+                .with_context(|| format!("disk {}: cannot export", self.name))?;
         }
         let (vault, disk) = self.vault.find(context, &self.name)?;
         vault.check_readable()?;

@@ -34,8 +34,8 @@ The backing must not be used in any other way while it is served. A recovery poi
 fetched from the vault when they are read, and writes stay on this host. To discard them, \
 run backstay umount NAME --forget.")]
 pub struct Mount {
-    /// The file or block device that holds the disk [default: the one that held it last; if the disk is new on this
-    /// host, a recovery point is served]
+    /// The file or block device that holds the disk [default: the one that held it last; with --vault, --disk or --point,
+    /// a recovery point is served]
     #[arg(conflicts_with_all = ["vault", "disk", "point", "overlay", "cache", "hydrate"])]
     backing: Option<PathBuf>,
     /// The disk's name on this host [default: --disk]
@@ -149,6 +149,14 @@ impl Of {
             return Err(failed!("no disk was named: use --name"));
         };
         let known = MountedPoint::load(name, &context.roots.disk(name))?;
+        if known.is_none() && !self.is_asked_for() {
+            // An old point, writable and protected nowhere, must not be served for a disk whose state was lost.
+            return Err(refused(format!(
+                "disk {name} is not on this host, and no backing was named. To serve it from its backing, name that, too: \
+                 backstay attach BACKING --name {name}. To serve a recovery point from the vault: --disk {name}. Nothing \
+                 was changed"
+            )));
+        }
         let in_vault = self.disk.as_ref().unwrap_or(name);
         let vault = match (&self.vault, &known) {
             (Some(url), _) => Some(url.clone()),

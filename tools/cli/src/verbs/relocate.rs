@@ -6,6 +6,7 @@ use backstay_engine::protection::Protection;
 use backstay_front::backing::copy::Step;
 use backstay_front::offline::{Relocation, relocate};
 use backstay_recovery::failover::refuse_to_serve;
+use backstay_recovery::host::ours::refuse_ours;
 use backstay_types::DiskName;
 use clap::Args;
 
@@ -48,6 +49,8 @@ impl Move {
     pub fn run(self, context: &Context) -> Result<()> {
         refuse_mounted_point(context, &self.name)?;
         refuse_to_serve(&context.roots.state, &self.name)?;
+        refuse_ours(&context.roots, &self.name, &self.to)
+            .with_context(|| format!("disk {}: cannot move", self.name))?;
         let order = Relocation {
             name: self.name.clone(),
             paths: context.roots.disk(&self.name),

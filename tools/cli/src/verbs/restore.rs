@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backstay_front::backing::PART_EXTENSION;
+use backstay_recovery::host::ours::refuse_ours;
 use backstay_recovery::restore::{self, Goal, Occupied, RestoreError};
 use backstay_types::{Classified, DiskName};
 use backstay_vault::retain::Held;
@@ -12,7 +13,7 @@ use super::progress::Progress;
 use super::stopping::until_signal;
 use super::target::{InVault, PointName, size};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 
 /// Write a recovery point to a file or device
 #[derive(Args)]
@@ -49,6 +50,8 @@ impl Restore {
         let cycle = self.point.find(&vault, &disk)?;
         let failed =
             |e: RestoreError| Error::from(e).context(format!("disk {}: cannot restore", self.name));
+        refuse_ours(&context.roots, &self.name, &self.to)
+            .with_context(|| format!("disk {}: cannot restore", self.name))?;
         let occupied = if self.force { Occupied::Overwrite } else { Occupied::Refuse };
         let goal = Goal::at(&self.to, occupied).map_err(|e| failed(e.into()))?;
         let why = format!("restore to {}", self.to.display());
