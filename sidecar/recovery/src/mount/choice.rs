@@ -114,8 +114,9 @@ mod tests {
         assert_eq!(parse("latest"), Ok(PointChoice::Latest));
         assert_eq!(parse("17"), Ok(PointChoice::Cycle(CycleNo(17))));
         let at = parse("1970-01-01T01:00:01+01:00").unwrap();
-        assert_eq!(at, PointChoice::Until(1_000_000_000));
+        assert_eq!(at, PointChoice::Until(1_999_999_999), "all of that second");
         assert_eq!(parse(&at.to_string()), Ok(at));
+        assert_eq!(parse("1970-01-01T00:00:01.5Z"), Ok(PointChoice::Until(1_500_000_000)));
         assert!(parse("newest").unwrap_err().contains("a time as"));
         assert!(parse("1960-01-01T00:00:00Z").is_err());
     }
