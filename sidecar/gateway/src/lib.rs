@@ -2,7 +2,7 @@
 //!
 //! - [`pki`]: certificates, and what they say of their holders
 //! - [`rights`]: who may do what with which object; [`owners`]: whose disks are
-//! - [`arriving`]: what objects must be before they are put
+//! - [`admission`]: what objects must be before they are put
 //! - [`spool`]: segments that have arrived and are on their way to the store
 //! - [`limits`]: how much each client may do; [`counters`]: what was done
 //! - [`tls`], [`server`]: the line

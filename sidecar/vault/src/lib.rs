@@ -15,7 +15,7 @@
 //! - [`terms`]: who may write a disk, and which points are on the line that goes on
 //! - [`groups`]: points of many disks, cut at one instant
 //! - `drills`: verdicts on points that were tried; [`damaged`]: points that are known to be damaged
-//! - [`receive`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
+//! - [`admission`]: what a gateway checks of what arrives; `serve`: objects by their keys, for a gateway
 //! - [`encrypt`]: encryption at rest, signatures, keys
 //! - [`read`]: verifying and restoring; nothing is written before its checksum matched
 //!

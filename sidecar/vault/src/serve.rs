@@ -1,7 +1,7 @@
 //! What a gateway needs of the vault it stands before: objects as they are, by their keys.
 //!
 //! Nothing here knows what an object means. Who may put what, and whether it is whole, is decided before
-//! (`sidecar/gateway`, [`crate::receive`]); that nothing is overwritten is seen to here.
+//! (`sidecar/gateway`, [`crate::admission`]); that nothing is overwritten is seen to here.
 
 use std::fs::File;
 use std::io::{self, Read};

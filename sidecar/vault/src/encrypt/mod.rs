@@ -6,7 +6,7 @@
 //! - `trust`, `bounds`: whose signatures count, and what counts of a writer that was removed
 //! - [`keyring`], [`unlock`]: who can open the vault: slots, generations
 //! - [`writer`]: the key of a host that may write and not read
-//! - [`proofs`]: when a slot was opened last; [`care`]: what about the keys should worry somebody
+//! - [`proofs`]: when a slot was opened last; [`key_health`]: what about the keys should worry somebody
 //! - [`settings`]: what this host has; `keys`, `vault`: how a vault uses it
 //!
 //! docs/explanation/format-vault.md says it byte by byte, docs/decisions/0011-encryption.md why.
