@@ -626,3 +626,24 @@ fn killed_at_every_step_of_mounting_and_forgetting() {
     assert!(!site.other.try_backstay(&mount).status.success());
     assert_eq!(fs::read(&overlay).unwrap(), b"precious");
 }
+
+/// Its state was lost, or it never was here: an old point, which nobody protects, must not be taken for the disk.
+#[test]
+fn a_name_that_this_host_does_not_know_serves_nothing() {
+    let host = Host::new("unknown");
+    let disk = host.disk("d", 1 << 20);
+    disk.mount(&[]);
+    disk.cycle();
+    host.backstay(&["umount", "d"]);
+    let (state, away) = (host.path("state/d"), host.path("away"));
+    fs::rename(&state, &away).unwrap();
+    for verb in ["mount", "attach"] {
+        let refused = host.try_backstay(&[verb, "--name", "d"]);
+        assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+        assert!(said(&refused).contains("backstay attach BACKING --name d"), "{}", said(&refused));
+        assert!(disk.driver_pid().is_none() && !state.exists());
+    }
+    fs::rename(&away, &state).unwrap();
+    host.backstay(&["mount", "--name", "d"]);
+    assert_eq!(hash(&disk.served()), hash(&disk.backing));
+}

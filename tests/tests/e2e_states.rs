@@ -306,6 +306,9 @@ fn args(made: &Made, wanted: NameState, verb: Verb) -> Vec<String> {
         Verb::Replica => vec!["replica", "db", "--once"],
         Verb::StopReplica => vec!["replica", "db", "--stop"],
         Verb::TakeOver => vec!["replica", "db", "--take-over"],
+        // A point of the vault is only served when it is asked for.
+        Verb::Mount if wanted.what == NameKind::Nothing => vec!["mount", "--disk", "db"],
+        Verb::Attach if wanted.what == NameKind::Nothing => vec!["attach", "--disk", "db"],
         Verb::Mount => vec!["mount", "--name", "db"],
         Verb::Umount => vec!["umount", "db"],
         Verb::Forget => vec!["umount", "db", "--forget"],

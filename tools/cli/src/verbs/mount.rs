@@ -7,7 +7,7 @@ use backstay_front::backing::record::BackingRecord;
 use backstay_front::life::{DriverOptions, Outcome, Traces, in_background, run};
 use backstay_host::own_dir::own_dir;
 use backstay_recovery::failover::Starting;
-use backstay_recovery::failover::rules::Verb;
+use backstay_recovery::failover::rules::{NameKind, NameState, Verb};
 use backstay_recovery::mount::{self, Hydration, MountOptions, MountedPoint, PointChoice};
 use backstay_recovery::replica::Replica;
 use backstay_types::{ByteLen, DiskName};
@@ -149,7 +149,10 @@ impl Of {
             return Err(failed!("no disk was named: use --name"));
         };
         let known = MountedPoint::load(name, &context.roots.disk(name))?;
-        if known.is_none() && !self.is_asked_for() {
+        if known.is_none()
+            && !self.is_asked_for()
+            && NameState::look(&context.roots, name)?.what == NameKind::Nothing
+        {
             // An old point, writable and protected nowhere, must not be served for a disk whose state was lost.
             return Err(refused(format!(
                 "disk {name} is not on this host, and no backing was named. To serve it from its backing, name that, too: \
