@@ -127,7 +127,7 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 pub(crate) fn loop_info(device: &Path) -> io::Result<Option<LoopInfo>> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(device);
     let file = match opened {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => return Ok(None),
+        Err(e) if has_no_file(&e) => return Ok(None),
         opened => opened?,
     };
     let (answer, answered) = mpsc::channel();
@@ -144,7 +144,7 @@ pub(crate) fn loop_info(device: &Path) -> io::Result<Option<LoopInfo>> {
         Ok(result) => {
             let _ = asking.join();
             match result {
-                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                Err(e) if has_no_file(&e) => Ok(None),
                 result => result.map(Some),
             }
         }
@@ -186,10 +186,7 @@ fn names() -> io::Result<Vec<OsString>> {
 
 fn backing_file(name: &OsStr) -> io::Result<Option<PathBuf>> {
     match fs::read(Path::new("/sys/block").join(name).join("loop/backing_file")) {
-        // It may go while it is read.
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENXIO) => {
-            Ok(None)
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound || has_no_file(&e) => Ok(None),
         file => {
             let mut file = file?;
             if file.last() == Some(&b'\n') {
@@ -198,6 +195,11 @@ fn backing_file(name: &OsStr) -> io::Result<Option<PathBuf>> {
             Ok(Some(OsString::from_vec(file).into()))
         }
     }
+}
+
+/// Whether an error says that a device has no file: somebody may have detached or removed it while it was looked at.
+fn has_no_file(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
 }
 
 /// The file that a device is attached to, as the kernel writes it; none if it is no loop device with a file.
