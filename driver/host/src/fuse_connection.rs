@@ -44,11 +44,16 @@ fn mount_switches() -> io::Result<()> {
 /// The connection that a process serves. Kernels before 6.16 do not say it.
 #[must_use]
 pub fn of_process(pid: u32) -> Option<u32> {
-    let links = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    all_of_process(pid).next()
+}
+
+/// All connections that a process serves: another program may have several.
+fn all_of_process(pid: u32) -> impl Iterator<Item = u32> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let fuse = |entry: &fs::DirEntry| {
         fs::read_link(entry.path()).is_ok_and(|link| link == Path::new("/dev/fuse"))
     };
-    links.filter(fuse).find_map(|entry| {
+    links.filter(fuse).filter_map(move |entry| {
         let info = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(entry.file_name());
         let info = fs::read_to_string(info).ok()?;
         let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
@@ -56,27 +61,28 @@ pub fn of_process(pid: u32) -> Option<u32> {
     })
 }
 
-/// Connections that have requests and no process: nobody will ever answer, and they do not end by themselves. None where
-/// that cannot be seen: in a container, or on a kernel that does not say who serves what.
+/// Connections that have requests and no process: nobody will ever answer, and they do not end by themselves. `None` if
+/// requests wait and this host cannot show who serves them: in a container, or with an older kernel.
 ///
 /// # Errors
 /// If the connections cannot be read.
-pub fn abandoned() -> io::Result<Vec<u32>> {
+pub fn abandoned() -> io::Result<Option<Vec<u32>>> {
+    let before = waiting()?;
+    if before.is_empty() {
+        return Ok(Some(before));
+    }
     let sees_all =
         fs::read_link("/proc/self/ns/pid").is_ok_and(|it| it == Path::new(ALL_PROCESSES));
-    if !sees_all {
-        return Ok(vec![]);
-    }
-    let waiting = waiting()?;
-    if waiting.is_empty() {
-        return Ok(waiting);
-    }
     let processes = fs::read_dir("/proc")?.flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let served: BTreeSet<u32> = pids.filter_map(of_process).collect();
-    // Where no process at all says what it serves, the kernel does not know how.
-    let known = !served.is_empty() || says_connections();
-    Ok(waiting.into_iter().filter(|number| known && !served.contains(number)).collect())
+    let served: BTreeSet<u32> = pids.flat_map(all_of_process).collect();
+    if !sees_all || (served.is_empty() && !says_connections()) {
+        return Ok(None);
+    }
+    // One whose process ended meanwhile is gone by now.
+    let still = waiting()?;
+    let abandoned = |number: &u32| !served.contains(number) && still.contains(number);
+    Ok(Some(before.into_iter().filter(abandoned).collect()))
 }
 
 /// Whether this kernel says which connection a descriptor serves.

@@ -218,7 +218,7 @@ impl WrongVault {
     }
 }
 
-/// Whether a person is told to act, though it may be tried again meanwhile.
+/// Whether the message asks a person to act. It may be retried meanwhile.
 fn needs_person(error: &impl Classified) -> bool {
     !error.may_pass() || error.class() == Class::Person
 }

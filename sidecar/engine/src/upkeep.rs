@@ -84,7 +84,7 @@ pub fn after_cycle(config: &Config, name: &DiskName, url: &str, state: &Path) {
     }
 }
 
-/// Whether a vault is looked after by its gateway.
+/// Whether the vault's gateway does the maintenance.
 fn is_gateways(url: &str) -> bool {
     url.starts_with("https://")
 }

@@ -36,7 +36,7 @@ pub fn right(role: Role, verb: Verb, key: &ObjectKey) -> Right {
         (_, K::Probe(_)) => Right::No,
         (Verb::Get, K::Disk(_, Piece::Segment { .. })) if role == Role::Source => Right::IndexOnly,
         (Verb::Get, _) => Right::Yes,
-        // What is put is looked at besides (`crate::admission`).
+        // `crate::admission` also checks the content of what is put.
         (Verb::Put, K::Vault | K::Keyring(_) | K::KeyNote(..)) => Right::No,
         (Verb::Put, K::Proof(..)) => yes_if(role != Role::Source),
         (Verb::Put, K::Name(..) | K::GroupPoint(..)) => yes_if(role != Role::Maintainer),

@@ -116,7 +116,7 @@ impl KnownVaults {
         Ok(())
     }
 
-    /// Has this host mean a vault by a URL from now on, whatever it meant before.
+    /// Records which vault this host means by a URL. An earlier record is replaced.
     ///
     /// # Errors
     /// If the record cannot be written.

@@ -18,7 +18,7 @@ const FILE: &str = "died";
 pub struct Died {
     /// Since when that is known, nanoseconds since 1970.
     pub since_unix_ns: u64,
-    /// The loop devices that still hang on what it served.
+    /// The loop devices that are still attached to the file it served.
     pub devices: Vec<String>,
 }
 

@@ -101,8 +101,13 @@ fn loops() -> Checked {
 /// Disks that nobody serves and that somebody waits for.
 fn dead_disks() -> Checked {
     match fuse_connection::abandoned() {
-        Ok(none) if none.is_empty() => Good("no request waits for a process that is gone".into()),
-        Ok(abandoned) => {
+        Ok(None) => Odd("requests of FUSE file systems wait, and it cannot be seen from here whether anybody serves them; \
+             run doctor on the host itself"
+            .into()),
+        Ok(Some(none)) if none.is_empty() => {
+            Good("no request waits for a process that is gone".into())
+        }
+        Ok(Some(abandoned)) => {
             let switches = fuse_connection::CONNECTIONS;
             let end = abandoned.iter().map(|n| format!("echo 1 > {switches}/{n}/abort"));
             Bad(format!(

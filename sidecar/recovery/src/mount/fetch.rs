@@ -347,7 +347,7 @@ impl Shared {
             }
         };
         drop(room);
-        // What is damaged stays so: anyone who asks for it is told.
+        // Damage does not heal: every later reader gets the same error.
         let later = !asked && matches!(result, Err(Trouble::Gone(_) | Trouble::Local(_)));
         self.indexes.land(segment, result);
         if later {
